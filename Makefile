@@ -1,0 +1,53 @@
+# Everything a newcomer needs: `make demo` and `make test`. Python 3.10-3.12 and make are assumed, nothing else.
+
+PYTHON ?= python3
+VENV   := .venv
+BIN    := $(VENV)/bin
+STAMP  := $(VENV)/.installed
+# uv reads requirements.lock; pinned like everything in it.
+UV     := uv==0.13.9
+
+# After the installation nothing may touch the network.
+OFFLINE := HF_HUB_OFFLINE=1 HF_DATASETS_OFFLINE=1 TRANSFORMERS_OFFLINE=1 WANDB_MODE=offline TOKENIZERS_PARALLELISM=false
+
+.DEFAULT_GOAL := help
+.PHONY: help install demo test test-all lint bench gpu clean
+
+help: ## show this list
+	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+
+install: $(STAMP) ## make .venv with the exact versions of requirements.lock (about a minute)
+
+$(STAMP): requirements.lock pyproject.toml
+	@$(PYTHON) -c 'import sys; v = sys.version_info[:2]; sys.exit(0 if (3, 10) <= v <= (3, 12) else \
+		"spin_composer needs Python 3.10, 3.11 or 3.12, and $(PYTHON) is %d.%d. Give another one: make install PYTHON=python3.12" % v)'
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	test -x $(BIN)/uv || $(BIN)/python -m pip install --quiet --disable-pip-version-check $(UV)
+	$(BIN)/uv pip install --quiet --python $(BIN)/python -r requirements.lock
+	$(BIN)/uv pip install --quiet --python $(BIN)/python --no-build-isolation --no-deps -e .
+	@touch $@
+
+demo: install ## three iterations of SPIN on a small text world, on CPU (under 6 minutes)
+	$(OFFLINE) $(BIN)/spin-composer demo
+
+test: install ## the tests that need no GPU, combinations sampled (under 20 minutes on 2 cores)
+	$(OFFLINE) $(BIN)/python -m pytest -m "not slow and not gpu"
+
+test-all: install ## every combination (without a GPU)
+	$(OFFLINE) $(BIN)/python -m pytest -m "not gpu"
+
+lint: install ## ruff, then pyright on our packages
+	$(BIN)/ruff check .
+	$(BIN)/pyright
+
+bench: install ## benchmarks of the kernels on this machine
+	$(OFFLINE) $(BIN)/python kernels/benchmarks/logprobs.py
+
+gpu: install ## tests marked gpu, and the benchmarks; needs a CUDA GPU
+	@$(BIN)/python -c 'import sys, torch; sys.exit(0 if torch.cuda.is_available() else "make gpu needs a CUDA GPU, and torch sees none on this machine.")'
+	$(OFFLINE) $(BIN)/python -m pytest -m gpu
+	$(OFFLINE) $(BIN)/python kernels/benchmarks/logprobs.py
+
+clean: ## remove the environment, caches and built files (runs/ stays)
+	rm -rf $(VENV) build dist *.egg-info kernels/*.egg-info .pytest_cache .ruff_cache
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -1,0 +1,28 @@
+"""Self-play fine-tuning (SPIN, arXiv 2401.01335) for Composer and llm-foundry.
+
+The names below are imported on first use: Composer takes seconds to import, and the command
+line's help and checks must not wait for it.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import Any
+
+__version__ = "0.1.0"
+
+_EXPORTS = {
+    "SPIN": "spin_composer.algorithm",
+    "SpinScheduler": "spin_composer.schedule",
+    "HFSpinLM": "spin_composer.model",
+    "MPTSpinLM": "spin_composer.model",
+    "build_spin_dataloader": "spin_composer.data.loader",
+}
+
+__all__ = [*_EXPORTS, "__version__"]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _EXPORTS:
+        raise AttributeError(f"module 'spin_composer' has no attribute {name!r}")
+    return getattr(import_module(_EXPORTS[name]), name)

@@ -1,0 +1,185 @@
+"""The algorithm: which of Composer's events mean what in the game of self-play."""
+
+from __future__ import annotations
+
+import time
+from typing import Any
+
+from composer.core import Algorithm, Event, State, Time
+from composer.loggers import Logger
+from composer.utils import dist, reproducibility
+
+from spin_composer.books import IterationLog
+from spin_composer.data.loader import examples_of
+from spin_composer.errors import InputError
+from spin_composer.iteration import Game, composer_model, resume_iteration, start_iteration
+from spin_composer.model import SpinLM
+from spin_composer.schedule import refresh_learning_rates, require_spin_scheduler
+from spin_composer.self_play.gather import gathered
+from spin_composer.self_play.store import Store
+from spin_composer.settings import SpinSettings, count_iterations, fill
+from spin_composer.start_checks import (
+    check_first_batch,
+    check_lengths,
+    evaluate_at_iteration_ends,
+    head_check_batch,
+    mend_gloo_average,
+    warn_unfaithful,
+)
+
+
+class SPIN(Algorithm):
+    """Self-play fine-tuning (Chen et al., 2024, arXiv 2401.01335, algorithm 1).
+
+    In every iteration the policy is frozen as the opponent, answers the prompts of the SFT set,
+    and is then trained to tell the real responses from the opponent's. Runs on
+    ``ITERATION_START`` (play), ``BATCH_START`` (learning rate), ``AFTER_FORWARD`` (the check of
+    an iteration's first batch) and ``ITERATION_END`` (books).
+
+    Args:
+        settings: The fields of :class:`~spin_composer.settings.SpinSettings` by keyword.
+
+    Raises:
+        InputError: If a setting is unknown or cannot work.
+
+    Example:
+        .. code-block:: python
+
+            trainer = Trainer(
+                model=HFSpinLM.from_model(model, tokenizer),
+                train_dataloader=build_spin_dataloader(tokenizer, 64, dataset={...}),
+                optimizers=torch.optim.RMSprop(model.parameters(), lr=5e-7),
+                schedulers=SpinScheduler(t_warmup="0.1dur"),
+                algorithms=[SPIN(beta=[0.1, 0.1, 5.0])],
+                max_duration="3iter",
+            )
+            trainer.fit()
+    """
+
+    def __init__(self, **settings: Any):
+        self.settings = fill(SpinSettings, settings, "spin")
+        if self.settings.deterministic:
+            reproducibility.configure_deterministic_mode()
+        self.game: Game | None = None
+        self.books = IterationLog()
+        self._saved: dict[str, Any] = {}
+        self._first_batch = False
+        self._clock = 0.0
+
+    def match(self, event: Event, state: State) -> bool:
+        """Run at the events that :meth:`apply` handles."""
+        return event in self._handlers()
+
+    def apply(self, event: Event, state: State, logger: Logger) -> None:
+        """Handle an event."""
+        self._handlers()[event](state, logger)
+
+    def _handlers(self) -> dict[Event, Any]:
+        return {
+            Event.INIT: self._init,
+            Event.BEFORE_LOAD: self._before_load,
+            Event.AFTER_LOAD: self._after_load,
+            Event.FIT_START: self._fit_start,
+            Event.ITERATION_START: self._iteration_start,
+            Event.BATCH_START: self._batch_start,
+            Event.AFTER_FORWARD: self._after_forward,
+            Event.BATCH_END: self._batch_end,
+            Event.ITERATION_END: self._iteration_end,
+        }
+
+    def _init(self, state: State, logger: Logger) -> None:
+        del logger
+        if not isinstance(composer_model(state), SpinLM):
+            raise InputError(
+                f"model must be a spin_composer model, got {type(state.model).__name__}. Use "
+                "`model: {name: hf_spin_lm}` or mpt_spin_lm, or HFSpinLM.from_model(...)."
+            )
+        state._iteration_length = Time.from_timestring(str(self.settings.iteration_length))
+
+    def _before_load(self, state: State, logger: Logger) -> None:
+        del logger
+        epochs = self.settings.epochs_per_iteration
+        self.settings.check_iterations(count_iterations(state.max_duration, epochs))
+        warn_unfaithful(self.settings)
+
+    def _after_load(self, state: State, logger: Logger) -> None:
+        """Give the duration in epochs, which all of Composer understands, and mend the clock."""
+        del logger
+        epochs = self.settings.epochs_per_iteration
+        total = count_iterations(state.max_duration, epochs) * epochs
+        state.max_duration = Time.from_timestring(f"{total}ep")
+        # A checkpoint of an iteration's last epoch was saved before the iteration was closed.
+        if int(state.timestamp.epoch_in_iteration) >= epochs:
+            state.timestamp = state.timestamp.to_next_iteration()
+
+    def _fit_start(self, state: State, logger: Logger) -> None:
+        del logger
+        examples = examples_of(state.train_dataloader)
+        require_spin_scheduler(state)
+        check_lengths(self.settings, examples, composer_model(state).config)
+        seed = state.rank_zero_seed if self.settings.seed is None else self.settings.seed
+        root = self.settings.store.format(run_name=state.run_name)
+        self.game = Game(self.settings, seed, Store(root), examples, state.train_dataloader)
+        self.game.play_seconds = self._saved.get("play_seconds", 0.0)
+        self.game.manifest = self._saved.get("manifest", {})
+        self.books.open(self.game.store.root, state)
+        evaluate_at_iteration_ends(state, self.settings.epochs_per_iteration)
+        mend_gloo_average(state)
+        with gathered(composer_model(state)):
+            batch = state.device.batch_to_device(head_check_batch(examples))
+            composer_model(state).check_head(batch)
+        # The SFT loader's batches are never trained on, so the Trainer must not spin it either;
+        # the loader of the pairs is set to its position by resume_iteration.
+        state.dataset_resumption["train"] = True
+        if state.dataset_state is not None:
+            state.dataset_state["train"] = None
+        if int(state.timestamp.epoch_in_iteration) or int(state.timestamp.batch_in_epoch):
+            resume_iteration(self.game, state)
+        self._clock = time.perf_counter() - self._saved.get("seconds", 0.0)
+
+    def _iteration_start(self, state: State, logger: Logger) -> None:
+        assert self.game is not None
+        self.books.start(start_iteration(self.game, state, logger))
+        self._first_batch = True
+
+    def _batch_start(self, state: State, logger: Logger) -> None:
+        del logger
+        refresh_learning_rates(state)
+
+    def _after_forward(self, state: State, logger: Logger) -> None:
+        if not self._first_batch:
+            return
+        assert self.game is not None
+        gap = check_first_batch(state.outputs, state.batch, self.game.noise, state)  # pyright: ignore
+        logger.log_metrics({"spin/first_batch_gap": gap})
+        self._first_batch = False
+
+    def _batch_end(self, state: State, logger: Logger) -> None:
+        del logger
+        self.books.tally(state)
+
+    def _iteration_end(self, state: State, logger: Logger) -> None:
+        assert self.game is not None
+        share = self.game.play_seconds / (time.perf_counter() - self._clock)
+        logger.log_metrics({"spin/play_time_share": share})
+        self.books.close(state, {"play_time_share": share})
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return what a resumed run needs: the play that is being trained on, and the books."""
+        game = self.game
+        return {
+            **super().state_dict(),
+            "play_seconds": game.play_seconds if game else 0.0,
+            "seconds": time.perf_counter() - self._clock if game else 0.0,
+            "manifest": game.manifest if game else {},
+            "books": self.books.state_dict(),
+        }
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Restore :meth:`state_dict`."""
+        self._saved = state
+        self.books.load_state_dict(state.get("books", {}))
+
+    def __repr__(self) -> str:
+        """Name the algorithm and its settings."""
+        return f"SPIN({self.settings})"

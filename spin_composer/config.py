@@ -1,0 +1,124 @@
+"""A run's YAML: checked before anything is loaded, and given the defaults that SPIN needs.
+
+:func:`transform` is registered as a config transform, so llm-foundry applies it to every
+training config; a config without ``spin`` passes unchanged.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from spin_composer.data.config import check_loader_keys, read_config
+from spin_composer.errors import InputError, shown
+from spin_composer.settings import SpinSettings, count_iterations, fill, nearest
+
+_MODELS = {"hf_causal_lm": "hf_spin_lm", "mpt_causal_lm": "mpt_spin_lm"}
+_SCHEDULER_KEYS = ("name", "t_warmup", "decay", "alpha_f")
+
+
+def is_spin(cfg: Mapping[str, Any]) -> bool:
+    """Tell whether a training config means a SPIN run."""
+    names = [(cfg.get(section) or {}).get("name") for section in ("train_loader", "model")]
+    return "spin" in (cfg.get("algorithms") or {}) or "spin" in names or any(
+        name in _MODELS.values() for name in names
+    )
+
+
+def transform(cfg: dict[str, Any]) -> dict[str, Any]:
+    """Check a training config and set SPIN's defaults in it; llm-foundry's config transform.
+
+    Defaults: validation before the first iteration, and a Hugging Face folder at each
+    iteration's end if the run saves checkpoints.
+
+    Raises:
+        InputError: If a setting cannot work; see :func:`validate`.
+    """
+    if not is_spin(cfg):
+        return cfg
+    validate(cfg)
+    cfg.setdefault("eval_first", True)
+    if cfg.get("save_folder") and not cfg.get("save_weights_only"):
+        callbacks = cfg["callbacks"] = cfg.get("callbacks") or {}
+        callbacks.setdefault(
+            "hf_checkpointer",
+            {
+                "save_folder": cfg["save_folder"],
+                "save_interval": "1iter",
+                "huggingface_folder_name": "ep{epoch}",
+            },
+        )
+    return cfg
+
+
+def validate(cfg: Mapping[str, Any]) -> SpinSettings:
+    """Check a SPIN run's config without loading model or data; return the algorithm's settings.
+
+    Raises:
+        InputError: Names the setting, its value and the remedy.
+    """
+    algorithms = cfg.get("algorithms") or {}
+    if "spin" not in algorithms:
+        raise InputError(
+            f"algorithms must hold spin, got {shown(sorted(algorithms))}. Add "
+            "`algorithms: {spin: {}}`."
+        )
+    settings = fill(SpinSettings, algorithms["spin"] or {}, "algorithms.spin")
+    epochs = settings.epochs_per_iteration
+    settings.check_iterations(count_iterations(cfg.get("max_duration"), epochs))
+    _check_model(_section(cfg, "model"))
+    _check_scheduler(_section(cfg, "scheduler"))
+    _check_loader(_section(cfg, "train_loader"))
+    _section(cfg, "tokenizer")
+    _section(cfg, "optimizer")
+    subset = cfg.get("train_subset_num_batches", -1)
+    if subset != -1:
+        raise InputError(
+            f"train_subset_num_batches={shown(subset)} does not reach the iterations' loaders. "
+            "Remove it and set algorithms.spin.samples_per_iteration."
+        )
+    return settings
+
+
+def _section(cfg: Mapping[str, Any], name: str) -> Mapping[str, Any]:
+    section = cfg.get(name)
+    if not isinstance(section, Mapping) or not section.get("name"):
+        raise InputError(f"{name} must be a mapping with a name, got {shown(section)}.")
+    return section
+
+
+def _check_model(model: Mapping[str, Any]) -> None:
+    name = model["name"]
+    if name in _MODELS:
+        raise InputError(f"model.name={name} cannot play SPIN. Use {_MODELS[name]}.")
+    if model.get("load_in_8bit"):
+        raise InputError("model.load_in_8bit=true is for inference only. Remove it.")
+
+
+def _check_scheduler(scheduler: Mapping[str, Any]) -> None:
+    if scheduler["name"] != "spin":
+        raise InputError(
+            f"scheduler.name={scheduler['name']} does not restart with each iteration. Use "
+            "`scheduler: {name: spin, t_warmup: 0.1dur}`."
+        )
+    for key in scheduler:
+        if key not in _SCHEDULER_KEYS:
+            raise InputError(
+                f"scheduler.{key} is not a setting of `spin`. {nearest(key, _SCHEDULER_KEYS)}"
+            )
+
+
+def _check_loader(loader: Mapping[str, Any]) -> None:
+    if loader["name"] != "spin":
+        raise InputError(
+            f"train_loader.name={loader['name']} gives no prompts to play. Use name: spin; the "
+            "other keys of llm-foundry's finetuning loader stay as they are."
+        )
+    check_loader_keys(loader)
+    dataset = loader.get("dataset")
+    if not isinstance(dataset, Mapping):
+        raise InputError(
+            f"train_loader.dataset must be a mapping that names the data, got {shown(dataset)}. "
+            "Give it the dataset block of an SFT YAML (hf_name or local/remote, max_seq_len, ...)."
+        )
+    read_config(dataset)

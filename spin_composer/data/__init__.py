@@ -1,0 +1,1 @@
+"""SFT data as SPIN plays it: formats, sources, tokenising, and pair batches."""

@@ -1,0 +1,212 @@
+"""``spin-composer data check``: what SPIN would make of a data set, before a run is paid for."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Literal
+
+import numpy as np
+
+from spin_composer.data.config import read_config
+from spin_composer.data.counts import DataReport
+from spin_composer.data.formats import Kind
+from spin_composer.data.sources import read_rows, source_keys
+from spin_composer.errors import InputError, shown
+
+if TYPE_CHECKING:
+    from rich.console import Console
+    from transformers import PreTrainedTokenizerBase
+
+    from spin_composer.data.examples import ExampleDataset
+
+_NUM_BINS = 12
+_BAR_WIDTH = 40
+
+
+@dataclass
+class CheckReport:
+    """A data set as SPIN would see it."""
+
+    source: str
+    """What was checked."""
+    kind: Kind
+    """plain or chat."""
+    rows: DataReport
+    """Counts of rows read, kept, dropped and truncated."""
+    prompt_lengths: np.ndarray
+    """[n] int64, tokens of each kept prompt."""
+    response_lengths: np.ndarray
+    """[n] int64, tokens of each kept response."""
+    stop_token: str
+    """The token that ends each response."""
+    fingerprint: str
+    """xxh64 of all token ids: the same data and tokenizer give the same."""
+    prompt_text: str
+    """One example's prompt, decoded with its special tokens."""
+    response_text: str
+    """That example's response."""
+    on_bad_row: Literal["error", "skip"] = "error"
+    """Whether bad rows are an error."""
+
+    def raise_for_bad_rows(self) -> None:
+        """Raise the InputError of the first bad row, unless bad rows are to be skipped."""
+        count = sum(self.rows.dropped.values())
+        if count and self.on_bad_row == "error":
+            more = f" ({count} bad rows in all; on_bad_row: skip leaves them out.)"
+            raise InputError(self.rows.faults[0] + more)
+
+
+def check_dataset(
+    source: str,
+    tokenizer_name: str,
+    split: str = "train",
+    max_seq_len: int = 2048,
+    max_prompt_len: int | None = None,
+    truncate_prompt: Literal["none", "left"] = "none",
+    on_bad_row: Literal["error", "skip"] = "error",
+    preprocessing_fn: str | None = None,
+    trust_remote_code: bool = False,
+    row: int = 1,
+) -> CheckReport:
+    """Read, format and tokenise all of a data set, and count.
+
+    Bad rows are always counted through to the end; ``CheckReport.raise_for_bad_rows`` turns them
+    into the error afterwards, so that the report can be printed first.
+
+    Args:
+        source: A file, folder, Hugging Face name, MDS folder or MDS URI.
+        tokenizer_name: A Hugging Face tokenizer's name or folder.
+        split: The source's split.
+        max_seq_len: Most tokens of prompt and response together.
+        max_prompt_len: Most tokens of a prompt; ``max_seq_len - 1`` if not given.
+        truncate_prompt: ``left`` to cut a too long prompt at its start.
+        on_bad_row: Whether ``raise_for_bad_rows`` raises.
+        preprocessing_fn: ``module:function`` applied to each row first.
+        trust_remote_code: Let the tokenizer run code of its repository.
+        row: Which kept row to show, from 1.
+
+    Returns:
+        The report.
+
+    Raises:
+        InputError: The data or the tokenizer cannot be read, or no row is usable.
+    """
+    from spin_composer.data.tokenise import build_examples
+
+    config = read_config(
+        {
+            **source_keys(source, split),
+            "max_seq_len": max_seq_len,
+            "max_prompt_len": max_prompt_len,
+            "truncate_prompt": truncate_prompt,
+            "on_bad_row": "skip",
+            "preprocessing_fn": preprocessing_fn,
+        },
+        where="data check",
+    )
+    tokenizer = _load_tokenizer(tokenizer_name, trust_remote_code)
+    examples = build_examples(read_rows(config), tokenizer, config)
+    return report_on(examples, tokenizer, source, on_bad_row, row)
+
+
+def report_on(
+    examples: ExampleDataset,
+    tokenizer: PreTrainedTokenizerBase,
+    source: str,
+    on_bad_row: Literal["error", "skip"] = "error",
+    row: int = 1,
+) -> CheckReport:
+    """Return the report on examples at hand."""
+    if not 1 <= row <= len(examples):
+        raise InputError(f"row={row}: there are rows 1 to {len(examples)}. Name one of them.")
+    example = examples[row - 1]
+    decode: Any = tokenizer.decode
+    return CheckReport(
+        source=source,
+        kind=examples.kind,
+        rows=examples.report,
+        prompt_lengths=examples.lengths[:, 0],
+        response_lengths=examples.lengths[:, 1],
+        stop_token=str(tokenizer.convert_ids_to_tokens(examples.stop_token_id)),
+        fingerprint=examples.fingerprint,
+        prompt_text=decode(example.prompt, skip_special_tokens=False),
+        response_text=decode(example.response, skip_special_tokens=False),
+        on_bad_row=on_bad_row,
+    )
+
+
+def _load_tokenizer(name: str, trust_remote_code: bool) -> Any:
+    from transformers import AutoTokenizer
+
+    try:
+        return AutoTokenizer.from_pretrained(name, trust_remote_code=trust_remote_code)
+    except Exception as error:
+        raise InputError(
+            f"tokenizer={shown(name)} cannot be loaded ({type(error).__name__}: "
+            f"{shown(str(error), 160)}). Give a Hugging Face name or a tokenizer's folder."
+        ) from error
+
+
+def histogram(lengths: np.ndarray, num_bins: int = _NUM_BINS) -> list[tuple[int, int, int]]:
+    """Count ``lengths`` [n] in bins of equal width.
+
+    Returns:
+        For each bin its least and greatest length, and how many fall into it.
+    """
+    low, high = int(lengths.min()), int(lengths.max())
+    width = max(1, -(-(high - low + 1) // num_bins))
+    counts = np.bincount((lengths - low) // width)
+    return [(low + i * width, low + (i + 1) * width - 1, int(n)) for i, n in enumerate(counts)]
+
+
+def print_report(report: CheckReport, console: Console) -> None:
+    """Print the report: counts, both histograms, and one example with its response marked."""
+    from rich.markup import escape
+    from rich.panel import Panel
+    from rich.table import Table
+    from rich.text import Text
+
+    rows = report.rows
+    counts = Table(title=f"{escape(report.source)} ({report.kind})", show_header=False)
+    counts.add_column()
+    counts.add_column(justify="right")
+    counts.add_row("rows read", str(rows.rows))
+    counts.add_row("rows kept", str(rows.kept))
+    for reason, count in sorted(rows.dropped.items()):
+        counts.add_row(f"dropped: {escape(reason)}", str(count))
+    counts.add_row("prompts cut at their start", str(rows.truncated_prompts))
+    counts.add_row("responses cut at max_seq_len", str(rows.truncated_responses))
+    counts.add_row("stop token", escape(report.stop_token))
+    counts.add_row("fingerprint", report.fingerprint)
+    console.print(counts)
+    for name, lengths in (
+        ("prompt", report.prompt_lengths), ("response", report.response_lengths)
+    ):  # fmt: skip
+        console.print(_histogram_table(name, lengths))
+    example = Text(report.prompt_text)
+    example.append(report.response_text, style="bold green reverse")
+    console.print(Panel(example, title="one example, its response marked"))
+    # Colour does not survive a file or a pipe: there the response is given by itself as well.
+    if not console.is_terminal:
+        console.print(Panel(Text(report.response_text), title="its response"))
+    for fault in rows.faults:
+        console.print(Text(fault, style="red"))
+
+
+def _histogram_table(name: str, lengths: np.ndarray):
+    from rich.table import Table
+
+    bins = histogram(lengths)
+    most = max(count for _, _, count in bins)
+    table = Table(
+        title=f"{name} tokens: mean {lengths.mean():.1f}, median {np.median(lengths):.0f}, "
+        f"99% {np.percentile(lengths, 99):.0f}, max {lengths.max()}",
+    )
+    table.add_column("tokens", justify="right")
+    table.add_column("rows", justify="right")
+    table.add_column("")
+    for low, high, count in bins:
+        # A bin with few rows still shows that it is not empty.
+        width = max(round(_BAR_WIDTH * count / most), count > 0)
+        table.add_row(str(low) if low == high else f"{low}-{high}", str(count), "█" * width)
+    return table

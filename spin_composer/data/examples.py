@@ -1,0 +1,104 @@
+"""Examples: prompts and real responses as token ids, all in one flat array.
+
+Dimension letters: n examples, P prompt tokens, R response tokens.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import xxhash
+from torch.utils.data import Dataset
+
+from spin_composer.data.counts import DataReport
+from spin_composer.data.formats import Kind
+from spin_composer.errors import InputError
+
+
+@dataclass(frozen=True, slots=True)
+class Example:
+    """One row.
+
+    Args:
+        prompt: [P] int32, everything before the last assistant turn.
+        response: [R] int32, ending with the stop token unless truncated.
+        truncated: The response was cut at ``max_seq_len`` and has no stop token.
+    """
+
+    prompt: np.ndarray
+    response: np.ndarray
+    truncated: bool
+
+
+class ExampleDataset(Dataset):
+    """All examples in one flat array of int32 ids, cheap to hold and to hand to workers.
+
+    Deliberately without ``load_state_dict``: Composer would restore a position into it that
+    belongs to the algorithm's own loader.
+    """
+
+    def __init__(
+        self,
+        tokens: np.ndarray,
+        ends: np.ndarray,
+        truncated: np.ndarray,
+        stop_token_id: int,
+        kind: Kind = "plain",
+        report: DataReport | None = None,
+    ) -> None:
+        """Hold ``tokens`` [sum P + R] int32, cut at ``ends`` [n, 2] int64; ``truncated`` [n] bool."""
+        self._tokens, self._ends, self._truncated = tokens, ends, truncated
+        self.stop_token_id = stop_token_id
+        self.kind: Kind = kind
+        self.report = report or DataReport(
+            rows=len(ends), kept=len(ends), truncated_responses=int(truncated.sum())
+        )
+        starts = np.concatenate([np.zeros(1, np.int64), ends.reshape(-1)[:-1]])
+        self.lengths = ends - starts.reshape(-1, 2)[: len(ends)]  # [n, 2]
+        digest = xxhash.xxh64(self.lengths.astype("<i8").tobytes())
+        digest.update(tokens.astype("<i4").tobytes())
+        self.fingerprint: str = digest.hexdigest()
+
+    @classmethod
+    def from_examples(
+        cls,
+        examples: Sequence[Example],
+        stop_token_id: int,
+        kind: Kind = "plain",
+        report: DataReport | None = None,
+    ) -> ExampleDataset:
+        """Make the data set of examples at hand (at least one).
+
+        Raises:
+            InputError: There is none.
+        """
+        if not examples:
+            raise InputError("examples=[]: there is no row to train on. Give at least one.")
+        parts = [part for example in examples for part in (example.prompt, example.response)]
+        ends = np.cumsum([len(part) for part in parts], dtype=np.int64).reshape(-1, 2)
+        truncated = np.array([example.truncated for example in examples], dtype=bool)
+        tokens = np.concatenate(parts).astype(np.int32, copy=False)
+        return cls(tokens, ends, truncated, stop_token_id, kind, report)
+
+    def __len__(self) -> int:
+        return len(self._ends)
+
+    def __getitem__(self, i: int) -> Example:
+        i = range(len(self))[i]
+        start = int(self._ends[i - 1, 1]) if i else 0
+        middle, end = map(int, self._ends[i])
+        return Example(
+            self._tokens[start:middle], self._tokens[middle:end], bool(self._truncated[i])
+        )
+
+    @property
+    def max_prompt_tokens(self) -> int:
+        """The longest prompt's tokens."""
+        return int(self.lengths[:, 0].max())
+
+    @property
+    def max_response_tokens(self) -> int:
+        """The longest response's tokens, its stop token included."""
+        return int(self.lengths[:, 1].max())

@@ -1,0 +1,133 @@
+"""The ``spin`` data loader: what a YAML's ``train_loader`` block builds.
+
+It carries the SFT examples to the algorithm ``spin``, which swaps it for a loader of pairs before
+the first batch. Its own batches must never be trained on, so making one is an error.
+"""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any, NoReturn
+
+from composer.core import DataSpec
+from composer.utils import dist
+from torch.utils.data import DataLoader
+
+from spin_composer.data.config import check_loader_keys, read_config
+from spin_composer.data.examples import Example, ExampleDataset
+from spin_composer.data.pairs import num_pairs, num_tokens, split_pairs
+from spin_composer.data.sources import read_rows
+from spin_composer.data.tokenise import build_examples
+from spin_composer.errors import InputError, shown
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+log = logging.getLogger(__name__)
+
+
+def build_spin_dataloader(
+    tokenizer: PreTrainedTokenizerBase | None,
+    device_batch_size: int | float,
+    dataset: Mapping[str, Any] | None = None,
+    num_workers: int = 0,
+    drop_last: bool = False,
+    pin_memory: bool = True,
+    prefetch_factor: int | None = 2,
+    persistent_workers: bool = True,
+    timeout: float = 0,
+    **unknown: Any,
+) -> DataSpec:
+    """Read and tokenise the SFT data, and wrap it for Composer's Trainer and the algorithm.
+
+    Every rank reads the same rows in the same order.
+
+    Args:
+        tokenizer: The model's tokenizer.
+        device_batch_size: Pairs in a rank's batch.
+        dataset: llm-foundry's finetuning ``dataset:`` block and SPIN's own keys
+            (``DatasetConfig``).
+        num_workers: Processes of the loader of pairs, as the further arguments.
+        drop_last: As of torch's DataLoader.
+        pin_memory: As of torch's DataLoader.
+        prefetch_factor: As of torch's DataLoader.
+        persistent_workers: As of torch's DataLoader.
+        timeout: As of torch's DataLoader, in seconds.
+        unknown: Nothing: any other key is an error.
+
+    Returns:
+        A DataSpec whose ``dataloader.dataset`` is the ``ExampleDataset``, and which splits and
+        counts pair batches.
+
+    Raises:
+        InputError: A setting, file or row that cannot work.
+    """
+    check_loader_keys(unknown)
+    if tokenizer is None:
+        raise InputError("tokenizer=None: SPIN's data needs the model's tokenizer. Give one.")
+    if not isinstance(dataset, Mapping):
+        raise InputError(
+            f"train_loader.dataset={shown(dataset)}: it names no data. Give it the dataset block "
+            "of an SFT YAML (hf_name or local/remote, max_seq_len, ...)."
+        )
+    size = int(device_batch_size)
+    if size != device_batch_size or size < 1:
+        raise InputError(
+            f"device_batch_size={device_batch_size} must be a whole number of pairs, 1 or more. "
+            "Set global_train_batch_size to a multiple of the number of ranks."
+        )
+    start = time.monotonic()
+    config = read_config(dataset)
+    examples = build_examples(read_rows(config), tokenizer, config)
+    log.info("SPIN data: %d examples in %.1f s.", len(examples), time.monotonic() - start)
+    loader = DataLoader(
+        examples,
+        batch_size=size,
+        sampler=dist.get_sampler(examples, shuffle=False, drop_last=drop_last),
+        drop_last=drop_last,
+        collate_fn=refuse_to_train,
+        num_workers=num_workers,
+        pin_memory=pin_memory,
+        timeout=timeout,
+        # torch refuses both when there are no worker processes.
+        prefetch_factor=prefetch_factor if num_workers else None,
+        persistent_workers=persistent_workers and num_workers > 0,
+    )
+    return pair_data_spec(loader)
+
+
+def pair_data_spec(loader: DataLoader) -> DataSpec:
+    """Return a DataSpec of ``loader`` that understands pair batches."""
+    return DataSpec(
+        loader,
+        split_batch=split_pairs,
+        get_num_samples_in_batch=num_pairs,
+        get_num_tokens_in_batch=num_tokens,
+    )
+
+
+def examples_of(loader: Any) -> ExampleDataset:
+    """Return the SFT examples behind a loader or DataSpec that ``build_spin_dataloader`` made.
+
+    Raises:
+        InputError: It is another loader.
+    """
+    loader = loader.dataloader if isinstance(loader, DataSpec) else loader
+    examples = getattr(loader, "dataset", None)
+    if not isinstance(examples, ExampleDataset):
+        raise InputError(
+            f"train_loader: it is a loader of {type(examples).__name__}, and the algorithm spin "
+            "plays on SPIN's own. Set train_loader.name: spin."
+        )
+    return examples
+
+
+def refuse_to_train(examples: Sequence[Example]) -> NoReturn:
+    """Stop a run that trains on the SFT examples themselves (the loader's collate function)."""
+    raise RuntimeError(
+        "train_loader `spin` holds SFT rows without generated responses and cannot be trained on "
+        "by itself: add `algorithms: spin: {...}` to the YAML (or algorithms=[SPIN(...)] to the "
+        "Trainer), which plays each iteration's pairs."
+    )

@@ -1,0 +1,140 @@
+"""Rows of MDS data sets, local or remote, by Streaming's own streams and shard readers.
+
+The rows are read once, in order and by every rank alike, so none of StreamingDataset's machinery
+for shuffling and sharing is wanted (its shared memory would stay until the process ends). What
+Streaming does not look at is checked here: that each local shard exists, whole and unaltered.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, Any
+
+from spin_composer.data.config import DatasetConfig
+from spin_composer.data.files import RawRow
+from spin_composer.data.formats import Where
+from spin_composer.errors import InputError, shown
+
+if TYPE_CHECKING:
+    from streaming import Stream
+    from streaming.base.format import Reader
+
+_TOKENISED = {"turns", "input_ids", "labels"}
+
+
+def read_mds(config: DatasetConfig) -> Iterator[RawRow]:
+    """Yield the rows of the MDS streams that the config names, stream by stream, in order.
+
+    On several ranks this is a collective call: the local leaders download first.
+
+    Raises:
+        InputError: A stream is missing, damaged, holds pickled columns or tokens for text.
+    """
+    for stream in _streams(config):
+        root = os.path.join(stream.local, stream.split)
+        number = 0
+        for shard in _prepared_shards(stream, root, config):
+            _check_shard(shard, root)
+            for i in range(shard.samples):
+                number += 1
+                yield Where(root, number, "row"), shard[i]
+
+
+def _streams(config: DatasetConfig) -> list[Stream]:
+    """Make the Stream objects of the config, all defaults applied."""
+    from streaming.base.stream import streams_registry
+
+    if config.streams is not None:
+        given = [dict(stream) for stream in config.streams.values()]
+    else:
+        given = [{"remote": config.remote, "local": config.local, **config.stream_config}]
+    defaults = {
+        "split": config.split,
+        "download_retry": config.download_retry,
+        "download_timeout": config.download_timeout,
+        "validate_hash": config.validate_hash,
+        "keep_zip": config.keep_zip,
+    }
+    if config.stream_name not in streams_registry:
+        raise InputError(
+            f"train_loader.dataset.stream_name={config.stream_name!r} is not registered. "
+            f"Known: {', '.join(sorted(streams_registry.get_all()))}."
+        )
+    made = []
+    for values in given:
+        values = {key: value for key, value in values.items() if value is not None}
+        if "local" not in values:
+            from llmfoundry.utils.file_utils import dist_mkdtemp
+
+            values["local"] = dist_mkdtemp()
+        try:
+            stream = streams_registry.get(config.stream_name)(**values)
+        except (TypeError, ValueError) as error:
+            raise InputError(
+                f"train_loader.dataset: the stream {shown(values)} cannot be opened ({error}). "
+                "Correct its settings."
+            ) from error
+        stream.apply_default(defaults)
+        made.append(stream)
+    return made
+
+
+def _prepared_shards(stream: Stream, root: str, config: DatasetConfig) -> list[Reader]:
+    """Return the stream's shards, all of them on the local disk and decompressed."""
+    from composer.utils import dist
+    from streaming.base.world import World
+
+    try:
+        with dist.run_local_rank_zero_first():
+            shards = stream.get_shards(World.detect(), allow_unsafe_types=False)
+            for shard in shards:
+                missing = [raw.basename for raw, _ in shard.file_pairs
+                           if not os.path.isfile(os.path.join(root, raw.basename))]  # fmt: skip
+                if missing and stream.remote is None and shard.compression is None:
+                    raise InputError(
+                        f"{root}: the shard {missing[0]} of its index.json is missing. "
+                        "Copy it there, or write the data set again."
+                    )
+                stream.prepare_shard(shard)
+    except InputError:
+        raise
+    except Exception as error:
+        raise InputError(
+            f"{stream.remote or root}: not a readable MDS data set ({shown(str(error), 200)}). "
+            "Check remote, local and split; pickled columns are refused."
+        ) from error
+    if not shards:
+        raise InputError(f"{root}: its index.json lists no shards. Write the data set again.")
+    for column in _columns(shards[0]):
+        if column in _TOKENISED:
+            raise InputError(
+                f"{root}: column={column!r}: the rows are tokenised already, and the prompt's and "
+                "response's borders are lost. Give the rows as text."
+            )
+    return shards
+
+
+def _columns(shard: Reader) -> list[str]:
+    return list(getattr(shard, "column_names", []))
+
+
+def _check_shard(shard: Any, root: str) -> None:
+    """Compare a shard's file with what index.json says of it: size, and a hash where it has one."""
+    from streaming.base.hashing import get_hash, get_hashes
+
+    for raw, _ in shard.file_pairs:
+        path = os.path.join(root, raw.basename)
+        size = os.path.getsize(path)
+        if size != raw.bytes:
+            raise InputError(
+                f"{path}: {size} bytes where index.json says {raw.bytes}. Copy the shard again."
+            )
+        known = [name for name in raw.hashes if name in get_hashes()]
+        if known:
+            with open(path, "rb") as file:
+                if get_hash(known[0], file.read()) != raw.hashes[known[0]]:
+                    raise InputError(
+                        f"{path}: its {known[0]} hash is not index.json's: the shard is damaged. "
+                        "Copy the shard again."
+                    )

@@ -1,0 +1,117 @@
+"""Pair batches: what the collator makes on the CPU and the model scores.
+
+Dimensions: B pairs, S = 2B sequences (real_0, generated_0, real_1, ...), N scored positions.
+A pair batch is a dict of tensors:
+
+    input_ids       int64   [total]  all sequences (prompt + response), one after another
+    cu_seqlens      int32   [S + 1]  cumulative lengths of the sequences
+    scored_rows     int64   [N]      rows of input_ids that predict a response token; the first
+                                     of a sequence is its last prompt position
+    targets         int64   [N]      the response token predicted there
+    cu_scored       int32   [S + 1]  cumulative numbers of scored rows
+    opponent_logps  float32 [B, 2]   the opponent's log-prob sums (real, generated)
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+PairBatch = dict[str, torch.Tensor]
+
+
+@dataclass(frozen=True, slots=True)
+class Pair:
+    """One prompt with its real and its generated response, int32 token ids [P], [R], [G]."""
+
+    prompt: NDArray[np.int32]
+    real: NDArray[np.int32]
+    generated: NDArray[np.int32]
+    opponent_real: float = 0.0
+    """The opponent's log-prob sum of the real response, in nats."""
+    opponent_generated: float = 0.0
+    """The opponent's log-prob sum of the generated response, in nats."""
+
+
+def collate_pairs(pairs: Sequence[Pair]) -> PairBatch:
+    """Return the pair batch of ``pairs`` (at least one; no empty prompt or response)."""
+    ids, lengths, rows, targets, scored, start = [], [0], [], [], [0], 0
+    for pair in pairs:
+        for response in (pair.real, pair.generated):
+            num_prompt, num_response = len(pair.prompt), len(response)
+            if num_prompt == 0 or num_response == 0:
+                raise ValueError(
+                    f"a pair needs a prompt and two responses of at least one token, got "
+                    f"{num_prompt} prompt and {num_response} response tokens."
+                )
+            ids += [pair.prompt, response]
+            first = start + num_prompt - 1  # the last prompt position predicts the first token
+            rows.append(np.arange(first, first + num_response))
+            targets.append(response)
+            start += num_prompt + num_response
+            lengths.append(num_prompt + num_response)
+            scored.append(num_response)
+    sums = [(pair.opponent_real, pair.opponent_generated) for pair in pairs]
+    return {
+        "input_ids": torch.from_numpy(np.concatenate(ids).astype(np.int64)),
+        "cu_seqlens": torch.from_numpy(np.cumsum(lengths).astype(np.int32)),
+        "scored_rows": torch.from_numpy(np.concatenate(rows).astype(np.int64)),
+        "targets": torch.from_numpy(np.concatenate(targets).astype(np.int64)),
+        "cu_scored": torch.from_numpy(np.cumsum(scored).astype(np.int32)),
+        "opponent_logps": torch.tensor(sums, dtype=torch.float32),
+    }
+
+
+def is_pair_batch(batch: object) -> bool:
+    """Tell a pair batch from the SFT batches of an evaluation loader."""
+    return isinstance(batch, Mapping) and "cu_scored" in batch
+
+
+def split_pairs(batch: PairBatch, microbatch_size: int | float) -> list[PairBatch]:
+    """Split a pair batch into microbatches of at most ``microbatch_size`` pairs.
+
+    Raises:
+        ValueError: If ``microbatch_size`` is no positive whole number.
+    """
+    size = int(microbatch_size)
+    if size != microbatch_size or size < 1:
+        raise ValueError(
+            f"device_train_microbatch_size must be a positive whole number of pairs, got "
+            f"{microbatch_size}."
+        )
+    return [_slice(batch, b, min(b + size, num_pairs(batch))) for b in range(0, num_pairs(batch), size)]
+
+
+def _slice(batch: PairBatch, first: int, last: int) -> PairBatch:
+    """Return the pair batch of the pairs ``first`` to ``last`` (exclusive)."""
+    cu_seqlens = batch["cu_seqlens"][2 * first : 2 * last + 1]
+    cu_scored = batch["cu_scored"][2 * first : 2 * last + 1]
+    tokens = slice(int(cu_seqlens[0]), int(cu_seqlens[-1]))
+    rows = slice(int(cu_scored[0]), int(cu_scored[-1]))
+    return {
+        "input_ids": batch["input_ids"][tokens],
+        "cu_seqlens": cu_seqlens - cu_seqlens[0],
+        "scored_rows": batch["scored_rows"][rows] - tokens.start,
+        "targets": batch["targets"][rows],
+        "cu_scored": cu_scored - cu_scored[0],
+        "opponent_logps": batch["opponent_logps"][first:last],
+    }
+
+
+def num_pairs(batch: Mapping[str, Any]) -> int:
+    """Return the number of pairs B of a batch: what ``global_train_batch_size`` counts."""
+    return len(batch["opponent_logps"])
+
+
+def num_tokens(batch: Mapping[str, Any]) -> dict[str, int]:
+    """Return Composer's token counts of a batch.
+
+    ``loss_generating`` is the number of pairs, so that llm-foundry's default weighting of
+    microbatches by tokens (``accumulate_train_batch_on_tokens``) weights every pair alike.
+    """
+    return {"total": int(batch["input_ids"].numel()), "loss_generating": num_pairs(batch)}

@@ -1,0 +1,272 @@
+"""From the ``dataset:`` block to raw rows: which reader reads what the block names."""
+
+from __future__ import annotations
+
+import glob
+import logging
+import os
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from spin_composer.data.config import DatasetConfig
+from spin_composer.data.files import READABLE, RawRow, read_file, suffix
+from spin_composer.data.formats import Where
+from spin_composer.data.mds import read_mds
+from spin_composer.errors import InputError, shown
+
+log = logging.getLogger(__name__)
+
+_BUILDERS = {"json": (".json", ".jsonl", ".json.gz", ".jsonl.gz"), "parquet": (".parquet",)}
+_WHERE = "train_loader.dataset"
+
+
+def read_rows(config: DatasetConfig) -> Iterator[RawRow]:
+    """Yield every row that the config names, in order, with its place.
+
+    Files and MDS shards are read by us, so that errors name file and line; all else goes through
+    ``datasets.load_dataset``. On several ranks this is a collective call for remote data.
+
+    Args:
+        config: The checked ``dataset:`` block.
+
+    Yields:
+        The row's place, and the row or the ``BadRow`` that it could not be decoded with.
+
+    Raises:
+        InputError: The data cannot be found or opened.
+    """
+    if config.hf_name is None:
+        return read_mds(config)
+    name = os.path.expanduser(config.hf_name)
+    if "://" in name:
+        return _read_remote_folder(name, config)
+    if os.path.isfile(name):
+        return _read_files([name], config)
+    if os.path.isdir(name):
+        return _read_folder(name, config)
+    if name in _BUILDERS and "data_files" in config.hf_kwargs:
+        files = _local_data_files(config)
+        if files is not None and all(suffix(file) in _BUILDERS[name] for file in files):
+            return _read_files(files, config)
+    elif name not in ("csv", "text", *_BUILDERS) and _looks_like_a_path(name):
+        raise InputError(
+            f"{_WHERE}.hf_name={shown(name)}: no such file or folder. "
+            f"Check the path (it is relative to {Path.cwd()})."
+        )
+    return _load_dataset(name, config)
+
+
+def source_keys(source: str, split: str) -> dict[str, Any]:
+    """Return the ``dataset:`` keys for a source given on the command line.
+
+    Args:
+        source: A file, folder, Hugging Face name, MDS folder or MDS URI.
+        split: The split, or the subfolder of an MDS data set.
+    """
+    path = os.path.expanduser(source)
+    if os.path.isfile(os.path.join(path, "index.json")):
+        return {"local": path}
+    if os.path.isfile(os.path.join(path, split, "index.json")):
+        return {"local": path, "split": split}
+    if "://" in source:
+        return {"remote": source}
+    return {"hf_name": source, "split": split}
+
+
+def _looks_like_a_path(name: str) -> bool:
+    return name.startswith((".", "/")) or name.count("/") > 1 or suffix(name) in READABLE
+
+
+def _read_files(files: list[str], config: DatasetConfig) -> Iterator[RawRow]:
+    others = sorted(set(config.hf_kwargs) - {"data_files"})
+    if others or any(suffix(file) not in READABLE for file in files):
+        by_ending = {suffix(file).removesuffix(".gz").lstrip(".") for file in files}
+        builder = by_ending.pop() if len(by_ending) == 1 else ""
+        builder = {"jsonl": "json", "txt": "text"}.get(builder, builder)
+        if builder not in ("json", "csv", "parquet", "text"):
+            raise InputError(
+                f"{_WHERE}.hf_name={shown(config.hf_name)}: files of this kind are not known. "
+                f"Use {', '.join(READABLE)} or .csv."
+            )
+        return _load_dataset(builder, config, {"data_files": files}, default_split="train")
+    return (row for file in files for row in read_file(file))
+
+
+def _local_data_files(config: DatasetConfig) -> list[str] | None:
+    """Return the files that ``hf_kwargs.data_files`` names for the split, if they are local."""
+    named = config.hf_kwargs["data_files"]
+    split = config.split or "train"
+    if "[" in split or "+" in split:
+        return None
+    if isinstance(named, dict):
+        if split not in named:
+            raise InputError(
+                f"{_WHERE}.split={split!r} is none of hf_kwargs.data_files ({', '.join(named)}). "
+                "Name one of them."
+            )
+        named = named[split]
+    elif split != "train":
+        raise InputError(
+            f"{_WHERE}.split={split!r}: data_files without split names are the split train. "
+            "Set split: train, or write data_files: {split: file}."
+        )
+    patterns = [named] if isinstance(named, str) else list(named)
+    root = os.path.expanduser(str(config.hf_kwargs.get("data_dir") or ""))
+    files = []
+    for pattern in patterns:
+        if "://" in pattern:
+            return None
+        pattern = os.path.join(root, os.path.expanduser(pattern))
+        found = [pattern] if os.path.isfile(pattern) else sorted(glob.glob(pattern, recursive=True))
+        if not found:
+            raise InputError(
+                f"{_WHERE}.hf_kwargs.data_files={shown(pattern)}: no such file. "
+                f"Check the path (it is relative to {Path.cwd()})."
+            )
+        files += found
+    return files
+
+
+def _read_folder(folder: str, config: DatasetConfig) -> Iterator[RawRow]:
+    """Read a folder: one of ``save_to_disk``, an MDS data set, or data files by split."""
+    listing = set(os.listdir(folder))
+    if listing & {"dataset_dict.json", "state.json"}:
+        return _load_from_disk(folder, config)
+    if "index.json" in listing:
+        raise InputError(
+            f"{_WHERE}.hf_name={shown(folder)} is an MDS data set. Set local: {folder} instead."
+        )
+    split = _require_split(config)
+    if config.safe_load:
+        _check_safe(folder)
+    if config.hf_kwargs or "[" in split or "+" in split:
+        return _load_dataset(folder, config)
+    files = _split_files(folder, split)
+    endings = {suffix(file) for file in files}
+    if not endings <= set(READABLE) or (".parquet" in endings and len(endings) > 1):
+        return _load_dataset(folder, config)
+    return _read_files(files, config)
+
+
+def _split_files(folder: str, split: str) -> list[str]:
+    """Return the files of a split, found by the rules of ``datasets``."""
+    from datasets.data_files import EmptyDatasetError, get_data_patterns, resolve_pattern
+
+    exact = [os.path.join(folder, split + end) for end in READABLE]
+    exact = [file for file in exact if os.path.isfile(file)]
+    try:
+        patterns = get_data_patterns(os.path.abspath(folder))
+    except EmptyDatasetError:
+        patterns = {}
+    if str(split) not in map(str, patterns):
+        if exact:
+            return exact
+        have = ", ".join(map(str, patterns)) or "none"
+        raise InputError(
+            f"{_WHERE}.split={split!r}: {folder} has no such split (it has: {have}). "
+            f"Put {split}.jsonl or {split}.parquet there, or name another split."
+        )
+    files: list[str] = []
+    for pattern in patterns[split]:
+        files += [f for f in resolve_pattern(pattern, os.path.abspath(folder)) if f not in files]
+    return files
+
+
+def _check_safe(folder: str) -> None:
+    from llmfoundry.data.finetuning.tasks import HUGGINGFACE_FOLDER_EXTENSIONS, SUPPORTED_EXTENSIONS
+
+    allowed = {*SUPPORTED_EXTENSIONS, *HUGGINGFACE_FOLDER_EXTENSIONS}
+    for root, _, files in os.walk(folder):
+        for file in files:
+            if Path(file).suffix not in allowed and file != ".gitignore":
+                raise InputError(
+                    f"{os.path.join(root, file)}: safe_load allows only "
+                    f"{', '.join(sorted(allowed))} files. Move it away, or set safe_load: false."
+                )
+
+
+def _load_from_disk(folder: str, config: DatasetConfig) -> Iterator[RawRow]:
+    import datasets
+
+    saved = datasets.load_from_disk(folder)
+    if isinstance(saved, datasets.DatasetDict):
+        split = _require_split(config)
+        if split not in saved:
+            raise InputError(
+                f"{_WHERE}.split={split!r}: {folder} has no such split (it has: "
+                f"{', '.join(map(str, saved))}). Name one of them."
+            )
+        saved = saved[split]
+    return _numbered(saved, folder)
+
+
+def _read_remote_folder(name: str, config: DatasetConfig) -> Iterator[RawRow]:
+    """Download ``{split}.jsonl`` (or parquet, csv) from a remote folder, as llm-foundry does."""
+    from llmfoundry.data.finetuning.dataloader import _download_remote_hf_dataset
+    from llmfoundry.utils.exceptions import FinetuningFileNotFoundError
+
+    split = _require_split(config)
+    try:
+        folder = _download_remote_hf_dataset(remote_path=name, split=split)
+    except (FinetuningFileNotFoundError, FileNotFoundError) as error:
+        raise InputError(
+            f"{_WHERE}.hf_name={shown(name, 120)}: {split}.jsonl, .json, .csv or .parquet is not "
+            "there. Check the folder and the split."
+        ) from error
+    data = os.path.join(folder, "data")
+    return _read_files([os.path.join(data, file) for file in sorted(os.listdir(data))], config)
+
+
+def _load_dataset(
+    name: str,
+    config: DatasetConfig,
+    more: dict[str, Any] | None = None,
+    default_split: str | None = None,
+) -> Iterator[RawRow]:
+    """Read what only ``datasets`` knows: hub names, other file types, slices of splits."""
+    import datasets
+
+    split = config.split or default_split or _require_split(config)
+    arguments = {**config.hf_kwargs, **(more or {})}
+    # Said outright: an environment variable must not turn it on behind the user's back.
+    arguments.setdefault("trust_remote_code", False)
+    if config.safe_load and not os.path.isdir(name):
+        name = _safe_download(name, arguments)
+    try:
+        loaded = datasets.load_dataset(name, split=split, **arguments)
+    except Exception as error:
+        raise InputError(
+            f"{_WHERE}.hf_name={shown(name)}, split={split!r}: datasets.load_dataset fails with "
+            f"{type(error).__name__}: {shown(str(error), 200)}. Check the name, the split and "
+            "hf_kwargs."
+        ) from error
+    return _numbered(loaded, f"{name}[{split}]")
+
+
+def _safe_download(name: str, arguments: dict[str, Any]) -> str:
+    """Download the data files of a hub data set, and nothing that could be run."""
+    import huggingface_hub
+    from llmfoundry.data.finetuning.tasks import SUPPORTED_EXTENSIONS
+
+    folder = huggingface_hub.snapshot_download(
+        name,
+        repo_type="dataset",
+        allow_patterns=["*" + ending for ending in SUPPORTED_EXTENSIONS],
+        token=arguments.pop("token", None),
+        revision=arguments.pop("revision", None),
+    )
+    arguments.pop("trust_remote_code", None)
+    return folder
+
+
+def _numbered(rows: Any, source: str) -> Iterator[RawRow]:
+    return ((Where(source, i, "row"), row) for i, row in enumerate(rows, start=1))
+
+
+def _require_split(config: DatasetConfig) -> str:
+    if config.split is None:
+        raise InputError(
+            f"{_WHERE}.split=None: {shown(config.hf_name)} needs a split. Set split: train."
+        )
+    return config.split

@@ -1,0 +1,17 @@
+"""The errors that a user of spin_composer meets, each with one line that says what to do."""
+
+from __future__ import annotations
+
+
+class InputError(ValueError):
+    """A setting, file or row that cannot work: the message names it, its value and the remedy."""
+
+
+class StoreError(RuntimeError):
+    """A self-play store that does not belong to this run, or that is damaged."""
+
+
+def shown(value: object, limit: int = 60) -> str:
+    """Return ``repr(value)`` shortened to ``limit`` characters, for error messages."""
+    text = repr(value)
+    return text if len(text) <= limit else text[: limit - 3] + "..."

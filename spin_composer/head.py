@@ -1,0 +1,210 @@
+"""The output layer of a causal LM, made able to answer with log-probs in place of logits.
+
+The layer keeps its parameters and gets a subclass of its class. While a scoring request is active,
+that subclass answers with the log-probs of the scored rows: they travel through the model's own
+output, so that FSDP's hooks see a tensor that needs its backward. Without a request nothing
+changes: generation and evaluation get logits.
+
+Dimensions: S sequences, T the longest of them, N scored tokens.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any, cast
+
+from composer.models.huggingface import maybe_get_underlying_model
+from llmfoundry.models.layers.custom_embedding import SharedEmbedding
+from torch import Tensor, nn
+from typing_extensions import override
+
+from spin_composer.errors import InputError
+from spin_kernels import linear_log_softmax_gather
+
+
+@dataclass
+class _Transform:
+    """A step between the output layer and the logits that the model does itself."""
+
+    owner: Any
+    name: str
+    neutral: float | None
+    kind: str  # "softcap", "scale" or "divisor"
+
+    @property
+    def value(self) -> float | None:
+        return getattr(self.owner, self.name, None)
+
+
+@dataclass
+class _Request:
+    """What the head is asked for during one scoring forward."""
+
+    rows: Tensor  # [N] into the [S * T] positions
+    targets: Tensor  # [N]
+    num_positions: int
+    softcap: float | None
+    temperature: float
+    answers: int = 0
+
+
+class ScoringHead(nn.Module):
+    """Mixin of an output layer: answers an active request with log-probs [1, N, 1]."""
+
+    weight: nn.Parameter
+    _request: _Request | None
+    _transforms: list[_Transform]
+
+    def _answer(self, hidden: Tensor, bias: Tensor | None) -> Tensor:
+        request = self._request
+        assert request is not None
+        request.answers += 1
+        hidden = hidden.reshape(-1, hidden.shape[-1])
+        if hidden.shape[0] != request.num_positions:
+            raise RuntimeError(
+                f"The output layer received {hidden.shape[0]} positions, not the batch's "
+                f"{request.num_positions}: this model drops positions before its output layer "
+                "and cannot be scored."
+            )
+        logps = linear_log_softmax_gather(
+            hidden.index_select(0, request.rows),
+            self.weight,
+            request.targets,
+            bias,
+            softcap=request.softcap,
+            temperature=request.temperature,
+        )
+        return logps.view(1, -1, 1)
+
+
+class LogProbLinear(ScoringHead, nn.Linear):
+    """An ``nn.Linear`` output layer that can answer with log-probs."""
+
+    @override
+    def forward(self, input: Tensor) -> Tensor:
+        if self._request is None:
+            return nn.Linear.forward(self, input)
+        return self._answer(input, self.bias)
+
+
+class LogProbSharedEmbedding(ScoringHead, SharedEmbedding):
+    """MPT's tied embedding, which is its output layer too."""
+
+    @override
+    def forward(self, input: Tensor, unembed: bool = False) -> Tensor:
+        if self._request is None or not unembed:
+            return SharedEmbedding.forward(self, input, unembed)
+        return self._answer(input, None)
+
+
+_HEAD_CLASSES: dict[type[nn.Module], type[ScoringHead]] = {
+    nn.Linear: LogProbLinear,
+    SharedEmbedding: LogProbSharedEmbedding,
+}
+
+
+def install_head(model: nn.Module) -> None:
+    """Make the output layer of ``model`` able to answer with log-probs.
+
+    The layer's class is swapped for a subclass; its parameters, its place in the model and the
+    keys of ``state_dict`` do not change. Call it after embeddings were resized and LoRA was
+    applied, and before FSDP. A second call does nothing.
+
+    Args:
+        model: a Hugging Face causal LM, a PeftModel around one, or llm-foundry's MPTForCausalLM.
+
+    Raises:
+        InputError: LoRA sits on the output layer, or the layer is of a class we do not know.
+    """
+    inner = cast(Any, maybe_get_underlying_model(cast(Any, model)))
+    head = inner.get_output_embeddings()
+    trained = getattr(head, "modules_to_save", None)  # PEFT's copy of a fully trained layer
+    if isinstance(trained, nn.ModuleDict):
+        head = trained[head.active_adapter]
+    if isinstance(head, ScoringHead):
+        return
+    if hasattr(head, "lora_A") or hasattr(head, "base_layer"):
+        raise InputError(
+            f"peft_config: target_modules names the output layer of {type(inner).__name__}: LoRA "
+            "there is not supported. Take it out of target_modules (or put it in modules_to_save)."
+        )
+    if type(head) not in _HEAD_CLASSES:
+        raise InputError(
+            f"model: the output layer of {type(inner).__name__} is a {type(head).__name__}: only "
+            f"{[cls.__name__ for cls in _HEAD_CLASSES]} can be scored. Use another model."
+        )
+    head.__class__ = _HEAD_CLASSES[type(head)]
+    head._request = None
+    # A list, so that nn.Module does not take the model for a child of its own head.
+    head._transforms = _known_transforms(inner)
+
+
+def _known_transforms(model: Any) -> list[_Transform]:
+    """Return the steps after the output layer that we know this model to take, in order."""
+    kind = getattr(model.config, "model_type", "")
+    config = model.config
+    if kind in ("gemma2", "gemma3_text"):
+        return [_Transform(config, "final_logit_softcapping", None, "softcap")]
+    if kind in ("granite", "granitemoe", "granitemoeshared"):
+        return [_Transform(config, "logits_scaling", 1.0, "divisor")]
+    if kind in ("cohere", "cohere2"):
+        return [_Transform(model, "logit_scale", 1.0, "scale")]
+    if kind == "mpt":
+        return [
+            _Transform(model, "logit_scale", None, "scale"),
+            _Transform(model, "final_logit_softcapping", None, "softcap"),
+        ]
+    return []
+
+
+@contextmanager
+def scoring(head: ScoringHead, rows: Tensor, targets: Tensor, positions: int) -> Iterator[None]:
+    """Ask ``head`` for log-probs during one forward of its model.
+
+    The model's own steps after the head are switched off meanwhile and handed to the kernel, so
+    that each is applied exactly once. All is as before when the block ends, also by an error.
+
+    Args:
+        head: of :func:`find_head`.
+        rows: [N] the scored positions among the S * T that the head will receive.
+        targets: [N] the tokens there.
+        positions: S * T.
+    """
+    steps = [(step, step.value) for step in head._transforms if step.value is not None]
+    request = _Request(rows, targets, positions, softcap=None, temperature=1.0)
+    for step, value in steps:
+        if step.kind == "softcap":
+            request.softcap = float(value)
+        elif step.kind == "scale":
+            if not value > 0:
+                raise InputError(f"model: {step.name}={value} must be positive to be scored.")
+            request.temperature = 1.0 / float(value)
+        else:
+            request.temperature = float(value)
+    try:
+        for step, _ in steps:
+            setattr(step.owner, step.name, step.neutral)
+        head._request = request
+        yield
+    finally:
+        head._request = None
+        for step, value in steps:
+            setattr(step.owner, step.name, value)
+    if request.answers != 1:
+        raise RuntimeError(
+            f"The output layer ran {request.answers} times in one forward, not once: "
+            "this model cannot be scored."
+        )
+
+
+def find_head(model: nn.Module) -> ScoringHead:
+    """Return the head that :func:`install_head` made, also through PEFT's and FSDP's wrappers."""
+    for module in model.modules():
+        if isinstance(module, ScoringHead):
+            return module
+    raise RuntimeError(
+        f"{type(model).__name__} has no scoring head. Call install_head(model) after its "
+        "embeddings were resized and before FSDP."
+    )

@@ -1,0 +1,206 @@
+"""One iteration of the game: freeze, play, hand the pairs to the Trainer, and take it up again.
+
+Functions of Composer's state and the run's :class:`Game`; the algorithm calls them at events.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import time
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+import torch
+from composer.core import State
+from composer.core.precision import get_precision_context
+from composer.loggers import Logger
+from composer.utils import dist
+from torch.nn.parallel import DistributedDataParallel
+from torch.utils.data import DataLoader
+
+from spin_composer.data.examples import ExampleDataset
+from spin_composer.data.pairs import Pair
+from spin_composer.errors import StoreError
+from spin_composer.loss import PairLoss
+from spin_composer.self_play.engine import HFEngine
+from spin_composer.self_play.gather import fingerprint, gathered
+from spin_composer.self_play.pair_loader import build_pair_loader, resume_at
+from spin_composer.self_play.plan import plan_units
+from spin_composer.self_play.play import (
+    Player,
+    PlayReport,
+    finished_play,
+    from_rank_zero,
+    play,
+)
+from spin_composer.self_play.samples import log_samples
+from spin_composer.self_play.store import Store
+from spin_composer.settings import SpinSettings, of_iteration
+
+
+@dataclass
+class Game:
+    """What a run keeps from iteration to iteration."""
+
+    settings: SpinSettings
+    seed: int
+    store: Store
+    examples: ExampleDataset
+    sft_loader: DataLoader[Any]
+    """The loader that came with the Trainer; its dataset is ``examples``."""
+    play_seconds: float = 0.0
+    """Wall-clock time of this process spent in play."""
+    manifest: dict[str, Any] = field(default_factory=dict)
+    """Of the iteration that is being trained."""
+    noise: float = 0.0
+    """Noise of scoring of this iteration, in nats per token."""
+
+
+def composer_model(state: State) -> Any:
+    """Return the SpinLM inside ``state.model``, which DDP may have wrapped."""
+    model = state.model
+    return model.module if isinstance(model, DistributedDataParallel) else model
+
+
+def start_iteration(game: Game, state: State, logger: Logger) -> dict[str, float]:
+    """Play iteration ``state.timestamp.iteration`` with the policy as it is, and load its pairs.
+
+    Finishes a play that an earlier process began. A collective. Returns the play's figures.
+    """
+    iteration = int(state.timestamp.iteration)
+    if game.settings.reset_optimizer:
+        for optimizer in state.optimizers:
+            optimizer.state.clear()
+    started = time.perf_counter()
+    units = plan_units(game.settings, game.seed, iteration, len(game.examples))
+    model = composer_model(state)
+    with gathered(model):
+        game.manifest = from_rank_zero(
+            lambda: _open(game, state, iteration, len(units), fingerprint(model.model))
+        )
+        report = play(_player(game, state), iteration, units)
+    seconds = time.perf_counter() - started
+    game.play_seconds += seconds
+    game.noise = report.noise
+    figures = report.metrics() | {"spin/play_seconds": seconds}
+    logger.log_metrics(figures)
+    if dist.get_global_rank() == 0:
+        rows = game.settings.sample_table_rows
+        log_samples(logger, model.tokenizer, game.store, iteration, len(units), rows)
+    _load_pairs(game, state, iteration, report)
+    return figures
+
+
+def resume_iteration(game: Game, state: State) -> None:
+    """Take up the training of an iteration in its midst: its play is in the store, whole."""
+    t = state.timestamp
+    iteration = int(t.iteration)
+    units = len(plan_units(game.settings, game.seed, iteration, len(game.examples)))
+    found = from_rank_zero(lambda: game.store.manifest(iteration))
+    fields = [k for k in found | game.manifest if found.get(k) != game.manifest.get(k)]
+    if fields:
+        raise StoreError(
+            f"{game.store.folder(iteration)} is not the play that the checkpoint was trained on: "
+            f"it differs in {', '.join(fields)}. Restore the store, or resume from "
+            "the checkpoint at the iteration's start."
+        )
+    report = finished_play(game.store, iteration, units)
+    game.noise = report.noise
+    loader = _load_pairs(game, state, iteration, report)
+    resume_at(
+        loader,
+        game.seed,
+        iteration,
+        epoch=int(t.epoch_in_iteration),
+        sample=int(t.batch_in_epoch) * _global_batch_size(game),
+        num_nodes=dist.get_world_size() // dist.get_local_world_size(),
+    )
+
+
+def _global_batch_size(game: Game) -> int:
+    assert game.sft_loader.batch_size is not None
+    return game.sft_loader.batch_size * dist.get_world_size()
+
+
+def _load_pairs(
+    game: Game, state: State, iteration: int, report: PlayReport
+) -> DataLoader[Pair]:
+    loader = build_pair_loader(
+        game.store, iteration, report.pairs, game.sft_loader, dist.get_world_size(), game.seed
+    )
+    state.set_dataloader(loader, "train")
+    state.train_dataloader = loader
+    composer_model(state).pair_loss = pair_loss(game.settings, iteration)
+    return loader
+
+
+def pair_loss(settings: SpinSettings, iteration: int) -> PairLoss:
+    """Return the loss of an iteration."""
+    assert isinstance(settings.beta, list)
+    return PairLoss(
+        kind=settings.loss,
+        beta=of_iteration(settings.beta, iteration),
+        nll_weight=settings.nll_weight,
+        length_normalised=settings.length_normalised,
+    )
+
+
+def _player(game: Game, state: State) -> Player:
+    model = composer_model(state)
+
+    def precision() -> Any:
+        return get_precision_context(state.precision, state.precision_config)
+
+    @torch.no_grad()
+    def score(batch: dict[str, torch.Tensor]) -> torch.Tensor:
+        with precision():
+            return model.score(state.device.batch_to_device(batch))
+
+    engine = HFEngine(
+        model=model.model,
+        tokenizer=model.tokenizer,
+        stop_token_id=game.examples.stop_token_id,
+        settings=game.settings.generation,
+        device=_device(state),
+        precision=precision,
+    )
+    score_batch_size = max(1, game.settings.generation.batch_size // 2)  # a pair is two sequences
+    return Player(game.store, engine, score, game.examples, game.seed, score_batch_size)
+
+
+def _device(state: State) -> torch.device:
+    if state.device.name == "gpu":
+        return torch.device("cuda", torch.cuda.current_device())
+    return torch.device("cpu")
+
+
+def _open(
+    game: Game, state: State, iteration: int, num_units: int, opponent: str
+) -> dict[str, Any]:
+    """Write or check the iteration's manifest; return it."""
+    settings = game.settings
+    game.store.open_iteration(
+        {
+            "iteration": iteration,
+            "seed": game.seed,
+            "num_units": num_units,
+            "unit_size": settings.unit_size,
+            "samples_per_iteration": settings.samples_per_iteration,
+            "replay": settings.replay,
+            "generation": asdict(settings.generation),
+            "precision": str(state.precision),
+            "num_examples": len(game.examples),
+            "data": game.examples.fingerprint,
+            "tokenizer": tokenizer_fingerprint(composer_model(state).tokenizer),
+            "stop_token_id": game.examples.stop_token_id,
+            "opponent": opponent,
+        }
+    )
+    return game.store.manifest(iteration)
+
+
+def tokenizer_fingerprint(tokenizer: Any) -> str:
+    """Return a hash of a tokenizer's vocabulary and chat template."""
+    content = [sorted(tokenizer.get_vocab().items()), tokenizer.chat_template]
+    return hashlib.sha256(json.dumps(content).encode()).hexdigest()[:16]

@@ -1,0 +1,172 @@
+"""SPIN's losses: pure functions of four vectors of log-probability sums.
+
+Dimensions: B pairs. Column 0 of a [B, 2] tensor is the real side, column 1 the generated one.
+Source of the game and of the logistic loss: Self-Play Fine-Tuning, arXiv 2401.01335, eq. 4.7;
+of the squared loss: IPO, arXiv 2310.12036, eq. 17.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from spin_composer.errors import InputError
+
+LossKind = Literal["logistic", "hinge", "squared"]
+
+
+def margin(
+    policy_real_logps: Tensor,
+    policy_generated_logps: Tensor,
+    opponent_real_logps: Tensor,
+    opponent_generated_logps: Tensor,
+    beta: float,
+) -> Tensor:
+    """Return m = r_real - r_generated [B], where r = beta * (policy - opponent) of a side."""
+    real = policy_real_logps.float() - opponent_real_logps.float()
+    generated = policy_generated_logps.float() - opponent_generated_logps.float()
+    return beta * (real - generated)
+
+
+def spin_loss(
+    policy_real_logps: Tensor,
+    policy_generated_logps: Tensor,
+    opponent_real_logps: Tensor,
+    opponent_generated_logps: Tensor,
+    beta: float,
+) -> Tensor:
+    """Return SPIN's logistic loss -log sigmoid(m) of each pair; log 2 where policy = opponent.
+
+    Args:
+        policy_real_logps: [B] sums of the real response's token log-probabilities.
+        policy_generated_logps: [B] the same of the generated response.
+        opponent_real_logps: [B] the opponent's sum of the real response.
+        opponent_generated_logps: [B] the opponent's sum of the generated response.
+        beta: the paper's lambda, > 0.
+
+    Returns:
+        [B] fp32.
+    """
+    return -F.logsigmoid(
+        margin(
+            policy_real_logps,
+            policy_generated_logps,
+            opponent_real_logps,
+            opponent_generated_logps,
+            beta,
+        )
+    )
+
+
+def hinge_loss(
+    policy_real_logps: Tensor,
+    policy_generated_logps: Tensor,
+    opponent_real_logps: Tensor,
+    opponent_generated_logps: Tensor,
+    beta: float,
+) -> Tensor:
+    """Return max(0, 1 - m) [B] of each pair; arguments as in :func:`spin_loss`."""
+    m = margin(
+        policy_real_logps,
+        policy_generated_logps,
+        opponent_real_logps,
+        opponent_generated_logps,
+        beta,
+    )
+    return torch.relu(1 - m)
+
+
+def squared_loss(
+    policy_real_logps: Tensor,
+    policy_generated_logps: Tensor,
+    opponent_real_logps: Tensor,
+    opponent_generated_logps: Tensor,
+    beta: float,
+) -> Tensor:
+    """Return (m / beta - 1 / (2 beta))^2 [B] (IPO); arguments as in :func:`spin_loss`."""
+    gap = margin(
+        policy_real_logps,
+        policy_generated_logps,
+        opponent_real_logps,
+        opponent_generated_logps,
+        beta=1.0,
+    )
+    return (gap - 1 / (2 * beta)).square()
+
+
+def nll_anchor(policy_real_logps: Tensor, real_lengths: Tensor, weight: float) -> Tensor:
+    """Return weight * (-policy_real / length_real) [B]: an SFT term that holds the policy.
+
+    Args:
+        policy_real_logps: [B] sums of the real response's token log-probabilities.
+        real_lengths: [B] numbers of tokens of the real responses.
+        weight: alpha, >= 0.
+    """
+    return -weight * per_token(policy_real_logps, real_lengths)
+
+
+def per_token(sums: Tensor, lengths: Tensor) -> Tensor:
+    """Return ``sums / lengths`` of equal shapes; an empty response's sum, 0, stays 0."""
+    return sums / lengths.clamp_min(1).to(sums.dtype)
+
+
+_LOSSES: dict[str, Callable[[Tensor, Tensor, Tensor, Tensor, float], Tensor]] = {
+    "logistic": spin_loss,
+    "hinge": hinge_loss,
+    "squared": squared_loss,
+}
+
+
+@dataclass(frozen=True)
+class PairLoss:
+    """The loss of an iteration: a kind, its beta and the options around it."""
+
+    kind: LossKind
+    """Which function of the margin: logistic (SPIN), hinge or squared (IPO)."""
+    beta: float
+    """How strongly the policy is held to the opponent; the paper's lambda."""
+    nll_weight: float = 0.0
+    """Weight of the NLL anchor; 0 leaves it out."""
+    length_normalised: bool = False
+    """Divide each side's sums by its number of tokens before anything else."""
+
+    def __post_init__(self) -> None:
+        if self.kind not in _LOSSES:
+            raise InputError(f"loss: kind={self.kind!r} is unknown. Use one of {list(_LOSSES)}.")
+        if not (math.isfinite(self.beta) and self.beta > 0):
+            raise InputError(f"loss: beta={self.beta} must be a positive number.")
+        if not (math.isfinite(self.nll_weight) and self.nll_weight >= 0):
+            raise InputError(f"loss: nll_weight={self.nll_weight} must be 0 or a positive number.")
+
+    def __call__(self, policy: Tensor, opponent: Tensor, lengths: Tensor) -> Tensor:
+        """Return the loss [B] of pairs.
+
+        Args:
+            policy: [B, 2] the policy's sums, with gradient.
+            opponent: [B, 2] the opponent's sums.
+            lengths: [B, 2] numbers of scored tokens.
+        """
+        anchor = nll_anchor(policy[:, 0], lengths[:, 0], self.nll_weight)
+        policy, opponent = self._normalised(policy, opponent, lengths)
+        loss = _LOSSES[self.kind](
+            policy[:, 0], policy[:, 1], opponent[:, 0], opponent[:, 1], self.beta
+        )
+        return loss + anchor if self.nll_weight else loss
+
+    def rewards(self, policy: Tensor, opponent: Tensor, lengths: Tensor) -> Tensor:
+        """Return r = beta * (policy - opponent) [B, 2], after normalisation by length."""
+        policy, opponent = self._normalised(policy, opponent, lengths)
+        return self.beta * (policy - opponent)
+
+    def _normalised(
+        self, policy: Tensor, opponent: Tensor, lengths: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        if not self.length_normalised:
+            return policy, opponent
+        return per_token(policy, lengths), per_token(opponent, lengths)

@@ -1,0 +1,208 @@
+"""ComposerModels of the game: any Hugging Face causal LM, and llm-foundry's MPT.
+
+A pair batch goes through the scoring head to log-prob sums and the pair loss; every other batch
+(held-out SFT rows, generation) takes the parent class's path unchanged.
+
+Dimensions: B pairs, S = 2B sequences, N scored tokens.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
+
+import torch
+from composer.models import HuggingFaceModel
+from llmfoundry.models import ComposerMPTCausalLM
+from llmfoundry.models.hf import ComposerHFCausalLM
+from torch import Tensor
+from torchmetrics import Metric
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from spin_composer.dropout import disable_dropout
+from spin_composer.head import install_head
+from spin_composer.logprobs import check_head, response_logps, sequence_sums
+from spin_composer.loss import PairLoss
+from spin_composer.metrics import PAIR_METRICS, PairMetric
+
+if TYPE_CHECKING:
+    from peft import PeftModel
+
+log = logging.getLogger(__name__)
+
+
+def is_pair_batch(batch: Any) -> bool:
+    """Return whether ``batch`` is a pair batch (spin_composer.data.pairs)."""
+    return isinstance(batch, Mapping) and "cu_seqlens" in batch
+
+
+class SpinLM(HuggingFaceModel):
+    """What the ComposerModels of SPIN share; mixed in before llm-foundry's class."""
+
+    pair_loss: PairLoss | None
+    """The iteration's loss; the algorithm sets it."""
+
+    def _prepare_for_spin(self, use_train_metrics: bool) -> None:
+        """Install the head and switch dropout off; embeddings and LoRA must be final by now."""
+        self.pair_loss = None
+        install_head(self.model)
+        disabled = disable_dropout(self.model)
+        if disabled:
+            log.info("Dropout is off for policy and opponent: %d probabilities were set", disabled)
+        names = PAIR_METRICS if use_train_metrics else ()
+        self.train_metrics = self._get_metric_dict([metric() for metric in names])
+
+    def forward(self, batch: Mapping[str, Any]) -> Any:
+        """Return ``{policy_logps [B, 2], lengths [B, 2], token_logps [N]}`` of a pair batch."""
+        if not is_pair_batch(batch):
+            return super().forward(batch)  # type: ignore[arg-type]
+        token_logps = response_logps(self.model, batch)
+        return {
+            "policy_logps": sequence_sums(token_logps, batch["cu_scored"]).view(-1, 2),
+            "lengths": batch["cu_scored"].long().diff().view(-1, 2),
+            "token_logps": token_logps,
+        }
+
+    def loss(self, outputs: Any, batch: Mapping[str, Any]) -> Any:
+        """Return the mean pair loss of a pair batch, the parent's loss of any other."""
+        if not is_pair_batch(batch):
+            return super().loss(outputs, batch)  # type: ignore[arg-type]
+        losses = self._required_loss()(
+            outputs["policy_logps"], batch["opponent_logps"], outputs["lengths"]
+        )
+        return losses.mean()
+
+    def eval_forward(self, batch: Any, outputs: Any | None = None) -> Any:
+        """Return the outputs of a pair batch; the parent's evaluation of any other."""
+        if not is_pair_batch(batch):
+            return super().eval_forward(batch, outputs)
+        return self(batch) if outputs is None else outputs
+
+    def update_metric(self, batch: Any, outputs: Any, metric: Metric) -> dict:
+        """Hand a pair batch to the pair metrics only, and any other batch to the others only."""
+        if is_pair_batch(batch) != isinstance(metric, PairMetric):
+            return {}
+        if not isinstance(metric, PairMetric):
+            return super().update_metric(batch, outputs, metric)
+        loss = self._required_loss()
+        metric.update(outputs["policy_logps"], batch["opponent_logps"], outputs["lengths"], loss)
+        return {}
+
+    def response_logps(self, batch: Mapping[str, Any]) -> Tensor:
+        """Return the log-prob [N] of each scored token, entering through this module (FSDP)."""
+        return self(batch)["token_logps"]
+
+    @torch.no_grad()
+    def score(self, batch: Mapping[str, Any]) -> Tensor:
+        """Return the log-prob sums [B, 2] of a pair batch, without gradient."""
+        return self(batch)["policy_logps"]
+
+    def check_head(self, batch: Mapping[str, Any]) -> None:
+        """Compare head and model on a small pair batch (logprobs.check_head); all ranks call it."""
+        check_head(self.model, batch, score=self.response_logps, forward=self)
+
+    def _required_loss(self) -> PairLoss:
+        if self.pair_loss is None:
+            raise RuntimeError(
+                "A pair batch arrived, but no algorithm has set the model's pair_loss. "
+                "Add `algorithms: spin` to the YAML, or SPIN(...) to the Trainer's algorithms."
+            )
+        return self.pair_loss
+
+
+class HFSpinLM(SpinLM, ComposerHFCausalLM):
+    """A Hugging Face causal LM that plays SPIN; llm-foundry's name for it is ``hf_spin_lm``.
+
+    Args:
+        tokenizer: the model's tokenizer.
+        pretrained_model_name_or_path: a name on the Hub or a local folder.
+        trust_remote_code: run Python code that comes with the model; false unless set.
+        use_train_metrics: compute the pair metrics while training.
+        kwargs: the other keys of llm-foundry's ``hf_causal_lm``.
+
+    Raises:
+        InputError: The model's output layer cannot be scored.
+    """
+
+    def __init__(
+        self,
+        tokenizer: PreTrainedTokenizerBase,
+        pretrained_model_name_or_path: str,
+        trust_remote_code: bool = False,
+        use_train_metrics: bool = True,
+        **kwargs: Any,
+    ) -> None:
+        ComposerHFCausalLM.__init__(
+            self,
+            tokenizer=tokenizer,
+            pretrained_model_name_or_path=pretrained_model_name_or_path,
+            trust_remote_code=trust_remote_code,
+            use_train_metrics=False,
+            **kwargs,
+        )
+        self._prepare_for_spin(use_train_metrics)
+
+    @classmethod
+    def from_model(
+        cls,
+        model: PreTrainedModel | PeftModel,
+        tokenizer: PreTrainedTokenizerBase,
+        use_train_metrics: bool = True,
+        should_save_peft_only: bool = True,
+    ) -> HFSpinLM:
+        """Return the ComposerModel of a model that is already in memory.
+
+        The model is used, not copied: its output layer and its dropout are changed in place.
+
+        Args:
+            model: a Hugging Face causal LM, or a PeftModel around one.
+            tokenizer: its tokenizer.
+            use_train_metrics: compute the pair metrics while training.
+            should_save_peft_only: checkpoints hold the LoRA weights only.
+        """
+        self = cls.__new__(cls)
+        HuggingFaceModel.__init__(
+            self,
+            model=model,
+            tokenizer=tokenizer,  # type: ignore[arg-type]
+            use_logits=True,
+            eval_metrics=cls.build_metrics(use_train_metrics=False)[1],
+            shift_labels=True,
+            should_save_peft_only=should_save_peft_only,
+        )
+        cls.prepare_inner_model(self.model, "cpu")
+        self._prepare_for_spin(use_train_metrics)
+        return self
+
+
+class MPTSpinLM(SpinLM, ComposerMPTCausalLM):
+    """llm-foundry's MPT that plays SPIN; llm-foundry's name for it is ``mpt_spin_lm``.
+
+    Args:
+        tokenizer: the model's tokenizer.
+        use_train_metrics: compute the pair metrics while training.
+        loss_fn: the SFT loss of evaluation batches; needs no flash-attn unless set.
+        kwargs: the other keys of llm-foundry's ``mpt_causal_lm`` (MPTConfig).
+    """
+
+    def __init__(
+        self,
+        tokenizer: PreTrainedTokenizerBase | None = None,
+        use_train_metrics: bool | None = True,
+        loss_fn: str | dict | None = "torch_crossentropy",
+        **kwargs: Any,
+    ) -> None:
+        ComposerMPTCausalLM.__init__(
+            self, tokenizer=tokenizer, use_train_metrics=False, loss_fn=loss_fn, **kwargs
+        )
+        self._prepare_for_spin(bool(use_train_metrics))
+
+    def flops_per_batch(self, batch: Mapping[str, Any]) -> float:
+        """Return the forward and backward FLOPs of a batch, as llm-foundry counts them."""
+        if not is_pair_batch(batch):
+            return super().flops_per_batch(batch)
+        lengths = batch["cu_seqlens"].double().diff()
+        parameters = 2.0 * self.n_active_params * float(lengths.sum())
+        attention = 4.0 * self.model.config.n_layers * self.model.config.d_model
+        return 3.0 * (parameters + attention * float(lengths.square().sum()))

@@ -1,0 +1,132 @@
+"""The learning rate: warm-up and decay within each iteration, and a peak per iteration."""
+
+from __future__ import annotations
+
+import inspect
+from types import SimpleNamespace
+from typing import Any
+
+from composer.core import State, Time, TimeUnit, Timestamp
+from composer.optim import (
+    ComposerScheduler,
+    ConstantWithWarmupScheduler,
+    CosineAnnealingWithWarmupScheduler,
+    LinearWithWarmupScheduler,
+)
+
+from spin_composer.errors import InputError, shown
+from spin_composer.settings import SpinSettings, of_iteration
+
+DECAYS = ("linear", "cosine", "constant")
+
+
+class SpinScheduler(ComposerScheduler):
+    """A warm-up and a decay that start again with every iteration.
+
+    Composer's own schedulers measure a whole run; this one hands Composer's a clock that shows
+    the iteration only. The multiplier also holds the iteration's peak learning rate
+    (``spin.learning_rate``), so that nothing about the learning rate has to be restored when a
+    run is resumed.
+
+    Args:
+        t_warmup: Length of the linear warm-up from 0, ``0.1dur`` being a tenth of the iteration,
+            ``20ba`` twenty batches.
+        decay: ``linear``, ``cosine`` or ``constant``.
+        alpha_f: Multiplier at the iteration's end.
+
+    Raises:
+        InputError: If a value is out of range.
+    """
+
+    def __init__(self, t_warmup: str = "0.1dur", decay: str = "linear", alpha_f: float = 0.0):
+        check_scheduler(t_warmup, decay, alpha_f)
+        if decay == "constant":
+            self.within: ComposerScheduler = ConstantWithWarmupScheduler(t_warmup=t_warmup)
+        elif decay == "cosine":
+            self.within = CosineAnnealingWithWarmupScheduler(t_warmup=t_warmup, alpha_f=alpha_f)
+        else:
+            self.within = LinearWithWarmupScheduler(t_warmup=t_warmup, alpha_f=alpha_f)
+
+    def __call__(self, state: State, ssr: float = 1.0) -> float:
+        """Return the multiplier of the optimizer's learning rate at the state's timestamp."""
+        settings = _settings(state)
+        if state.dataloader_len is None:  # no loader yet: nothing is being trained
+            return 0.0
+        per_epoch = int(state.dataloader_len)
+        t = state.timestamp
+        batch = int(t.epoch_in_iteration) * per_epoch + int(t.batch_in_epoch)
+        clock: Any = SimpleNamespace(
+            timestamp=Timestamp(batch=batch),
+            max_duration=Time(per_epoch * settings.epochs_per_iteration, TimeUnit.BATCH),
+            dataloader_len=Time(per_epoch, TimeUnit.BATCH),
+        )
+        multiplier = self.within(clock, ssr)
+        if settings.learning_rate is not None:
+            group = state.optimizers[0].param_groups[0]
+            peak = of_iteration(settings.learning_rate, int(t.iteration))
+            multiplier *= peak / group.get("initial_lr", group["lr"])
+        return multiplier
+
+
+def check_scheduler(t_warmup: object, decay: object, alpha_f: object) -> None:
+    """Check the scheduler's settings; see :class:`SpinScheduler`."""
+    if decay not in DECAYS:
+        raise InputError(f"scheduler.decay must be one of {', '.join(DECAYS)}, got {shown(decay)}.")
+    try:
+        time = Time.from_input(t_warmup, TimeUnit.BATCH)  # pyright: ignore
+    except (ValueError, TypeError):
+        time = None
+    if time is None or time.unit not in (TimeUnit.BATCH, TimeUnit.DURATION) or time.value < 0:
+        raise InputError(
+            f"scheduler.t_warmup must be a part of the iteration (0.1dur) or batches (20ba), got "
+            f"{shown(t_warmup)}."
+        )
+    if not isinstance(alpha_f, (int, float)) or not 0 <= alpha_f <= 1:
+        raise InputError(f"scheduler.alpha_f must be a number in [0, 1], got {shown(alpha_f)}.")
+
+
+def refresh_learning_rates(state: State) -> None:
+    """Set the learning rates of the batch that is about to be trained.
+
+    Composer steps schedulers before it advances the clock, so its learning rate lags a batch,
+    and at an iteration's first batch it would be that of the last iteration's end.
+    """
+    for scheduler in state.schedulers:
+        groups = scheduler.optimizer.param_groups
+        rates = zip(groups, scheduler.base_lrs, scheduler.lr_lambdas, strict=True)  # pyright: ignore
+        for group, base, multiplier in rates:
+            group["lr"] = base * multiplier(scheduler.last_epoch)
+
+
+def require_spin_scheduler(state: State) -> None:
+    """Refuse any other scheduler: none of Composer's knows iterations.
+
+    Raises:
+        InputError: Unless there is exactly one scheduler and it is a :class:`SpinScheduler`.
+    """
+    found = [_composer_scheduler(s) for s in state.schedulers]
+    if len(found) != 1 or not isinstance(found[0], SpinScheduler):
+        names = ", ".join(type(s).__name__ for s in found) or "none"
+        raise InputError(
+            f"schedulers must be one SpinScheduler, got {names}. Use `scheduler: {{name: spin}}` "
+            "or Trainer(schedulers=SpinScheduler(...)): others do not restart per iteration."
+        )
+
+
+def _composer_scheduler(compiled: Any) -> Any:
+    """Return the ComposerScheduler inside the LambdaLR that Composer compiled it to."""
+    for function in getattr(compiled, "lr_lambdas", []):
+        scheduler = inspect.getclosurevars(function).nonlocals.get("scheduler")
+        if scheduler is not None:
+            return scheduler
+    return compiled
+
+
+def _settings(state: State) -> SpinSettings:
+    for algorithm in state.algorithms:
+        settings = getattr(algorithm, "settings", None)
+        if isinstance(settings, SpinSettings):
+            return settings
+    raise InputError(
+        "the scheduler `spin` needs the algorithm `spin`. Add `algorithms: {spin: {...}}`."
+    )

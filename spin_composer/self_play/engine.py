@@ -1,0 +1,161 @@
+"""Engines: who answers the prompts. Today ``hf``: Hugging Face generate in the training ranks."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import nn
+from transformers import DynamicCache, GenerationConfig
+
+from spin_composer.self_play.store import LENGTH, STOP, STRING
+from spin_composer.settings import GenerationSettings
+
+Ids = NDArray[np.int32]
+
+
+@dataclass(frozen=True, slots=True)
+class Response:
+    """A generated response: int32 token ids [G], and why it ended (``STOP``, ``LENGTH``, ``STRING``)."""
+
+    ids: Ids
+    finish: int
+
+
+class Engine(Protocol):
+    """Answers a unit's prompts. The same seed and prompts give the same responses."""
+
+    def generate(self, prompts: Sequence[Ids], seed: int) -> list[Response]:
+        """Return one response per prompt, in order.
+
+        Args:
+            prompts: Token ids [P] of each prompt; the response continues exactly these.
+            seed: Seed of the sampling.
+        """
+        ...
+
+
+class OpaqueCache(DynamicCache):
+    """A KV cache that FSDP2 hands through.
+
+    FSDP2's ``cast_forward_inputs`` walks its inputs as pytrees and would copy a registered
+    ``DynamicCache`` for every layer, losing what the layer appends: wrong tokens, silently. A
+    subclass is no registered pytree node.
+    """
+
+
+class HFEngine:
+    """Hugging Face ``generate`` on the policy itself, whose parameters are gathered meanwhile.
+
+    Args:
+        model: The Hugging Face (or PEFT) model; no collective may be needed in its forward.
+        tokenizer: For the stop strings.
+        stop_token_id: The one token that ends a response.
+        settings: Sampling settings.
+        device: Where the prompts go.
+        precision: Returns the context that forward passes run in (training's autocast).
+    """
+
+    def __init__(
+        self,
+        model: Any,
+        tokenizer: Any,
+        stop_token_id: int,
+        settings: GenerationSettings,
+        device: torch.device,
+        precision: Callable[[], AbstractContextManager[Any]] = nullcontext,
+    ):
+        self.model = model
+        self.tokenizer = tokenizer
+        self.stop_token_id = stop_token_id
+        self.settings = settings
+        self.device = device
+        self.precision = precision
+
+    @torch.no_grad()
+    def generate(self, prompts: Sequence[Ids], seed: int) -> list[Response]:
+        """Answer the prompts in batches of ``settings.batch_size``; see :class:`Engine`."""
+        responses: list[Response] = []
+        size = self.settings.batch_size
+        with _seeded(seed, self.device), _evaluating(self.model), self.precision():
+            for first in range(0, len(prompts), size):
+                responses += self._generate_batch(prompts[first : first + size])
+        return responses
+
+    def _generate_batch(self, prompts: Sequence[Ids]) -> list[Response]:
+        width = max(len(prompt) for prompt in prompts)
+        input_ids = torch.full((len(prompts), width), self.stop_token_id, dtype=torch.int64)
+        mask = torch.zeros_like(input_ids)
+        for row, prompt in enumerate(prompts):  # left padding: all prompts end together
+            input_ids[row, width - len(prompt) :] = torch.from_numpy(prompt.astype(np.int64))
+            mask[row, width - len(prompt) :] = 1
+        cache = {"past_key_values": OpaqueCache()} if self._takes_cache() else {}
+        output = self.model.generate(
+            input_ids=input_ids.to(self.device),
+            attention_mask=mask.to(self.device),
+            generation_config=self._config(),
+            # Without this the checkpoint's own generation config fills whatever is at its
+            # default here (temperature 1!), and samples would not be the policy's.
+            use_model_defaults=False,
+            synced_gpus=False,  # ranks generate different numbers of tokens
+            tokenizer=self.tokenizer if self.settings.stop_strings else None,
+            **cache,
+        )
+        generated = output[:, width:].cpu().numpy().astype(np.int32)
+        return [self._cut(ids) for ids in generated]
+
+    def _takes_cache(self) -> bool:
+        inner = self.model.get_base_model() if hasattr(self.model, "peft_config") else self.model
+        return bool(getattr(inner, "_supports_cache_class", False))
+
+    def _config(self) -> GenerationConfig:
+        settings = self.settings
+        return GenerationConfig(
+            do_sample=True,
+            max_new_tokens=settings.max_new_tokens,
+            min_new_tokens=settings.min_new_tokens or None,
+            temperature=float(settings.temperature),
+            top_p=float(settings.top_p),
+            top_k=settings.top_k,  # transformers' own default is 50
+            repetition_penalty=float(settings.repetition_penalty),
+            stop_strings=settings.stop_strings or None,
+            eos_token_id=self.stop_token_id,
+            pad_token_id=self.stop_token_id,
+            use_cache=True,
+        )
+
+    def _cut(self, ids: Ids) -> Response:
+        """Cut a row of generate's output after its first stop token, which padding repeats."""
+        stops = np.flatnonzero(ids == self.stop_token_id)
+        end = int(stops[0]) if len(stops) else len(ids)
+        if self.settings.stop_strings:
+            text = self.tokenizer.decode(ids[:end].tolist())
+            if any(string in text for string in self.settings.stop_strings):
+                return Response(ids[:end], STRING)  # a stop token after it is padding
+        return Response(ids[: end + 1], STOP) if len(stops) else Response(ids, LENGTH)
+
+
+@contextmanager
+def _seeded(seed: int, device: torch.device) -> Iterator[None]:
+    """Seed torch's generators within, and leave the training run's as they were."""
+    devices = [device] if device.type == "cuda" else []
+    with torch.random.fork_rng(devices=devices):
+        torch.manual_seed(seed)
+        yield
+
+
+@contextmanager
+def _evaluating(model: nn.Module) -> Iterator[None]:
+    """Generate in eval mode: in train mode gradient checkpointing would switch the cache off."""
+    modes = [(module, module.training) for module in model.modules()]
+    model.eval()
+    try:
+        yield
+    finally:
+        for module, mode in modes:
+            module.training = mode

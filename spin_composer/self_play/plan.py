@@ -1,0 +1,63 @@
+"""What an iteration plays: which prompts, in which units, whatever the number of ranks."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from spin_composer.settings import ALL, SpinSettings
+
+PLAY, REPLAY = "play", "replay"
+
+
+@dataclass(frozen=True)
+class PlayUnit:
+    """A unit of prompts to answer: ``indices`` [P] into the data set."""
+
+    indices: NDArray[np.int64]
+
+
+@dataclass(frozen=True)
+class ReplayUnit:
+    """A unit of an earlier iteration whose pairs the current opponent rescores."""
+
+    iteration: int
+    unit: int
+
+
+Unit = PlayUnit | ReplayUnit
+
+
+def plan_units(
+    settings: SpinSettings, seed: int, iteration: int, num_examples: int
+) -> list[Unit]:
+    """Return the units of an iteration, a function of its arguments alone.
+
+    The unit at position u is stored as unit u. Units that are played come first; those replayed
+    are the played units of the ``settings.replay`` iterations before.
+    """
+    units: list[Unit] = list(_play_units(settings, seed, iteration, num_examples))
+    for earlier in range(max(0, iteration - settings.replay), iteration):
+        played = len(_play_units(settings, seed, earlier, num_examples))
+        units += [ReplayUnit(earlier, unit) for unit in range(played)]
+    return units
+
+
+def _play_units(
+    settings: SpinSettings, seed: int, iteration: int, num_examples: int
+) -> list[PlayUnit]:
+    indices = np.arange(num_examples)
+    if settings.samples_per_iteration != ALL:
+        count = min(int(settings.samples_per_iteration), num_examples)
+        rng = np.random.default_rng([seed, iteration])
+        indices = np.sort(rng.choice(num_examples, count, replace=False))
+    size = settings.unit_size
+    return [PlayUnit(indices[i : i + size]) for i in range(0, len(indices), size)]
+
+
+def unit_seed(seed: int, iteration: int, unit: int) -> int:
+    """Return the sampling seed of a unit, distinct for distinct arguments (63 bits)."""
+    state = np.random.SeedSequence([seed, iteration, unit]).generate_state(1, np.uint64)
+    return int(state[0] >> np.uint64(1))

@@ -1,0 +1,295 @@
+"""One iteration of play: answer the prompts, score both sides, store the units.
+
+Units are taken by ranks from a shared counter, so a slow rank does not hold up the others; what
+a unit holds does not depend on who makes it. No collective is made between the gathering of the
+parameters and the end, and ranks wait for one another by looking at the store: no timeout of the
+process group can end a long play.
+"""
+
+from __future__ import annotations
+
+import logging
+import time
+import uuid
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from composer.utils import dist
+from torch.distributed.distributed_c10d import _get_default_store
+from tqdm import tqdm
+
+from spin_composer.data.pairs import Pair, collate_pairs
+from spin_composer.errors import StoreError
+from spin_composer.self_play.engine import Engine, Response
+from spin_composer.self_play.plan import PLAY, REPLAY, PlayUnit, ReplayUnit, Unit, unit_seed
+from spin_composer.self_play.store import LENGTH, Row, Store, UnitReport
+
+log = logging.getLogger(__name__)
+
+_POLL_SECONDS = 0.2
+_SHARED_FOLDER_SECONDS = 60.0
+
+
+@dataclass(frozen=True)
+class PlayReport:
+    """What an iteration's units hold together; times are summed over ranks."""
+
+    pairs: int
+    prompts: int
+    replayed_pairs: int
+    degenerate: int
+    truncated: int
+    generated_tokens: int
+    generation_seconds: float
+    scoring_seconds: float
+    noise: float
+    """Largest of the units' noises, in nats per token."""
+
+    def metrics(self) -> dict[str, float]:
+        """Return the figures that are logged, by name."""
+        prompts = max(1, self.prompts)
+        return {
+            "spin/pairs": self.pairs,
+            "spin/replayed_pairs": self.replayed_pairs,
+            "spin/generated_length": self.generated_tokens / prompts,
+            "spin/truncated_fraction": self.truncated / prompts,
+            "spin/degenerate_fraction": self.degenerate / prompts,
+            "spin/generated_tokens_per_second_per_rank": self.generated_tokens
+            / max(self.generation_seconds, 1e-9),
+            "spin/generation_seconds": self.generation_seconds,
+            "spin/scoring_seconds": self.scoring_seconds,
+            "spin/scoring_noise": self.noise,
+        }
+
+
+@dataclass(frozen=True)
+class Player:
+    """Makes the units of one iteration on one rank.
+
+    Args:
+        store: Where units go.
+        engine: Answers the prompts.
+        score: Returns the opponent's log-prob sums [B, 2] of a pair batch, in training's layout
+            and precision.
+        examples: The SFT set: ``examples[i]`` has ``prompt`` and ``response`` ids.
+        seed: Seed of play.
+        score_batch_size: Pairs scored at once.
+    """
+
+    store: Store
+    engine: Engine
+    score: Callable[[dict[str, torch.Tensor]], torch.Tensor]
+    examples: Any
+    seed: int
+    score_batch_size: int
+
+    def make(self, iteration: int, index: int, unit: Unit) -> UnitReport:
+        """Make one unit and commit it; return its report."""
+        started = time.perf_counter()
+        if isinstance(unit, PlayUnit):
+            rows, responses = self._answer(iteration, index, unit)
+        else:
+            rows, responses = list(self.store.read_unit(unit.iteration, unit.unit)), []
+        answered = time.perf_counter()
+        rows, noise = self._rescore(rows)
+        report = UnitReport(
+            kind=PLAY if isinstance(unit, PlayUnit) else REPLAY,
+            prompts=len(unit.indices) if isinstance(unit, PlayUnit) else len(rows),
+            pairs=len(rows),
+            degenerate=len(responses) - len(rows) if isinstance(unit, PlayUnit) else 0,
+            truncated=sum(r.finish == LENGTH for r in responses),
+            generated_tokens=sum(len(r.ids) for r in responses),
+            generation_seconds=answered - started if responses else 0.0,
+            scoring_seconds=time.perf_counter() - answered,
+            noise=noise,
+        )
+        self.store.commit_unit(iteration, index, rows, report)
+        return report
+
+    def _answer(
+        self, iteration: int, index: int, unit: PlayUnit
+    ) -> tuple[list[Row], list[Response]]:
+        examples = [self.examples[int(i)] for i in unit.indices]
+        seed = unit_seed(self.seed, iteration, index)
+        responses = self.engine.generate([e.prompt for e in examples], seed)
+        rows = [
+            Row(int(i), Pair(example.prompt, example.response, response.ids), response.finish)
+            for i, example, response in zip(unit.indices, examples, responses, strict=True)
+            if not np.array_equal(example.response, response.ids)
+        ]
+        return rows, responses
+
+    def _rescore(self, rows: Sequence[Row]) -> tuple[list[Row], float]:
+        """Score rows with the current opponent; also measure the noise of scoring."""
+        sums = np.empty((len(rows), 2))
+        size = self.score_batch_size
+        noise = 0.0
+        for first in range(0, len(rows), size):
+            pairs = [row.pair for row in rows[first : first + size]]
+            sums[first : first + size] = self.score(collate_pairs(pairs)).double().cpu().numpy()
+            if first == 0:
+                noise = self._noise(pairs, sums[: len(pairs)])
+        return [
+            Row(
+                row.index,
+                Pair(row.pair.prompt, row.pair.real, row.pair.generated, *map(float, sums[i])),
+                row.finish,
+            )
+            for i, row in enumerate(rows)
+        ], noise
+
+    def _noise(self, pairs: Sequence[Pair], sums: np.ndarray) -> float:
+        """Score the same pairs in other batches; return the mean |difference| per token."""
+        halves = [pairs[i : i + max(1, len(pairs) // 2)][::-1] for i in _starts(len(pairs))]
+        again = [self.score(collate_pairs(h)).double().cpu().numpy()[::-1] for h in halves]
+        tokens = sum(len(p.real) + len(p.generated) for p in pairs)
+        return float(np.abs(np.concatenate(again) - sums).sum() / tokens)
+
+
+def _starts(num_pairs: int) -> range:
+    return range(0, num_pairs, max(1, num_pairs // 2))
+
+
+def play(player: Player, iteration: int, units: Sequence[Unit]) -> PlayReport:
+    """Make the units of an iteration that are not in the store yet, on all ranks together.
+
+    Args:
+        player: This rank's; its model's parameters are gathered.
+        iteration: Whose units.
+        units: All of its units; unit u is stored as unit u.
+
+    Returns:
+        The figures of all units, those found in the store included; the same on every rank.
+
+    Raises:
+        StoreError: If the store is not shared between ranks, or is damaged.
+    """
+    store = player.store
+    _check_shared(store)
+    missing = from_rank_zero(lambda: store.missing_units(iteration, len(units)))
+    if missing:
+        _verify_sources(store, [units[u] for u in missing])
+        key = from_rank_zero(lambda: f"spin/{uuid.uuid4()}")
+        with _Progress(iteration, len(units), len(missing)) as bar:
+            for position in _claims(key, len(missing)):
+                report = player.make(iteration, missing[position], units[missing[position]])
+                bar.advance(store, report)
+            while store.missing_units(iteration, len(units)):  # the other ranks' last units
+                time.sleep(_POLL_SECONDS)
+                bar.advance(store, None)
+    return finished_play(store, iteration, len(units))
+
+
+def finished_play(store: Store, iteration: int, num_units: int) -> PlayReport:
+    """Verify and merge an iteration whose units are all there; return their figures.
+
+    A collective. Raises:
+        StoreError: If a unit is missing or damaged.
+    """
+    dist.barrier()
+    if dist.get_global_rank() == 0:
+        store.verify(iteration, num_units)
+        store.merge(iteration, num_units)
+    dist.barrier()
+    return _total([store.report(iteration, u) for u in range(num_units)])
+
+
+def _claims(key: str, count: int) -> Iterator[int]:
+    """Yield positions below ``count`` that no other rank gets."""
+    if not dist.is_initialized() or dist.get_world_size() == 1:
+        yield from range(count)
+        return
+    counter = _get_default_store()
+    while (position := counter.add(key, 1) - 1) < count:
+        yield position
+
+
+def from_rank_zero(make: Callable[[], Any]) -> Any:
+    """Return rank 0's value on every rank."""
+    values = [make() if dist.get_global_rank() == 0 else None]
+    dist.broadcast_object_list(values, src=0)
+    return values[0]
+
+
+def _check_shared(store: Store) -> None:
+    """Refuse a store that ranks do not share: they would wait for one another forever."""
+    if dist.get_world_size() == 1:
+        return
+    name = from_rank_zero(lambda: f".shared-{uuid.uuid4().hex}")
+    if dist.get_global_rank() == 0:
+        store.root.mkdir(parents=True, exist_ok=True)
+        (store.root / name).touch()
+    deadline = time.monotonic() + _SHARED_FOLDER_SECONDS
+    while not (seen := (store.root / name).exists()) and time.monotonic() < deadline:
+        time.sleep(_POLL_SECONDS)
+        list(store.root.glob(".shared-*"))  # makes network file systems look again
+    blind = [rank for rank, ok in enumerate(dist.all_gather_object(seen)) if not ok]
+    if dist.get_global_rank() == 0:
+        (store.root / name).unlink()
+    if blind:
+        raise StoreError(
+            f"{store.root.absolute()} is not shared: ranks {blind} do not see what rank 0 wrote. "
+            "Set spin.store to a folder on a file system that all nodes mount."
+        )
+
+
+def _verify_sources(store: Store, units: Sequence[Unit]) -> None:
+    """Verify the earlier iterations that are replayed, once, before their units are read."""
+    counts: dict[int, int] = {}
+    for unit in units:
+        if isinstance(unit, ReplayUnit):
+            counts[unit.iteration] = max(counts.get(unit.iteration, 0), unit.unit + 1)
+    if dist.get_global_rank() == 0:
+        for iteration, count in counts.items():
+            store.verify(iteration, count)
+    dist.barrier()
+
+
+def _total(reports: Sequence[UnitReport]) -> PlayReport:
+    played = [r for r in reports if r.kind == PLAY]
+    return PlayReport(
+        pairs=sum(r.pairs for r in reports),
+        prompts=sum(r.prompts for r in played),
+        replayed_pairs=sum(r.pairs for r in reports if r.kind == REPLAY),
+        degenerate=sum(r.degenerate for r in played),
+        truncated=sum(r.truncated for r in played),
+        generated_tokens=sum(r.generated_tokens for r in played),
+        generation_seconds=sum(r.generation_seconds for r in played),
+        scoring_seconds=sum(r.scoring_seconds for r in reports),
+        noise=max((r.noise for r in reports), default=0.0),
+    )
+
+
+class _Progress:
+    """A bar on rank 0 over the units of all ranks, with this rank's tokens per second."""
+
+    def __init__(self, iteration: int, num_units: int, num_missing: int):
+        self.iteration, self.num_units = iteration, num_units
+        self.bar = tqdm(
+            total=num_units,
+            initial=num_units - num_missing,
+            desc=f"iteration {iteration}: play",
+            unit="unit",
+            disable=dist.get_global_rank() != 0,
+        )
+        self.tokens, self.seconds = 0, 0.0
+
+    def __enter__(self) -> _Progress:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.bar.close()
+
+    def advance(self, store: Store, report: UnitReport | None) -> None:
+        """Show the units that all ranks have done, and this rank's speed."""
+        if self.bar.disable:
+            return
+        if report is not None and report.generation_seconds:
+            self.tokens += report.generated_tokens
+            self.seconds += report.generation_seconds
+            self.bar.set_postfix_str(f"{self.tokens / self.seconds:.0f} tokens/s/rank")
+        done = self.num_units - len(store.missing_units(self.iteration, self.num_units))
+        self.bar.update(done - self.bar.n)

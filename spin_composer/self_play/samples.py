@@ -1,0 +1,46 @@
+"""The table of samples that each iteration logs: what the opponent answered."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+from composer.loggers import Logger, TensorboardLogger
+
+from spin_composer.self_play.store import LENGTH, Row, Store, write_atomically
+
+COLUMNS = ["iteration", "index", "prompt", "real", "generated", "finish"]
+_FINISH = {0: "stop", LENGTH: "length", 2: "stop string"}
+
+
+def sample_rows(store: Store, iteration: int, num_units: int, count: int) -> list[Row]:
+    """Return the first ``count`` pairs played in an iteration."""
+    rows: list[Row] = []
+    for unit in range(num_units):
+        for row in store.read_unit(iteration, unit):
+            if len(rows) == count:
+                return rows
+            rows.append(row)
+    return rows
+
+
+def log_samples(
+    logger: Logger, tokenizer: Any, store: Store, iteration: int, num_units: int, count: int
+) -> None:
+    """Write the table to the iteration's ``samples.jsonl`` and to the loggers that take tables.
+
+    Call it on rank 0. W&B, MLflow and file loggers take tables; TensorBoard gets a text.
+    """
+    table = []
+    for row in sample_rows(store, iteration, num_units, count):
+        texts = [tokenizer.decode(ids) for ids in (row.pair.prompt, row.pair.real, row.pair.generated)]
+        table.append([iteration, row.index, *texts, _FINISH[row.finish]])
+    lines = [json.dumps(dict(zip(COLUMNS, line, strict=True))) for line in table]
+    write_atomically(store.folder(iteration) / "samples.jsonl", "".join(f"{x}\n" for x in lines))
+    if not table:
+        return
+    logger.log_table(COLUMNS, table, name="spin/samples")
+    for destination in logger.destinations:
+        if isinstance(destination, TensorboardLogger) and destination.writer is not None:
+            text = "\n\n".join(f"    {line}" for line in lines)
+            destination.writer.add_text("spin/samples", text, iteration)

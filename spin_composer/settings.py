@@ -1,0 +1,256 @@
+"""The settings of the game: typed, checked where they enter, and free of heavy imports.
+
+A YAML's ``algorithms.spin`` section fills :class:`SpinSettings`, its ``generation`` section
+:class:`GenerationSettings`. An unknown key, a wrong type or a value that cannot work is an
+:class:`~spin_composer.errors.InputError` that names the field, the value and the remedy.
+"""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, fields
+from typing import Any, TypeVar
+
+from spin_composer.errors import InputError, shown
+
+LOSSES = ("logistic", "hinge", "squared")
+ENGINES = ("hf",)
+ALL = "all"
+
+T = TypeVar("T")
+
+
+def fill(cls: type[T], given: Mapping[str, Any] | T, where: str) -> T:
+    """Build the settings dataclass ``cls`` from a mapping, refusing keys that it does not have.
+
+    Args:
+        cls: A dataclass of this module.
+        given: Field names and values, or an instance of ``cls``, which is returned as it is.
+        where: Dotted name of the section, for messages.
+
+    Raises:
+        InputError: If ``given`` is no mapping or has an unknown key; the nearest known key is
+            named.
+    """
+    if isinstance(given, cls):
+        return given
+    if not isinstance(given, Mapping):
+        raise InputError(f"{where} must be a mapping of settings, got {shown(given)}.")
+    known = [f.name for f in fields(cls)]  # pyright: ignore[reportArgumentType]
+    unknown = [key for key in given if key not in known]
+    if unknown:
+        raise InputError(f"{where}.{unknown[0]} is not a setting. {nearest(unknown[0], known)}")
+    return cls(**given)
+
+
+def nearest(name: object, known: Sequence[str]) -> str:
+    """Return a sentence that names the known key nearest to ``name``, or all of them."""
+    close = difflib.get_close_matches(str(name), known, n=1, cutoff=0.5)
+    return f"Did you mean {close[0]!r}?" if close else f"Known: {', '.join(sorted(known))}."
+
+
+def _check(ok: bool, name: str, value: object, wanted: str, remedy: str = "") -> None:
+    if not ok:
+        raise InputError(f"{name} must be {wanted}, got {shown(value)}. {remedy}".rstrip())
+
+
+def _is_int(value: object) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool)
+
+
+def _is_number(value: object) -> bool:
+    return isinstance(value, (int, float)) and not isinstance(value, bool)
+
+
+@dataclass
+class GenerationSettings:
+    """How the opponent answers the prompts (``algorithms.spin.generation``)."""
+
+    max_new_tokens: int = 512
+    """Longest generated response, in tokens, the stop token included. NeMo-Aligner's
+    ``length_params.max_length``."""
+    min_new_tokens: int = 0
+    """The stop token is forbidden before this many tokens."""
+    temperature: float = 1.0
+    """Sampling temperature; other values than 1 move SPIN's fixed point."""
+    top_p: float = 1.0
+    """Nucleus sampling's mass; 1 samples from the whole distribution."""
+    top_k: int = 0
+    """Samples among the k likeliest tokens; 0 among all."""
+    repetition_penalty: float = 1.0
+    """Divides the logits of tokens that occurred; 1 leaves them."""
+    stop_strings: list[str] = field(default_factory=list)
+    """A response also ends (without the stop token) where it holds one of these strings."""
+    batch_size: int = 32
+    """Prompts per generation batch of one rank. NeMo-Aligner's ``rollout_micro_batch_size``."""
+    engine: str = "hf"
+    """Who generates: ``hf``, Hugging Face ``generate`` in the training processes."""
+
+    def __post_init__(self) -> None:
+        """Check every field."""
+        at = "spin.generation"
+        longest = "Set it to the longest response that you train on."
+        for name in ("max_new_tokens", "batch_size"):
+            value = getattr(self, name)
+            remedy = longest if name == "max_new_tokens" else ""
+            _check(_is_int(value) and value > 0, f"{at}.{name}", value, "a positive integer", remedy)
+        for name in ("min_new_tokens", "top_k"):
+            value = getattr(self, name)
+            _check(_is_int(value) and value >= 0, f"{at}.{name}", value, "an integer >= 0")
+        _check(
+            self.min_new_tokens <= self.max_new_tokens,
+            f"{at}.min_new_tokens",
+            self.min_new_tokens,
+            f"at most max_new_tokens ({self.max_new_tokens})",
+        )
+        for name in ("temperature", "repetition_penalty"):
+            value = getattr(self, name)
+            _check(_is_number(value) and value > 0, f"{at}.{name}", value, "a number > 0")
+        ok = _is_number(self.top_p) and 0 < self.top_p <= 1
+        _check(ok, f"{at}.top_p", self.top_p, "a number in (0, 1]")
+        ok = isinstance(self.stop_strings, Sequence) and not isinstance(self.stop_strings, str)
+        ok = ok and all(isinstance(s, str) and s for s in self.stop_strings)
+        _check(ok, f"{at}.stop_strings", self.stop_strings, "a list of non-empty strings")
+        self.stop_strings = list(self.stop_strings)
+        ok = self.engine in ENGINES
+        _check(ok, f"{at}.engine", self.engine, f"one of {', '.join(ENGINES)}")
+
+    @property
+    def unfaithful(self) -> list[str]:
+        """Names of the settings under which responses are not samples of the policy."""
+        neutral = {
+            "min_new_tokens": 0,
+            "temperature": 1.0,
+            "top_p": 1.0,
+            "top_k": 0,
+            "repetition_penalty": 1.0,
+        }
+        return [name for name, value in neutral.items() if getattr(self, name) != value]
+
+
+@dataclass
+class SpinSettings:
+    """The game (``algorithms.spin``). Lists hold one value per iteration."""
+
+    iteration_length: str | int = "2ep"
+    """Epochs of training per iteration (``2ep`` or ``2``). NeMo-Aligner's ``spin.max_epochs``."""
+    beta: float | list[float] = 0.1
+    """Strength of the pull towards the opponent, per iteration or one for all. NeMo-Aligner's
+    ``ref_policy_kl_penalty``, the paper's lambda."""
+    learning_rate: float | list[float] | None = None
+    """Peak learning rate, per iteration or one for all; null: the optimizer's."""
+    loss: str = "logistic"
+    """``logistic`` (the paper's), ``hinge`` or ``squared`` (IPO)."""
+    nll_weight: float = 0.0
+    """Weight of the real response's mean negative log-likelihood, added to the loss."""
+    length_normalised: bool = False
+    """Divide each side's log-prob sum by its number of tokens."""
+    reset_optimizer: bool = True
+    """Start each iteration with a fresh optimizer state."""
+    replay: int = 1
+    """How many earlier iterations' pairs are mixed in, rescored by the current opponent."""
+    samples_per_iteration: int | str = ALL
+    """Prompts played per iteration, a fresh subset each time, or ``all``."""
+    store: str = "{run_name}/self-play"
+    """Folder of the self-play store; ``{run_name}`` is replaced."""
+    unit_size: int = 256
+    """Prompts per unit of the store: what a crash in play can cost a rank."""
+    seed: int | None = None
+    """Seed of play and of the order of pairs; null: the Trainer's seed."""
+    deterministic: bool = False
+    """Bitwise repeatable runs: deterministic kernels, slower on GPUs."""
+    sample_table_rows: int = 8
+    """Rows of the table of samples that each iteration logs."""
+    generation: GenerationSettings = field(default_factory=GenerationSettings)
+    """How the opponent answers."""
+
+    def __post_init__(self) -> None:
+        """Check every field and bring it to its type."""
+        self.iteration_length = f"{self._epochs()}ep"
+        self.beta = self._numbers("beta", self.beta)
+        if self.learning_rate is not None:
+            self.learning_rate = self._numbers("learning_rate", self.learning_rate)
+        _check(self.loss in LOSSES, "spin.loss", self.loss, f"one of {', '.join(LOSSES)}")
+        ok = _is_number(self.nll_weight) and self.nll_weight >= 0
+        _check(ok, "spin.nll_weight", self.nll_weight, "a number >= 0")
+        for name in ("length_normalised", "reset_optimizer", "deterministic"):
+            value = getattr(self, name)
+            _check(isinstance(value, bool), f"spin.{name}", value, "true or false")
+        for name, least in (("replay", 0), ("sample_table_rows", 0), ("unit_size", 1)):
+            value = getattr(self, name)
+            _check(_is_int(value) and value >= least, f"spin.{name}", value, f"an integer >= {least}")
+        samples = self.samples_per_iteration
+        ok = samples == ALL or (_is_int(samples) and int(samples) > 0)
+        _check(ok, "spin.samples_per_iteration", samples, "a positive integer or 'all'")
+        _check(self.seed is None or _is_int(self.seed), "spin.seed", self.seed, "an integer or null")
+        ok = isinstance(self.store, str) and bool(self.store)
+        _check(ok, "spin.store", self.store, "a folder's name")
+        self.generation = fill(GenerationSettings, self.generation, "spin.generation")
+
+    def _epochs(self) -> int:
+        text = str(self.iteration_length)
+        digits = text[:-2] if text.endswith("ep") else text
+        ok = digits.isdigit() and int(digits) > 0
+        remedy = "Give it in whole epochs."
+        _check(ok, "spin.iteration_length", self.iteration_length, "like '2ep'", remedy)
+        return int(digits)
+
+    @staticmethod
+    def _numbers(name: str, value: object) -> list[float]:
+        values = [value] if _is_number(value) else value
+        ok = isinstance(values, Sequence) and not isinstance(values, str) and len(values) > 0
+        ok = ok and all(_is_number(v) and v > 0 for v in values)  # pyright: ignore
+        _check(ok, f"spin.{name}", value, "a positive number or a list of them")
+        return [float(v) for v in values]  # pyright: ignore
+
+    @property
+    def epochs_per_iteration(self) -> int:
+        """Epochs of training per iteration."""
+        return self._epochs()
+
+    def check_iterations(self, num_iterations: int) -> None:
+        """Refuse per-iteration lists that do not fit the number of iterations.
+
+        Raises:
+            InputError: If a list has more than one value and not exactly ``num_iterations``.
+        """
+        for name in ("beta", "learning_rate"):
+            values = getattr(self, name)
+            if values is not None and len(values) not in (1, num_iterations):
+                raise InputError(
+                    f"spin.{name} has {len(values)} values for {num_iterations} iterations "
+                    f"(max_duration). Give one value, or one per iteration."
+                )
+
+
+def of_iteration(values: Sequence[float], iteration: int) -> float:
+    """Return the value of an iteration from a list of one per iteration, or one for all."""
+    return values[0] if len(values) == 1 else values[iteration]
+
+
+def count_iterations(max_duration: object, epochs_per_iteration: int) -> int:
+    """Return the number of iterations T that ``max_duration`` asks for.
+
+    Args:
+        max_duration: Composer's: ``3iter``, ``6ep`` or an integer number of epochs.
+        epochs_per_iteration: Epochs of training per iteration.
+
+    Raises:
+        InputError: If it is in another unit, not positive, or no whole number of iterations.
+    """
+    text = str(max_duration)
+    for suffix, per_iteration in (("iter", 1), ("ep", epochs_per_iteration), ("", epochs_per_iteration)):
+        digits = text.removesuffix(suffix)
+        if text.endswith(suffix) and digits.isdigit() and int(digits) > 0:
+            if int(digits) % per_iteration:
+                raise InputError(
+                    f"max_duration={text} is no whole number of iterations of "
+                    f"{epochs_per_iteration}ep (spin.iteration_length). Use e.g. "
+                    f"{-(-int(digits) // per_iteration)}iter."
+                )
+            return int(digits) // per_iteration
+    raise InputError(
+        f"max_duration must be a positive number of iterations or epochs, got {text}. "
+        "Use e.g. 3iter, or 6ep with spin.iteration_length=2ep."
+    )

@@ -1,0 +1,131 @@
+"""What must hold before, and at the first batch of, an iteration: checked, not assumed."""
+
+from __future__ import annotations
+
+import logging
+from typing import Any
+
+import torch
+from composer.core import Event, Precision, State
+from composer.utils import dist
+from torch.distributed.fsdp import FSDPModule
+
+from spin_composer.data.examples import ExampleDataset
+from spin_composer.data.pairs import Pair, collate_pairs
+from spin_composer.errors import InputError, shown
+from spin_composer.settings import SpinSettings
+
+log = logging.getLogger(__name__)
+
+_FP32_TOLERANCE = 1e-5
+_LOW_PRECISION_TOLERANCE = 5e-3
+_NOISE_MULTIPLE = 4.0
+_CHECKED_TOKENS = 64
+
+
+def check_lengths(settings: SpinSettings, examples: ExampleDataset, config: Any) -> None:
+    """Refuse generation settings that run past the model's positions.
+
+    Raises:
+        InputError: Names the numbers.
+    """
+    attn = getattr(config, "attn_config", None)
+    rotary = isinstance(attn, dict) and (attn.get("rope") or attn.get("alibi"))
+    positions = getattr(config, "max_position_embeddings", None)
+    if positions is None and not rotary:
+        positions = getattr(config, "max_seq_len", None)
+    longest = examples.max_prompt_tokens + settings.generation.max_new_tokens
+    if positions is not None and longest > positions:
+        raise InputError(
+            f"spin.generation.max_new_tokens={settings.generation.max_new_tokens} after the "
+            f"longest prompt ({examples.max_prompt_tokens} tokens) is more than the model's "
+            f"{positions} positions. Lower it, or max_prompt_len of the train_loader's dataset."
+        )
+
+
+def warn_unfaithful(settings: SpinSettings) -> None:
+    """Warn of sampling settings under which responses are not the policy's samples."""
+    generation = settings.generation
+    if generation.unfaithful and dist.get_global_rank() == 0:
+        given = ", ".join(f"{n}={shown(getattr(generation, n))}" for n in generation.unfaithful)
+        log.warning(
+            f"spin.generation has {given}: responses are then not samples of the policy, and "
+            "SPIN's fixed point is not the data's distribution."
+        )
+
+
+def head_check_batch(examples: ExampleDataset) -> dict[str, torch.Tensor]:
+    """Return a short pair batch of the first example, both sides real."""
+    first = examples[0]
+    response = first.response[:_CHECKED_TOKENS]
+    return collate_pairs([Pair(first.prompt[-_CHECKED_TOKENS:], response, response)])
+
+
+def check_first_batch(
+    outputs: dict[str, torch.Tensor], batch: dict[str, torch.Tensor], noise: float, state: State
+) -> float:
+    """Check that the policy equals the opponent at an iteration's first batch.
+
+    Args:
+        outputs: The model's: ``policy_logps`` [B, 2], ``lengths`` [B, 2].
+        batch: A pair batch with the opponent's sums.
+        noise: Of scoring, in nats per token, measured at play.
+        state: For the precision.
+
+    Returns:
+        Mean |policy - opponent| per token, in nats.
+
+    Raises:
+        RuntimeError: If it exceeds the tolerance: wrong template, stale store, wrong checkpoint
+            or wrong reference.
+    """
+    gap = (outputs["policy_logps"].detach().double() - batch["opponent_logps"].double()).abs()
+    per_token = float(gap.sum() / outputs["lengths"].sum())
+    floor = _FP32_TOLERANCE if state.precision == Precision.FP32 else _LOW_PRECISION_TOLERANCE
+    tolerance = max(floor, _NOISE_MULTIPLE * noise)
+    if not per_token <= tolerance:
+        raise RuntimeError(
+            f"iteration {int(state.timestamp.iteration)}: at its first batch the policy must equal "
+            f"the opponent, but their log-probs differ by {per_token:.3g} nats per token "
+            f"(tolerance {tolerance:.3g}). The store was scored with other weights, another "
+            "template or another precision than is trained: delete the iteration's folder and "
+            "start from the checkpoint at the iteration's start."
+        )
+    return per_token
+
+
+def evaluate_at_iteration_ends(state: State, epochs_per_iteration: int) -> None:
+    """Make every evaluator also run at each iteration's end, whatever its interval."""
+    for evaluator in state.evaluators:
+        interval = evaluator.eval_interval
+        if getattr(interval, "spin_iteration_ends", False):
+            continue
+
+        def due(state: State, event: Event, interval: Any = interval) -> bool:
+            ends = int(state.timestamp.epoch_in_iteration) >= epochs_per_iteration
+            return interval(state, event) or (event == Event.EPOCH_END and ends)
+
+        due.spin_iteration_ends = True  # pyright: ignore[reportFunctionMemberAccess]
+        evaluator.eval_interval = due
+
+
+def mend_gloo_average(state: State) -> None:
+    """Divide FSDP2's gradients by the number of ranks where its averaging reduce-scatter sums.
+
+    gloo's does (pytorch#162338): gradients on CPU would be too large by the world size. The
+    backend is probed, so that nothing changes where it averages.
+    """
+    modules = [m for m in state.model.modules() if isinstance(m, FSDPModule)]
+    world_size = dist.get_world_size()
+    if not modules or world_size == 1:
+        return
+    probe = state.device.tensor_to_device(torch.ones(world_size))
+    out = probe.new_empty(1)
+    torch.distributed.reduce_scatter_tensor(out, probe, op=torch.distributed.ReduceOp.AVG)
+    factor = float(out)
+    if factor == 1.0:
+        return
+    if dist.get_global_rank() == 0:
+        log.info(f"reduce_scatter(AVG) gives {factor:g} for a mean of 1: gradients are divided.")
+    for module in modules:
+        module.set_all_reduce_hook(lambda gradient: gradient.div_(factor))

@@ -1,0 +1,84 @@
+"""Train from a YAML: ``python -m spin_composer.train YAML key=value ...``.
+
+Checks the YAML without loading anything heavy, then hands it to llm-foundry's training command.
+Every launcher starts this module: ``composer -n 8 -m spin_composer.train YAML``, torchrun,
+Slurm, MCLI.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from spin_composer.errors import InputError, StoreError
+
+EXIT_INPUT, EXIT_STORE = 2, 3
+
+
+def read_yaml(path: str | Path, overrides: Sequence[str]) -> Any:
+    """Return the YAML's OmegaConf config with ``key=value`` overrides merged in.
+
+    Raises:
+        InputError: If the file is missing or no YAML mapping, or an override is no ``key=value``.
+    """
+    from omegaconf import DictConfig, OmegaConf
+    from omegaconf.errors import OmegaConfBaseException
+    from yaml import YAMLError
+
+    for override in overrides:
+        if "=" not in override:
+            raise InputError(f"{override!r} is no setting. Write key=value.")
+    try:
+        config = OmegaConf.load(path)
+        if not isinstance(config, DictConfig):
+            raise InputError(f"{path} holds no settings. It must be a YAML mapping.")
+        merged = OmegaConf.merge(config, OmegaConf.from_cli(list(overrides)))
+        OmegaConf.resolve(merged)
+    except FileNotFoundError:
+        raise InputError(f"{path} does not exist. Give the path of a YAML.") from None
+    except (YAMLError, OmegaConfBaseException) as error:
+        raise InputError(f"{path}: {' '.join(str(error).split())}") from None
+    return merged
+
+
+def train(path: str | Path, overrides: Sequence[str] = ()) -> Any:
+    """Check a YAML and train it; return Composer's Trainer.
+
+    Raises:
+        InputError: If something in the YAML or the data cannot work.
+        StoreError: If the self-play store is not this run's, or is damaged.
+    """
+    from omegaconf import OmegaConf
+
+    from spin_composer.config import is_spin, validate
+
+    config = read_yaml(path, overrides)
+    plain = OmegaConf.to_container(config)
+    if is_spin(plain):  # pyright: ignore[reportArgumentType]
+        validate(plain)  # pyright: ignore[reportArgumentType]
+    from llmfoundry.command_utils import train as train_config
+
+    return train_config(config)
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the command; return its exit code: 0, 2 for bad input, 3 for a bad store."""
+    arguments = list(sys.argv[1:] if arguments is None else arguments)
+    if not arguments:
+        print("usage: python -m spin_composer.train YAML [key=value ...]", file=sys.stderr)
+        return EXIT_INPUT
+    try:
+        train(arguments[0], arguments[1:])
+    except InputError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return EXIT_INPUT
+    except StoreError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return EXIT_STORE
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,57 @@
+"""Rows that the data tests share, and the way to load them."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from spin_composer.data.config import read_config
+from spin_composer.data.examples import ExampleDataset
+from spin_composer.data.sources import read_rows
+from spin_composer.data.tokenise import build_examples
+
+PLAIN = [
+    {"prompt": "How many clips did she sell?\n", "response": "She sold 48/2 = 24 clips.\n#### 24"},
+    {"prompt": "Night : Day :: Right : ", "response": "Left"},
+    {"prompt": "Answer the question", "response": " in one sentence."},
+    {"prompt": "Unicode: ", "response": "naïve café ½"},
+]
+CHAT = [
+    {
+        "messages": [
+            {"role": "system", "content": "You are a helpful assistant."},
+            {"role": "user", "content": "Hello there"},
+            {"role": "assistant", "content": "Hello, a question?"},
+            {"role": "user", "content": "How many clips?"},
+            {"role": "assistant", "content": "24 clips.\n#### 24"},
+        ]
+    },
+    {
+        "messages": [
+            {"role": "user", "content": "What is the relation?"},
+            {"role": "assistant", "content": "They are opposites."},
+        ]
+    },
+]
+
+
+def nemo_chat(row: dict[str, Any]) -> dict[str, Any]:
+    """Write a chat row as NeMo-Aligner does."""
+    names = {"user": "User", "assistant": "Assistant"}
+    turns = row["messages"]
+    system = turns[0]["content"] if turns[0]["role"] == "system" else ""
+    return {
+        "system": system,
+        "mask": "User",
+        "type": "VALUE_TO_TEXT",
+        "conversations": [
+            {"from": names[turn["role"]], "value": turn["content"], "label": None}
+            for turn in turns
+            if turn["role"] != "system"
+        ],
+    }
+
+
+def load(tokenizer: Any, max_seq_len: int = 512, **dataset: Any) -> ExampleDataset:
+    """Build the examples of a ``dataset:`` block."""
+    config = read_config({"max_seq_len": max_seq_len, **dataset})
+    return build_examples(read_rows(config), tokenizer, config)

@@ -1,0 +1,119 @@
+"""The layers of the packages: who may import whom, and where the heavy dependencies stay."""
+
+from __future__ import annotations
+
+import ast
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parent.parent
+PACKAGE = ROOT / "spin_composer"
+KERNELS = ROOT / "kernels" / "spin_kernels"
+
+# A module may import those of its own layer and of the layers below. Every module has its place
+# here: a new one belongs in this list before it belongs in the package.
+LAYERS: tuple[frozenset[str], ...] = (
+    frozenset({"errors", "settings"}),
+    frozenset({"data", "loss", "head", "dropout", "logprobs", "metrics", "report"}),
+    frozenset({"model", "self_play"}),
+    frozenset({"schedule", "start_checks", "iteration", "books", "algorithm", "config"}),
+    frozenset({"train", "demo", "cli", "__main__"}),
+)
+LAYER_OF = {name: number for number, names in enumerate(LAYERS) for name in names}
+
+# What takes seconds to import. The command line's help and checks must not wait for any of it.
+HEAVY = frozenset(
+    "torch triton numpy composer llmfoundry streaming transformers datasets matplotlib mlflow".split()
+)
+MAX_LINES = 400
+
+
+def python_files(*roots: Path) -> list[Path]:
+    return sorted(path for root in roots for path in root.rglob("*.py"))
+
+
+def imported(path: Path) -> Iterator[str]:
+    """Absolute names of everything that a file imports anywhere, functions included."""
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"{path.name}: relative import; write the absolute one"
+            assert node.module is not None
+            yield node.module
+            yield from (f"{node.module}.{alias.name}" for alias in node.names)
+
+
+def top(name: str) -> str:
+    return name.split(".")[0]
+
+
+def short(path: Path) -> str:
+    return str(path.relative_to(ROOT))
+
+
+def unit_of(path: Path) -> str:
+    """The module's name below spin_composer: ``data`` for spin_composer/data/pairs.py."""
+    return path.relative_to(PACKAGE).parts[0].removesuffix(".py")
+
+
+def test_kernels_need_only_torch_and_triton():
+    allowed = set(sys.stdlib_module_names) | {"torch", "triton", "spin_kernels"}
+    for path in python_files(KERNELS):
+        foreign = {top(name) for name in imported(path)} - allowed
+        assert not foreign, f"{short(path)} imports {sorted(foreign)}"
+
+
+def test_triton_stays_behind_the_kernels():
+    for path in python_files(PACKAGE):
+        assert "triton" not in map(top, imported(path)), short(path)
+
+
+def test_every_module_has_a_layer():
+    units = {unit_of(path) for path in python_files(PACKAGE)} - {"__init__"}
+    assert not units - set(LAYER_OF), "give these modules a layer in tests/test_architecture.py"
+
+
+@pytest.mark.parametrize("path", python_files(PACKAGE), ids=short)
+def test_imports_point_downwards(path: Path):
+    unit = unit_of(path)
+    if unit == "__init__":
+        assert not [name for name in imported(path) if top(name) == "spin_composer"], (
+            "spin_composer imports its modules on first use only"
+        )
+        return
+    for name in imported(path):
+        parts = name.split(".")
+        if parts[0] == "spin_composer" and len(parts) > 1 and parts[1] in LAYER_OF:
+            assert LAYER_OF[parts[1]] <= LAYER_OF[unit], f"{short(path)} imports {name}"
+
+
+def test_report_reads_files_only():
+    for path in python_files(PACKAGE):
+        if unit_of(path) == "report":
+            own = {name.split(".")[1] for name in imported(path) if name.startswith("spin_composer.")}
+            assert own <= {"errors", "report"}, f"{short(path)} imports {sorted(own)}"
+            assert not {top(name) for name in imported(path)} & (HEAVY - {"matplotlib", "numpy"})
+
+
+@pytest.mark.parametrize("module", ["cli", "errors", "settings"])
+def test_light_modules_load_nothing_heavy(module: str):
+    code = f"import sys, spin_composer.{module}; print(*sys.modules)"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert not HEAVY & set(done.stdout.split())
+
+
+def test_kernels_folder_is_no_package():
+    # It would shadow the PyPI package `kernels`, which transformers imports.
+    assert not (ROOT / "kernels" / "__init__.py").exists()
+
+
+@pytest.mark.parametrize("path", python_files(PACKAGE, ROOT / "kernels"), ids=short)
+def test_one_file_one_noun(path: Path):
+    assert path.name != "utils.py"
+    lines = len(path.read_text(encoding="utf-8").splitlines())
+    assert lines <= MAX_LINES, f"{short(path)} has {lines} lines: split it by noun"

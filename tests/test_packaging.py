@@ -1,0 +1,166 @@
+"""What gets installed: the wheel's and the sdist's contents, the entry points, the lock file."""
+
+from __future__ import annotations
+
+import re
+import subprocess
+import sys
+import tarfile
+import zipfile
+from importlib.metadata import EntryPoint, distribution
+from pathlib import Path
+
+import pytest
+from packaging.requirements import Requirement
+from packaging.utils import canonicalize_name
+
+if sys.version_info >= (3, 11):
+    import tomllib
+else:
+    import tomli as tomllib
+
+ROOT = Path(__file__).parent.parent
+PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+PACKAGES = {"spin_composer", "spin_kernels"}
+
+# Built from a copy of the checkout by setuptools itself: no network, no build isolation, and no
+# build/ or egg-info left in the checkout.
+BUILD = """
+import sys
+from setuptools.build_meta import build_sdist, build_wheel
+out = sys.argv[1]  # setuptools writes to sys.argv
+build_wheel(out)
+build_sdist(out)
+"""
+
+
+def declared_entry_points() -> list[EntryPoint]:
+    groups: dict[str, dict[str, str]] = {
+        **PROJECT["entry-points"],
+        "console_scripts": PROJECT["scripts"],
+    }
+    return [
+        EntryPoint(name, value, group)
+        for group, entries in groups.items()
+        for name, value in entries.items()
+    ]
+
+
+@pytest.fixture(scope="module")
+def built(tmp_path_factory: pytest.TempPathFactory) -> tuple[set[str], set[str]]:
+    """Names of the files in the wheel and in the sdist (there below the sdist's own folder)."""
+    source = tmp_path_factory.mktemp("source")
+    listed = subprocess.run(
+        ["git", "ls-files", "--cached", "--others", "--exclude-standard", "-z"],
+        cwd=ROOT, capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    if listed.returncode:
+        pytest.skip("not a git checkout, so the list of the project's files is unknown")
+    for name in filter(None, listed.stdout.split("\0")):
+        if (ROOT / name).is_file():
+            (source / name).parent.mkdir(parents=True, exist_ok=True)
+            (source / name).write_bytes((ROOT / name).read_bytes())
+    out = tmp_path_factory.mktemp("dist")
+    done = subprocess.run(
+        [sys.executable, "-c", BUILD, str(out)], cwd=source, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr[-2000:]
+    (wheel,), (sdist,) = out.glob("*.whl"), out.glob("*.tar.gz")
+    with zipfile.ZipFile(wheel) as archive:
+        in_wheel = set(archive.namelist())
+    with tarfile.open(sdist) as archive:
+        in_sdist = {name.partition("/")[2] for name in archive.getnames()}
+    return in_wheel, in_sdist
+
+
+def test_wheel_holds_the_packages_and_nothing_else(built: tuple[set[str], set[str]]):
+    tops = {name.split("/")[0] for name in built[0]}
+    assert {name for name in tops if not name.endswith(".dist-info")} == PACKAGES
+
+
+@pytest.mark.parametrize("kind", ["wheel", "sdist"])
+def test_every_module_is_shipped(built: tuple[set[str], set[str]], kind: str):
+    roots = {"spin_composer": ROOT, "spin_kernels": ROOT / "kernels"}
+    base = ROOT if kind == "sdist" else None
+    for package, root in roots.items():
+        for path in (root / package).rglob("*.py"):
+            name = path.relative_to(base or root).as_posix()
+            assert name in built[kind == "sdist"], f"{name} is missing from the {kind}"
+
+
+def test_sdist_holds_licence_and_yamls_but_no_tests(built: tuple[set[str], set[str]]):
+    assert {"LICENSE", "yamls/zephyr-7b-ultrachat.yaml"} <= built[1]
+    assert not [name for name in built[1] if {"tests", "benchmarks"} & set(name.split("/"))]
+
+
+def test_modules_lie_in_packages():
+    # A folder without __init__.py would still be shipped, as a namespace package, but pyright and
+    # pytest see it differently: every folder with modules is a package.
+    for package in (ROOT / "spin_composer", ROOT / "kernels" / "spin_kernels"):
+        for path in package.rglob("*.py"):
+            assert (path.parent / "__init__.py").exists(), f"{path.parent} has no __init__.py"
+
+
+@pytest.mark.parametrize("point", declared_entry_points(), ids=lambda p: f"{p.group}:{p.name}")
+def test_entry_points_lead_to_objects(point: EntryPoint):
+    assert callable(point.load())
+
+
+def test_installed_entry_points_are_the_declared_ones():
+    installed = {(p.group, p.name, p.value) for p in distribution("spin-composer").entry_points}
+    declared = {(p.group, p.name, p.value) for p in declared_entry_points()}
+    assert installed == declared, "pyproject.toml changed: run `make install`"
+
+
+def test_entry_points_are_found_by_llm_foundry():
+    from llmfoundry import registry
+
+    for point in declared_entry_points():
+        if point.group.startswith("llmfoundry_"):
+            found = getattr(registry, point.group.removeprefix("llmfoundry_")).get(point.name)
+            assert found is point.load()
+
+
+def locked() -> dict[str, list[Requirement]]:
+    pins: dict[str, list[Requirement]] = {}
+    for line in (ROOT / "requirements.lock").read_text(encoding="utf-8").splitlines():
+        if line and not line.startswith("#"):
+            requirement = Requirement(line)
+            pins.setdefault(canonicalize_name(requirement.name), []).append(requirement)
+    return pins
+
+
+def test_lock_names_versions_and_no_addresses():
+    text = (ROOT / "requirements.lock").read_text(encoding="utf-8")
+    assert not re.search(r"://| @ |--|\bfile:", text)
+    for pins in locked().values():
+        for pin in pins:
+            assert [specifier.operator for specifier in pin.specifier] == ["=="], str(pin)
+
+
+def test_lock_satisfies_what_the_project_asks_for():
+    pins = locked()
+    extras = PROJECT["optional-dependencies"]
+    wanted = PROJECT["dependencies"] + [line for lines in extras.values() for line in lines]
+    for line in wanted:
+        requirement = Requirement(line)
+        found = pins.get(canonicalize_name(requirement.name))
+        assert found, f"{requirement.name} is not in requirements.lock"
+        for pin in found:
+            version = next(iter(pin.specifier)).version
+            assert requirement.specifier.contains(version), f"{pin} does not fit {line}"
+
+
+def test_lock_is_what_is_installed_here():
+    from importlib.metadata import version
+
+    for name, pins in locked().items():
+        for pin in pins:
+            if pin.marker is None or pin.marker.evaluate():
+                assert version(name) == next(iter(pin.specifier)).version, f"{name}: make install"
+
+
+def test_package_version_is_the_project_version():
+    import spin_composer
+
+    assert spin_composer.__version__ == PROJECT["version"]

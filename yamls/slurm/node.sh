@@ -1,0 +1,46 @@
+#!/usr/bin/env bash
+# Starts one node's processes of a run on several nodes; spin.sbatch calls it once per node by srun.
+# Without Slurm, set the same variables by hand on each node:
+#
+#   SLURM_NNODES=2 SLURM_NODEID=0 MASTER_ADDR=host0 MASTER_PORT=29500 GPUS_PER_NODE=8 \
+#       bash yamls/slurm/node.sh yamls/zephyr-7b-ultrachat.yaml
+#
+# LAUNCHER=composer (default) or torchrun: the same run by either.
+
+set -euo pipefail
+
+: "${SLURM_NNODES:?number of nodes}" "${SLURM_NODEID:?number of this node, from 0}"
+: "${MASTER_ADDR:?name or address of node 0}" "${MASTER_PORT:?a free port on node 0}"
+: "${GPUS_PER_NODE:?processes to start on each node}"
+
+if [ -d .venv/bin ]; then
+    PATH="$PWD/.venv/bin:$PATH"
+fi
+
+case "${LAUNCHER:-composer}" in
+    composer)
+        # base_rank follows from node_rank when all nodes have the same number of processes.
+        exec composer \
+            --nproc "$GPUS_PER_NODE" \
+            --world_size "$((SLURM_NNODES * GPUS_PER_NODE))" \
+            --node_rank "$SLURM_NODEID" \
+            --master_addr "$MASTER_ADDR" \
+            --master_port "$MASTER_PORT" \
+            -m spin_composer.train "$@"
+        ;;
+    torchrun)
+        # Composer asks for NODE_RANK, which torchrun does not set.
+        export NODE_RANK="$SLURM_NODEID"
+        exec torchrun \
+            --nnodes "$SLURM_NNODES" \
+            --nproc-per-node "$GPUS_PER_NODE" \
+            --node-rank "$SLURM_NODEID" \
+            --master-addr "$MASTER_ADDR" \
+            --master-port "$MASTER_PORT" \
+            -m spin_composer.train "$@"
+        ;;
+    *)
+        echo "LAUNCHER must be composer or torchrun, got $LAUNCHER" >&2
+        exit 2
+        ;;
+esac
