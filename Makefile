@@ -11,7 +11,7 @@ UV     := uv==0.13.9
 OFFLINE := HF_HUB_OFFLINE=1 HF_DATASETS_OFFLINE=1 TRANSFORMERS_OFFLINE=1 WANDB_MODE=offline TOKENIZERS_PARALLELISM=false
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo test test-all lint bench gpu clean
+.PHONY: help install demo test test-all lint bench gpu lock clean
 
 help: ## show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -47,6 +47,16 @@ gpu: install ## tests marked gpu, and the benchmarks; needs a CUDA GPU
 	@$(BIN)/python -c 'import sys, torch; sys.exit(0 if torch.cuda.is_available() else "make gpu needs a CUDA GPU, and torch sees none on this machine.")'
 	$(OFFLINE) $(BIN)/python -m pytest -m gpu
 	$(OFFLINE) $(BIN)/python kernels/benchmarks/logprobs.py
+
+# Python versions and platform as in pyproject.toml; what is locked and still fits stays. The platform's
+# markers are left out, being the same on every line.
+LOCK_NOTE := \# CPython 3.10, 3.11 and 3.12 on Linux x86-64; the extras test, lint and lora included.
+lock: install ## resolve requirements.lock again after a change in pyproject.toml
+	$(BIN)/uv pip compile pyproject.toml --quiet --all-extras --universal --python-version 3.10 --no-annotate \
+		--no-emit-index-url --no-emit-find-links --custom-compile-command "make lock" -o requirements.lock
+	sed -i -E "s/ and (platform_machine|sys_platform|implementation_name|platform_python_implementation) [!=]= '[^']*'//g; \
+		s/ ; (platform_machine|implementation_name) [!=]= '[^']*'//" requirements.lock
+	sed -i '2a $(LOCK_NOTE)' requirements.lock
 
 clean: ## remove the environment, caches and built files (runs/ stays)
 	rm -rf $(VENV) build dist *.egg-info kernels/*.egg-info .pytest_cache .ruff_cache

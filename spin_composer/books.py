@@ -12,7 +12,7 @@ from typing import Any
 from composer.core import State
 from composer.utils import dist
 
-from spin_composer.self_play.store import write_atomically
+from spin_composer.self_play.durable import write_atomically
 
 FILE_NAME = "iterations.json"
 

@@ -119,7 +119,7 @@ def install_head(model: nn.Module) -> None:
         InputError: LoRA sits on the output layer, or the layer is of a class we do not know.
     """
     inner = cast(Any, maybe_get_underlying_model(cast(Any, model)))
-    head = inner.get_output_embeddings()
+    head: Any = inner.get_output_embeddings()
     trained = getattr(head, "modules_to_save", None)  # PEFT's copy of a fully trained layer
     if isinstance(trained, nn.ModuleDict):
         head = trained[head.active_adapter]

@@ -29,9 +29,14 @@ def margin(
     beta: float,
 ) -> Tensor:
     """Return m = r_real - r_generated [B], where r = beta * (policy - opponent) of a side."""
-    real = policy_real_logps.float() - opponent_real_logps.float()
-    generated = policy_generated_logps.float() - opponent_generated_logps.float()
+    real = _wide(policy_real_logps) - _wide(opponent_real_logps)
+    generated = _wide(policy_generated_logps) - _wide(opponent_generated_logps)
     return beta * (real - generated)
+
+
+def _wide(sums: Tensor) -> Tensor:
+    """Return sums in fp32, or in fp64 where they are fp64 already."""
+    return sums.to(torch.promote_types(sums.dtype, torch.float32))
 
 
 def spin_loss(
@@ -51,7 +56,7 @@ def spin_loss(
         beta: the paper's lambda, > 0.
 
     Returns:
-        [B] fp32.
+        [B] fp32 (fp64 for fp64 sums).
     """
     return -F.logsigmoid(
         margin(

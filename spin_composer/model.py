@@ -20,6 +20,7 @@ from torch import Tensor
 from torchmetrics import Metric
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from spin_composer.data.pairs import is_pair_batch
 from spin_composer.dropout import disable_dropout
 from spin_composer.head import install_head
 from spin_composer.logprobs import check_head, response_logps, sequence_sums
@@ -30,11 +31,6 @@ if TYPE_CHECKING:
     from peft import PeftModel
 
 log = logging.getLogger(__name__)
-
-
-def is_pair_batch(batch: Any) -> bool:
-    """Return whether ``batch`` is a pair batch (spin_composer.data.pairs)."""
-    return isinstance(batch, Mapping) and "cu_seqlens" in batch
 
 
 class SpinLM(HuggingFaceModel):
@@ -204,5 +200,6 @@ class MPTSpinLM(SpinLM, ComposerMPTCausalLM):
             return super().flops_per_batch(batch)
         lengths = batch["cu_seqlens"].double().diff()
         parameters = 2.0 * self.n_active_params * float(lengths.sum())
-        attention = 4.0 * self.model.config.n_layers * self.model.config.d_model
+        config: Any = self.config
+        attention = 4.0 * config.n_layers * config.d_model
         return 3.0 * (parameters + attention * float(lengths.square().sum()))

@@ -8,6 +8,7 @@ A YAML's ``algorithms.spin`` section fills :class:`SpinSettings`, its ``generati
 from __future__ import annotations
 
 import difflib
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from typing import Any, TypeVar
@@ -60,7 +61,8 @@ def _is_int(value: object) -> bool:
 
 
 def _is_number(value: object) -> bool:
-    return isinstance(value, (int, float)) and not isinstance(value, bool)
+    number = isinstance(value, (int, float)) and not isinstance(value, bool)
+    return number and math.isfinite(value)
 
 
 @dataclass
@@ -183,7 +185,8 @@ class SpinSettings:
         samples = self.samples_per_iteration
         ok = samples == ALL or (_is_int(samples) and int(samples) > 0)
         _check(ok, "spin.samples_per_iteration", samples, "a positive integer or 'all'")
-        _check(self.seed is None or _is_int(self.seed), "spin.seed", self.seed, "an integer or null")
+        ok = self.seed is None or (_is_int(self.seed) and self.seed >= 0)
+        _check(ok, "spin.seed", self.seed, "an integer >= 0, or null")
         ok = isinstance(self.store, str) and bool(self.store)
         _check(ok, "spin.store", self.store, "a folder's name")
         self.generation = fill(GenerationSettings, self.generation, "spin.generation")

@@ -62,8 +62,9 @@ def built(tmp_path_factory: pytest.TempPathFactory) -> tuple[set[str], set[str]]
             (source / name).write_bytes((ROOT / name).read_bytes())
     out = tmp_path_factory.mktemp("dist")
     done = subprocess.run(
-        [sys.executable, "-c", BUILD, str(out)], cwd=source, capture_output=True, text=True, check=False
-    )
+        [sys.executable, "-c", BUILD, str(out)],
+        cwd=source, capture_output=True, text=True, check=False,
+    )  # fmt: skip
     assert done.returncode == 0, done.stderr[-2000:]
     (wheel,), (sdist,) = out.glob("*.whl"), out.glob("*.tar.gz")
     with zipfile.ZipFile(wheel) as archive:

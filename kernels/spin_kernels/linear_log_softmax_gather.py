@@ -15,7 +15,7 @@ from torch.autograd.function import once_differentiable
 from spin_kernels.checks import check_matrix, check_positive, check_targets, check_weight
 from spin_kernels.rows import (
     accumulation_dtype,
-    gather_and_lse_,
+    logps_,
     logps_backward_,
     row_chunks,
     split_targets,
@@ -138,10 +138,12 @@ class _Spec:
             z.div_(self.softcap).tanh_().mul_(self.softcap)
         return z
 
-    def logits_backward_(self, z: Tensor, targets: Tensor, lse: Tensor, grad: Tensor) -> Tensor:
+    def logits_backward_(
+        self, z: Tensor, targets: Tensor, top: Tensor, log_total: Tensor, grad: Tensor
+    ) -> Tensor:
         """Turn z [C, V] into the gradient of the unscaled, uncapped logits, in place."""
         slope = None if self.softcap is None else (z / self.softcap).square_().neg_().add_(1)
-        dz = logps_backward_(z, targets, lse, grad)
+        dz = logps_backward_(z, targets, top, log_total, grad)
         if slope is not None:
             dz *= slope
         if self.temperature != 1.0:
@@ -155,25 +157,26 @@ class _LinearLogSoftmaxGather(torch.autograd.Function):
         ctx: Any, hidden: Tensor, weight: Tensor, bias: Tensor | None, targets: Tensor, spec: _Spec
     ) -> Tensor:
         safe, scored = split_targets(targets)
-        picked = torch.empty(hidden.shape[0], dtype=spec.dtype, device=hidden.device)
-        lse = torch.empty_like(picked)
+        logps, top, log_total = torch.empty(
+            3, hidden.shape[0], dtype=spec.dtype, device=hidden.device
+        ).unbind()
         with torch.autocast(hidden.device.type, enabled=False):
             w = weight.to(spec.matmul_dtype)
             for rows in spec.chunks(hidden.shape[0], weight.shape[0]):
                 z = spec.logits(hidden[rows].to(spec.matmul_dtype), w, bias, safe[rows])
-                picked[rows], lse[rows] = gather_and_lse_(z, safe[rows])
+                logps[rows], top[rows], log_total[rows] = logps_(z, safe[rows])
                 del z  # before the next chunk's product is made
         # The weight itself is saved, not its cast: it is a parameter and costs nothing.
-        ctx.save_for_backward(hidden, weight, bias, safe, scored, lse)
+        ctx.save_for_backward(hidden, weight, bias, safe, scored, top, log_total)
         ctx.spec = spec
-        return torch.where(scored, picked - lse, torch.zeros_like(lse))
+        return torch.where(scored, logps, torch.zeros_like(logps))
 
     @staticmethod
     @once_differentiable
     def backward(
         ctx: Any, grad: Tensor
     ) -> tuple[Tensor | None, Tensor | None, Tensor | None, None, None]:
-        hidden, weight, bias, safe, scored, lse = ctx.saved_tensors
+        hidden, weight, bias, safe, scored, top, log_total = ctx.saved_tensors
         spec: _Spec = ctx.spec
         for_hidden, for_weight, for_bias = ctx.needs_input_grad[:3]
         grad = torch.where(scored, grad, torch.zeros_like(grad))
@@ -186,7 +189,8 @@ class _LinearLogSoftmaxGather(torch.autograd.Function):
             for rows in spec.chunks(hidden.shape[0], weight.shape[0]):
                 x = hidden[rows].to(spec.matmul_dtype)
                 dz = spec.logits(x, w, bias, safe[rows])
-                dz = spec.logits_backward_(dz, safe[rows], lse[rows], grad[rows])
+                norm = top[rows], log_total[rows]
+                dz = spec.logits_backward_(dz, safe[rows], *norm, grad[rows])
                 if d_bias is not None:
                     d_bias += dz.sum(0)
                 dz = dz.to(spec.matmul_dtype)

@@ -14,7 +14,7 @@ from torch.autograd.function import once_differentiable
 from spin_kernels.checks import check_matrix, check_targets
 from spin_kernels.rows import (
     accumulation_dtype,
-    gather_and_lse_,
+    logps_,
     logps_backward_,
     row_chunks,
     split_targets,
@@ -57,23 +57,26 @@ class _LogSoftmaxGather(torch.autograd.Function):
     def forward(ctx: Any, logits: Tensor, targets: Tensor) -> Tensor:
         dtype = accumulation_dtype(logits.dtype)
         safe, scored = split_targets(targets)
-        picked = torch.empty(logits.shape[0], dtype=dtype, device=logits.device)
-        lse = torch.empty_like(picked)
+        logps, top, log_total = torch.empty(
+            3, logits.shape[0], dtype=dtype, device=logits.device
+        ).unbind()
         for rows in _chunks(logits):
             z = logits[rows].to(dtype, copy=True)
-            picked[rows], lse[rows] = gather_and_lse_(z, safe[rows])
-        ctx.save_for_backward(logits, safe, scored, lse)
-        return torch.where(scored, picked - lse, torch.zeros_like(lse))
+            logps[rows], top[rows], log_total[rows] = logps_(z, safe[rows])
+        ctx.save_for_backward(logits, safe, scored, top, log_total)
+        return torch.where(scored, logps, torch.zeros_like(logps))
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:
-        logits, safe, scored, lse = ctx.saved_tensors
+        logits, safe, scored, top, log_total = ctx.saved_tensors
         grad = torch.where(scored, grad, torch.zeros_like(grad))
         grad_logits = torch.empty_like(logits)
         for rows in _chunks(logits):
-            z = logits[rows].to(lse.dtype, copy=True)
-            grad_logits[rows] = logps_backward_(z, safe[rows], lse[rows], grad[rows])
+            z = logits[rows].to(top.dtype, copy=True)
+            grad_logits[rows] = logps_backward_(
+                z, safe[rows], top[rows], log_total[rows], grad[rows]
+            )
         return grad_logits, None
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, cast
 
 import numpy as np
 
@@ -120,17 +120,18 @@ def report_on(
     if not 1 <= row <= len(examples):
         raise InputError(f"row={row}: there are rows 1 to {len(examples)}. Name one of them.")
     example = examples[row - 1]
-    decode: Any = tokenizer.decode
+    # transformers' stubs do not know the methods of all tokenizers.
+    tokens = cast(Any, tokenizer)
     return CheckReport(
         source=source,
         kind=examples.kind,
         rows=examples.report,
         prompt_lengths=examples.lengths[:, 0],
         response_lengths=examples.lengths[:, 1],
-        stop_token=str(tokenizer.convert_ids_to_tokens(examples.stop_token_id)),
+        stop_token=str(tokens.convert_ids_to_tokens(examples.stop_token_id)),
         fingerprint=examples.fingerprint,
-        prompt_text=decode(example.prompt, skip_special_tokens=False),
-        response_text=decode(example.response, skip_special_tokens=False),
+        prompt_text=tokens.decode(example.prompt, skip_special_tokens=False),
+        response_text=tokens.decode(example.response, skip_special_tokens=False),
         on_bad_row=on_bad_row,
     )
 

@@ -133,6 +133,11 @@ def read_config(dataset: Mapping[str, Any], where: str = "train_loader.dataset")
         )  # fmt: skip
     values = {key: given[key] for key in known if given.get(key) is not None}
     _check_types(values, where)
+    if "max_seq_len" not in values:
+        raise InputError(
+            f"{where}.max_seq_len is not set. Set it to the most tokens of prompt and response "
+            "together that the model is trained on."
+        )
     _check_source(values, where)
     config = DatasetConfig(**values)
     _check_lengths(config, where)

@@ -48,7 +48,7 @@ class ExampleDataset(Dataset):
         kind: Kind = "plain",
         report: DataReport | None = None,
     ) -> None:
-        """Hold ``tokens`` [sum P + R] int32, cut at ``ends`` [n, 2] int64; ``truncated`` [n] bool."""
+        """Hold ``tokens`` [sum P + R] int32, cut at ``ends`` [n, 2]; ``truncated`` [n] bool."""
         self._tokens, self._ends, self._truncated = tokens, ends, truncated
         self.stop_token_id = stop_token_id
         self.kind: Kind = kind

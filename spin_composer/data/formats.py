@@ -66,7 +66,7 @@ class BadRow(InputError):
     def __init__(self, where: Where, reason: str, problem: str, remedy: str) -> None:
         self.where, self.reason, self.problem, self.remedy = where, reason, problem, remedy
         line = f"{where}: {problem}. {remedy}"
-        super().__init__(" ".join(line.split()))
+        super().__init__(" ".join(line.splitlines()))
 
     def __reduce__(self) -> tuple[Any, ...]:
         return type(self), (self.where, self.reason, self.problem, self.remedy)

@@ -32,7 +32,7 @@ def read_mds(config: DatasetConfig) -> Iterator[RawRow]:
         InputError: A stream is missing, damaged, holds pickled columns or tokens for text.
     """
     for stream in _streams(config):
-        root = os.path.join(stream.local, stream.split)
+        root = os.path.join(stream.local, stream.split).rstrip(os.sep)
         number = 0
         for shard in _prepared_shards(stream, root, config):
             _check_shard(shard, root)

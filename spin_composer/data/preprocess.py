@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -12,8 +13,9 @@ from spin_composer.errors import InputError, shown
 
 def make_preprocessor(config: DatasetConfig) -> Callable[[Any], Any] | None:
     """Return the row function that the config names or that llm-foundry registers for the name."""
-    if config.preprocessing_fn is None and config.hf_name is None:
-        return None
+    name = config.hf_name
+    if config.preprocessing_fn is None and (name is None or os.path.exists(name)):
+        return None  # llm-foundry registers functions for hub names only
     from llmfoundry.data.finetuning.tasks import dataset_constructor
 
     named = config.preprocessing_fn

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import glob
 import logging
 import os
@@ -169,7 +170,10 @@ def _split_files(folder: str, split: str) -> list[str]:
         )
     files: list[str] = []
     for pattern in patterns[split]:
-        files += [f for f in resolve_pattern(pattern, os.path.abspath(folder)) if f not in files]
+        # One of several patterns may match nothing: together they matched something.
+        with contextlib.suppress(FileNotFoundError):
+            found = resolve_pattern(pattern, os.path.abspath(folder))
+            files += [file for file in found if file not in files]
     return files
 
 
@@ -202,20 +206,29 @@ def _load_from_disk(folder: str, config: DatasetConfig) -> Iterator[RawRow]:
 
 
 def _read_remote_folder(name: str, config: DatasetConfig) -> Iterator[RawRow]:
-    """Download ``{split}.jsonl`` (or parquet, csv) from a remote folder, as llm-foundry does."""
-    from llmfoundry.data.finetuning.dataloader import _download_remote_hf_dataset
-    from llmfoundry.utils.exceptions import FinetuningFileNotFoundError
+    """Download ``{split}.jsonl`` (or json, csv, parquet) from a remote folder, and read it.
+
+    llm-foundry's own download does not make its target folder, which http needs.
+    """
+    from composer.utils import dist, get_file
+    from llmfoundry.data.finetuning.tasks import SUPPORTED_EXTENSIONS
+    from llmfoundry.utils.file_utils import dist_mkdtemp
 
     split = _require_split(config)
-    try:
-        folder = _download_remote_hf_dataset(remote_path=name, split=split)
-    except (FinetuningFileNotFoundError, FileNotFoundError) as error:
+    folder = dist_mkdtemp()
+    with dist.run_local_rank_zero_first():
+        for ending in SUPPORTED_EXTENSIONS if dist.get_local_rank() == 0 else ():
+            with contextlib.suppress(FileNotFoundError):
+                target = os.path.join(folder, split + ending)
+                get_file(f"{name.rstrip('/')}/{split}{ending}", target, progress_bar=False)
+                break
+    files = [os.path.join(folder, file) for file in sorted(os.listdir(folder))]
+    if not files:
         raise InputError(
-            f"{_WHERE}.hf_name={shown(name, 120)}: {split}.jsonl, .json, .csv or .parquet is not "
-            "there. Check the folder and the split."
-        ) from error
-    data = os.path.join(folder, "data")
-    return _read_files([os.path.join(data, file) for file in sorted(os.listdir(data))], config)
+            f"{_WHERE}.hf_name={shown(name, 120)}: {split} with one of the endings "
+            f"{', '.join(SUPPORTED_EXTENSIONS)} is not there. Check the folder and the split."
+        )
+    return _read_files(files, config)
 
 
 def _load_dataset(

@@ -133,6 +133,17 @@ class _Tokeniser:
     def _start(self, kind: Kind) -> None:
         self.kind = kind
         self.rule = stop_rule(self._tokenizer, kind)
+        if kind == "chat" and self._tokenizer.chat_template is None:
+            log.warning(
+                "The tokenizer %s has no chat template: llm-foundry's default (ChatML) is used.",
+                shown(self._tokenizer.name_or_path),
+            )
+        if kind == "plain" and self._tokenizer("a")["input_ids"][-1] == self.rule.token_id:
+            log.warning(
+                "The tokenizer %s ends every text with EOS, the prompts too: SFT by llm-foundry "
+                "trains on that, and so does SPIN. Set tokenizer.kwargs.add_eos_token: false for "
+                "both if it is not meant.", shown(self._tokenizer.name_or_path),
+            )  # fmt: skip
         if kind == "chat" and "date_string" in str(self._tokenizer.chat_template):
             if self._config.date_string is None:
                 log.warning(

@@ -11,7 +11,13 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import nn
-from transformers import DynamicCache, GenerationConfig
+from transformers import (
+    DynamicCache,
+    GenerationConfig,
+    StoppingCriteria,
+    StoppingCriteriaList,
+    StopStringCriteria,
+)
 
 from spin_composer.self_play.store import LENGTH, STOP, STRING
 from spin_composer.settings import GenerationSettings
@@ -21,10 +27,11 @@ Ids = NDArray[np.int32]
 
 @dataclass(frozen=True, slots=True)
 class Response:
-    """A generated response: int32 token ids [G], and why it ended (``STOP``, ``LENGTH``, ``STRING``)."""
+    """A generated response: int32 token ids [G], and why it ended."""
 
     ids: Ids
     finish: int
+    """``STOP``, ``LENGTH`` or ``STRING``."""
 
 
 class Engine(Protocol):
@@ -47,6 +54,26 @@ class OpaqueCache(DynamicCache):
     ``DynamicCache`` for every layer, losing what the layer appends: wrong tokens, silently. A
     subclass is no registered pytree node.
     """
+
+
+class StopStrings(StoppingCriteria):
+    """Stops a row whose response holds a stop string.
+
+    transformers' own criterion also looks at the prompt: a string that begins there would end a
+    response that does not hold it.
+    """
+
+    def __init__(self, tokenizer: Any, strings: list[str], prompt_width: int):
+        self.within = StopStringCriteria(tokenizer, strings)
+        self.prompt_width = prompt_width
+
+    def __call__(self, input_ids: Any, scores: Any, **_: Any) -> Any:
+        """Tell of each row [B] whether to stop."""
+        return self.within(input_ids[:, self.prompt_width :], scores)
+
+    def holds(self, response: Ids) -> bool:
+        """Tell whether a response [G] ends with a token that completes a stop string."""
+        return len(response) > 0 and bool(self.within(torch.from_numpy(response)[None].long(), None))
 
 
 class HFEngine:
@@ -89,11 +116,15 @@ class HFEngine:
 
     def _generate_batch(self, prompts: Sequence[Ids]) -> list[Response]:
         width = max(len(prompt) for prompt in prompts)
-        input_ids = torch.full((len(prompts), width), self.stop_token_id, dtype=torch.int64)
+        input_ids = torch.empty((len(prompts), width), dtype=torch.int64)
         mask = torch.zeros_like(input_ids)
         for row, prompt in enumerate(prompts):  # left padding: all prompts end together
+            # generate's repetition penalty ignores the mask, so only a token of the prompt pads.
+            input_ids[row] = int(prompt[0])
             input_ids[row, width - len(prompt) :] = torch.from_numpy(prompt.astype(np.int64))
             mask[row, width - len(prompt) :] = 1
+        strings = self.settings.stop_strings
+        ends = [StopStrings(self.tokenizer, strings, width)] if strings else []
         cache = {"past_key_values": OpaqueCache()} if self._takes_cache() else {}
         output = self.model.generate(
             input_ids=input_ids.to(self.device),
@@ -103,11 +134,11 @@ class HFEngine:
             # default here (temperature 1!), and samples would not be the policy's.
             use_model_defaults=False,
             synced_gpus=False,  # ranks generate different numbers of tokens
-            tokenizer=self.tokenizer if self.settings.stop_strings else None,
+            stopping_criteria=StoppingCriteriaList(ends),
             **cache,
         )
         generated = output[:, width:].cpu().numpy().astype(np.int32)
-        return [self._cut(ids) for ids in generated]
+        return [self._cut(ids, ends) for ids in generated]
 
     def _takes_cache(self) -> bool:
         inner = self.model.get_base_model() if hasattr(self.model, "peft_config") else self.model
@@ -123,20 +154,17 @@ class HFEngine:
             top_p=float(settings.top_p),
             top_k=settings.top_k,  # transformers' own default is 50
             repetition_penalty=float(settings.repetition_penalty),
-            stop_strings=settings.stop_strings or None,
             eos_token_id=self.stop_token_id,
             pad_token_id=self.stop_token_id,
             use_cache=True,
         )
 
-    def _cut(self, ids: Ids) -> Response:
+    def _cut(self, ids: Ids, ends: Sequence[StopStrings]) -> Response:
         """Cut a row of generate's output after its first stop token, which padding repeats."""
         stops = np.flatnonzero(ids == self.stop_token_id)
         end = int(stops[0]) if len(stops) else len(ids)
-        if self.settings.stop_strings:
-            text = self.tokenizer.decode(ids[:end].tolist())
-            if any(string in text for string in self.settings.stop_strings):
-                return Response(ids[:end], STRING)  # a stop token after it is padding
+        if any(strings.holds(ids[:end]) for strings in ends):
+            return Response(ids[:end], STRING)  # a stop token after it is padding
         return Response(ids[: end + 1], STOP) if len(stops) else Response(ids, LENGTH)
 
 

@@ -80,7 +80,8 @@ def fingerprint(model: nn.Module) -> str:
     for name, parameter in sorted(model.named_parameters(), key=lambda item: plain_name(item[0])):
         flat = parameter.detach().reshape(-1)
         stride = max(1, flat.numel() // _SAMPLED_ELEMENTS)
-        sample = flat[::stride].to("cpu", torch.float32).contiguous()
+        # A copy always: numpy() would pin the storage that FSDP2 frees when it reshards.
+        sample = flat[::stride].to("cpu", torch.float32, copy=True).contiguous()
         digest.update(plain_name(name))
         digest.update(str(tuple(parameter.shape)))
         digest.update(sample.numpy().tobytes())

@@ -7,7 +7,8 @@ from typing import Any
 
 from composer.loggers import Logger, TensorboardLogger
 
-from spin_composer.self_play.store import LENGTH, Row, Store, write_atomically
+from spin_composer.self_play.durable import write_atomically
+from spin_composer.self_play.store import LENGTH, Row, Store
 
 COLUMNS = ["iteration", "index", "prompt", "real", "generated", "finish"]
 _FINISH = {0: "stop", LENGTH: "length", 2: "stop string"}

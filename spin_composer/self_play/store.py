@@ -21,10 +21,17 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import xxhash
 
 from spin_composer.data.pairs import Pair
 from spin_composer.errors import StoreError
+from spin_composer.self_play.durable import (
+    fsync,
+    hash_file,
+    json_object,
+    seal,
+    unseal,
+    write_atomically,
+)
 
 FORMAT_VERSION = 1
 STOP, LENGTH, STRING = 0, 1, 2
@@ -118,13 +125,13 @@ class Store:
         """
         path = self.folder(iteration) / "manifest.json"
         try:
-            return json.loads(path.read_text())
+            return json_object(path.read_text())
         except FileNotFoundError:
             raise StoreError(
                 f"{path} is missing, but iteration {iteration} is being trained. Restore the "
                 "self-play store, or resume from the checkpoint at the iteration's start."
             ) from None
-        except json.JSONDecodeError as error:
+        except ValueError as error:
             raise StoreError(f"{path} is damaged ({error}). Delete {path.parent}.") from None
 
     @staticmethod
@@ -167,19 +174,19 @@ class Store:
                 path.name: {"bytes": path.stat().st_size, "xxh64": hash_file(path)}
                 for path in sorted(aside.iterdir())
             }
-            write_atomically(aside / "unit.json", json.dumps({**asdict(report), "files": files}))
+            write_atomically(aside / "unit.json", seal({**asdict(report), "files": files}))
             for path in aside.iterdir():
-                _fsync(path)
-            _fsync(aside)
+                fsync(path)
+            fsync(aside)
             if not self.has_unit(iteration, unit):
                 os.rename(aside, target)
-                _fsync(target.parent)
+                fsync(target.parent)
         finally:
             shutil.rmtree(aside, ignore_errors=True)
 
     def report(self, iteration: int, unit: int) -> UnitReport:
         """Return the report of a complete unit."""
-        found = json.loads((self.unit_folder(iteration, unit) / "unit.json").read_text())
+        found = unseal((self.unit_folder(iteration, unit) / "unit.json").read_text())
         found.pop("files")
         return UnitReport(**found)
 
@@ -193,10 +200,10 @@ class Store:
             folder = self.unit_folder(iteration, unit)
             remedy = f"Delete {folder}; the same command makes it again at the iteration's start."
             try:
-                files = json.loads((folder / "unit.json").read_text())["files"]
+                files = unseal((folder / "unit.json").read_text())["files"]
             except FileNotFoundError:
                 raise StoreError(f"{folder} is missing. {remedy}") from None
-            except (json.JSONDecodeError, KeyError):
+            except ValueError:
                 raise StoreError(f"{folder / 'unit.json'} is damaged. {remedy}") from None
             for name, wanted in files.items():
                 path = folder / name
@@ -265,34 +272,3 @@ def _write_mds(folder: Path, rows: Sequence[Row]) -> None:
                     "opponent_generated": float(row.pair.opponent_generated),
                 }
             )
-
-
-def write_atomically(path: Path, text: str) -> None:
-    """Write a small file so that it is there whole or not at all, also after a power cut."""
-    aside = path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}")
-    try:
-        with open(aside, "w") as file:
-            file.write(text)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(aside, path)
-        _fsync(path.parent)
-    finally:
-        aside.unlink(missing_ok=True)
-
-
-def hash_file(path: Path) -> str:
-    """Return the xxh64 of a file's bytes."""
-    digest = xxhash.xxh64()
-    with open(path, "rb") as file:
-        while chunk := file.read(1 << 20):
-            digest.update(chunk)
-    return digest.hexdigest()
-
-
-def _fsync(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

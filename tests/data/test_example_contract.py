@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from tests.data.rows import CHAT, PLAIN, load
 
 from spin_composer.data.examples import Example, ExampleDataset
 from spin_composer.data.stop import stop_rule, stop_token_id
 from spin_composer.errors import InputError
+from tests.data.rows import CHAT, PLAIN, load
 
 KINDS = {"plain": PLAIN, "chat": CHAT}
 
@@ -37,7 +37,7 @@ def foundry_ids(path, tokenizer) -> list[tuple[list[int], list[int]]]:
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_ids_are_those_that_llm_foundry_trains_on(any_tokenizer, kind, jsonl, tmp_path, monkeypatch):
+def test_ids_are_those_of_llm_foundry(any_tokenizer, kind, jsonl, tmp_path, monkeypatch):
     monkeypatch.setenv("HF_DATASETS_CACHE", str(tmp_path / "cache"))
     path = jsonl(KINDS[kind])
     ours = load(any_tokenizer, hf_name=str(path))
@@ -117,12 +117,18 @@ def test_bos_of_a_chat_template_stands_once(llama, jsonl):
         assert example.prompt[0] == tokenizer.bos_token_id
         assert np.count_nonzero(example.prompt == tokenizer.bos_token_id) == 1
     assert examples.stop_token_id == tokenizer.eos_token_id
-    assert np.count_nonzero(examples[0].prompt == tokenizer.eos_token_id) == 3  # earlier turns
+    assert np.count_nonzero(examples[0].prompt == tokenizer.eos_token_id) == 4  # earlier turns
 
 
-def test_eos_is_not_doubled_when_the_tokenizer_puts_it_itself(jsonl):
-    from tests.fixtures.tokenizers import sentencepiece_like
+def test_fallback_template_is_named_in_the_log(gpt2, jsonl, caplog):
+    load(gpt2, hf_name=str(jsonl(CHAT)))
+    assert "has no chat template" in caplog.text
+
+
+def test_eos_is_not_doubled_when_the_tokenizer_puts_it_itself(jsonl, caplog):
     from tokenizers import processors
+
+    from tests.fixtures.tokenizers import sentencepiece_like
 
     tokenizer = sentencepiece_like()
     tokenizer.backend_tokenizer.post_processor = processors.TemplateProcessing(
@@ -131,6 +137,7 @@ def test_eos_is_not_doubled_when_the_tokenizer_puts_it_itself(jsonl):
     example = load(tokenizer, hf_name=str(jsonl(PLAIN)))[0]
     assert example.response[-1] == tokenizer.eos_token_id
     assert np.count_nonzero(example.response == tokenizer.eos_token_id) == 1
+    assert "ends every text with EOS" in caplog.text
 
 
 def test_truncated_response_has_no_stop_token(any_tokenizer, jsonl):
@@ -171,7 +178,7 @@ def test_tokenizer_without_any_stop_token_is_refused(jsonl):
 
     tokenizer = byte_level()
     tokenizer.eos_token = None
-    with pytest.raises(InputError, match="eos_token=None.*Set tokenizer"):
+    with pytest.raises(InputError, match=r"eos_token=None.*Set tokenizer"):
         load(tokenizer, hf_name=str(jsonl(PLAIN)))
 
 

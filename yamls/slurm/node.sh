@@ -17,10 +17,19 @@ if [ -d .venv/bin ]; then
     PATH="$PWD/.venv/bin:$PATH"
 fi
 
+# LLM Foundry's ranks wait for each other by files in the working directory, named alike on all
+# nodes: in a folder that the nodes share, one node removes the file that another one waits for. So
+# each node works in a folder of its own, with links to everything that lies here.
+mkdir -p runs
+scratch="$(mktemp -d)"
+trap 'rm -rf "$scratch"' EXIT
+ln -s "$PWD"/* "$scratch"/
+cd "$scratch"
+
 case "${LAUNCHER:-composer}" in
     composer)
         # base_rank follows from node_rank when all nodes have the same number of processes.
-        exec composer \
+        composer \
             --nproc "$GPUS_PER_NODE" \
             --world_size "$((SLURM_NNODES * GPUS_PER_NODE))" \
             --node_rank "$SLURM_NODEID" \
@@ -31,7 +40,7 @@ case "${LAUNCHER:-composer}" in
     torchrun)
         # Composer asks for NODE_RANK, which torchrun does not set.
         export NODE_RANK="$SLURM_NODEID"
-        exec torchrun \
+        torchrun \
             --nnodes "$SLURM_NNODES" \
             --nproc-per-node "$GPUS_PER_NODE" \
             --node-rank "$SLURM_NODEID" \

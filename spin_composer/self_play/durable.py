@@ -1,0 +1,67 @@
+"""Small files that survive a crash, and tell whether they are what was written."""
+
+from __future__ import annotations
+
+import json
+import os
+import uuid
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import xxhash
+
+
+def write_atomically(path: Path, text: str) -> None:
+    """Write a small file so that it is there whole or not at all, also after a power cut."""
+    aside = path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}")
+    try:
+        with open(aside, "w") as file:
+            file.write(text)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(aside, path)
+        fsync(path.parent)
+    finally:
+        aside.unlink(missing_ok=True)
+
+
+def seal(content: Mapping[str, Any]) -> str:
+    """Return ``content`` as JSON with a hash of itself."""
+    text = json.dumps(content)
+    return json.dumps({**content, "xxh64": xxhash.xxh64(text).hexdigest()})
+
+
+def unseal(text: str) -> dict[str, Any]:
+    """Return what :func:`seal` was given; ValueError if a byte of it differs."""
+    content = json_object(text)
+    if seal({k: v for k, v in content.items() if k != "xxh64"}) != text:
+        raise ValueError("its hash differs")
+    content.pop("xxh64")
+    return content
+
+
+def json_object(text: str) -> dict[str, Any]:
+    """Return a JSON object; ValueError if ``text`` is none."""
+    content = json.loads(text)
+    if not isinstance(content, dict):
+        raise ValueError("it is no JSON object")
+    return content
+
+
+def hash_file(path: Path) -> str:
+    """Return the xxh64 of a file's bytes."""
+    digest = xxhash.xxh64()
+    with open(path, "rb") as file:
+        while chunk := file.read(1 << 20):
+            digest.update(chunk)
+    return digest.hexdigest()
+
+
+def fsync(path: Path) -> None:
+    """Bring a file or folder to the disk."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

@@ -1,0 +1,105 @@
+"""A run stopped anywhere and resumed ends with bit-identical weights (CPU, fp32)."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+
+import pytest
+import torch
+from fixtures.runs import tiny_trainer
+
+from spin_composer.errors import StoreError
+
+# 24 pairs / 4 = 6 batches an epoch, 12 in iteration 0; replay makes it 12 and 24 in iteration 1
+BATCHES = {
+    "first batch": "ep0-ba1",
+    "mid epoch": "ep0-ba4",
+    "last batch of an epoch": "ep0-ba6",
+    "mid second epoch": "ep1-ba9",
+    "last batch of an iteration": "ep1-ba12",
+    "first batch of the second iteration": "ep2-ba13",
+    "last batch of its first epoch": "ep2-ba24",
+    "last batch but one": "ep3-ba35",
+}
+
+
+def weights(trainer) -> dict[str, torch.Tensor]:
+    return {k: v.clone() for k, v in trainer.state.model.state_dict().items()}
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory):
+    """An uninterrupted run that checkpoints every batch: its folder and final weights."""
+    folder = tmp_path_factory.mktemp("whole")
+    trainer = tiny_trainer(
+        folder,
+        save_folder=str(folder / "checkpoints"),
+        save_interval="1ba",
+        save_filename="ep{epoch}-ba{batch}.pt",
+    )
+    trainer.fit()
+    trainer.close()
+    return folder, weights(trainer), (folder / "self-play/iterations.json").read_text()
+
+
+def resumed(whole_folder: Path, checkpoint: str, folder: Path):
+    """Resume a checkpoint with the store as it was then; return the finished Trainer."""
+    iteration = 0 if int(checkpoint.split("ba")[1]) <= 12 else 1
+    for k in range(iteration + 1):
+        name = f"iter-{k:03d}"
+        shutil.copytree(whole_folder / "self-play" / name, folder / "self-play" / name)
+    trainer = tiny_trainer(
+        folder, load_path=str(whole_folder / "checkpoints" / f"{checkpoint}.pt")
+    )
+    trainer.fit()
+    return trainer
+
+
+@pytest.mark.parametrize("where", BATCHES)
+def test_resumed_weights_are_bit_identical(whole, where, tmp_path):
+    folder, final, _ = whole
+    trainer = resumed(folder, BATCHES[where], tmp_path)
+    assert int(trainer.state.timestamp.batch) == 36
+    assert int(trainer.state.timestamp.iteration) == 2
+    for name, value in weights(trainer).items():
+        assert torch.equal(value, final[name]), name
+
+
+def test_a_resumed_run_keeps_the_same_books(whole, tmp_path):
+    import json
+
+    folder, _, books = whole
+    resumed(folder, BATCHES["mid second epoch"], tmp_path)
+    wanted = json.loads(books)["iterations"]
+    found = json.loads((tmp_path / "self-play/iterations.json").read_text())["iterations"]
+    for a, b in zip(wanted, found, strict=True):
+        for name in a:
+            if "seconds" not in name and "second" not in name and "share" not in name:
+                assert a[name] == pytest.approx(b[name], rel=1e-6), name
+
+
+def test_a_last_epochs_checkpoint_does_not_train_an_extra_epoch(tmp_path):
+    first = tiny_trainer(
+        tmp_path,
+        save_folder=str(tmp_path / "checkpoints"),
+        save_interval="1ep",
+        save_filename="ep{epoch}.pt",
+    )
+    first.fit()
+    again = tiny_trainer(tmp_path, load_path=str(tmp_path / "checkpoints/ep2.pt"))
+    again.fit()
+    assert int(again.state.timestamp.batch) == int(first.state.timestamp.batch) == 36
+    for name, value in weights(again).items():
+        assert torch.equal(value, weights(first)[name]), name
+
+
+def test_resuming_on_another_runs_store_is_refused(whole, tmp_path):
+    folder, _, _ = whole
+    other = tiny_trainer(tmp_path, seed=8, max_duration="1iter")
+    other.fit()
+    with pytest.raises(StoreError, match="differs in .*seed"):
+        trainer = tiny_trainer(
+            tmp_path, load_path=str(folder / "checkpoints" / "ep0-ba4.pt")
+        )
+        trainer.fit()
