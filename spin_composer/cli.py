@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 from pathlib import Path
-from typing import Annotated, Optional
+from typing import Annotated, Any, Optional
 
 import typer
 
@@ -47,31 +47,82 @@ def report(
         draw(books, plot)
 
 
+Source = Annotated[str, typer.Argument(help="File, folder, Hugging Face name or MDS.")]
+Split = Annotated[str, typer.Option(help="Split of the source.")]
+BadRows = Annotated[str, typer.Option(help="error: stop at a bad row; skip: leave it out.")]
+Preprocess = Annotated[
+    Optional[str], typer.Option(help="module:function applied to each row first.")
+]
+
+
 @data_app.command()
 def convert(
-    source: Annotated[str, typer.Argument(help="File, folder, Hugging Face name or MDS.")],
+    source: Source,
     destination: Annotated[str, typer.Argument(help="New folder of the MDS data set.")],
-    split: Annotated[str, typer.Option(help="Split of the source.")] = "train",
+    split: Split = "train",
+    on_bad_row: BadRows = "error",
+    preprocessing_fn: Preprocess = None,
+    compression: Annotated[Optional[str], typer.Option(help="Streaming's, e.g. zstd.")] = None,
 ) -> None:
     """Write SFT data of any supported format as MDS."""
     from spin_composer.data.convert import convert_dataset
 
-    convert_dataset(source, destination, split=split)
+    done = convert_dataset(
+        source,
+        destination,
+        split=split,
+        on_bad_row=_choice("--on-bad-row", on_bad_row, ("error", "skip")),
+        preprocessing_fn=preprocessing_fn,
+        compression=compression,
+    )
+    dropped = sum(done.dropped.values())
+    print(f"{done.rows} rows written to {destination}, {dropped} bad ones left out")
 
 
 @data_app.command()
 def check(
-    source: Annotated[str, typer.Argument(help="File, folder, Hugging Face name or MDS.")],
+    source: Source,
     tokenizer: Annotated[str, typer.Option(help="Tokenizer's name or folder.")],
+    split: Split = "train",
+    max_seq_len: Annotated[int, typer.Option(help="Most tokens of a row.")] = 2048,
+    max_prompt_len: Annotated[
+        Optional[int], typer.Option(help="Most tokens of a prompt; default max-seq-len - 1.")
+    ] = None,
+    truncate_prompt: Annotated[str, typer.Option(help="none, or left: cut long prompts.")] = "none",
+    on_bad_row: BadRows = "error",
+    preprocessing_fn: Preprocess = None,
+    trust_remote_code: Annotated[
+        bool, typer.Option(help="Let the tokenizer run code of its repository.")
+    ] = False,
+    row: Annotated[int, typer.Option(help="Which kept row to show, from 1.")] = 1,
 ) -> None:
     """Print what training would read from SFT data: counts, lengths, drops, an example."""
     from rich.console import Console
 
     from spin_composer.data.check import check_dataset, print_report
 
-    result = check_dataset(source, tokenizer)
+    result = check_dataset(
+        source,
+        tokenizer,
+        split=split,
+        max_seq_len=max_seq_len,
+        max_prompt_len=max_prompt_len,
+        truncate_prompt=_choice("--truncate-prompt", truncate_prompt, ("none", "left")),
+        on_bad_row=_choice("--on-bad-row", on_bad_row, ("error", "skip")),
+        preprocessing_fn=preprocessing_fn,
+        trust_remote_code=trust_remote_code,
+        row=row,
+    )
     print_report(result, Console())
     result.raise_for_bad_rows()
+
+
+def _choice(name: str, value: str, known: tuple[str, ...]) -> Any:
+    from spin_composer.errors import InputError
+
+    if value not in known:
+        raise InputError(f"{name}={value} is not known. Use {' or '.join(known)}.")
+    return value
 
 
 def main() -> None:

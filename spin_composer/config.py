@@ -11,7 +11,7 @@ from typing import Any
 
 from spin_composer.data.config import check_loader_keys, read_config
 from spin_composer.errors import InputError, shown
-from spin_composer.settings import SpinSettings, count_iterations, fill, nearest
+from spin_composer.settings import SpinSettings, check_scheduler, count_iterations, fill, nearest
 
 _MODELS = {"hf_causal_lm": "hf_spin_lm", "mpt_causal_lm": "mpt_spin_lm"}
 _SCHEDULER_KEYS = ("name", "t_warmup", "decay", "alpha_f")
@@ -19,7 +19,8 @@ _SCHEDULER_KEYS = ("name", "t_warmup", "decay", "alpha_f")
 
 def is_spin(cfg: Mapping[str, Any]) -> bool:
     """Tell whether a training config means a SPIN run."""
-    names = [(cfg.get(section) or {}).get("name") for section in ("train_loader", "model")]
+    sections = [cfg.get(section) for section in ("train_loader", "model")]
+    names = [s.get("name") if isinstance(s, Mapping) else s for s in sections]
     return "spin" in (cfg.get("algorithms") or {}) or "spin" in names or any(
         name in _MODELS.values() for name in names
     )
@@ -58,9 +59,10 @@ def validate(cfg: Mapping[str, Any]) -> SpinSettings:
         InputError: Names the setting, its value and the remedy.
     """
     algorithms = cfg.get("algorithms") or {}
-    if "spin" not in algorithms:
+    if not isinstance(algorithms, Mapping) or "spin" not in algorithms:
+        found = list(algorithms) if isinstance(algorithms, Mapping) else algorithms
         raise InputError(
-            f"algorithms must hold spin, got {shown(sorted(algorithms))}. Add "
+            f"algorithms must hold spin, got {shown(found)}. Add "
             "`algorithms: {spin: {}}`."
         )
     settings = fill(SpinSettings, algorithms["spin"] or {}, "algorithms.spin")
@@ -106,6 +108,7 @@ def _check_scheduler(scheduler: Mapping[str, Any]) -> None:
             raise InputError(
                 f"scheduler.{key} is not a setting of `spin`. {nearest(key, _SCHEDULER_KEYS)}"
             )
+    check_scheduler(**{key: value for key, value in scheduler.items() if key != "name"})
 
 
 def _check_loader(loader: Mapping[str, Any]) -> None:

@@ -6,7 +6,7 @@ import inspect
 from types import SimpleNamespace
 from typing import Any
 
-from composer.core import State, Time, TimeUnit, Timestamp
+from composer.core import State, Time, Timestamp, TimeUnit
 from composer.optim import (
     ComposerScheduler,
     ConstantWithWarmupScheduler,
@@ -14,10 +14,8 @@ from composer.optim import (
     LinearWithWarmupScheduler,
 )
 
-from spin_composer.errors import InputError, shown
-from spin_composer.settings import SpinSettings, of_iteration
-
-DECAYS = ("linear", "cosine", "constant")
+from spin_composer.errors import InputError
+from spin_composer.settings import SpinSettings, check_scheduler, of_iteration
 
 
 class SpinScheduler(ComposerScheduler):
@@ -66,23 +64,6 @@ class SpinScheduler(ComposerScheduler):
             peak = of_iteration(settings.learning_rate, int(t.iteration))
             multiplier *= peak / group.get("initial_lr", group["lr"])
         return multiplier
-
-
-def check_scheduler(t_warmup: object, decay: object, alpha_f: object) -> None:
-    """Check the scheduler's settings; see :class:`SpinScheduler`."""
-    if decay not in DECAYS:
-        raise InputError(f"scheduler.decay must be one of {', '.join(DECAYS)}, got {shown(decay)}.")
-    try:
-        time = Time.from_input(t_warmup, TimeUnit.BATCH)  # pyright: ignore
-    except (ValueError, TypeError):
-        time = None
-    if time is None or time.unit not in (TimeUnit.BATCH, TimeUnit.DURATION) or time.value < 0:
-        raise InputError(
-            f"scheduler.t_warmup must be a part of the iteration (0.1dur) or batches (20ba), got "
-            f"{shown(t_warmup)}."
-        )
-    if not isinstance(alpha_f, (int, float)) or not 0 <= alpha_f <= 1:
-        raise InputError(f"scheduler.alpha_f must be a number in [0, 1], got {shown(alpha_f)}.")
 
 
 def refresh_learning_rates(state: State) -> None:

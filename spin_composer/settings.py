@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import difflib
 import math
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from typing import Any, TypeVar
@@ -18,6 +19,7 @@ from spin_composer.errors import InputError, shown
 LOSSES = ("logistic", "hinge", "squared")
 ENGINES = ("hf",)
 ALL = "all"
+DECAYS = ("linear", "cosine", "constant")
 
 T = TypeVar("T")
 
@@ -257,3 +259,19 @@ def count_iterations(max_duration: object, epochs_per_iteration: int) -> int:
         f"max_duration must be a positive number of iterations or epochs, got {text}. "
         "Use e.g. 3iter, or 6ep with spin.iteration_length=2ep."
     )
+
+
+def check_scheduler(
+    t_warmup: object = "0.1dur", decay: object = "linear", alpha_f: object = 0.0
+) -> None:
+    """Check the settings of :class:`~spin_composer.schedule.SpinScheduler`.
+
+    Raises:
+        InputError: Names the setting and its value.
+    """
+    time = re.fullmatch(r"(?:\d+ba|(\d*\.?\d+)dur)", str(t_warmup))
+    ok = time is not None and float(time[1] or 0) <= 1
+    _check(ok, "scheduler.t_warmup", t_warmup, "a part of the iteration (0.1dur) or batches (20ba)")
+    _check(decay in DECAYS, "scheduler.decay", decay, f"one of {', '.join(DECAYS)}")
+    ok = _is_number(alpha_f) and 0 <= alpha_f <= 1  # pyright: ignore[reportOperatorIssue]
+    _check(ok, "scheduler.alpha_f", alpha_f, "a number in [0, 1]")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import re
 import shlex
+import shutil
 import socket
 import subprocess
 import warnings
@@ -184,8 +185,19 @@ def free_port() -> int:
         return probe.getsockname()[1]
 
 
+# A node has shared memory of its own, and Streaming names its blocks alike on all nodes.
+OWN_SHM = ["unshare", "-rm", "sh", "-c", 'mount -t tmpfs tmpfs /dev/shm && exec "$@"', "node"]
+
+
+def can_have_own_shm() -> bool:
+    if shutil.which("unshare") is None:
+        return False
+    return subprocess.run([*OWN_SHM, "true"], capture_output=True, check=False).returncode == 0
+
+
 @pytest.mark.slow
 @pytest.mark.timeout(900)
+@pytest.mark.skipif(not can_have_own_shm(), reason="needs user namespaces (unshare -rm)")
 @pytest.mark.parametrize("launcher", ["composer", "torchrun"])
 def test_two_nodes_play_together_on_loopback(launcher: str, tmp_path: Path):
     """Two nodes of one rank each, by the very script that Slurm runs, under FSDP2 on the CPU."""
@@ -204,7 +216,7 @@ def test_two_nodes_play_together_on_loopback(launcher: str, tmp_path: Path):
     # The rows hold four pairs per step: two for each rank.
     nodes = [
         subprocess.Popen(
-            ["bash", NODE, str(path), "max_duration=2iter", "algorithms.spin.beta=0.1",
+            [*OWN_SHM, "bash", NODE, str(path), "max_duration=2iter", "algorithms.spin.beta=0.1",
              "algorithms.spin.learning_rate=1.0e-4"],
             cwd=ROOT, env={**environment, "SLURM_NODEID": str(node)}, text=True,
             stdout=subprocess.PIPE, stderr=subprocess.STDOUT,

@@ -152,8 +152,6 @@ def test_one_value_serves_every_iteration() -> None:
     assert [of_iteration([0.1, 0.2, 0.3], k) for k in range(3)] == [0.1, 0.2, 0.3]
 
 
-
-
 def test_settings_need_no_heavy_import() -> None:
     code = (
         "import sys, spin_composer.settings; "

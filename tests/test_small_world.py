@@ -99,12 +99,12 @@ def test_refreshing_the_opponent_beats_one_long_iteration(
 ) -> None:
     long = play(tmp_path, base, iterations=1, epochs=ITERATIONS * EPOCHS)
     assert len(long.losses) == len(spin.losses)  # the same number of optimizer steps
-    assert spin.distance < long.distance - 0.05
+    assert spin.distance < long.distance - 0.08
 
 
 def test_swapped_labels_get_worse_than_the_base(base: Any, tmp_path: Path) -> None:
     swapped = play(tmp_path, base, iterations=2, wrap=Swapped.from_model)
-    assert swapped.distance > total_variation(base) + 0.03
+    assert swapped.distance > total_variation(base) + 0.08
 
 
 def test_first_step_loss_is_log_two(spin: Game) -> None:
@@ -130,8 +130,6 @@ def test_the_truths_hold_for_other_seeds(seed: int, tmp_path: Path) -> None:
     spin = play(tmp_path / "spin", base, seed=seed)
     long = play(tmp_path / "long", base, iterations=1, epochs=ITERATIONS * EPOCHS, seed=seed)
     swapped = play(tmp_path / "swap", base, iterations=2, wrap=Swapped.from_model, seed=seed)
-    print(f"seed {seed}: base {start:.3f} {spin.distance=} {long.distance=} {swapped.distance=}")
-    print(spin.accuracies)
     assert spin.distance < 0.75 * start
     assert spin.distance < long.distance
     assert swapped.distance > start

@@ -73,7 +73,8 @@ class StopStrings(StoppingCriteria):
 
     def holds(self, response: Ids) -> bool:
         """Tell whether a response [G] ends with a token that completes a stop string."""
-        return len(response) > 0 and bool(self.within(torch.from_numpy(response)[None].long(), None))
+        ids = torch.from_numpy(response)[None].long()
+        return len(response) > 0 and bool(self.within(ids, None))
 
 
 class HFEngine:

@@ -22,7 +22,9 @@ FAMILIES = ["llama", "gpt2", "mpt"]
 PROMPTS = [np.array(ids, np.int32) for ids in ([5, 3], [4, 7, 1, 9, 8], [6], [3, 3, 10])]
 
 
-def engine(family: str = "llama", model: Any = None, tokenizer: Any = None, **settings: Any) -> HFEngine:
+def engine(
+    family: str = "llama", model: Any = None, tokenizer: Any = None, **settings: Any
+) -> HFEngine:
     model = tiny_model(family, vocab_size=VOCAB) if model is None else model
     generation = GenerationSettings(**{"max_new_tokens": 8, "batch_size": 64, **settings})
     stop = STOP_ID if tokenizer is None else tokenizer.eos_token_id
@@ -37,7 +39,11 @@ def plain(responses: Sequence[Response]) -> list[tuple[list[int], int]]:
 
 
 def first_token_statistic(
-    family: str, prompt: np.ndarray, company: Sequence[np.ndarray], count: int = 4000, **settings: Any
+    family: str,
+    prompt: np.ndarray,
+    company: Sequence[np.ndarray],
+    count: int = 4000,
+    **settings: Any,
 ) -> tuple[float, float]:
     """Return chi-square of the first tokens sampled after ``prompt`` among ``company``: against
     the model's exact distribution, and against the same flattened by temperature 1.5."""
@@ -63,11 +69,14 @@ def test_responses_are_samples_of_the_policy(family: str, padded: bool) -> None:
 
 def test_padding_is_no_repetition_that_is_penalised() -> None:
     hf = engine(max_new_tokens=1, repetition_penalty=50.0, batch_size=2000)
-    with torch.no_grad():  # the stop token is the likeliest, so that a penalty on it shows
-        hf.stop_token_id = int(hf.model(input_ids=torch.tensor([[5, 3]])).logits[0, -1].argmax())
-    assert hf.stop_token_id not in PROMPTS[0]
+    with torch.no_grad():
+        logits = hf.model(input_ids=torch.tensor(PROMPTS[0][None], dtype=torch.int64)).logits[0, -1]
+    logits[PROMPTS[0]] = -torch.inf
+    hf.stop_token_id = int(logits.argmax())  # likely, so that a penalty on it shows
     stopped = [
-        np.mean([r.finish == STOP for r in hf.generate([PROMPTS[0], *company] * 1000, seed=1)[::step]])
+        np.mean(
+            [r.finish == STOP for r in hf.generate([PROMPTS[0], *company] * 1000, seed=1)[::step]]
+        )
         for step, company in ((1, []), (2, [PROMPTS[1]]))
     ]
     assert stopped[0] == pytest.approx(stopped[1], abs=0.08)  # five standard deviations

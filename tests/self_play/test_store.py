@@ -135,9 +135,7 @@ def test_columns_are_numbers_only_so_that_reading_never_unpickles(store: Store) 
 # --- wholly or not at all ---------------------------------------------------------------------
 
 
-def test_a_writer_that_dies_leaves_no_unit(
-    store: Store, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_writer_that_dies_leaves_no_unit(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
     bad = [*make_rows(3), Row(1, Pair(*[np.empty(0, np.int32)] * 3), STOP)]
     with pytest.raises(Exception, match=r".*"):
         commit(store, 2, bad)  # MDS refuses the empty array in the midst of the unit

@@ -1,0 +1,148 @@
+"""A tiny tokenizer and a tiny Llama, trained on rows of SFT data from nothing.
+
+``python -m spin_composer.demo.base TRAIN.jsonl HELDOUT.jsonl FOLDER`` makes a base model for any
+data; the demo makes its own by the same functions.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from spin_composer.demo.sft import SftResult, sft
+from spin_composer.demo.world import read_rows
+
+END_OF_TEXT = "<|endoftext|>"
+
+
+@dataclass(frozen=True)
+class Size:
+    """Size of a tiny Llama."""
+
+    vocab_size: int = 600
+    """At most; a small text holds fewer tokens."""
+    width: int = 64
+    layers: int = 2
+    heads: int = 4
+    max_seq_len: int = 64
+
+
+@dataclass(frozen=True)
+class Schooling:
+    """How the base model is trained."""
+
+    epochs: int = 6
+    batch_size: int = 64
+    learning_rate: float = 3e-3
+    seed: int = 17
+
+
+def make_base(
+    train_rows: Path, held_out_rows: Path, folder: Path, size: Size, schooling: Schooling
+) -> SftResult:
+    """Train a tokenizer and a model on rows by SFT; save both to ``folder``.
+
+    Args:
+        train_rows: jsonl of prompt and response.
+        held_out_rows: The same, for the held-out NLL.
+        folder: Where model and tokenizer go; the untrained ones go to ``untrained`` in it.
+        size: Of the model.
+        schooling: Of the training.
+    """
+    untrained = folder / "untrained"
+    texts = (row.prompt + row.response for row in read_rows(train_rows))
+    _save_untrained(texts, untrained, size, schooling.seed)
+    return sft(
+        untrained,
+        train_rows,
+        held_out_rows,
+        folder,
+        duration=f"{schooling.epochs}ep",
+        batch_size=schooling.batch_size,
+        optimizer={
+            "name": "decoupled_adamw",
+            "lr": schooling.learning_rate,
+            "betas": [0.9, 0.98],
+            "weight_decay": 0.0,
+        },
+        scheduler={"name": "linear_decay_with_warmup", "t_warmup": "0.1dur", "alpha_f": 0.0},
+        gradient_clipping=1.0,
+        max_seq_len=size.max_seq_len,
+        seed=schooling.seed,
+    )
+
+
+def _save_untrained(texts: Iterable[str], folder: Path, size: Size, seed: int) -> None:
+    """Save a byte-level BPE tokenizer of the texts, and a Llama of random weights."""
+    import torch
+    from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+    from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+
+    bpe = Tokenizer(models.BPE())
+    bpe.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    bpe.decoder = decoders.ByteLevel()
+    trainer = trainers.BpeTrainer(
+        vocab_size=size.vocab_size,
+        special_tokens=[END_OF_TEXT],
+        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+        show_progress=False,
+    )
+    bpe.train_from_iterator(texts, trainer)
+    tokenizer = PreTrainedTokenizerFast(
+        tokenizer_object=bpe,
+        eos_token=END_OF_TEXT,
+        pad_token=END_OF_TEXT,
+        model_max_length=size.max_seq_len,
+    )
+    tokenizer.save_pretrained(folder)
+    torch.manual_seed(seed)
+    config = LlamaConfig(
+        vocab_size=len(tokenizer),
+        hidden_size=size.width,
+        intermediate_size=2 * size.width,
+        num_hidden_layers=size.layers,
+        num_attention_heads=size.heads,
+        num_key_value_heads=size.heads,
+        max_position_embeddings=size.max_seq_len,
+        tie_word_embeddings=True,
+        bos_token_id=None,
+        eos_token_id=tokenizer.eos_token_id,
+        pad_token_id=tokenizer.pad_token_id,
+    )
+    LlamaForCausalLM(config).save_pretrained(folder)
+
+
+def main(
+    train_rows: Annotated[Path, typer.Argument(help="jsonl of prompt and response.")],
+    held_out_rows: Annotated[Path, typer.Argument(help="The same, for the held-out NLL.")],
+    folder: Annotated[Path, typer.Argument(help="New folder of the model and tokenizer.")],
+    vocab_size: Annotated[int, typer.Option(help="Tokens of the vocabulary, at most.")] = 2048,
+    width: Annotated[int, typer.Option(help="Of the residual stream.")] = 128,
+    layers: Annotated[int, typer.Option()] = 4,
+    heads: Annotated[int, typer.Option()] = 4,
+    max_seq_len: Annotated[int, typer.Option(help="Positions of the model.")] = 512,
+    epochs: Annotated[int, typer.Option()] = 1,
+    batch_size: Annotated[int, typer.Option(help="Rows per optimizer step.")] = 32,
+    learning_rate: Annotated[float, typer.Option(help="Peak.")] = 2e-3,
+    seed: Annotated[int, typer.Option()] = 17,
+) -> None:
+    """Train a tiny tokenizer and a tiny Llama on SFT rows, on the CPU."""
+    if (folder / "config.json").exists():
+        print(f"error: {folder} holds a model already. Delete it to train anew.", file=sys.stderr)
+        raise typer.Exit(2)
+    size = Size(vocab_size, width, layers, heads, max_seq_len)
+    schooling = Schooling(epochs, batch_size, learning_rate, seed)
+    result = make_base(train_rows, held_out_rows, folder, size, schooling)
+    print(
+        f"{result.folder}: {result.steps} steps, {result.tokens} tokens, held-out NLL "
+        f"{result.held_out_nll:.3f} nats per token"
+    )
+
+
+if __name__ == "__main__":
+    typer.run(main)

@@ -1,0 +1,154 @@
+"""Runs by YAML, as users start them: one process, two ranks under FSDP2, llm-foundry's command."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+
+import pytest
+import torch
+from fixtures.yaml_run import books, launch, save_model, tiny_config, write_config
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+from spin_composer.self_play.store import Store
+from spin_composer.train import train
+
+PLAYED = ("generated_length", "truncated_fraction", "degenerate_fraction", "pairs")
+
+
+def run_in_process(folder: Path, **overrides):
+    config = tiny_config(folder, **overrides)
+    return train(write_config(config, folder / "run.yaml"))
+
+
+def rows(folder: Path, iteration: int) -> list:
+    store = Store(folder / "self-play")
+    num_units = store.manifest(iteration)["num_units"]
+    return [row for unit in range(num_units) for row in store.read_unit(iteration, unit)]
+
+
+def assert_same_store(one: Path, other: Path) -> None:
+    """The rows are the same in the same order; sums agree to 1e-5 per token."""
+    for iteration in (0, 1):
+        for a, b in zip(rows(one, iteration), rows(other, iteration), strict=True):
+            assert (a.index, a.finish) == (b.index, b.finish)
+            for name in ("prompt", "real", "generated"):
+                assert getattr(a.pair, name).tolist() == getattr(b.pair, name).tolist()
+            assert a.pair.opponent_real == pytest.approx(b.pair.opponent_real, abs=1e-4)
+            assert a.pair.opponent_generated == pytest.approx(b.pair.opponent_generated, abs=1e-4)
+
+
+def assert_same_books(one: Path, other: Path, rel: float) -> None:
+    for a, b in zip(books(one), books(other), strict=True):
+        for name in a:
+            if name.startswith(("train/", "loss/", "eval/")) or name.endswith(PLAYED):
+                assert a[name] == pytest.approx(b[name], rel=rel, abs=rel), name
+
+
+@pytest.fixture(scope="module")
+def one_rank(tmp_path_factory):
+    """A run of one process: its folder and Trainer."""
+    folder = tmp_path_factory.mktemp("one")
+    return folder, run_in_process(folder)
+
+
+def test_two_ranks_under_fsdp2_give_the_same_store_and_losses(one_rank, tmp_path):
+    folder, _ = one_rank
+    config = tiny_config(tmp_path, model_folder=folder / "model")
+    yaml = write_config(config, tmp_path / "run.yaml")
+    result = launch("composer", "-m", "spin_composer.train", str(yaml), ranks=2)
+    assert result.returncode == 0, result.stderr[-2000:]
+    assert_same_store(folder, tmp_path)
+    assert_same_books(folder, tmp_path, rel=1e-5)
+    one, two = (
+        AutoModelForCausalLM.from_pretrained(f / "checkpoints/huggingface/ep4").state_dict()
+        for f in (folder, tmp_path)
+    )
+    for name, value in one.items():
+        assert torch.allclose(value, two[name], atol=1e-4), name
+
+
+def test_llmfoundry_train_runs_the_same_yaml_alike(one_rank, tmp_path):
+    folder, _ = one_rank
+    config = tiny_config(tmp_path, model_folder=folder / "model")
+    yaml = write_config(config, tmp_path / "run.yaml")
+    result = launch("llmfoundry", "train", str(yaml))
+    assert result.returncode == 0, result.stderr[-2000:]
+    assert_same_books(folder, tmp_path, rel=1e-6)
+
+
+def test_each_iteration_exports_a_folder_that_transformers_loads_with_equal_logits(one_rank):
+    folder, trainer = one_rank
+    exports = folder / "checkpoints/huggingface"
+    assert sorted(path.name for path in exports.iterdir()) == ["ep2", "ep4"]
+    tokenizer = AutoTokenizer.from_pretrained(exports / "ep4")
+    eager = {"attn_implementation": "eager"}  # as trained; others round differently
+    model = AutoModelForCausalLM.from_pretrained(exports / "ep4", **eager)
+    ids = torch.tensor([tokenizer("red green blue :")["input_ids"]])
+    trained = trainer.state.model.model.eval()
+    assert torch.equal(model.eval()(ids).logits, trained(ids).logits)
+
+
+def test_validation_runs_before_the_first_iteration_and_at_each_iterations_end(one_rank):
+    import json
+
+    folder, _ = one_rank
+    log = json.loads((folder / "self-play/iterations.json").read_text())
+    name = "eval/eval/LanguageCrossEntropy"
+    values = [log["baseline"][name], *(record[name] for record in log["iterations"])]
+    assert len(set(values)) == 3
+
+
+def test_mpt_plays_and_exports_with_equal_logits(tmp_path):
+    mpt = {
+        "name": "mpt_spin_lm",
+        "d_model": 32,
+        "n_heads": 4,
+        "n_layers": 2,
+        "expansion_ratio": 2,
+        "max_seq_len": 48,
+        "vocab_size": 384,
+        "no_bias": True,
+        "attn_config": {"attn_impl": "torch", "rope": False},
+        "init_config": {"name": "small_init_"},
+    }
+    trainer = run_in_process(tmp_path, **{"model": mpt, "max_duration": "1iter"})
+    assert books(tmp_path)[0]["batches"] == 12
+    export = tmp_path / "checkpoints/huggingface/ep2"
+    model = AutoModelForCausalLM.from_pretrained(export, trust_remote_code=True).eval()
+    ids = torch.tensor([[5, 6, 7, 8]])
+    mine = trainer.state.model.model.eval()
+    assert torch.allclose(model(ids).logits, mine(ids).logits, atol=1e-6)
+
+
+def test_lora_trains_the_adapters_only_and_exports_them(tmp_path):
+    lora = {"peft_type": "LORA", "task_type": "CAUSAL_LM", "r": 4, "lora_alpha": 8}
+    model = save_model(tmp_path)
+    before = AutoModelForCausalLM.from_pretrained(model)
+    trainer = run_in_process(
+        tmp_path,
+        model={
+            "name": "hf_spin_lm",
+            "pretrained_model_name_or_path": str(model),
+            "peft_config": {**lora, "target_modules": ["q_proj", "v_proj"]},
+        },
+        max_duration="1iter",
+        optimizer={"name": "rmsprop", "lr": 0.01},
+    )
+    trained = trainer.state.model.model.get_base_model().state_dict()
+    assert torch.equal(trained["lm_head.weight"], before.lm_head.weight)
+    assert books(tmp_path)[0]["train/SpinMargin"] > 0
+    files = {path.name for path in (tmp_path / "checkpoints/huggingface/ep2").iterdir()}
+    assert "adapter_config.json" in files
+
+
+def test_bad_yaml_is_one_line_and_exit_code_2(tmp_path):
+    config = tiny_config(tmp_path, model_folder=tmp_path)
+    config["algorithms"]["spin"]["betta"] = 1
+    yaml = write_config(config, tmp_path / "run.yaml")
+    result = launch("spin-composer", "train", str(yaml))
+    assert result.returncode == 2
+    assert result.stderr.strip().splitlines() == [
+        "error: algorithms.spin.betta is not a setting. Did you mean 'beta'?"
+    ]
+    shutil.rmtree(tmp_path)
