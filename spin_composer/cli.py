@@ -55,6 +55,19 @@ Preprocess = Annotated[
 ]
 
 
+@app.command()
+def demo(
+    folder: Annotated[
+        Path, typer.Option(help="Folder of all that it writes; an earlier demo's is replaced.")
+    ] = Path("runs/demo"),
+    seed: Annotated[int, typer.Option(help="Of the data, the base model and the runs.")] = 17,
+) -> None:
+    """Play three iterations on a small world of text, on the CPU, with SFT beside it."""
+    from spin_composer.demo.run import main
+
+    main(folder, seed)
+
+
 @data_app.command()
 def convert(
     source: Source,

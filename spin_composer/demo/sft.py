@@ -65,7 +65,7 @@ def sft(
         },
         "tokenizer": {"name": str(model), "kwargs": {"model_max_length": max_seq_len}},
         "train_loader": _loader(train_rows, max_seq_len, shuffle=True),
-        "eval_loader": {"label": "heldout", **_loader(held_out_rows, max_seq_len, shuffle=False)},
+        "eval_loader": _loader(held_out_rows, max_seq_len, shuffle=False),
         "max_duration": duration,
         "eval_interval": duration,
         "optimizer": dict(optimizer),
@@ -86,7 +86,7 @@ def sft(
         "python_log_level": "warning",
     }
     trainer = train(OmegaConf.create(config))
-    nll = trainer.state.eval_metrics["heldout"]["LanguageCrossEntropy"].compute()
+    nll = trainer.state.eval_metrics["eval"]["LanguageCrossEntropy"].compute()
     time = trainer.state.timestamp
     trainer.close()
     composer_model: Any = trainer.state.model

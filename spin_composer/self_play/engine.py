@@ -64,7 +64,7 @@ class StopStrings(StoppingCriteria):
     """
 
     def __init__(self, tokenizer: Any, strings: list[str], prompt_width: int):
-        self.within = StopStringCriteria(tokenizer, strings)
+        self.within: Any = StopStringCriteria(tokenizer, strings)
         self.prompt_width = prompt_width
 
     def __call__(self, input_ids: Any, scores: Any, **_: Any) -> Any:

@@ -1,0 +1,211 @@
+"""The demonstration from nothing to its figures: data, base model, game, rival, scores.
+
+Everything runs in this process: each of llm-foundry's imports is paid for once.
+"""
+
+from __future__ import annotations
+
+import shutil
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+
+from spin_composer.demo.base import Schooling, Size, make_base
+from spin_composer.demo.figures import Figures, Model, report
+from spin_composer.demo.scoring import Score, score
+from spin_composer.demo.sft import SftResult, sft
+from spin_composer.demo.world import Row, is_valid, make_world, write_rows
+from spin_composer.errors import InputError
+
+YAML = Path(__file__).parents[2] / "yamls" / "demo.yaml"
+
+_MARK = ".spin-composer-demo"
+_ANSWERS_PER_PROMPT = 8
+"""How often each row stands in the data, so how often the opponent answers it per iteration."""
+_SCORED_ROWS, _SAMPLES = 200, 5
+_LONGEST_ANSWER = 16
+
+
+@dataclass(frozen=True)
+class Paths:
+    """Where the demo's files lie."""
+
+    folder: Path
+
+    @property
+    def base(self) -> Path:
+        """Base model and tokenizer."""
+        return self.folder / "base"
+
+    @property
+    def game(self) -> Path:
+        """What the run of SPIN writes."""
+        return self.folder / "spin"
+
+    def data(self, name: str) -> Path:
+        """Return the jsonl of a set of rows."""
+        return self.folder / "data" / f"{name}.jsonl"
+
+    def rival(self, iteration: int) -> Path:
+        """Return the folder of SFT's model after an iteration's number of steps."""
+        return self.folder / "sft" / f"{iteration}"
+
+    def export(self, epoch: int) -> Path:
+        """Return the folder of SPIN's model after an epoch."""
+        return self.game / "hf" / "huggingface" / f"ep{epoch}"
+
+
+def main(folder: Path, seed: int = 17) -> None:
+    """Run the demonstration; print its table and, last, its figures as one line of JSON.
+
+    Args:
+        folder: New folder of everything that it writes; that of an earlier demo is replaced.
+        seed: Of the data, the base model and both runs.
+
+    Raises:
+        InputError: If the folder holds something else, or the YAML is not there.
+    """
+    if not YAML.exists():
+        raise InputError(f"{YAML} does not exist: the demo runs in a checkout. Clone the project.")
+    paths = Paths(folder)
+    _prepare(paths)
+    stage = _Stage(Console(stderr=True))
+    with stage("loading torch, Composer and llm-foundry"):
+        import llmfoundry.command_utils  # noqa: F401  # the longest wait, said as such
+    with stage("making the data"):
+        held_out = _write_data(paths, seed)
+    with stage("training a tokenizer and a base model by SFT"):
+        base = make_base(
+            paths.data("careless"),
+            paths.data("careless-heldout"),
+            paths.base,
+            Size(),
+            Schooling(seed=seed),
+        )
+    with stage("playing three iterations of SPIN (yamls/demo.yaml)"):
+        spin_tokens, books, epochs = _play(paths, seed)
+    steps = [int(record["batches"]) for record in books.iterations]
+    with stage("continuing SFT instead, for as many steps"):
+        rival = _continue_sft(paths, seed, steps)
+    with stage("scoring samples of all models"):
+        exports = [paths.export(epochs * (i + 1)) for i in range(len(steps))]
+        base_score, *scores = [_score(m, held_out) for m in (base.folder, *exports)]
+        rival_scores = [_score(r.folder, held_out) for r in rival]
+    figures = Figures(
+        base=Model(books.baseline[_NLL], base_score),
+        spin=[
+            Model(record[_NLL], s) for record, s in zip(books.iterations, scores, strict=True)
+        ],
+        sft=[Model(r.held_out_nll, s) for r, s in zip(rival, rival_scores, strict=True)],
+        records=books.iterations,
+        tokens={"spin": spin_tokens, "sft_continuation": sum(r.tokens for r in rival)},
+        seconds=stage.seconds,
+    )
+    report(figures, folder / "curves.png")
+
+
+_NLL = "eval/eval/LanguageCrossEntropy"
+
+
+def _prepare(paths: Paths) -> None:
+    """Make the folder, or empty that of an earlier demo."""
+    folder = paths.folder
+    if folder.exists() and not folder.is_dir():
+        raise InputError(f"--folder={folder} is a file. Name another folder.")
+    if folder.exists() and any(folder.iterdir()):
+        if not (folder / _MARK).exists():
+            raise InputError(
+                f"--folder={folder} holds something that is no demo's. Name another folder."
+            )
+        shutil.rmtree(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / _MARK).touch()
+
+
+def _write_data(paths: Paths, seed: int) -> list[Row]:
+    """Write the rows of the world; return the held-out rows."""
+    world = make_world(seed)
+    write_rows(world.careless_train, paths.data("careless"))
+    write_rows(world.careless_valid, paths.data("careless-heldout"))
+    write_rows(world.careful_train * _ANSWERS_PER_PROMPT, paths.data("train"))
+    write_rows(world.careful_valid, paths.data("heldout"))
+    return world.careful_valid
+
+
+def _play(paths: Paths, seed: int) -> tuple[int, Any, int]:
+    """Play the game; return the tokens trained on, its books, and epochs per iteration."""
+    from spin_composer.report import read_books
+    from spin_composer.train import train
+
+    trainer = train(YAML, [f"variables.folder={paths.folder}", f"seed={seed}"])
+    trainer.close()
+    time = trainer.state.timestamp
+    books = read_books(paths.game / "self-play")
+    return int(time.token), books, int(time.epoch) // len(books.iterations)
+
+
+def _continue_sft(paths: Paths, seed: int, steps: list[int]) -> list[SftResult]:
+    """Go on with SFT on the game's rows for an iteration's steps at a time.
+
+    Optimizer, learning rate, its restart with each iteration, gradient clipping and seed are those
+    of the game; a step takes two rows for each pair.
+    """
+    from spin_composer.train import read_yaml
+
+    config = read_yaml(YAML, [f"variables.folder={paths.folder}"])
+    results: list[SftResult] = []
+    for iteration, count in enumerate(steps):
+        results.append(
+            sft(
+                results[-1].folder if results else paths.base,
+                paths.data("train"),
+                paths.data("heldout"),
+                paths.rival(iteration),
+                duration=f"{count}ba",
+                batch_size=2 * config.global_train_batch_size,
+                optimizer=config.optimizer,
+                scheduler={
+                    "name": "linear_decay_with_warmup",
+                    "t_warmup": config.scheduler.t_warmup,
+                    "alpha_f": config.scheduler.alpha_f,
+                },
+                gradient_clipping=config.algorithms.gradient_clipping.clipping_threshold,
+                max_seq_len=config.max_seq_len,
+                seed=seed + iteration,
+            )
+        )
+    return results
+
+
+def _score(model: Path, held_out: list[Row]) -> Score:
+    return score(
+        model,
+        held_out[:_SCORED_ROWS],
+        lambda row, response: is_valid(row.prompt, response.strip()),
+        samples=_SAMPLES,
+        max_new_tokens=_LONGEST_ANSWER,
+    )
+
+
+class _Stage:
+    """Says what is being done, and how long it took."""
+
+    def __init__(self, console: Console):
+        self.console = console
+        self.seconds: dict[str, float] = {}
+
+    def __call__(self, name: str) -> _Stage:
+        self.console.print(f"[bold]{name} ...")
+        self.name, self.started = name, time.perf_counter()
+        return self
+
+    def __enter__(self) -> Callable[[str], Any]:
+        return self.__call__
+
+    def __exit__(self, *_: object) -> None:
+        self.seconds[self.name] = round(time.perf_counter() - self.started, 1)
+        self.console.print(f"  {self.seconds[self.name]:.1f} s", style="dim")

@@ -1,0 +1,127 @@
+"""Gathered parameters: one rank alone can run the model, under FSDP1, FSDP2 and neither."""
+
+from __future__ import annotations
+
+import os
+import socket
+from types import SimpleNamespace
+
+import pytest
+import torch
+import torch.distributed as dist
+import torch.multiprocessing as mp
+from torch import nn
+from torch.distributed.fsdp import FullyShardedDataParallel, fully_shard
+from torch.distributed.fsdp.wrap import ModuleWrapPolicy
+
+from spin_composer.self_play.gather import fingerprint, gathered
+
+
+class Block(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.linear = nn.Linear(8, 8)
+
+    def forward(self, x):
+        return x + self.linear(x).tanh()
+
+
+class Net(nn.Module):
+    """Two blocks and a head; the wrapped part is an attribute, as in a ComposerModel."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.model = nn.Sequential(Block(), Block(), nn.Linear(8, 5))
+
+    def forward(self, x):
+        return self.model(x)
+
+
+def shard(net: Net, kind: str) -> None:
+    if kind == "fsdp1":
+        net.model = FullyShardedDataParallel(
+            net.model,
+            auto_wrap_policy=ModuleWrapPolicy({Block}),
+            device_id=torch.device("cpu"),
+            use_orig_params=True,
+        )
+    else:
+        for block in net.model[:2]:
+            fully_shard(block)
+        fully_shard(net)
+
+
+def on_rank(rank: int, kind: str, port: int, results) -> None:
+    os.environ.update(MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port))
+    dist.init_process_group("gloo", rank=rank, world_size=2)
+    net, x = Net(), torch.arange(16.0).view(2, 8) / 16
+    wanted, mark = net(x).detach(), fingerprint(net.model)
+    shard(net, kind)
+    net(x).sum().backward()  # FSDP is past its lazy start when play begins
+    with gathered(net), torch.no_grad():
+        same_mark = fingerprint(net.model) == mark
+        # rank 0 alone: a collective in here would never return
+        gap = float((net(x) - wanted).abs().max()) if rank == 0 else 0.0
+    dist.barrier()
+    net.zero_grad()
+    net(x).sum().backward()  # still shards and reduces after
+    gradient = next(net.parameters()).grad
+    results[rank] = (same_mark, gap, gradient is not None and bool(torch.isfinite(gradient).all()))
+    dist.destroy_process_group()
+
+
+def reduced_gradients(rank: int, port: int, results) -> None:
+    from composer.core import State  # noqa: F401  (composer.utils.dist must see the group)
+    from composer.devices import DeviceCPU
+
+    from spin_composer.start_checks import mend_gloo_average
+
+    os.environ.update(MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port))
+    os.environ.update(RANK=str(rank), WORLD_SIZE="2", LOCAL_RANK=str(rank), LOCAL_WORLD_SIZE="2")
+    dist.init_process_group("gloo", rank=rank, world_size=2)
+    x = torch.arange(16.0).view(2, 8) / 16
+    alone = Net()
+    alone(x).mean().backward()  # the mean of both ranks' losses
+    net = Net()
+    shard(net, "fsdp2")
+    mend_gloo_average(SimpleNamespace(model=net, device=DeviceCPU()))  # pyright: ignore
+    net(x[rank : rank + 1]).mean().backward()
+    gaps = [
+        float((a.grad - b.grad.full_tensor()).abs().max())
+        for a, b in zip(alone.parameters(), net.parameters(), strict=True)
+    ]
+    results[rank] = max(gaps)
+    dist.destroy_process_group()
+
+
+def spawn(function, *arguments) -> dict:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    with mp.Manager() as manager:
+        results = manager.dict()
+        mp.spawn(function, args=(*arguments, port, results), nprocs=2)
+        return dict(results)
+
+
+@pytest.mark.parametrize("kind", ["fsdp1", "fsdp2"])
+def test_a_rank_runs_the_gathered_model_alone_and_training_goes_on(kind):
+    for rank, (same_mark, gap, trains) in spawn(on_rank, kind).items():
+        assert same_mark, rank
+        assert gap < 1e-6
+        assert trains
+
+
+def test_gradients_are_averaged_where_gloos_reduce_scatter_sums():
+    assert max(spawn(reduced_gradients).values()) < 1e-6
+
+
+def test_fingerprint_tells_weights_apart_and_leaves_them_resizable():
+    net = Net()
+    before = fingerprint(net)
+    assert before == fingerprint(Net())
+    with torch.no_grad():
+        net.model[0].linear.bias[3] += 1e-3
+    assert fingerprint(net) != before
+    net.model[0].linear.bias.data.untyped_storage().resize_(0)
