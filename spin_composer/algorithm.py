@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import time
-from typing import Any
+from typing import Any, cast
 
 from composer.core import Algorithm, Event, State, Time
 from composer.loggers import Logger
 from composer.utils import dist, reproducibility
+from torch.utils.data import DataLoader
 
 from spin_composer.books import IterationLog
 from spin_composer.data.loader import examples_of
@@ -115,11 +116,12 @@ class SPIN(Algorithm):
     def _fit_start(self, state: State, logger: Logger) -> None:
         del logger
         examples = examples_of(state.train_dataloader)
+        loader = cast("DataLoader[Any]", state.train_dataloader)
         require_spin_scheduler(state)
         check_lengths(self.settings, examples, composer_model(state).config)
         seed = state.rank_zero_seed if self.settings.seed is None else self.settings.seed
         root = self.settings.store.format(run_name=state.run_name)
-        self.game = Game(self.settings, seed, Store(root), examples, state.train_dataloader)
+        self.game = Game(self.settings, seed, Store(root), examples, loader)
         self.game.play_seconds = self._saved.get("play_seconds", 0.0)
         self.game.manifest = self._saved.get("manifest", {})
         self.books.open(self.game.store.root, state)

@@ -137,9 +137,8 @@ def _load_pairs(
 
 def pair_loss(settings: SpinSettings, iteration: int) -> PairLoss:
     """Return the loss of an iteration."""
-    assert isinstance(settings.beta, list)
     return PairLoss(
-        kind=settings.loss,
+        kind=settings.loss,  # pyright: ignore[reportArgumentType]  (checked by the settings)
         beta=of_iteration(settings.beta, iteration),
         nll_weight=settings.nll_weight,
         length_normalised=settings.length_normalised,

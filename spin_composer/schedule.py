@@ -60,6 +60,7 @@ class SpinScheduler(ComposerScheduler):
         )
         multiplier = self.within(clock, ssr)
         if settings.learning_rate is not None:
+            assert isinstance(settings.learning_rate, list)
             group = state.optimizers[0].param_groups[0]
             peak = of_iteration(settings.learning_rate, int(t.iteration))
             multiplier *= peak / group.get("initial_lr", group["lr"])

@@ -230,8 +230,10 @@ class SpinSettings:
                 )
 
 
-def of_iteration(values: Sequence[float], iteration: int) -> float:
+def of_iteration(values: float | Sequence[float], iteration: int) -> float:
     """Return the value of an iteration from a list of one per iteration, or one for all."""
+    if isinstance(values, (int, float)):
+        return values
     return values[0] if len(values) == 1 else values[iteration]
 
 

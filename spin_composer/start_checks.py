@@ -127,5 +127,9 @@ def mend_gloo_average(state: State) -> None:
         return
     if dist.get_global_rank() == 0:
         log.info(f"reduce_scatter(AVG) gives {factor:g} for a mean of 1: gradients are divided.")
+
+    def divide(gradient: torch.Tensor) -> None:
+        gradient.div_(factor)
+
     for module in modules:
-        module.set_all_reduce_hook(lambda gradient: gradient.div_(factor))
+        module.set_all_reduce_hook(divide)

@@ -98,8 +98,21 @@ def test_resuming_on_another_runs_store_is_refused(whole, tmp_path):
     folder, _, _ = whole
     other = tiny_trainer(tmp_path, seed=8, max_duration="1iter")
     other.fit()
-    with pytest.raises(StoreError, match="differs in .*seed"):
-        trainer = tiny_trainer(
-            tmp_path, load_path=str(folder / "checkpoints" / "ep0-ba4.pt")
-        )
+    trainer = tiny_trainer(tmp_path, load_path=str(folder / "checkpoints" / "ep0-ba4.pt"))
+    with pytest.raises(StoreError, match=r"differs in .*seed"):
         trainer.fit()
+
+
+def test_an_iterations_checkpoint_plays_the_next_iteration_anew(tmp_path):
+    first = tiny_trainer(
+        tmp_path,
+        save_folder=str(tmp_path / "checkpoints"),
+        save_interval="1iter",
+        save_filename="ep{epoch}.pt",
+    )
+    first.fit()
+    shutil.rmtree(tmp_path / "self-play/iter-001")
+    again = tiny_trainer(tmp_path, load_path=str(tmp_path / "checkpoints/ep2.pt"))
+    again.fit()
+    for name, value in weights(again).items():
+        assert torch.equal(value, weights(first)[name]), name

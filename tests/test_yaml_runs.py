@@ -112,7 +112,7 @@ def test_mpt_plays_and_exports_with_equal_logits(tmp_path):
         "attn_config": {"attn_impl": "torch", "rope": False},
         "init_config": {"name": "small_init_"},
     }
-    trainer = run_in_process(tmp_path, **{"model": mpt, "max_duration": "1iter"})
+    trainer = run_in_process(tmp_path, model=mpt, max_duration="1iter")
     assert books(tmp_path)[0]["batches"] == 12
     export = tmp_path / "checkpoints/huggingface/ep2"
     model = AutoModelForCausalLM.from_pretrained(export, trust_remote_code=True).eval()

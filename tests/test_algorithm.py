@@ -1,0 +1,118 @@
+"""What the algorithm promises of a whole run, beyond what its parts' tests show."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from composer.optim import LinearScheduler
+from fixtures.runs import tiny_trainer
+from torch.utils.data import DataLoader
+
+from spin_composer.errors import InputError
+from spin_composer.self_play.play import Player
+from spin_composer.self_play.store import Store
+
+
+def weights(trainer) -> list[torch.Tensor]:
+    return [p.detach().clone() for p in trainer.state.model.parameters()]
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory):
+    """A finished run of two iterations: its folder and Trainer."""
+    folder = tmp_path_factory.mktemp("run")
+    trainer = tiny_trainer(folder)
+    trainer.fit()
+    return folder, trainer
+
+
+def test_epochs_and_iterations_are_the_same_duration(run, tmp_path):
+    _, by_iterations = run
+    by_epochs = tiny_trainer(tmp_path, max_duration="4ep")
+    by_epochs.fit()
+    assert all(map(torch.equal, weights(by_epochs), weights(by_iterations)))
+
+
+def test_deterministic_runs_are_bitwise_repeatable(tmp_path):
+    try:
+        first, second = (tiny_trainer(tmp_path / n, spin={"deterministic": True}) for n in "ab")
+        assert torch.are_deterministic_algorithms_enabled()
+        first.fit()
+        second.fit()
+    finally:
+        torch.use_deterministic_algorithms(False)
+    assert all(map(torch.equal, weights(first), weights(second)))
+
+
+def test_training_holds_one_model(run):
+    _, trainer = run
+    held = sum(p.numel() for p in trainer.state.model.parameters())
+    game = trainer.state.algorithms[0].game
+    others = [value for value in vars(game).values() if isinstance(value, torch.nn.Module)]
+    assert not others
+    assert held == sum(p.numel() for p in trainer.state.model.model.parameters())
+
+
+def test_every_metric_of_the_readme_is_logged(run):
+    _, trainer = run
+    logged = set(trainer.logger.destinations[0].data)
+    readme = (Path(__file__).parents[1] / "README.md").read_text()
+    section = readme.split("## Metrics")[1].split("\n## ")[0]
+    named = {line.split("`")[1] for line in section.splitlines() if line.startswith("| `")}
+    assert len(named) > 15
+    assert {n for n in named if not n.startswith("metrics/eval")} <= logged
+
+
+def test_a_fresh_subset_is_played_in_each_iteration(tmp_path):
+    tiny_trainer(tmp_path, spin={"samples_per_iteration": 10, "replay": 0}).fit()
+    store = Store(tmp_path / "self-play")
+    played = [
+        {row.index for unit in (0, 1) for row in store.read_unit(iteration, unit)}
+        for iteration in (0, 1)
+    ]
+    assert [len(p) for p in played] == [10, 10]
+    assert played[0] != played[1]
+
+
+def test_scores_of_other_weights_are_found_at_the_first_batch(tmp_path, monkeypatch):
+    original = Player._rescore
+
+    def stale(self, rows):
+        rescored, noise = original(self, rows)
+        return [
+            replace(row, pair=replace(row.pair, opponent_real=row.pair.opponent_real + 1e-2))
+            for row in rescored
+        ], noise
+
+    monkeypatch.setattr(Player, "_rescore", stale)
+    with pytest.raises(RuntimeError, match="policy must equal the opponent"):
+        tiny_trainer(tmp_path).fit()
+
+
+def test_another_scheduler_is_refused(tmp_path):
+    with pytest.raises(InputError, match="must be one SpinScheduler, got LinearScheduler"):
+        tiny_trainer(tmp_path, schedulers=LinearScheduler()).fit()
+
+
+def test_another_loader_is_refused(tmp_path):
+    with pytest.raises(InputError, match=r"train_loader.*name: spin"):
+        tiny_trainer(tmp_path, train_dataloader=DataLoader([1, 2, 3])).fit()
+
+
+def test_a_batch_larger_than_the_pairs_is_refused(tmp_path):
+    with pytest.raises(InputError, match="more than the 24 pairs of iteration 0"):
+        tiny_trainer(tmp_path, device_batch_size=25).fit()
+
+
+def test_generation_past_the_models_positions_is_refused(tmp_path):
+    spin = {"generation": {"max_new_tokens": 40}}
+    with pytest.raises(InputError, match=r"max_new_tokens=40 after the longest prompt"):
+        tiny_trainer(tmp_path, spin=spin).fit()
+
+
+def test_a_remainder_of_the_duration_is_refused(tmp_path):
+    with pytest.raises(InputError, match=r"max_duration=3ep is no whole number of iterations"):
+        tiny_trainer(tmp_path, max_duration="3ep")
