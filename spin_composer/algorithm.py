@@ -7,7 +7,7 @@ from typing import Any, cast
 
 from composer.core import Algorithm, Event, State, Time
 from composer.loggers import Logger
-from composer.utils import dist, reproducibility
+from composer.utils import reproducibility
 from torch.utils.data import DataLoader
 
 from spin_composer.books import IterationLog
@@ -17,6 +17,7 @@ from spin_composer.iteration import Game, composer_model, resume_iteration, star
 from spin_composer.model import SpinLM
 from spin_composer.schedule import refresh_learning_rates, require_spin_scheduler
 from spin_composer.self_play.gather import gathered
+from spin_composer.self_play.samples import keep_offline_wandb_offline
 from spin_composer.self_play.store import Store
 from spin_composer.settings import SpinSettings, count_iterations, fill
 from spin_composer.start_checks import (
@@ -61,6 +62,7 @@ class SPIN(Algorithm):
         self.settings = fill(SpinSettings, settings, "spin")
         if self.settings.deterministic:
             reproducibility.configure_deterministic_mode()
+        keep_offline_wandb_offline()
         self.game: Game | None = None
         self.books = IterationLog()
         self._saved: dict[str, Any] = {}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from typing import Any
 
 from composer.loggers import Logger, TensorboardLogger
@@ -45,3 +46,12 @@ def log_samples(
         if isinstance(destination, TensorboardLogger) and destination.writer is not None:
             text = "\n\n".join(f"    {line}" for line in lines)
             destination.writer.add_text("spin/samples", text, iteration)
+
+
+def keep_offline_wandb_offline() -> None:
+    """Let an offline W&B run log tables without asking a server, which it would wait for.
+
+    Call it before the run's ``wandb.init``.
+    """
+    if os.environ.get("WANDB_MODE") == "offline":
+        os.environ.setdefault("WANDB_ALLOW_OFFLINE_ARTIFACTS", "false")

@@ -1,0 +1,79 @@
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from spin_composer.demo import run
+from spin_composer.demo.figures import Figures, Model, report
+from spin_composer.demo.run import Paths
+from spin_composer.demo.scoring import Score
+from spin_composer.errors import InputError
+
+
+def model(nll: float, share: float) -> Model:
+    return Model(nll, Score(share, 9.5, 1000))
+
+
+FIGURES = Figures(
+    base=model(0.7, 0.4),
+    spin=[model(0.69, 0.5), model(0.68, 0.6)],
+    sft=[model(0.71, 0.45), model(0.8, 0.5)],
+    records=[
+        {"batches": 48, "spin/pairs": 1590, "train/SpinAccuracy": 0.7, "train/SpinMargin": 1.5},
+        {"batches": 47, "spin/pairs": 1580, "train/SpinAccuracy": 0.6, "train/SpinMargin": 1.0},
+    ],
+    tokens={"spin": 252196, "sft_continuation": 250053},
+    seconds={"playing": 30.0, "scoring": 10.0},
+)
+
+
+def test_last_line_is_json_with_the_figures_per_iteration(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+):
+    report(FIGURES, tmp_path / "curves.png")
+    figures = json.loads(capsys.readouterr().out.splitlines()[-1])
+    assert figures["base"] == {"held_out_nll": 0.7, "valid": 0.4, "generated_length": 9.5}
+    assert [it["valid"] for it in figures["iterations"]] == [0.5, 0.6]
+    assert [it["steps"] for it in figures["iterations"]] == [48, 47]
+    assert figures["iterations"][1]["sft_continuation"]["held_out_nll"] == 0.8
+    assert figures["seconds"]["total"] == 40.0
+    assert (tmp_path / "curves.png").exists()
+
+
+def test_table_shows_the_rival_even_where_it_wins(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+):
+    better = Figures(**{**vars(FIGURES), "sft": [model(0.6, 0.9), model(0.5, 0.95)]})
+    report(better, tmp_path / "curves.png")
+    printed = capsys.readouterr().out
+    assert "95.0%" in printed
+    assert "60.0%" in printed
+
+
+def test_folder_of_an_earlier_demo_is_emptied(tmp_path: Path):
+    paths = Paths(tmp_path / "demo")
+    run._prepare(paths)
+    (paths.folder / "old").touch()
+    run._prepare(paths)
+    assert not (paths.folder / "old").exists()
+
+
+def test_folder_of_something_else_is_left_alone(tmp_path: Path):
+    (tmp_path / "thesis.tex").touch()
+    with pytest.raises(InputError, match="holds something that is no demo's"):
+        run._prepare(Paths(tmp_path))
+    assert (tmp_path / "thesis.tex").exists()
+
+
+def test_yaml_of_the_demo_passes_the_checks_of_a_real_run():
+    from omegaconf import OmegaConf
+
+    from spin_composer.config import validate
+    from spin_composer.train import read_yaml
+
+    config = OmegaConf.to_container(read_yaml(run.YAML, ["variables.folder=elsewhere"]))
+    settings = validate(config)
+    assert settings.store == "elsewhere/spin/self-play"
+    assert config["eval_loader"]["dataset"]["hf_kwargs"]["data_files"].startswith("elsewhere/")
