@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 from pathlib import Path
-from typing import Annotated, Any, Optional
+from typing import Annotated, Any
 
 import typer
 
@@ -33,7 +33,7 @@ def train(
 def report(
     store: Annotated[Path, typer.Argument(help="The run's self-play store (spin.store).")],
     plot: Annotated[
-        Optional[Path], typer.Option(help="Also write the curves to this PNG.")
+        Path | None, typer.Option(help="Also write the curves to this PNG.")
     ] = None,
 ) -> None:
     """Print a run's table of iterations."""
@@ -51,7 +51,7 @@ Source = Annotated[str, typer.Argument(help="File, folder, Hugging Face name or 
 Split = Annotated[str, typer.Option(help="Split of the source.")]
 BadRows = Annotated[str, typer.Option(help="error: stop at a bad row; skip: leave it out.")]
 Preprocess = Annotated[
-    Optional[str], typer.Option(help="module:function applied to each row first.")
+    str | None, typer.Option(help="module:function applied to each row first.")
 ]
 
 
@@ -75,7 +75,7 @@ def convert(
     split: Split = "train",
     on_bad_row: BadRows = "error",
     preprocessing_fn: Preprocess = None,
-    compression: Annotated[Optional[str], typer.Option(help="Streaming's, e.g. zstd.")] = None,
+    compression: Annotated[str | None, typer.Option(help="Streaming's, e.g. zstd.")] = None,
 ) -> None:
     """Write SFT data of any supported format as MDS."""
     from spin_composer.data.convert import convert_dataset
@@ -99,7 +99,7 @@ def check(
     split: Split = "train",
     max_seq_len: Annotated[int, typer.Option(help="Most tokens of a row.")] = 2048,
     max_prompt_len: Annotated[
-        Optional[int], typer.Option(help="Most tokens of a prompt; default max-seq-len - 1.")
+        int | None, typer.Option(help="Most tokens of a prompt; default max-seq-len - 1.")
     ] = None,
     truncate_prompt: Annotated[str, typer.Option(help="none, or left: cut long prompts.")] = "none",
     on_bad_row: BadRows = "error",

@@ -89,7 +89,7 @@ def report(figures: Figures, picture: Path) -> None:
         ("base", base), *[(str(it["iteration"]), it["sft_continuation"]) for it in iterations]
     ])  # fmt: skip
     console.print(rival)
-    console.print(_explanation(figures), highlight=False)
+    console.print(_explanation(figures), highlight=False, soft_wrap=True)
     draw(figures, picture)
     console.print(f"curves: {picture}", highlight=False, soft_wrap=True)
     print(json.dumps(_rounded(_summary(figures, picture))), flush=True)
@@ -100,15 +100,16 @@ def _explanation(figures: Figures) -> str:
     responses = figures.base.score.responses
     se = 0.5 / responses**0.5
     return (
-        "NLL: nats per token of careful held-out rows. Valid: share of "
-        f"{responses} responses sampled at temperature 1\nto held-out prompts that follow the "
-        f"world's rules (standard error at most {se:.1%}). Length: tokens of these responses.\n"
+        "Held-out NLL: nats per token of held-out rows. Valid: share of "
+        f"{responses:,} responses to held-out prompts,\n"
+        "sampled at temperature 1, that follow the world's rules (standard error at most "
+        f"{se:.1%}); length: their tokens.\n"
         "Accuracy and margin: means over the iteration's training.\n"
         "Equal for both: base model, rows, optimizer, learning rates and their restarts, steps, "
-        "and sequences per step\n(SPIN's pair is two: the row's response and the opponent's; SFT "
-        "takes two rows). Tokens trained on: SPIN "
-        f"{tokens['spin']:,},\nSFT {tokens['sft_continuation']:,}. SPIN's play (generation and "
-        "scoring) comes on top and is not counted."
+        "and sequences per step\n"
+        "(a pair is two: the row's response and the opponent's; SFT takes two rows). Tokens "
+        f"trained on: SPIN {tokens['spin']:,},\n"
+        f"SFT {tokens['sft_continuation']:,}. SPIN's play, generation and scoring, comes on top."
     )
 
 

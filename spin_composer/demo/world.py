@@ -18,12 +18,12 @@ from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-ANIMALS = "cat dog owl hen bee ant cow pig goat duck frog crow".split()
-PLACES = "river hill barn road tree pond gate wall field bridge".split()
-VERBS = "run jump sleep sing hide wait eat walk look turn stand play".split()
-PREPOSITIONS = "by near under behind over along inside beyond".split()
-ADJECTIVES = "red old sly big sad shy tiny wild calm loud proud lazy".split()
-NUMBERS = "one two three".split()
+ANIMALS = ["cat", "dog", "owl", "hen", "bee", "ant", "cow", "pig", "goat", "duck", "frog", "crow"]
+PLACES = ["river", "hill", "barn", "road", "tree", "pond", "gate", "wall", "field", "bridge"]
+VERBS = ["run", "jump", "sleep", "sing", "hide", "wait", "eat", "walk", "look", "turn", "stand", "play"]
+PREPOSITIONS = ["by", "near", "under", "behind", "over", "along", "inside", "beyond"]
+ADJECTIVES = ["red", "old", "sly", "big", "sad", "shy", "tiny", "wild", "calm", "loud", "proud", "lazy"]
+NUMBERS = ["one", "two", "three"]
 
 _CHOICES = 3
 """Adjectives and verbs that fit an animal."""
@@ -63,7 +63,7 @@ class World:
 
 
 def make_world(
-    seed: int, num_careless: int = 3000, num_careful: int = 200, num_valid: int = 300,
+    seed: int, num_careless: int = 3000, num_careful: int = 300, num_valid: int = 300,
     mistakes: float = 0.15,
 ) -> World:  # fmt: skip
     """Return the rows of a world; the same seed gives the same rows.
@@ -144,5 +144,6 @@ def write_rows(rows: Iterable[Row], path: Path) -> Path:
 
 def read_rows(path: Path) -> list[Row]:
     """Return the rows of a jsonl of ``prompt`` and ``response``."""
-    rows = [json.loads(line) for line in path.read_text().splitlines()]
+    with path.open(encoding="utf-8") as file:
+        rows = [json.loads(line) for line in file]
     return [Row(row["prompt"], row["response"]) for row in rows]

@@ -62,5 +62,5 @@ def test_no_sentence_is_not_valid(response: str):
 
 
 def test_rows_survive_their_file(tmp_path: Path):
-    rows = WORLD.careful_valid[:5]
+    rows = [*WORLD.careful_valid[:5], Row("a line separator \u2028 in a prompt", "é")]
     assert read_rows(write_rows(rows, tmp_path / "new" / "rows.jsonl")) == rows

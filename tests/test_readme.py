@@ -1,0 +1,62 @@
+"""What the README says is what the code does."""
+
+from __future__ import annotations
+
+import json
+import re
+from dataclasses import fields
+from pathlib import Path
+
+import pytest
+from fixtures.runs import write_rows
+from fixtures.yaml_run import save_model
+
+from spin_composer.settings import GenerationSettings, SpinSettings
+
+README = (Path(__file__).parents[1] / "README.md").read_text()
+
+
+def table(section: str) -> dict[str, list[str]]:
+    """Return the rows of a section's first table by their first cell's name."""
+    body = README.split(f"## {section}\n")[1].split("\n## ")[0]
+    rows = [line.strip("|").split("|") for line in body.splitlines() if line.startswith("| `")]
+    return {row[0].split("`")[1]: [cell.strip() for cell in row] for row in rows}
+
+
+@pytest.mark.parametrize(
+    ("cls", "prefix"), [(SpinSettings, ""), (GenerationSettings, "generation.")]
+)
+def test_every_setting_is_in_the_table_with_its_default(cls, prefix):
+    rows = table("Settings")
+    for field in fields(cls):
+        if field.name == "generation":
+            continue
+        cells = rows[prefix + field.name]
+        default = getattr(cls(), field.name) if field.name == "stop_strings" else field.default
+        shown = default if isinstance(default, str) else json.dumps(default)
+        assert cells[2].strip("`") == shown, field.name
+
+
+def test_the_table_names_no_setting_that_is_not_there():
+    known = {f.name for f in fields(SpinSettings)} | {"max_duration"}
+    known |= {f"generation.{f.name}" for f in fields(GenerationSettings)}
+    assert set(table("Settings")) <= known
+
+
+def test_the_python_example_runs(tmp_path, monkeypatch):
+    code = re.search(r"```python\n(.*?)```", README, re.DOTALL)[1]  # pyright: ignore
+    model = save_model(tmp_path)
+    rows = write_rows(tmp_path / "sft.jsonl")
+    code = code.replace("alignment-handbook/zephyr-7b-sft-full", str(model))
+    code = code.replace("sft.jsonl", str(rows)).replace("2048", "48")
+    code = code.replace('"max_new_tokens": 512', '"max_new_tokens": 8')
+    monkeypatch.chdir(tmp_path)
+    names: dict = {}
+    exec(code, names)  # the README's own lines
+    assert int(names["trainer"].state.timestamp.iteration) == 3
+
+
+@pytest.mark.parametrize("path", re.findall(r"`?((?:yamls|kernels|spin_composer)/[\w./-]+)", README))
+def test_every_path_in_the_readme_exists(path):
+    root = Path(__file__).parents[1]
+    assert (root / path.rstrip("./")).exists()
