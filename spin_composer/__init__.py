@@ -7,7 +7,13 @@ line's help and checks must not wait for it.
 from __future__ import annotations
 
 from importlib import import_module
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from spin_composer.algorithm import SPIN
+    from spin_composer.data.loader import build_spin_dataloader
+    from spin_composer.model import HFSpinLM, MPTSpinLM
+    from spin_composer.schedule import SpinScheduler
 
 __version__ = "0.1.0"
 
@@ -19,7 +25,14 @@ _EXPORTS = {
     "build_spin_dataloader": "spin_composer.data.loader",
 }
 
-__all__ = [*_EXPORTS, "__version__"]
+__all__ = [
+    "SPIN",
+    "HFSpinLM",
+    "MPTSpinLM",
+    "SpinScheduler",
+    "__version__",
+    "build_spin_dataloader",
+]
 
 
 def __getattr__(name: str) -> Any:

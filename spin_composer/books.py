@@ -1,5 +1,6 @@
-"""The books of a run: one record per iteration in ``<store>/iterations.json``, for people and
-for ``spin-composer report``.
+"""The books of a run: one record per iteration in ``<store>/iterations.json``.
+
+For people, and for ``spin-composer report``.
 """
 
 from __future__ import annotations

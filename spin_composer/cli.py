@@ -32,9 +32,7 @@ def train(
 @app.command()
 def report(
     store: Annotated[Path, typer.Argument(help="The run's self-play store (spin.store).")],
-    plot: Annotated[
-        Path | None, typer.Option(help="Also write the curves to this PNG.")
-    ] = None,
+    plot: Annotated[Path | None, typer.Option(help="Also write the curves to this PNG.")] = None,
 ) -> None:
     """Print a run's table of iterations."""
     from rich.console import Console
@@ -50,9 +48,7 @@ def report(
 Source = Annotated[str, typer.Argument(help="File, folder, Hugging Face name or MDS.")]
 Split = Annotated[str, typer.Option(help="Split of the source.")]
 BadRows = Annotated[str, typer.Option(help="error: stop at a bad row; skip: leave it out.")]
-Preprocess = Annotated[
-    str | None, typer.Option(help="module:function applied to each row first.")
-]
+Preprocess = Annotated[str | None, typer.Option(help="module:function applied to each row first.")]
 
 
 @app.command()

@@ -21,8 +21,10 @@ def is_spin(cfg: Mapping[str, Any]) -> bool:
     """Tell whether a training config means a SPIN run."""
     sections = [cfg.get(section) for section in ("train_loader", "model")]
     names = [s.get("name") if isinstance(s, Mapping) else s for s in sections]
-    return "spin" in (cfg.get("algorithms") or {}) or "spin" in names or any(
-        name in _MODELS.values() for name in names
+    return (
+        "spin" in (cfg.get("algorithms") or {})
+        or "spin" in names
+        or any(name in _MODELS.values() for name in names)
     )
 
 
@@ -62,8 +64,7 @@ def validate(cfg: Mapping[str, Any]) -> SpinSettings:
     if not isinstance(algorithms, Mapping) or "spin" not in algorithms:
         found = list(algorithms) if isinstance(algorithms, Mapping) else algorithms
         raise InputError(
-            f"algorithms must hold spin, got {shown(found)}. Add "
-            "`algorithms: {spin: {}}`."
+            f"algorithms must hold spin, got {shown(found)}. Add `algorithms: {{spin: {{}}}}`."
         )
     settings = fill(SpinSettings, algorithms["spin"] or {}, "algorithms.spin")
     epochs = settings.epochs_per_iteration

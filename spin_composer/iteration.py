@@ -123,9 +123,7 @@ def _global_batch_size(game: Game) -> int:
     return game.sft_loader.batch_size * dist.get_world_size()
 
 
-def _load_pairs(
-    game: Game, state: State, iteration: int, report: PlayReport
-) -> DataLoader[Pair]:
+def _load_pairs(game: Game, state: State, iteration: int, report: PlayReport) -> DataLoader[Pair]:
     loader = build_pair_loader(
         game.store, iteration, report.pairs, game.sft_loader, dist.get_world_size(), game.seed
     )

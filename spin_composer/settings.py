@@ -99,7 +99,9 @@ class GenerationSettings:
         for name in ("max_new_tokens", "batch_size"):
             value = getattr(self, name)
             remedy = longest if name == "max_new_tokens" else ""
-            _check(_is_int(value) and value > 0, f"{at}.{name}", value, "a positive integer", remedy)
+            _check(
+                _is_int(value) and value > 0, f"{at}.{name}", value, "a positive integer", remedy
+            )
         for name in ("min_new_tokens", "top_k"):
             value = getattr(self, name)
             _check(_is_int(value) and value >= 0, f"{at}.{name}", value, "an integer >= 0")
@@ -184,7 +186,9 @@ class SpinSettings:
             _check(isinstance(value, bool), f"spin.{name}", value, "true or false")
         for name, least in (("replay", 0), ("sample_table_rows", 0), ("unit_size", 1)):
             value = getattr(self, name)
-            _check(_is_int(value) and value >= least, f"spin.{name}", value, f"an integer >= {least}")
+            _check(
+                _is_int(value) and value >= least, f"spin.{name}", value, f"an integer >= {least}"
+            )
         samples = self.samples_per_iteration
         ok = samples == ALL or (_is_int(samples) and int(samples) > 0)
         _check(ok, "spin.samples_per_iteration", samples, "a positive integer or 'all'")
@@ -248,7 +252,11 @@ def count_iterations(max_duration: object, epochs_per_iteration: int) -> int:
         InputError: If it is in another unit, not positive, or no whole number of iterations.
     """
     text = str(max_duration)
-    for suffix, per_iteration in (("iter", 1), ("ep", epochs_per_iteration), ("", epochs_per_iteration)):
+    for suffix, per_iteration in (
+        ("iter", 1),
+        ("ep", epochs_per_iteration),
+        ("", epochs_per_iteration),
+    ):
         digits = text.removesuffix(suffix)
         if text.endswith(suffix) and digits.isdigit() and int(digits) > 0:
             if int(digits) % per_iteration:

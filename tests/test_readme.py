@@ -56,7 +56,9 @@ def test_the_python_example_runs(tmp_path, monkeypatch):
     assert int(names["trainer"].state.timestamp.iteration) == 3
 
 
-@pytest.mark.parametrize("path", re.findall(r"`?((?:yamls|kernels|spin_composer)/[\w./-]+)", README))
+@pytest.mark.parametrize(
+    "path", re.findall(r"`?((?:yamls|kernels|spin_composer)/[\w./-]+)", README)
+)
 def test_every_path_in_the_readme_exists(path):
     root = Path(__file__).parents[1]
     assert (root / path.rstrip("./")).exists()

@@ -49,9 +49,7 @@ def resumed(whole_folder: Path, checkpoint: str, folder: Path):
     for k in range(iteration + 1):
         name = f"iter-{k:03d}"
         shutil.copytree(whole_folder / "self-play" / name, folder / "self-play" / name)
-    trainer = tiny_trainer(
-        folder, load_path=str(whole_folder / "checkpoints" / f"{checkpoint}.pt")
-    )
+    trainer = tiny_trainer(folder, load_path=str(whole_folder / "checkpoints" / f"{checkpoint}.pt"))
     trainer.fit()
     return trainer
 

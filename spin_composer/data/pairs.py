@@ -84,7 +84,9 @@ def split_pairs(batch: PairBatch, microbatch_size: int | float) -> list[PairBatc
             f"device_train_microbatch_size must be a positive whole number of pairs, got "
             f"{microbatch_size}."
         )
-    return [_slice(batch, b, min(b + size, num_pairs(batch))) for b in range(0, num_pairs(batch), size)]
+    return [
+        _slice(batch, b, min(b + size, num_pairs(batch))) for b in range(0, num_pairs(batch), size)
+    ]
 
 
 def _slice(batch: PairBatch, first: int, last: int) -> PairBatch:

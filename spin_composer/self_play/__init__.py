@@ -1,0 +1,1 @@
+"""Self-play: what is played, by whom, and where it is kept."""

@@ -30,9 +30,7 @@ class ReplayUnit:
 Unit = PlayUnit | ReplayUnit
 
 
-def plan_units(
-    settings: SpinSettings, seed: int, iteration: int, num_examples: int
-) -> list[Unit]:
+def plan_units(settings: SpinSettings, seed: int, iteration: int, num_examples: int) -> list[Unit]:
     """Return the units of an iteration, a function of its arguments alone.
 
     The unit at position u is stored as unit u. Units that are played come first; those replayed

@@ -35,7 +35,9 @@ def log_samples(
     """
     table = []
     for row in sample_rows(store, iteration, num_units, count):
-        texts = [tokenizer.decode(ids) for ids in (row.pair.prompt, row.pair.real, row.pair.generated)]
+        texts = [
+            tokenizer.decode(ids) for ids in (row.pair.prompt, row.pair.real, row.pair.generated)
+        ]
         table.append([iteration, row.index, *texts, _FINISH[row.finish]])
     lines = [json.dumps(dict(zip(COLUMNS, line, strict=True))) for line in table]
     write_atomically(store.folder(iteration) / "samples.jsonl", "".join(f"{x}\n" for x in lines))

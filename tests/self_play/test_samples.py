@@ -14,7 +14,9 @@ def test_each_iteration_writes_its_samples_to_the_run_folder(tmp_path):
         path = tmp_path / f"self-play/iter-{iteration:03d}/samples.jsonl"
         rows = [json.loads(line) for line in path.read_text().splitlines()]
         assert [row["iteration"] for row in rows] == [iteration] * 3
-        assert all(row["prompt"].endswith(" :") and row["real"] and row["generated"] for row in rows)
+        assert all(
+            row["prompt"].endswith(" :") and row["real"] and row["generated"] for row in rows
+        )
         assert {row["finish"] for row in rows} <= {"stop", "length"}
 
 
