@@ -4,7 +4,7 @@
     python kernels/benchmarks/logprobs.py --repeats 9
 
 The plain way makes the logits [N, V] and takes ``log_softmax``; ours is
-``spin_kernels.linear_log_softmax_gather``. Every case runs in a process of its own, so that its peak
+``spin_kernels.linear_log_softmax_gather``. Every case runs in its own process, so that its peak
 memory is its own; the two ways of a shape take turns, and medians are printed. Figures of different
 machines do not compare; the ratios of one run do.
 """
@@ -29,6 +29,7 @@ MIB = 2**20
 def measure(way: str, num_rows: int, width: int, vocab: int) -> dict[str, float]:
     """Return seconds and peak MiB beyond the inputs of one forward and backward."""
     import torch
+
     from spin_kernels import linear_log_softmax_gather
 
     device = "cuda" if torch.cuda.is_available() else "cpu"

@@ -126,7 +126,6 @@ class HFEngine:
             mask[row, width - len(prompt) :] = 1
         strings = self.settings.stop_strings
         ends = [StopStrings(self.tokenizer, strings, width)] if strings else []
-        cache = {"past_key_values": OpaqueCache()} if self._takes_cache() else {}
         output = self.model.generate(
             input_ids=input_ids.to(self.device),
             attention_mask=mask.to(self.device),
@@ -136,14 +135,24 @@ class HFEngine:
             use_model_defaults=False,
             synced_gpus=False,  # ranks generate different numbers of tokens
             stopping_criteria=StoppingCriteriaList(ends),
-            **cache,
+            **self._cache(),
         )
         generated = output[:, width:].cpu().numpy().astype(np.int32)
         return [self._cut(ids, ends) for ids in generated]
 
-    def _takes_cache(self) -> bool:
+    def _cache(self) -> dict[str, Any]:
+        """Return generate's arguments for the KV cache that the model needs."""
         inner = self.model.get_base_model() if hasattr(self.model, "peft_config") else self.model
-        return bool(getattr(inner, "_supports_cache_class", False))
+        if self._own_cache() or not getattr(inner, "_supports_cache_class", False):
+            return {}
+        return {"past_key_values": OpaqueCache()}
+
+    def _own_cache(self) -> str | None:
+        """Return the kind of cache that the model's config asks for (Gemma 2: hybrid), if any.
+
+        generate makes it; unlike DynamicCache those kinds are no pytree nodes.
+        """
+        return getattr(self.model.config, "cache_implementation", None)
 
     def _config(self) -> GenerationConfig:
         settings = self.settings
@@ -158,6 +167,7 @@ class HFEngine:
             eos_token_id=self.stop_token_id,
             pad_token_id=self.stop_token_id,
             use_cache=True,
+            cache_implementation=self._own_cache(),
         )
 
     def _cut(self, ids: Ids, ends: Sequence[StopStrings]) -> Response:

@@ -14,6 +14,7 @@ from spin_composer.head import install_head
 from spin_composer.self_play.engine import HFEngine, Response
 from spin_composer.self_play.store import LENGTH, STOP, STRING
 from spin_composer.settings import GenerationSettings
+from tests.fixtures.models import FAMILIES as ALL_FAMILIES
 from tests.fixtures.models import tiny_model
 from tests.fixtures.tokenizers import byte_level
 
@@ -208,3 +209,29 @@ def test_no_gradient_is_kept() -> None:
     hf.generate(PROMPTS, seed=0)
     assert all(p.grad is None for p in hf.model.parameters())
     assert torch.is_grad_enabled()
+
+
+SLIDING = [("gemma2", {"cache_implementation": "hybrid"}), ("mistral", {})]
+
+
+@pytest.mark.parametrize(("family", "overrides"), SLIDING)
+def test_generation_past_a_sliding_window_equals_recomputing(family: str, overrides: Any) -> None:
+    model = tiny_model(family, vocab_size=VOCAB, sliding_window=3, **overrides)
+    assert_equals_recomputing(engine(model=model, temperature=1e-5, max_new_tokens=6))
+
+
+@pytest.mark.parametrize("family", ALL_FAMILIES)
+def test_cached_generation_equals_recomputing_every_step(family: str) -> None:
+    assert_equals_recomputing(engine(family, temperature=1e-5, max_new_tokens=6))
+
+
+def assert_equals_recomputing(hf: HFEngine) -> None:
+    """At a temperature near 0 sampling is greedy: the cache, the left padding and the positions
+    must give what whole forward passes of the unpadded sequences give."""
+    for prompt, response in zip(PROMPTS, hf.generate(PROMPTS, seed=0), strict=True):
+        ids = prompt.tolist()
+        with torch.no_grad():
+            for token in response.ids.tolist():
+                logits = hf.model(input_ids=torch.tensor([ids]), use_cache=False).logits[0, -1]
+                assert logits[token] > logits.max() - 1e-4
+                ids.append(token)
