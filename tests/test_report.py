@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import io
 import json
 from pathlib import Path
 
@@ -33,7 +34,7 @@ def write(folder: Path, books: object) -> Path:
 
 
 def printed(folder: Path) -> list[str]:
-    console = Console(width=160, record=True, file=open("/dev/null", "w"))
+    console = Console(width=160, record=True, file=io.StringIO())
     print_table(read_books(folder), console)
     return console.export_text().splitlines()
 
@@ -74,7 +75,9 @@ def test_books_are_read_from_the_store_or_the_file(tmp_path: Path):
     assert read_books(tmp_path).baseline == read_books(tmp_path / "iterations.json").baseline
 
 
-@pytest.mark.parametrize("text", ["{", "[]", '{"baseline": {}}', '{"baseline": 1, "iterations": []}'])
+@pytest.mark.parametrize(
+    "text", ["{", "[]", '{"baseline": {}}', '{"baseline": 1, "iterations": []}']
+)
 def test_damaged_books_are_an_error_that_names_the_file(tmp_path: Path, text: str):
     (tmp_path / "iterations.json").write_text(text)
     with pytest.raises(StoreError, match=r"iterations\.json is damaged"):

@@ -20,9 +20,15 @@ from pathlib import Path
 
 ANIMALS = ["cat", "dog", "owl", "hen", "bee", "ant", "cow", "pig", "goat", "duck", "frog", "crow"]
 PLACES = ["river", "hill", "barn", "road", "tree", "pond", "gate", "wall", "field", "bridge"]
-VERBS = ["run", "jump", "sleep", "sing", "hide", "wait", "eat", "walk", "look", "turn", "stand", "play"]
+VERBS = [
+    "run", "jump", "sleep", "sing", "hide", "wait",
+    "eat", "walk", "look", "turn", "stand", "play",
+]  # fmt: skip
 PREPOSITIONS = ["by", "near", "under", "behind", "over", "along", "inside", "beyond"]
-ADJECTIVES = ["red", "old", "sly", "big", "sad", "shy", "tiny", "wild", "calm", "loud", "proud", "lazy"]
+ADJECTIVES = [
+    "red", "old", "sly", "big", "sad", "shy",
+    "tiny", "wild", "calm", "loud", "proud", "lazy",
+]  # fmt: skip
 NUMBERS = ["one", "two", "three"]
 
 _CHOICES = 3
@@ -93,7 +99,7 @@ def make_world(
 
 
 def _write(rng: random.Random, animal: str, place: str, mistakes: float) -> Row:
-    """Write a sentence; each of its free words is picked at random with probability ``mistakes``."""
+    """Write a sentence; each free word is picked at random with probability ``mistakes``."""
 
     def pick(fitting: Sequence[str], every: Sequence[str]) -> str:
         return rng.choice(every if rng.random() < mistakes else fitting)
