@@ -43,7 +43,12 @@ class Schooling:
 
 
 def make_base(
-    train_rows: Path, held_out_rows: Path, folder: Path, size: Size, schooling: Schooling
+    train_rows: Path,
+    held_out_rows: Path,
+    folder: Path,
+    size: Size,
+    schooling: Schooling,
+    progress_bar: bool = False,
 ) -> SftResult:
     """Train a tokenizer and a model on rows by SFT; save both to ``folder``.
 
@@ -53,6 +58,7 @@ def make_base(
         folder: Where model and tokenizer go; the untrained ones go to ``untrained`` in it.
         size: Of the model.
         schooling: Of the training.
+        progress_bar: Show one.
     """
     untrained = folder / "untrained"
     texts = (row.prompt + row.response for row in read_rows(train_rows))
@@ -74,6 +80,7 @@ def make_base(
         gradient_clipping=1.0,
         max_seq_len=size.max_seq_len,
         seed=schooling.seed,
+        progress_bar=progress_bar,
     )
 
 
@@ -137,7 +144,7 @@ def main(
         raise typer.Exit(2)
     size = Size(vocab_size, width, layers, heads, max_seq_len)
     schooling = Schooling(epochs, batch_size, learning_rate, seed)
-    result = make_base(train_rows, held_out_rows, folder, size, schooling)
+    result = make_base(train_rows, held_out_rows, folder, size, schooling, progress_bar=True)
     print(
         f"{result.folder}: {result.steps} steps, {result.tokens} tokens, held-out NLL "
         f"{result.held_out_nll:.3f} nats per token"

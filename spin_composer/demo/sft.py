@@ -34,6 +34,7 @@ def sft(
     gradient_clipping: float,
     max_seq_len: int,
     seed: int,
+    progress_bar: bool = False,
 ) -> SftResult:
     """Fine-tune a model on rows, and save it.
 
@@ -49,6 +50,7 @@ def sft(
         gradient_clipping: Norm that gradients are clipped to.
         max_seq_len: Longest sequence.
         seed: Of the order of the rows.
+        progress_bar: Show one.
     """
     from llmfoundry.command_utils import train
     from omegaconf import OmegaConf
@@ -80,7 +82,7 @@ def sft(
         "device_train_microbatch_size": batch_size,
         "device_eval_batch_size": batch_size,
         "precision": "fp32",
-        "progress_bar": False,
+        "progress_bar": progress_bar,
         "log_to_console": False,
         "log_config": False,
         "python_log_level": "warning",

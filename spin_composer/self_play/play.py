@@ -29,6 +29,7 @@ from spin_composer.self_play.store import LENGTH, Row, Store, UnitReport
 
 log = logging.getLogger(__name__)
 
+_NOISE_PAIRS = 8
 _POLL_SECONDS = 0.2
 _SHARED_FOLDER_SECONDS = 60.0
 
@@ -131,7 +132,8 @@ class Player:
             pairs = [row.pair for row in rows[first : first + size]]
             sums[first : first + size] = self.score(collate_pairs(pairs)).double().cpu().numpy()
             if first == 0:
-                noise = self._noise(pairs, sums[: len(pairs)])
+                few = pairs[:_NOISE_PAIRS]
+                noise = self._noise(few, sums[: len(few)])
         return [
             Row(
                 row.index,
