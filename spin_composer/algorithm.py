@@ -6,6 +6,7 @@ import time
 from typing import Any, cast
 
 from composer.core import Algorithm, Event, State, Time
+from composer.core.precision import get_precision_context
 from composer.loggers import Logger
 from composer.utils import reproducibility
 from torch.utils.data import DataLoader
@@ -26,6 +27,7 @@ from spin_composer.start_checks import (
     evaluate_at_iteration_ends,
     head_check_batch,
     mend_gloo_average,
+    save_at_iteration_ends,
     warn_unfaithful,
 )
 
@@ -97,6 +99,8 @@ class SPIN(Algorithm):
                 f"model must be a spin_composer model, got {type(state.model).__name__}. Use "
                 "`model: {name: hf_spin_lm}` or mpt_spin_lm, or HFSpinLM.from_model(...)."
             )
+        if composer_model(state).tokenizer is None:
+            raise InputError("the model needs its tokenizer, got None. Give it to the model.")
         state._iteration_length = Time.from_timestring(str(self.settings.iteration_length))
 
     def _before_load(self, state: State, logger: Logger) -> None:
@@ -117,8 +121,10 @@ class SPIN(Algorithm):
 
     def _fit_start(self, state: State, logger: Logger) -> None:
         del logger
-        examples = examples_of(state.train_dataloader)
-        loader = cast("DataLoader[Any]", state.train_dataloader)
+        # A second fit() finds the pairs' loader of the first one's last iteration.
+        loader = self.game.sft_loader if self.game else state.train_dataloader
+        examples = examples_of(loader)
+        loader = cast("DataLoader[Any]", loader)
         require_spin_scheduler(state)
         check_lengths(self.settings, examples, composer_model(state).config)
         seed = state.rank_zero_seed if self.settings.seed is None else self.settings.seed
@@ -128,8 +134,10 @@ class SPIN(Algorithm):
         self.game.manifest = self._saved.get("manifest", {})
         self.books.open(self.game.store.root, state)
         evaluate_at_iteration_ends(state, self.settings.epochs_per_iteration)
+        save_at_iteration_ends(state)
         mend_gloo_average(state)
-        with gathered(composer_model(state)):
+        precision = get_precision_context(state.precision, state.precision_config)
+        with gathered(composer_model(state)), precision:
             batch = state.device.batch_to_device(head_check_batch(examples))
             composer_model(state).check_head(batch)
         # The SFT loader's batches are never trained on, so the Trainer must not spin it either;

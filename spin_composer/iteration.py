@@ -27,15 +27,10 @@ from spin_composer.self_play.engine import HFEngine
 from spin_composer.self_play.gather import fingerprint, gathered
 from spin_composer.self_play.pair_loader import build_pair_loader, resume_at
 from spin_composer.self_play.plan import plan_units
-from spin_composer.self_play.play import (
-    Player,
-    PlayReport,
-    finished_play,
-    from_rank_zero,
-    play,
-)
+from spin_composer.self_play.play import Player, PlayReport, finished_play, play
+from spin_composer.self_play.ranks import from_rank_zero
 from spin_composer.self_play.samples import log_samples
-from spin_composer.self_play.store import Store
+from spin_composer.self_play.store import FORMAT_VERSION, Store
 from spin_composer.settings import SpinSettings, of_iteration
 
 
@@ -76,34 +71,41 @@ def start_iteration(game: Game, state: State, logger: Logger) -> dict[str, float
     units = plan_units(game.settings, game.seed, iteration, len(game.examples))
     model = composer_model(state)
     with gathered(model):
-        game.manifest = from_rank_zero(
-            lambda: _open(game, state, iteration, len(units), fingerprint(model.model))
-        )
+        opponent = fingerprint(model.model)
+        game.manifest = _manifest(game, state, iteration, len(units)) | {"opponent": opponent}
+        from_rank_zero(lambda: _open(game, iteration))
         report = play(_player(game, state), iteration, units)
     seconds = time.perf_counter() - started
     game.play_seconds += seconds
     game.noise = report.noise
     figures = report.metrics() | {"spin/play_seconds": seconds}
     logger.log_metrics(figures)
-    if dist.get_global_rank() == 0:
-        rows = game.settings.sample_table_rows
-        log_samples(logger, model.tokenizer, game.store, iteration, len(units), rows)
+    rows = game.settings.sample_table_rows
+    from_rank_zero(
+        lambda: log_samples(logger, model.tokenizer, game.store, iteration, len(units), rows)
+    )
     _load_pairs(game, state, iteration, report)
     return figures
 
 
 def resume_iteration(game: Game, state: State) -> None:
-    """Take up the training of an iteration in its midst: its play is in the store, whole."""
+    """Take up the training of an iteration in its midst: its play is in the store, whole.
+
+    Raises:
+        StoreError: If store, checkpoint and this run's settings are not of the same play.
+    """
     t = state.timestamp
     iteration = int(t.iteration)
     units = len(plan_units(game.settings, game.seed, iteration, len(game.examples)))
-    found = from_rank_zero(lambda: game.store.manifest(iteration))
-    fields = [k for k in found | game.manifest if found.get(k) != game.manifest.get(k)]
-    if fields:
+    # The opponent is gone; which one it was, only the checkpoint knows.
+    wanted = _manifest(game, state, iteration, units) | {"opponent": game.manifest.get("opponent")}
+    from_rank_zero(lambda: game.store.check_manifest(wanted))
+    if game.manifest != wanted:
+        fields = sorted(k for k in wanted if wanted[k] != game.manifest.get(k))
         raise StoreError(
-            f"{game.store.folder(iteration)} is not the play that the checkpoint was trained on: "
-            f"it differs in {', '.join(fields)}. Restore the store, or resume from "
-            "the checkpoint at the iteration's start."
+            f"the checkpoint was trained on another play of iteration {iteration}: it differs in "
+            f"{', '.join(fields)}. Give the settings of that run, or resume from the checkpoint "
+            "at the iteration's start."
         )
     report = finished_play(game.store, iteration, units)
     game.noise = report.noise
@@ -172,29 +174,33 @@ def _device(state: State) -> torch.device:
     return torch.device("cpu")
 
 
-def _open(
-    game: Game, state: State, iteration: int, num_units: int, opponent: str
-) -> dict[str, Any]:
-    """Write or check the iteration's manifest; return it."""
+def _open(game: Game, iteration: int) -> None:
+    """Write or check the iteration's manifest, and check those of the iterations replayed."""
+    game.store.open_iteration(game.manifest)
+    same = ("data", "tokenizer", "stop_token_id", "seed")
+    for earlier in range(max(0, iteration - game.settings.replay), iteration):
+        wanted = game.store.manifest(earlier) | {name: game.manifest[name] for name in same}
+        game.store.check_manifest(wanted)
+
+
+def _manifest(game: Game, state: State, iteration: int, num_units: int) -> dict[str, Any]:
+    """Return what an iteration's play depends on, the opponent excepted."""
     settings = game.settings
-    game.store.open_iteration(
-        {
-            "iteration": iteration,
-            "seed": game.seed,
-            "num_units": num_units,
-            "unit_size": settings.unit_size,
-            "samples_per_iteration": settings.samples_per_iteration,
-            "replay": settings.replay,
-            "generation": asdict(settings.generation),
-            "precision": str(state.precision),
-            "num_examples": len(game.examples),
-            "data": game.examples.fingerprint,
-            "tokenizer": tokenizer_fingerprint(composer_model(state).tokenizer),
-            "stop_token_id": game.examples.stop_token_id,
-            "opponent": opponent,
-        }
-    )
-    return game.store.manifest(iteration)
+    return {
+        "format_version": FORMAT_VERSION,
+        "iteration": iteration,
+        "seed": game.seed,
+        "num_units": num_units,
+        "unit_size": settings.unit_size,
+        "samples_per_iteration": settings.samples_per_iteration,
+        "replay": settings.replay,
+        "generation": asdict(settings.generation),
+        "precision": str(state.precision),
+        "num_examples": len(game.examples),
+        "data": game.examples.fingerprint,
+        "tokenizer": tokenizer_fingerprint(composer_model(state).tokenizer),
+        "stop_token_id": game.examples.stop_token_id,
+    }
 
 
 def tokenizer_fingerprint(tokenizer: Any) -> str:

@@ -159,7 +159,7 @@ class SpinSettings:
     """How many earlier iterations' pairs are mixed in, rescored by the current opponent."""
     samples_per_iteration: int | str = ALL
     """Prompts played per iteration, a fresh subset each time, or ``all``."""
-    store: str = "{run_name}/self-play"
+    store: str = "runs/{run_name}/self-play"
     """Folder of the self-play store; ``{run_name}`` is replaced."""
     unit_size: int = 256
     """Prompts per unit of the store: what a crash in play can cost a rank."""
@@ -196,6 +196,10 @@ class SpinSettings:
         _check(ok, "spin.seed", self.seed, "an integer >= 0, or null")
         ok = isinstance(self.store, str) and bool(self.store)
         _check(ok, "spin.store", self.store, "a folder's name")
+        try:
+            self.store.format(run_name="")
+        except (KeyError, IndexError, ValueError):
+            _check(False, "spin.store", self.store, "a folder's name with no braces but {run_name}")
         self.generation = fill(GenerationSettings, self.generation, "spin.generation")
 
     def _epochs(self) -> int:

@@ -6,6 +6,7 @@ import logging
 from typing import Any
 
 import torch
+from composer.callbacks import CheckpointSaver
 from composer.core import Event, Precision, State
 from composer.utils import dist
 from torch.distributed.fsdp import FSDPModule
@@ -34,8 +35,16 @@ def check_lengths(settings: SpinSettings, examples: ExampleDataset, config: Any)
     positions = getattr(config, "max_position_embeddings", None)
     if positions is None and not rotary:
         positions = getattr(config, "max_seq_len", None)
+    if positions is None:
+        return
+    real = int(examples.lengths.sum(axis=1).max())
+    if real > positions:
+        raise InputError(
+            f"the longest row has {real} tokens, more than the model's {positions} positions. "
+            "Lower max_seq_len of the train_loader's dataset."
+        )
     longest = examples.max_prompt_tokens + settings.generation.max_new_tokens
-    if positions is not None and longest > positions:
+    if longest > positions:
         raise InputError(
             f"spin.generation.max_new_tokens={settings.generation.max_new_tokens} after the "
             f"longest prompt ({examples.max_prompt_tokens} tokens) is more than the model's "
@@ -73,14 +82,16 @@ def check_first_batch(
         state: For the precision.
 
     Returns:
-        Mean |policy - opponent| per token, in nats.
+        Mean |policy - opponent| per token, in nats, of the first microbatch of all ranks.
 
     Raises:
         RuntimeError: If it exceeds the tolerance: wrong template, stale store, wrong checkpoint
             or wrong reference.
     """
     gap = (outputs["policy_logps"].detach().double() - batch["opponent_logps"].double()).abs()
-    per_token = float(gap.sum() / outputs["lengths"].sum())
+    sums = torch.stack([gap.sum(), outputs["lengths"].sum().double()])
+    dist.all_reduce(sums)  # all ranks decide alike: one that raised alone would leave the others
+    per_token = float(sums[0] / sums[1])
     floor = _FP32_TOLERANCE if state.precision == Precision.FP32 else _LOW_PRECISION_TOLERANCE
     tolerance = max(floor, _NOISE_MULTIPLE * noise)
     if not per_token <= tolerance:
@@ -107,6 +118,26 @@ def evaluate_at_iteration_ends(state: State, epochs_per_iteration: int) -> None:
 
         due.spin_iteration_ends = True  # pyright: ignore[reportFunctionMemberAccess]
         evaluator.eval_interval = due
+
+
+def save_at_iteration_ends(state: State) -> None:
+    """Make checkpoints also be saved at each iteration's end, whatever the interval.
+
+    Resumed from within the iteration before, a run on GPUs would come to slightly other weights
+    than the opponent whose play is in the store, and be refused.
+    """
+    for saver in state.callbacks:
+        if not isinstance(saver, CheckpointSaver):
+            continue
+        interval = saver.save_interval
+        if getattr(interval, "spin_iteration_ends", False):
+            continue
+
+        def due(state: State, event: Event, interval: Any = interval) -> bool:
+            return interval(state, event) or event == Event.ITERATION_CHECKPOINT
+
+        due.spin_iteration_ends = True  # pyright: ignore[reportFunctionMemberAccess]
+        saver.save_interval = due
 
 
 def mend_gloo_average(state: State) -> None:

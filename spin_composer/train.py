@@ -15,6 +15,7 @@ from typing import Any
 from spin_composer.errors import InputError, StoreError
 
 EXIT_INPUT, EXIT_STORE = 2, 3
+_FINISHED = "less than or equal to the elapsed training duration"
 
 
 def read_yaml(path: str | Path, overrides: Sequence[str]) -> Any:
@@ -74,6 +75,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except InputError as error:
         print(f"error: {error}", file=sys.stderr)
         return EXIT_INPUT
+    except ValueError as error:
+        if _FINISHED not in str(error):  # raised by Trainer.fit()
+            raise
+        print(f"{arguments[0]}: the run is finished already; nothing to do.", file=sys.stderr)
     except StoreError as error:
         print(f"error: {error}", file=sys.stderr)
         return EXIT_STORE

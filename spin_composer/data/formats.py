@@ -48,8 +48,10 @@ class Where:
     unit: Literal["line", "row"] = "line"
 
     def __str__(self) -> str:
-        return f"{self.source}:{self.number}" if self.unit == "line" else (
-            f"{self.source} row {self.number}"
+        return (
+            f"{self.source}:{self.number}"
+            if self.unit == "line"
+            else (f"{self.source} row {self.number}")
         )
 
 
@@ -87,7 +89,9 @@ def to_foundry_row(row: object, where: Where) -> tuple[Kind, dict[str, Any]]:
     """
     if not isinstance(row, Mapping):
         raise BadRow(
-            where, "not an object", f"the row is {shown(row)}, not an object with named fields",
+            where,
+            "not an object",
+            f"the row is {shown(row)}, not an object with named fields",
             'Write one object per line, such as {"prompt": "...", "response": "..."}.',
         )
     present = {key for key, value in row.items() if value is not None}
@@ -115,7 +119,8 @@ def _format_of(keys: set[Any], row: Mapping, where: Where) -> Any:
     found += [pair for pair in _KEY_PAIRS if keys.issuperset(pair)]
     if ("input", "output") in found and "instruction" in keys:
         raise BadRow(
-            where, "instruction column",
+            where,
+            "instruction column",
             f"the field instruction={shown(row['instruction'])} stands beside input and output "
             "(Alpaca's format), and would be lost",
             "Join it to the prompt with dataset.preprocessing_fn: module:function.",
@@ -123,7 +128,9 @@ def _format_of(keys: set[Any], row: Mapping, where: Where) -> Any:
     if len(found) > 1:
         names = " and ".join("+".join(f) if isinstance(f, tuple) else f for f in found)
         raise BadRow(
-            where, "two formats in one row", f"the fields {names} are two formats in one row",
+            where,
+            "two formats in one row",
+            f"the fields {names} are two formats in one row",
             "Keep one of them, or choose with dataset.preprocessing_fn: module:function.",
         )
     return found[0] if found else None
@@ -135,36 +142,42 @@ def _unknown_format(row: Mapping, where: Where) -> BadRow:
         for have, lack in ((first, second), (second, first)):
             if have in keys:
                 return BadRow(
-                    where, f"missing {lack}",
+                    where,
+                    f"missing {lack}",
                     f"the field {lack} is missing beside {have}={shown(row[have])}",
                     "Add it, or name the columns: "
                     "dataset.preprocessing_fn: {prompt: ..., response: ...}.",
                 )
     if "generated" in keys:
         return BadRow(
-            where, "missing real", f"the field real is missing beside generated="
-            f"{shown(row['generated'])}", "Add the real conversation, a list of turns.",
+            where,
+            "missing real",
+            f"the field real is missing beside generated={shown(row['generated'])}",
+            "Add the real conversation, a list of turns.",
         )
     return BadRow(
-        where, "unknown format", f"the fields {shown(sorted(map(str, keys)))} are no known format",
+        where,
+        "unknown format",
+        f"the fields {shown(sorted(map(str, keys)))} are no known format",
         f"Known are {_FORMATS}; other columns need "
         "dataset.preprocessing_fn: {prompt: ..., response: ...}.",
     )
 
 
-def _text(
-    value: object, field: str, empty: str, where: Where, blank_is_empty: bool = True
-) -> str:
+def _text(value: object, field: str, empty: str, where: Where, blank_is_empty: bool = True) -> str:
     """Return ``value`` if it is text with something in it."""
     if not isinstance(value, str):
         raise BadRow(
-            where, "wrong type",
+            where,
+            "wrong type",
             f"{field}={shown(value)} is of type {type(value).__name__}, not text",
             "Make it a string.",
         )
     if not value or (blank_is_empty and not value.strip()):
         raise BadRow(
-            where, empty, f"{field}={shown(value)} is empty",
+            where,
+            empty,
+            f"{field}={shown(value)} is empty",
             "Give it a text, or drop such rows with dataset.on_bad_row: skip.",
         )
     return value
@@ -176,7 +189,9 @@ def _checked_turns(turns: object, field: str, where: Where) -> list[dict[str, st
         problem = "is not a list of turns" if not isinstance(turns, (list, tuple)) else "is empty"
         reason = "wrong type" if not isinstance(turns, (list, tuple)) else "no assistant turn"
         raise BadRow(
-            where, reason, f"{field}={shown(turns)} {problem}",
+            where,
+            reason,
+            f"{field}={shown(turns)} {problem}",
             'Write [{"role": "user", "content": "..."}, {"role": "assistant", "content": "..."}].',
         )
     checked = []
@@ -184,13 +199,17 @@ def _checked_turns(turns: object, field: str, where: Where) -> list[dict[str, st
         name = f"{field}[{i}]"
         if not isinstance(turn, Mapping):
             raise BadRow(
-                where, "wrong type", f"{name}={shown(turn)} is not an object",
+                where,
+                "wrong type",
+                f"{name}={shown(turn)} is not an object",
                 'Write {"role": "...", "content": "..."}.',
             )
         for key in ("role", "content"):
             if key not in turn:
                 raise BadRow(
-                    where, f"missing {key}", f"{name}={shown(dict(turn))} has no {key}",
+                    where,
+                    f"missing {key}",
+                    f"{name}={shown(dict(turn))} has no {key}",
                     f"Add the {key}.",
                 )
         role = _text(turn["role"], f"{name}.role", "empty role", where)
@@ -204,7 +223,9 @@ def _turn(
 ) -> dict[str, str]:
     if role not in _MAY_FOLLOW:
         raise BadRow(
-            where, "unknown role", f"{role_field}={shown(role)} is not a known role",
+            where,
+            "unknown role",
+            f"{role_field}={shown(role)} is not a known role",
             "Roles are system, user, assistant and tool.",
         )
     if role == "user":
@@ -219,7 +240,8 @@ def _check_order(turns: list[dict[str, str]], field: str, where: Where) -> None:
     previous: str | None = None
     if all(turn["role"] != "assistant" for turn in turns):
         raise BadRow(
-            where, "no assistant turn",
+            where,
+            "no assistant turn",
             f"{field} has {len(turns)} turns and none of role assistant",
             "The last assistant turn is the response: add it.",
         )
@@ -227,7 +249,8 @@ def _check_order(turns: list[dict[str, str]], field: str, where: Where) -> None:
         if previous not in _MAY_FOLLOW[turn["role"]]:
             before = "at the start" if previous is None else f"after {previous!r}"
             raise BadRow(
-                where, "roles out of order",
+                where,
+                "roles out of order",
                 f"{field}[{i}].role={turn['role']!r} stands {before}",
                 "Roles go: system (or none), then user and assistant in turns.",
             )
@@ -235,7 +258,8 @@ def _check_order(turns: list[dict[str, str]], field: str, where: Where) -> None:
     last = turns[-1]
     if last["role"] != "assistant":
         raise BadRow(
-            where, "last turn not the assistant's",
+            where,
+            "last turn not the assistant's",
             f"{field}[{len(turns) - 1}].role={last['role']!r} is the last turn",
             "End the conversation with the assistant's answer, or cut what follows it.",
         )
@@ -253,7 +277,9 @@ def _from_conversations(row: Mapping, where: Where) -> list[dict[str, str]]:
         return _checked_turns(turns, "conversations", where)
     if row.get("type") == "TEXT_TO_VALUE":
         raise BadRow(
-            where, "label prediction row", "type='TEXT_TO_VALUE' asks for labels, not for a text",
+            where,
+            "label prediction row",
+            "type='TEXT_TO_VALUE' asks for labels, not for a text",
             "Train on rows of type VALUE_TO_TEXT or null.",
         )
     mask = row.get("mask")
@@ -270,7 +296,9 @@ def _from_conversations(row: Mapping, where: Where) -> list[dict[str, str]]:
         for key in ("from", "value"):
             if not isinstance(turn, Mapping) or key not in turn:
                 raise BadRow(
-                    where, f"missing {key}", f"{name}={shown(turn)} has no {key}",
+                    where,
+                    f"missing {key}",
+                    f"{name}={shown(turn)} has no {key}",
                     'Write {"from": "User", "value": "..."}.',
                 )
         speaker = _text(turn["from"], f"{name}.from", "empty role", where)

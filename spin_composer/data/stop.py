@@ -86,7 +86,5 @@ def _template_tail_ids(tokenizer: PreTrainedTokenizerBase) -> list[int]:
 
 def _mark_ids(tokenizer: PreTrainedTokenizerBase) -> set[int]:
     """Return the ids that stand for a mark rather than for text: special and added tokens."""
-    added = {
-        i for i, token in tokenizer.added_tokens_decoder.items() if token.content.strip()
-    }
+    added = {i for i, token in tokenizer.added_tokens_decoder.items() if token.content.strip()}
     return added | set(tokenizer.all_special_ids)

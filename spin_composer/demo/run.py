@@ -98,9 +98,7 @@ def main(folder: Path, seed: int = 17) -> None:
         rival_scores = [_score(r.folder, held_out) for r in rival]
     figures = Figures(
         base=Model(books.baseline[_NLL], base_score),
-        spin=[
-            Model(record[_NLL], s) for record, s in zip(books.iterations, scores, strict=True)
-        ],
+        spin=[Model(record[_NLL], s) for record, s in zip(books.iterations, scores, strict=True)],
         sft=[Model(r.held_out_nll, s) for r, s in zip(rival, rival_scores, strict=True)],
         records=books.iterations,
         tokens={"spin": spin_tokens, "sft_continuation": sum(r.tokens for r in rival)},

@@ -105,9 +105,7 @@ def _write(rng: random.Random, animal: str, place: str, mistakes: float) -> Row:
         return rng.choice(every if rng.random() < mistakes else fitting)
 
     number = rng.choice(NUMBERS)
-    adjectives = [
-        pick(_ADJECTIVES_OF[animal], ADJECTIVES) for _ in range(rng.choice((1, 2)))
-    ]
+    adjectives = [pick(_ADJECTIVES_OF[animal], ADJECTIVES) for _ in range(rng.choice((1, 2)))]
     verb = pick(
         [_inflect(verb, number) for verb in _VERBS_OF[animal]],
         [_inflect(verb, some) for verb in VERBS for some in NUMBERS],

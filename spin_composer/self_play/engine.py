@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -110,9 +110,14 @@ class HFEngine:
         """Answer the prompts in batches of ``settings.batch_size``; see :class:`Engine`."""
         responses: list[Response] = []
         size = self.settings.batch_size
-        with _seeded(seed, self.device), _evaluating(self.model), self.precision():
+        with ExitStack() as stack:
+            for context in (_seeded(seed, self.device), _evaluating(self.model), _warning_only()):
+                stack.enter_context(context)
+            stack.enter_context(self.precision())
             for first in range(0, len(prompts), size):
                 responses += self._generate_batch(prompts[first : first + size])
+        # A cache that transformers keeps for the next call would stay allocated in training.
+        self._inner().__dict__.pop("_cache", None)
         return responses
 
     def _generate_batch(self, prompts: Sequence[Ids]) -> list[Response]:
@@ -142,10 +147,14 @@ class HFEngine:
 
     def _cache(self) -> dict[str, Any]:
         """Return generate's arguments for the KV cache that the model needs."""
-        inner = self.model.get_base_model() if hasattr(self.model, "peft_config") else self.model
-        if self._own_cache() or not getattr(inner, "_supports_cache_class", False):
+        if self._own_cache() or not getattr(self._inner(), "_supports_cache_class", False):
             return {}
         return {"past_key_values": OpaqueCache()}
+
+    def _inner(self) -> Any:
+        """Return the Hugging Face model, without PEFT's and FSDP1's wrappers."""
+        model = getattr(self.model, "_fsdp_wrapped_module", self.model)
+        return model.get_base_model() if hasattr(model, "peft_config") else model
 
     def _own_cache(self) -> str | None:
         """Return the kind of cache that the model's config asks for (Gemma 2: hybrid), if any.
@@ -186,6 +195,18 @@ def _seeded(seed: int, device: torch.device) -> Iterator[None]:
     with torch.random.fork_rng(devices=devices):
         torch.manual_seed(seed)
         yield
+
+
+@contextmanager
+def _warning_only() -> Iterator[None]:
+    """Let sampling run under ``deterministic: true``: top_p's cumsum has no such CUDA kernel."""
+    strict = torch.are_deterministic_algorithms_enabled()
+    lenient = torch.is_deterministic_algorithms_warn_only_enabled()
+    torch.use_deterministic_algorithms(strict, warn_only=True)
+    try:
+        yield
+    finally:
+        torch.use_deterministic_algorithms(strict, warn_only=lenient)
 
 
 @contextmanager

@@ -58,10 +58,12 @@ def _gathered_fsdp2(modules: list[Any]) -> Iterator[None]:
 @contextmanager
 def _gathered_fsdp1(root: nn.Module, modules: list[FSDP1]) -> Iterator[None]:
     # FSDP1 forbids its own forward while parameters are summoned, so the wrapped modules are
-    # called directly: their parameters are whole, there is nothing left for FSDP to do.
+    # called directly: their parameters are whole, and in the dtype that FSDP's forward would have
+    # (its mixed precision), so that scores are those of training.
     with FSDP1.summon_full_params(root, writeback=False, recurse=True):
         try:
             for module in modules:
+                _cast_as_in_forward(module)
                 module.forward = module.module.__call__
             yield
         finally:
@@ -69,8 +71,19 @@ def _gathered_fsdp1(root: nn.Module, modules: list[FSDP1]) -> Iterator[None]:
                 module.__dict__.pop("forward", None)
 
 
+def _cast_as_in_forward(module: FSDP1) -> None:
+    handle = module._handle
+    if handle is None:
+        return
+    infos = handle.flat_param._param_infos
+    shared = handle.flat_param._shared_param_infos
+    for owner, name in [(i.module, i.param_name) for i in (*infos, *shared)]:
+        parameter = getattr(owner, name)
+        parameter.data = parameter.data.to(handle._fwd_bwd_param_dtype)
+
+
 def fingerprint(model: nn.Module) -> str:
-    """Return a hash of the model's parameters that any training step changes.
+    """Return a hash of the parameters that the forward pass computes with.
 
     Hashes up to 4096 evenly spaced elements of every parameter: reading all of a 70B model
     would take minutes. Call it within :func:`gathered`; equal weights give equal fingerprints on

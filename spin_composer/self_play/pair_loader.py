@@ -20,6 +20,15 @@ _CANONICAL_NODES = 1
 class PairDataset(StreamingDataset):
     """The pairs of an iteration's merged units, shuffled anew every epoch."""
 
+    @property
+    def state_dict(self) -> Any:  # pyright: ignore[reportIncompatibleMethodOverride]
+        """Be absent: the position is the checkpoint's clock, see :func:`resume_at`.
+
+        Composer would put Streaming's into the checkpoint, and a sharded one could then not be
+        loaded: at that time the Trainer still has the SFT loader, whose dataset has none.
+        """
+        raise AttributeError("state_dict")
+
     def __iter__(self) -> Iterator[Pair]:  # pyright: ignore[reportIncompatibleMethodOverride]
         """Yield the epoch's pairs of this rank and worker."""
         for sample in super().__iter__():

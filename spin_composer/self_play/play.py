@@ -10,28 +10,24 @@ from __future__ import annotations
 
 import logging
 import time
-import uuid
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import torch
 from composer.utils import dist
-from torch.distributed.distributed_c10d import _get_default_store
 from tqdm import tqdm
 
 from spin_composer.data.pairs import Pair, collate_pairs
-from spin_composer.errors import StoreError
 from spin_composer.self_play.engine import Engine, Response
 from spin_composer.self_play.plan import PLAY, REPLAY, PlayUnit, ReplayUnit, Unit, unit_seed
+from spin_composer.self_play.ranks import POLL_SECONDS, SharedWork, check_shared, from_rank_zero
 from spin_composer.self_play.store import LENGTH, Row, Store, UnitReport
 
 log = logging.getLogger(__name__)
 
 _NOISE_PAIRS = 8
-_POLL_SECONDS = 0.2
-_SHARED_FOLDER_SECONDS = 60.0
 
 
 @dataclass(frozen=True)
@@ -170,17 +166,18 @@ def play(player: Player, iteration: int, units: Sequence[Unit]) -> PlayReport:
         StoreError: If the store is not shared between ranks, or is damaged.
     """
     store = player.store
-    _check_shared(store)
+    check_shared(store.root)
     missing = from_rank_zero(lambda: store.missing_units(iteration, len(units)))
     if missing:
-        _verify_sources(store, [units[u] for u in missing])
-        key = from_rank_zero(lambda: f"spin/{uuid.uuid4()}")
-        with _Progress(iteration, len(units), len(missing)) as bar:
-            for position in _claims(key, len(missing)):
+        from_rank_zero(lambda: _verify_sources(store, [units[u] for u in missing]))
+        progress = _Progress(iteration, len(units), len(missing))
+        with SharedWork(len(missing)) as work, progress as bar:
+            for position in work.claims():
                 report = player.make(iteration, missing[position], units[missing[position]])
                 bar.advance(store, report)
             while store.missing_units(iteration, len(units)):  # the other ranks' last units
-                time.sleep(_POLL_SECONDS)
+                work.check()
+                time.sleep(POLL_SECONDS)
                 bar.advance(store, None)
     return finished_play(store, iteration, len(units))
 
@@ -191,51 +188,13 @@ def finished_play(store: Store, iteration: int, num_units: int) -> PlayReport:
     A collective. Raises:
         StoreError: If a unit is missing or damaged.
     """
-    dist.barrier()
-    if dist.get_global_rank() == 0:
+
+    def finish() -> PlayReport:
         store.verify(iteration, num_units)
         store.merge(iteration, num_units)
-    dist.barrier()
-    return _total([store.report(iteration, u) for u in range(num_units)])
+        return _total([store.report(iteration, u) for u in range(num_units)])
 
-
-def _claims(key: str, count: int) -> Iterator[int]:
-    """Yield positions below ``count`` that no other rank gets."""
-    if not dist.is_initialized() or dist.get_world_size() == 1:
-        yield from range(count)
-        return
-    counter = _get_default_store()
-    while (position := counter.add(key, 1) - 1) < count:
-        yield position
-
-
-def from_rank_zero(make: Callable[[], Any]) -> Any:
-    """Return rank 0's value on every rank."""
-    values = [make() if dist.get_global_rank() == 0 else None]
-    dist.broadcast_object_list(values, src=0)
-    return values[0]
-
-
-def _check_shared(store: Store) -> None:
-    """Refuse a store that ranks do not share: they would wait for one another forever."""
-    if dist.get_world_size() == 1:
-        return
-    name = from_rank_zero(lambda: f".shared-{uuid.uuid4().hex}")
-    if dist.get_global_rank() == 0:
-        store.root.mkdir(parents=True, exist_ok=True)
-        (store.root / name).touch()
-    deadline = time.monotonic() + _SHARED_FOLDER_SECONDS
-    while not (seen := (store.root / name).exists()) and time.monotonic() < deadline:
-        time.sleep(_POLL_SECONDS)
-        list(store.root.glob(".shared-*"))  # makes network file systems look again
-    blind = [rank for rank, ok in enumerate(dist.all_gather_object(seen)) if not ok]
-    if dist.get_global_rank() == 0:
-        (store.root / name).unlink()
-    if blind:
-        raise StoreError(
-            f"{store.root.absolute()} is not shared: ranks {blind} do not see what rank 0 wrote. "
-            "Set spin.store to a folder on a file system that all nodes mount."
-        )
+    return from_rank_zero(finish)
 
 
 def _verify_sources(store: Store, units: Sequence[Unit]) -> None:
@@ -244,10 +203,8 @@ def _verify_sources(store: Store, units: Sequence[Unit]) -> None:
     for unit in units:
         if isinstance(unit, ReplayUnit):
             counts[unit.iteration] = max(counts.get(unit.iteration, 0), unit.unit + 1)
-    if dist.get_global_rank() == 0:
-        for iteration, count in counts.items():
-            store.verify(iteration, count)
-    dist.barrier()
+    for iteration, count in counts.items():
+        store.verify(iteration, count)
 
 
 def _total(reports: Sequence[UnitReport]) -> PlayReport:

@@ -107,7 +107,7 @@ class Store:
         manifest = json.loads(json.dumps({"format_version": FORMAT_VERSION, **manifest}))
         folder = self.folder(manifest["iteration"])
         if (folder / "manifest.json").exists():
-            self._compare(self.manifest(manifest["iteration"]), manifest, folder)
+            self.check_manifest(manifest)
             return
         if (folder / "units").exists() and any((folder / "units").iterdir()):
             raise StoreError(
@@ -134,16 +134,21 @@ class Store:
         except ValueError as error:
             raise StoreError(f"{path} is damaged ({error}). Delete {path.parent}.") from None
 
-    @staticmethod
-    def _compare(found: Mapping[str, Any], wanted: Mapping[str, Any], folder: Path) -> None:
+    def check_manifest(self, wanted: Mapping[str, Any]) -> None:
+        """Check that an iteration's manifest says what it is expected to say.
+
+        Raises:
+            StoreError: If there is none, or it differs; the differing fields are named.
+        """
+        found = self.manifest(wanted["iteration"])
         fields = [k for k in {**wanted, **found} if found.get(k) != wanted.get(k)]
         if fields:
             named = ", ".join(
                 f"{k} (store {found.get(k)!r}, run {wanted.get(k)!r})" for k in sorted(fields)
             )
             raise StoreError(
-                f"{folder} was played by another run; it differs in {named}. Delete it to play "
-                "again, or set spin.store to another folder."
+                f"{self.folder(wanted['iteration'])} was played by another run; it differs in "
+                f"{named}. Delete it to play again, or set spin.store to another folder."
             )
 
     # --- units ------------------------------------------------------------------------------
