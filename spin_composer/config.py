@@ -7,6 +7,7 @@ training config; a config without ``spin`` passes unchanged.
 from __future__ import annotations
 
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 from spin_composer.data.config import check_loader_keys, read_config
@@ -15,6 +16,24 @@ from spin_composer.settings import SpinSettings, check_scheduler, count_iteratio
 
 _MODELS = {"hf_causal_lm": "hf_spin_lm", "mpt_causal_lm": "mpt_spin_lm"}
 _SCHEDULER_KEYS = ("name", "t_warmup", "decay", "alpha_f")
+# llm-foundry's, here so that a mistyped one is found before llm-foundry is imported (20 s).
+_TOP_LEVEL_KEYS = frozenset(
+    """
+    accumulate_train_batch_on_tokens algorithms autoresume callbacks code_paths
+    compile_config console_log_interval cuda_load_lazy device_eval_batch_size
+    device_train_batch_size device_train_grad_accum device_train_microbatch_size
+    dist_timeout eval_first eval_gauntlet eval_gauntlet_str eval_interval eval_loader
+    eval_loaders eval_subset_num_batches expandable_segments flatten_metadata fsdp_config
+    global_train_batch_size icl_seq_len icl_subset_num_batches icl_tasks icl_tasks_str
+    load_ignore_keys load_path load_strict_model_weights load_weights_only log_config
+    log_to_console loggers max_duration max_seq_len max_split_size_mb metadata model
+    n_gpus only_composer_checkpoint only_hf_checkpoint optimizer precision profiler
+    progress_bar python_log_level run_name save_filename save_folder save_ignore_keys
+    save_interval save_latest_filename save_num_checkpoints_to_keep save_overwrite
+    save_weights_only scheduler seed spin_dataloaders tokenizer tp_config train_loader
+    train_subset_num_batches variables
+    """.split()  # noqa: SIM905
+)
 
 
 def is_spin(cfg: Mapping[str, Any]) -> bool:
@@ -72,6 +91,7 @@ def validate(cfg: Mapping[str, Any]) -> SpinSettings:
     _check_model(_section(cfg, "model"))
     _check_scheduler(_section(cfg, "scheduler"))
     _check_loader(_section(cfg, "train_loader"))
+    _check_eval_loaders(cfg.get("eval_loader") or cfg.get("eval_loaders"))
     _section(cfg, "tokenizer")
     _section(cfg, "optimizer")
     subset = cfg.get("train_subset_num_batches", -1)
@@ -80,7 +100,43 @@ def validate(cfg: Mapping[str, Any]) -> SpinSettings:
             f"train_subset_num_batches={shown(subset)} does not reach the iterations' loaders. "
             "Remove it and set algorithms.spin.samples_per_iteration."
         )
+    batch = cfg.get("global_train_batch_size")
+    if not isinstance(batch, int) or batch < 1:
+        raise InputError(
+            f"global_train_batch_size must be a positive number of pairs, got {shown(batch)}."
+        )
     return settings
+
+
+def check_launch(cfg: Mapping[str, Any], world_size: int) -> None:
+    """Check what only the start of a run shows: unknown keys, local folders, one process.
+
+    Args:
+        cfg: A SPIN run's config that :func:`validate` accepts.
+        world_size: Number of processes.
+
+    Raises:
+        InputError: Names the setting, its value and the remedy.
+    """
+    for key in cfg:
+        if key not in _TOP_LEVEL_KEYS:
+            raise InputError(
+                f"{key} is no key of llm-foundry's training config. "
+                f"{nearest(key, sorted(_TOP_LEVEL_KEYS))}"
+            )
+    names = {
+        "tokenizer.name": cfg["tokenizer"]["name"],
+        "model.pretrained_model_name_or_path": cfg["model"].get("pretrained_model_name_or_path"),
+    }
+    for where, name in names.items():
+        local = isinstance(name, str) and (name.startswith((".", "/", "~")) or name.count("/") > 1)
+        if local and not Path(name).expanduser().exists():
+            raise InputError(f"{where}={name} does not exist. Give a folder or a Hub name.")
+    if world_size == 1 and cfg["model"].get("init_device") == "mixed":
+        raise InputError(
+            "model.init_device=mixed needs FSDP, which one process does not use. Start several "
+            "ranks (composer -n 8 -m spin_composer.train ...) or set model.init_device=cpu."
+        )
 
 
 def _section(cfg: Mapping[str, Any], name: str) -> Mapping[str, Any]:
@@ -110,6 +166,15 @@ def _check_scheduler(scheduler: Mapping[str, Any]) -> None:
                 f"scheduler.{key} is not a setting of `spin`. {nearest(key, _SCHEDULER_KEYS)}"
             )
     check_scheduler(**{key: value for key, value in scheduler.items() if key != "name"})
+
+
+def _check_eval_loaders(given: Any) -> None:
+    for loader in given if isinstance(given, list) else [given or {}]:
+        if isinstance(loader, Mapping) and loader.get("name") == "spin":
+            raise InputError(
+                "eval_loader.name=spin gives no batches to evaluate. Use name: finetuning with "
+                "held-out rows."
+            )
 
 
 def _check_loader(loader: Mapping[str, Any]) -> None:

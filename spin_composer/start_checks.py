@@ -30,10 +30,8 @@ def check_lengths(settings: SpinSettings, examples: ExampleDataset, config: Any)
     Raises:
         InputError: Names the numbers.
     """
-    attn = getattr(config, "attn_config", None)
-    rotary = isinstance(attn, dict) and (attn.get("rope") or attn.get("alibi"))
     positions = getattr(config, "max_position_embeddings", None)
-    if positions is None and not rotary:
+    if positions is None:  # llm-foundry's MPT
         positions = getattr(config, "max_seq_len", None)
     if positions is None:
         return

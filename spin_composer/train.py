@@ -7,6 +7,7 @@ Slurm, MCLI.
 
 from __future__ import annotations
 
+import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -39,7 +40,9 @@ def read_yaml(path: str | Path, overrides: Sequence[str]) -> Any:
         OmegaConf.resolve(merged)
     except FileNotFoundError:
         raise InputError(f"{path} does not exist. Give the path of a YAML.") from None
-    except (YAMLError, OmegaConfBaseException) as error:
+    except (YAMLError, OmegaConfBaseException, OSError, TypeError, ValueError) as error:
+        if isinstance(error, InputError):
+            raise
         raise InputError(f"{path}: {' '.join(str(error).split())}") from None
     return merged
 
@@ -53,12 +56,13 @@ def train(path: str | Path, overrides: Sequence[str] = ()) -> Any:
     """
     from omegaconf import OmegaConf
 
-    from spin_composer.config import is_spin, validate
+    from spin_composer.config import check_launch, is_spin, validate
 
     config = read_yaml(path, overrides)
     plain = OmegaConf.to_container(config)
     if is_spin(plain):  # pyright: ignore[reportArgumentType]
         validate(plain)  # pyright: ignore[reportArgumentType]
+        check_launch(plain, int(os.environ.get("WORLD_SIZE", "1")))  # pyright: ignore
     from llmfoundry.command_utils import train as train_config
 
     return train_config(config)

@@ -27,6 +27,7 @@ def config(**changes: Any) -> dict[str, Any]:
         "max_duration": "3iter",
         "tokenizer": {"name": "some/tokenizer"},
         "model": {"name": "hf_spin_lm", "pretrained_model_name_or_path": "some/model"},
+        "global_train_batch_size": 4,
         "optimizer": {"name": "rmsprop", "lr": 5e-7},
         "scheduler": {"name": "spin", "t_warmup": "0.1dur"},
         "algorithms": {"spin": {"beta": [0.1, 0.1, 5.0]}},
@@ -184,3 +185,11 @@ def test_a_file_that_is_no_yaml_of_settings_is_refused(
     message = capsys.readouterr().err
     assert said in message
     assert message.count("\n") == 1
+
+
+def test_the_top_level_keys_are_llm_foundrys():
+    from llmfoundry.utils.config_utils import TRAIN_CONFIG_KEYS
+
+    from spin_composer.config import _TOP_LEVEL_KEYS
+
+    assert _TOP_LEVEL_KEYS == TRAIN_CONFIG_KEYS

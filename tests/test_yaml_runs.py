@@ -68,6 +68,58 @@ def test_two_ranks_under_fsdp2_give_the_same_store_and_losses(one_rank, tmp_path
         assert torch.allclose(value, two[name], atol=1e-4), name
 
 
+@pytest.fixture(scope="module")
+def sharded(one_rank, tmp_path_factory):
+    """A run of two ranks with sharded checkpoints: its folder, its command and its books."""
+    folder = tmp_path_factory.mktemp("sharded")
+    config = tiny_config(folder, model_folder=one_rank[0] / "model", save_interval="5ba")
+    config["fsdp_config"]["state_dict_type"] = "sharded"
+    yaml = write_config(config, folder / "run.yaml")
+    command = ("composer", "-m", "spin_composer.train", str(yaml))
+    result = launch(*command, ranks=2)
+    assert result.returncode == 0, result.stderr[-2000:]
+    return folder, command, books(folder)
+
+
+@pytest.mark.parametrize(
+    "checkpoint",
+    [
+        "ep0-ba5",
+        # an iteration's end, which save_interval: 5ba does not hit, but SPIN adds
+        pytest.param("ep2-ba12", marks=pytest.mark.slow),
+    ],
+)
+def test_two_ranks_resume_sharded_checkpoints_alike(sharded, checkpoint, tmp_path):
+    folder, command, whole = sharded
+    shutil.rmtree(folder / "self-play/iter-001")
+    saved = folder / "checkpoints" / checkpoint
+    result = launch(*command, f"load_path={saved}", f"save_folder={tmp_path}", ranks=2)
+    assert result.returncode == 0, result.stderr[-2000:]
+    for a, b in zip(whole, books(folder), strict=True):
+        assert a["train/SpinMargin"] == pytest.approx(b["train/SpinMargin"], rel=1e-6)
+        assert a["loss/train/total"] == pytest.approx(b["loss/train/total"], rel=1e-6)
+
+
+@pytest.mark.slow
+def test_two_ranks_without_fsdp_give_the_same_store_and_losses(one_rank, tmp_path):
+    folder, _ = one_rank
+    config = tiny_config(tmp_path, model_folder=folder / "model", fsdp_config=None)
+    yaml = write_config(config, tmp_path / "run.yaml")
+    result = launch("composer", "-m", "spin_composer.train", str(yaml), ranks=2)
+    assert result.returncode == 0, result.stderr[-2000:]
+    assert_same_store(folder, tmp_path)
+    assert_same_books(folder, tmp_path, rel=1e-5)
+
+
+def test_a_finished_run_started_again_says_so_and_exits_0(one_rank):
+    folder, _ = one_rank
+    last = folder / "checkpoints/ep4-ba36-rank0.pt"
+    command = ("train", str(folder / "run.yaml"), f"load_path={last}", "save_folder=null")
+    result = launch("spin-composer", *command)
+    assert result.returncode == 0, result.stderr[-2000:]
+    assert "the run is finished already" in result.stderr
+
+
 def test_llmfoundry_train_runs_the_same_yaml_alike(one_rank, tmp_path):
     folder, _ = one_rank
     config = tiny_config(tmp_path, model_folder=folder / "model")

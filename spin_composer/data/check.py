@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from itertools import chain, islice
 from typing import TYPE_CHECKING, Any, Literal, cast
 
 import numpy as np
@@ -91,8 +92,6 @@ def check_dataset(
     Raises:
         InputError: The data or the tokenizer cannot be read, or no row is usable.
     """
-    from spin_composer.data.tokenise import build_examples
-
     config = read_config(
         {
             **source_keys(source, split),
@@ -104,8 +103,15 @@ def check_dataset(
         },
         where="data check",
     )
+    # A missing file is found before the slow imports and the tokenizer's download.
+    rows = read_rows(config)
+    first = list(islice(rows, 1))
+    if not first:
+        raise InputError(f"{source}: it has no rows. Give it at least one.")
+    from spin_composer.data.tokenise import build_examples
+
     tokenizer = _load_tokenizer(tokenizer_name, trust_remote_code)
-    examples = build_examples(read_rows(config), tokenizer, config)
+    examples = build_examples(chain(first, rows), tokenizer, config)
     return report_on(examples, tokenizer, source, on_bad_row, row)
 
 

@@ -1,8 +1,9 @@
-"""The ``dataset:`` block of a SPIN ``train_loader``: llm-foundry's finetuning keys and four ours.
+"""The ``dataset:`` block of a SPIN ``train_loader``: llm-foundry's finetuning keys and ours.
 
-A working SFT block is accepted as it is. Keys that SPIN gives no meaning to (it pads and shuffles
-per iteration itself) are named once in the log; keys that would change which rows or tokens are
-trained on, and that SPIN cannot honour, are errors.
+Ours are ``on_bad_row``, ``truncate_prompt``, ``max_prompt_len`` and ``date_string``. A working SFT
+block is accepted as it is. Keys that SPIN gives no meaning to (it pads and shuffles per iteration
+itself) are named once in the log; keys that would change which rows or tokens are trained on, and
+that SPIN cannot honour, are errors.
 """
 
 from __future__ import annotations
@@ -105,6 +106,17 @@ class DatasetConfig:
         """Most tokens of a prompt."""
         return self.max_prompt_len if self.max_prompt_len is not None else self.max_seq_len - 1
 
+    @property
+    def source(self) -> str:
+        """What the block names: files, a Hugging Face name, or MDS folders."""
+        if self.hf_name is not None:
+            files = self.hf_kwargs.get("data_files")
+            return self.hf_name if files is None else f"{self.hf_name} {shown(files, 200)}"
+        streams = list((self.streams or {}).values()) or [
+            {"local": self.local, "remote": self.remote}
+        ]
+        return ", ".join(str(stream.get("remote") or stream.get("local")) for stream in streams)
+
 
 def read_config(dataset: Mapping[str, Any], where: str = "train_loader.dataset") -> DatasetConfig:
     """Check the ``dataset:`` block and fill a ``DatasetConfig`` from it.
@@ -173,6 +185,10 @@ _TYPES: dict[str, type | tuple[type, ...]] = {
     "validate_hash": str, "keep_zip": bool, "stream_name": str, "stream_config": dict,
     "on_bad_row": str, "truncate_prompt": str, "date_string": str,
 }  # fmt: skip
+_TYPE_NAMES = {
+    int: "an integer", float: "a number", str: "a text", bool: "true or false",
+    dict: "a mapping of keys to values",
+}  # fmt: skip
 _CHOICES = {"on_bad_row": ("error", "skip"), "truncate_prompt": ("none", "left")}
 
 
@@ -182,9 +198,9 @@ def _check_types(values: dict[str, Any], where: str) -> None:
         wrong_bool = isinstance(value, bool) and expected is not bool
         if wrong_bool or not isinstance(value, expected):
             kinds = expected if isinstance(expected, tuple) else (expected,)
-            names = " or ".join(kind.__name__ for kind in kinds)
+            names = " or ".join(_TYPE_NAMES[kind] for kind in kinds)
             raise InputError(
-                f"{where}.{key}={shown(value)} is of type {type(value).__name__}. Give a {names}."
+                f"{where}.{key}={shown(value)} is of type {type(value).__name__}. Give {names}."
             )
         if key in _CHOICES and value not in _CHOICES[key]:
             raise InputError(
@@ -239,4 +255,10 @@ def _check_lengths(config: DatasetConfig, where: str) -> None:
         raise InputError(
             f"{where}.max_prompt_len={config.max_prompt_len} must lie between 1 and max_seq_len - 1"
             f" = {config.max_seq_len - 1}. Lower it, or raise max_seq_len."
+        )
+    if config.truncate_prompt == "left" and config.max_prompt_len is None:
+        raise InputError(
+            f"{where}.truncate_prompt='left' without max_prompt_len would leave a long prompt one "
+            "token of response: set max_prompt_len so that prompt and response fit, e.g. half of "
+            "max_seq_len."
         )

@@ -12,6 +12,7 @@ import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from itertools import chain, islice
 from pathlib import Path
 from typing import Any, Literal
 
@@ -81,11 +82,17 @@ def convert_dataset(
     )  # fmt: skip
     report = DataReport()
     rows = _formatted(config, report)
-    target.parent.mkdir(parents=True, exist_ok=True)
-    aside = tempfile.mkdtemp(prefix=f".{target.name}.", dir=target.parent)
+    # Before the slow import of streaming and the bar: a missing or bad source fails at once.
+    first = list(islice(rows, 1))
+    if not first:
+        seen = f" First: {report.faults[0]}" if report.faults else ""
+        raise InputError(f"{source}: it has no usable row. Give it at least one.{seen}")
+    _check_compression(compression)
+    aside = _folder_beside(target, destination)
     try:
         with _progress_bar(f"Writing {target}", progress) as advance:
-            kind = _write(rows, aside, compression, shard_bytes, advance, source, report)
+            kind = first[0][0]
+            _write(kind, chain(first, rows), aside, compression, shard_bytes, advance)
         os.chmod(aside, 0o755)  # mkdtemp makes private folders
         if target.is_dir():
             target.rmdir()
@@ -107,11 +114,46 @@ def _checked_destination(destination: str) -> Path:
             "local folder, copy it, and upload index.json last."
         )
     target = Path(destination).expanduser().absolute()
-    if target.exists() and not (target.is_dir() and not any(target.iterdir())):
+    try:
+        taken = target.exists() and not (target.is_dir() and not any(target.iterdir()))
+    except OSError as error:
+        raise _not_writable(destination, error) from error
+    if taken:
         raise InputError(
             f"destination={destination!r} exists already. Remove it, or name another folder."
         )
     return target
+
+
+def _folder_beside(target: Path, destination: str) -> str:
+    """Make the folder that the data set is written to first."""
+    try:
+        target.parent.mkdir(parents=True, exist_ok=True)
+        return tempfile.mkdtemp(prefix=f".{target.name}.", dir=target.parent)
+    except OSError as error:
+        raise _not_writable(destination, error) from error
+
+
+def _not_writable(destination: str, error: OSError) -> InputError:
+    in_the_way = isinstance(error, (FileExistsError, NotADirectoryError))
+    reason = "a file is in its way" if in_the_way else error.strerror or str(error)
+    return InputError(
+        f"destination={destination!r} cannot be written ({reason}). "
+        "Name a folder within one that you may write to."
+    )
+
+
+def _check_compression(compression: str | None) -> None:
+    if not compression:
+        return
+    from streaming.base.compression import get_compressions, is_compression
+
+    if not is_compression(compression):
+        known = sorted({name.partition(":")[0] for name in get_compressions()})
+        raise InputError(
+            f"compression={compression!r} is not known. Use one of {', '.join(known)}, with a "
+            "level after a colon if wanted (zstd:7)."
+        )
 
 
 def _formatted(config: DatasetConfig, report: DataReport) -> Iterator[tuple[Kind, dict[str, Any]]]:
@@ -142,34 +184,25 @@ def _formatted(config: DatasetConfig, report: DataReport) -> Iterator[tuple[Kind
 
 
 def _write(
+    kind: Kind,
     rows: Iterator[tuple[Kind, dict[str, Any]]],
     folder: str,
     compression: str | None,
     shard_bytes: int,
     advance: Any,
-    source: str,
-    report: DataReport,
-) -> Kind:
-    """Write all rows into ``folder`` and return their kind."""
+) -> None:
+    """Write all rows into ``folder``."""
     from streaming import MDSWriter
 
-    first = next(rows, None)
-    if first is None:
-        seen = f" First: {report.faults[0]}" if report.faults else ""
-        raise InputError(f"{source}: it has no usable row. Give it at least one.{seen}")
-    kind, row = first
     # No `with`: leaving it by an exception would still write an index.json.
     writer = MDSWriter(
         out=folder, columns=_COLUMNS[kind], compression=compression, hashes=["xxh64"],
         size_limit=shard_bytes,
     )  # fmt: skip
-    writer.write(_in_column_order(kind, row))
-    advance()
     for _, row in rows:
         writer.write(_in_column_order(kind, row))
         advance()
     writer.finish()
-    return kind
 
 
 def _in_column_order(kind: Kind, row: dict[str, Any]) -> dict[str, Any]:

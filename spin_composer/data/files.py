@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gzip
 import json
+import zlib
 from collections.abc import Iterator
 from pathlib import Path
 from typing import IO, Any, cast
@@ -52,27 +53,44 @@ def read_file(path: str | Path) -> Iterator[RawRow]:
 
 def _read_json(path: Path, ending: str) -> Iterator[RawRow]:
     """Read one object per line, or (``.json`` only) one list of objects."""
-    with _open(path) as file:
-        if not ending.startswith(".jsonl") and _first_byte(path) == b"[":
-            yield from _read_json_list(path, file)
-            return
-        for number, line in enumerate(file, start=1):
-            if not line.strip():
-                continue
-            where = Where(str(path), number)
-            try:
-                yield where, json.loads(line.decode("utf-8-sig" if number == 1 else "utf-8"))
-            except json.JSONDecodeError as error:
-                yield where, BadRow(
-                    where, "not JSON",
-                    f"{shown(line.decode('utf-8').strip())} is not JSON ({error.msg} at column "
-                    f"{error.colno})", "Write one JSON object per line.",
-                )  # fmt: skip
-            except UnicodeDecodeError as error:
-                yield where, BadRow(
-                    where, "not UTF-8", f"{shown(line[:40])} is not UTF-8 text ({error.reason})",
-                    "Save the file as UTF-8.",
-                )  # fmt: skip
+    number = 0
+    try:
+        with _open(path) as file:
+            if not ending.startswith(".jsonl") and _first_byte(path) == b"[":
+                yield from _read_json_list(path, file)
+                return
+            for number, line in enumerate(file, start=1):
+                if line.strip():
+                    where = Where(str(path), number)
+                    yield where, _decoded(line, where)
+    except (OSError, EOFError, zlib.error) as error:
+        raise InputError(
+            f"{path}: not readable after line {number} ({type(error).__name__}: "
+            f"{shown(str(error), 120)}). Copy or compress the file again."
+        ) from error
+
+
+def _decoded(line: bytes, where: Where) -> Any:
+    """Return the line's JSON value, or the BadRow that says why it has none."""
+    try:
+        return json.loads(line.decode("utf-8-sig" if where.number == 1 else "utf-8"))
+    except json.JSONDecodeError as error:
+        return BadRow(
+            where, "not JSON",
+            f"{shown(line.decode('utf-8').strip())} is not JSON ({error.msg} at column "
+            f"{error.colno})", "Write one JSON object per line.",
+        )  # fmt: skip
+    except UnicodeDecodeError as error:
+        return BadRow(
+            where, "not UTF-8", f"{shown(line[:40])} is not UTF-8 text ({error.reason})",
+            "Save the file as UTF-8.",
+        )  # fmt: skip
+    except (ValueError, RecursionError) as error:  # a huge integer, or thousands of brackets
+        return BadRow(
+            where, "not JSON",
+            f"{shown(line[:60])} cannot be read as JSON ({shown(str(error), 120)})",
+            "Write a smaller number or a flatter object.",
+        )  # fmt: skip
 
 
 def _open(path: Path) -> IO[bytes]:
@@ -89,8 +107,10 @@ def _first_byte(path: Path) -> bytes:
 def _read_json_list(path: Path, file: IO[bytes]) -> Iterator[RawRow]:
     try:
         rows = json.loads(file.read().decode("utf-8-sig"))
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
-        raise InputError(f"{path}: not a JSON list ({error}). Mend it, or use jsonl.") from None
+    except (ValueError, RecursionError) as error:
+        raise InputError(
+            f"{path}: not a JSON list ({shown(str(error), 160)}). Mend it, or use jsonl."
+        ) from None
     for number, row in enumerate(rows, start=1):
         yield Where(str(path), number, "row"), row
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import sys
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -22,6 +23,9 @@ def make_preprocessor(config: DatasetConfig) -> Callable[[Any], Any] | None:
     if isinstance(named, Mapping):
         ordered = {"prompt": named["prompt"], "response": named["response"]}
         return dataset_constructor.get_preprocessing_fn_from_dict(ordered)
+    # As `python -m` does: a console script's sys.path lacks the folder it is called in.
+    if named is not None and os.getcwd() not in sys.path:
+        sys.path.insert(0, os.getcwd())
     try:
         return dataset_constructor.get_preprocessing_fn_from_str(named, config.hf_name)
     except Exception as error:

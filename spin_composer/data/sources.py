@@ -14,6 +14,7 @@ from spin_composer.data.config import DatasetConfig
 from spin_composer.data.files import READABLE, RawRow, read_file, suffix
 from spin_composer.data.formats import Where
 from spin_composer.data.mds import read_mds
+from spin_composer.data.splits import split_rows
 from spin_composer.errors import InputError, shown
 
 log = logging.getLogger(__name__)
@@ -43,6 +44,10 @@ def read_rows(config: DatasetConfig) -> Iterator[RawRow]:
     if "://" in name:
         return _read_remote_folder(name, config)
     if os.path.isfile(name):
+        if suffix(name) in READABLE and not config.hf_kwargs:
+            return split_rows(
+                lambda: read_file(name), lambda: sum(1 for _ in read_file(name)), config.split, name
+            )
         return _read_files([name], config)
     if os.path.isdir(name):
         return _read_folder(name, config)
@@ -52,7 +57,7 @@ def read_rows(config: DatasetConfig) -> Iterator[RawRow]:
             return _read_files(files, config)
     elif name not in ("csv", "text", *_BUILDERS) and _looks_like_a_path(name):
         raise InputError(
-            f"{_WHERE}.hf_name={shown(name)}: no such file or folder. "
+            f"{_WHERE}.hf_name={shown(name, 200)}: no such file or folder. "
             f"Check the path (it is relative to {Path.cwd()})."
         )
     return _load_dataset(name, config)
@@ -64,14 +69,24 @@ def source_keys(source: str, split: str) -> dict[str, Any]:
     Args:
         source: A file, folder, Hugging Face name, MDS folder or MDS URI.
         split: The split, or the subfolder of an MDS data set.
+
+    Raises:
+        InputError: The MDS folder has no such subfolder.
     """
     path = os.path.expanduser(source)
-    if os.path.isfile(os.path.join(path, "index.json")):
+    is_mds = os.path.isfile(os.path.join(path, "index.json"))
+    # The default, train, is also said of data without any subfolder.
+    if is_mds and split == "train":
         return {"local": path}
     if os.path.isfile(os.path.join(path, split, "index.json")):
         return {"local": path, "split": split}
+    if is_mds:
+        raise InputError(
+            f"split={split!r}: the MDS data set {shown(source, 200)} has no such subfolder. "
+            "Leave the split out to read all its rows."
+        )
     if "://" in source:
-        return {"remote": source}
+        return {"remote": source} if split == "train" else {"remote": source, "split": split}
     return {"hf_name": source, "split": split}
 
 
@@ -193,16 +208,27 @@ def _check_safe(folder: str) -> None:
 def _load_from_disk(folder: str, config: DatasetConfig) -> Iterator[RawRow]:
     import datasets
 
-    saved = datasets.load_from_disk(folder)
+    try:
+        saved = datasets.load_from_disk(folder)
+    except Exception as error:
+        raise InputError(
+            f"{_WHERE}.hf_name={shown(folder, 200)}: not a readable saved Dataset "
+            f"({type(error).__name__}: {shown(str(error), 120)}). Save it again."
+        ) from error
+    names = ["train"]
     if isinstance(saved, datasets.DatasetDict):
-        split = _require_split(config)
+        split = _require_split(config).partition("[")[0]
         if split not in saved:
             raise InputError(
                 f"{_WHERE}.split={split!r}: {folder} has no such split (it has: "
                 f"{', '.join(map(str, saved))}). Name one of them."
             )
-        saved = saved[split]
-    return _numbered(saved, folder)
+        saved, names = saved[split], [split]
+    elif saved.split is not None and str(saved.split) != "train":
+        names.append(str(saved.split))
+    return split_rows(
+        lambda: _numbered(saved, folder), lambda: len(saved), config.split, folder, names
+    )
 
 
 def _read_remote_folder(name: str, config: DatasetConfig) -> Iterator[RawRow]:
@@ -218,10 +244,18 @@ def _read_remote_folder(name: str, config: DatasetConfig) -> Iterator[RawRow]:
     folder = dist_mkdtemp()
     with dist.run_local_rank_zero_first():
         for ending in SUPPORTED_EXTENSIONS if dist.get_local_rank() == 0 else ():
-            with contextlib.suppress(FileNotFoundError):
-                target = os.path.join(folder, split + ending)
-                get_file(f"{name.rstrip('/')}/{split}{ending}", target, progress_bar=False)
+            file = f"{name.rstrip('/')}/{split}{ending}"
+            try:
+                get_file(file, os.path.join(folder, split + ending), progress_bar=False)
                 break
+            except FileNotFoundError:
+                continue
+            except Exception as error:  # each store has its own: no credentials, no network
+                raise InputError(
+                    f"{_WHERE}.hf_name={shown(name, 120)}: {file} cannot be downloaded "
+                    f"({type(error).__name__}: {shown(str(error), 160)}). Check the address and "
+                    "the store's credentials."
+                ) from error
     files = [os.path.join(folder, file) for file in sorted(os.listdir(folder))]
     if not files:
         raise InputError(
@@ -244,13 +278,14 @@ def _load_dataset(
     arguments = {**config.hf_kwargs, **(more or {})}
     # Said outright: an environment variable must not turn it on behind the user's back.
     arguments.setdefault("trust_remote_code", False)
-    if config.safe_load and not os.path.isdir(name):
-        name = _safe_download(name, arguments)
+    source = name
     try:
+        if config.safe_load and not os.path.isdir(name):
+            name = _safe_download(name, arguments)
         loaded = datasets.load_dataset(name, split=split, **arguments)
     except Exception as error:
         raise InputError(
-            f"{_WHERE}.hf_name={shown(name)}, split={split!r}: datasets.load_dataset fails with "
+            f"{_WHERE}.hf_name={shown(source)}, split={split!r}: datasets.load_dataset fails with "
             f"{type(error).__name__}: {shown(str(error), 200)}. Check the name, the split and "
             "hf_kwargs."
         ) from error

@@ -6,7 +6,9 @@ ids that SFT trained on. Added to it: one stop token at the end, the limits, and
 
 from __future__ import annotations
 
+import json
 import logging
+import time
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
@@ -26,6 +28,8 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 log = logging.getLogger(__name__)
+
+_ROWS_PER_LOG = 50_000
 
 
 def build_examples(
@@ -48,9 +52,12 @@ def build_examples(
     tokenise = _Tokeniser(tokenizer, config)
     examples: list[Example] = []
     report = DataReport()
+    start = time.monotonic()
     with _without_length_warnings():
         for where, row in rows:
             report.rows += 1
+            if report.rows % _ROWS_PER_LOG == 0:
+                _log_progress(report.rows, time.monotonic() - start)
             try:
                 if isinstance(row, BadRow):
                     raise row
@@ -66,11 +73,18 @@ def build_examples(
     if not examples:
         seen = f" First: {report.faults[0]}" if report.faults else ""
         raise InputError(
-            f"train_loader.dataset: none of the {report.rows} rows can be trained on "
-            f"({report.summary()}). Check the data with spin-composer data check.{seen}"
+            f"train_loader.dataset: none of the {report.rows} rows of {config.source} can be "
+            f"trained on ({report.summary()}). Check the data with spin-composer data check.{seen}"
         )
     _log_counts(report)
     return ExampleDataset.from_examples(examples, tokenise.rule.token_id, tokenise.kind, report)
+
+
+def _log_progress(rows: int, seconds: float) -> None:
+    from composer.utils import dist
+
+    if dist.get_global_rank() == 0:
+        log.info("SPIN data: %d rows tokenised, %.0f rows/s.", rows, rows / max(seconds, 1e-9))
 
 
 def _log_counts(report: DataReport) -> None:
@@ -158,6 +172,14 @@ class _Tokeniser:
         try:
             turns: list[dict[str, list[int]]] = self._tokenize(row, self._dated)["turns"]
         except Exception as error:
+            _refuse_what_is_no_text(row, where)
+            if self.kind == "plain":
+                raise BadRow(
+                    where, "tokenizer fails",
+                    f"the tokenizer cannot encode prompt={shown(row['prompt'])} and response="
+                    f"{shown(row['response'])} ({type(error).__name__}: {shown(str(error), 160)})",
+                    "Correct the text, or use the model's own tokenizer.",
+                ) from error  # fmt: skip
             raise BadRow(
                 where, "chat template fails",
                 f"the chat template cannot render the row's messages="
@@ -211,6 +233,19 @@ class _Tokeniser:
         if limit > 1 and prompt[0] == self._tokenizer.bos_token_id:
             return [prompt[0], *prompt[len(prompt) - limit + 1 :]]
         return prompt[-limit:]
+
+
+def _refuse_what_is_no_text(row: dict[str, Any], where: Where) -> None:
+    """Raise for half of a surrogate pair, which JSON can spell and no tokenizer encodes."""
+    text = json.dumps(row, ensure_ascii=False)
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:
+        near = text[max(0, error.start - 20) : error.end + 20]
+        raise BadRow(
+            where, "lone surrogate", f"{shown(near)} holds half of a surrogate pair, which is no "
+            "character", "Write the whole pair, or remove it.",
+        ) from error  # fmt: skip
 
 
 class _DatedTokenizer:

@@ -6,7 +6,7 @@ import json
 import os
 from typing import Any
 
-from composer.loggers import Logger, TensorboardLogger
+from composer.loggers import ConsoleLogger, Logger, TensorboardLogger
 
 from spin_composer.self_play.durable import write_atomically
 from spin_composer.self_play.store import LENGTH, Row, Store
@@ -43,8 +43,9 @@ def log_samples(
     write_atomically(store.folder(iteration) / "samples.jsonl", "".join(f"{x}\n" for x in lines))
     if not table:
         return
-    logger.log_table(COLUMNS, table, name="spin/samples")
     for destination in logger.destinations:
+        if not isinstance(destination, ConsoleLogger):  # it would print the table at every line
+            destination.log_table(COLUMNS, table, name="spin/samples")
         if isinstance(destination, TensorboardLogger) and destination.writer is not None:
             text = "\n\n".join(f"    {line}" for line in lines)
             destination.writer.add_text("spin/samples", text, iteration)

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import io
 import json
+import subprocess
+import sys
 
 import pytest
 from rich.console import Console
@@ -63,6 +65,42 @@ def test_conversion_refuses_what_it_cannot_do(jsonl, tmp_path):
         convert_dataset(str(jsonl(PLAIN)), "s3://bucket/mds", progress=False)
     with pytest.raises(InputError, match="no usable row"):
         convert_dataset(str(jsonl([""])), str(tmp_path / "mds"), progress=False)
+
+
+def test_conversion_names_what_cannot_be_written(jsonl, tmp_path):
+    source = jsonl(PLAIN)
+    for destination in (source / "mds", source / "a" / "mds"):
+        with pytest.raises(
+            InputError, match=r"destination=.* cannot be written \(a file is in"
+        ) as error:
+            convert_dataset(str(source), str(destination), progress=False)
+        assert "\n" not in str(error.value)
+    with pytest.raises(InputError, match=r"compression='zip' is not known\. Use one of .*zstd"):
+        convert_dataset(str(source), str(tmp_path / "x"), compression="zip", progress=False)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["train.jsonl"]
+
+
+@pytest.mark.parametrize("content", [None, ""])
+def test_source_is_looked_at_before_anything_slow(content, tmp_path):
+    if content is not None:
+        (tmp_path / "rows.jsonl").write_text(content)
+    code = f"""
+import sys
+from spin_composer.data.check import check_dataset
+from spin_composer.data.convert import convert_dataset
+from spin_composer.errors import InputError
+for call in (check_dataset, convert_dataset):
+    try:
+        call({str(tmp_path / "rows.jsonl")!r}, {str(tmp_path / "to")!r})
+    except InputError as error:
+        print(error)
+print(*(name for name in ("torch", "transformers", "streaming") if name in sys.modules))
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    first, second, loaded = done.stdout.split("\n")[:3]
+    assert "rows.jsonl" in first
+    assert "rows.jsonl" in second
+    assert loaded == ""
 
 
 def test_conversion_shows_its_progress(jsonl, tmp_path, capsys, monkeypatch):

@@ -126,9 +126,10 @@ def test_bytes_that_are_not_utf8_are_a_bad_row(tmp_path, gpt2):
 def test_skip_counts_each_reason_and_keeps_the_rest(jsonl, gpt2, caplog):
     rows = [PLAIN[0], *[row for _, row, _ in BAD], PLAIN[1]]
     examples = load(gpt2, max_seq_len=64, hf_name=str(jsonl(rows)), on_bad_row="skip")
-    assert examples.fingerprint == load(
-        gpt2, max_seq_len=64, hf_name=str(jsonl(PLAIN[:2]))
-    ).fingerprint
+    assert (
+        examples.fingerprint
+        == load(gpt2, max_seq_len=64, hf_name=str(jsonl(PLAIN[:2]))).fingerprint
+    )
     expected: dict[str, int] = {}
     for reason, _, _ in BAD:
         expected[reason] = expected.get(reason, 0) + 1
@@ -163,3 +164,12 @@ def test_conversation_that_the_template_refuses_is_a_bad_row(jsonl):
     with pytest.raises(BadRow, match=r"train\.jsonl:2: the chat template cannot render"):
         load(tokenizer, hf_name=str(jsonl(rows)))
     assert len(load(tokenizer, hf_name=str(jsonl(rows)), on_bad_row="skip")) == 1
+
+
+def test_lone_surrogate_is_named_as_such(jsonl, gpt2, chatml):
+    plain = {"prompt": "a", "response": "b\ud800"}
+    chat = {"messages": [USER, {"role": "assistant", "content": "b\ud800"}]}
+    for tokenizer, row in ((gpt2, plain), (chatml, chat)):
+        with pytest.raises(BadRow, match=r"train\.jsonl:1: .*half of a surrogate pair") as error:
+            load(tokenizer, hf_name=str(jsonl([row])))
+        str(error.value).encode()

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import gzip
 import json
+import logging
 import shutil
+import sys
 import threading
 from functools import partial
 from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
@@ -14,6 +16,7 @@ import pytest
 from streaming import MDSWriter
 
 from spin_composer.data.config import read_config
+from spin_composer.data.sources import read_rows, source_keys
 from spin_composer.errors import InputError
 from tests.data.rows import CHAT, PLAIN, load, nemo_chat
 
@@ -186,9 +189,13 @@ def test_code_of_a_data_set_is_not_trusted_unless_set(gpt2, monkeypatch):
         ({"streams": {"a": {"local": "x", "repeat": 2}}}, "streams.a.repeat=2.*Remove"),
         ({"streams": {"a": {}}}, "streams.a.*local or remote"),
         ({"local": "absent_folder"}, "absent_folder: not a readable MDS"),
-        ({"hf_name": "a", "max_seq_len": "512"}, "max_seq_len='512' is of type str. Give a int"),
+        (
+            {"hf_name": "a", "max_seq_len": "512"},
+            "max_seq_len='512' is of type str. Give an integer",
+        ),
         ({"hf_name": "a", "max_seq_len": 1}, "max_seq_len=1 leaves no room"),
         ({"hf_name": "a", "max_prompt_len": 600}, "max_prompt_len=600 must lie between 1 and"),
+        ({"hf_name": "a", "truncate_prompt": "left"}, "set max_prompt_len so that.*e.g. half of"),
         ({"hf_name": "a", "on_bad_row": "ignore"}, "on_bad_row='ignore'.*Set error or skip"),
         ({"hf_name": "a", "preprocessing_fn": {"prompt": "x"}}, "preprocessing_fn.*Write"),
         ({"local": "a", "stream_name": "strem"}, "stream_name='strem' is not registered"),
@@ -197,6 +204,91 @@ def test_code_of_a_data_set_is_not_trusted_unless_set(gpt2, monkeypatch):
 def test_settings_that_cannot_work_say_so(gpt2, dataset, message):
     with pytest.raises(InputError, match=message):
         load(gpt2, **dataset)
+
+
+@pytest.mark.parametrize("source", ["file", "saved", "saved_dict"])
+def test_split_of_one_file_or_saved_set_is_a_slice_or_an_error(source, jsonl, tmp_path, gpt2):
+    rows = [{"prompt": f"Clip {i}", "response": f"{i}"} for i in range(200)]
+    table = datasets.Dataset.from_list(rows)
+    if source == "saved":
+        table.save_to_disk(str(tmp_path / source))
+    elif source == "saved_dict":
+        datasets.DatasetDict({"train": table}).save_to_disk(str(tmp_path / source))
+    path = str(jsonl(rows) if source == "file" else tmp_path / source)
+    for split, expected in {
+        "train": rows, "train[:99%]": rows[:198], "train[99%:]": rows[198:],
+        "train[10:20]": rows[10:20], "train[-3:]": rows[-3:],
+        "train[5:7]+train[150:]": rows[5:7] + rows[150:],
+    }.items():  # fmt: skip
+        config = read_config({"max_seq_len": 64, "hf_name": path, "split": split})
+        assert [row for _, row in read_rows(config)] == expected, split
+    bad = {"test": "Name one" if source == "saved_dict" else "has only the split train",
+           "train[:x]": "is not a slice of the 200 rows", "train[:300%]": "is not a slice",
+           "train[:5]+test": "has only the split train"}  # fmt: skip
+    for split, message in bad.items():
+        with pytest.raises(InputError, match=message) as error:
+            load(gpt2, hf_name=path, split=split)
+        assert "\n" not in str(error.value)
+
+
+def test_split_on_the_command_line_means_something_or_is_an_error(tmp_path):
+    root = write_mds(tmp_path / "mds", PLAIN)
+    write_mds(tmp_path / "mds" / "valid", PLAIN)
+    assert source_keys(str(root), "train") == {"local": str(root)}
+    assert source_keys(str(root), "valid") == {"local": str(root), "split": "valid"}
+    assert source_keys("s3://bucket/set", "valid") == {"remote": "s3://bucket/set",
+                                                       "split": "valid"}  # fmt: skip
+    with pytest.raises(InputError, match=r"split='test': the MDS .*no such subfolder"):
+        source_keys(str(root), "test")
+
+
+def test_damaged_files_are_one_line(jsonl, tmp_path, gpt2):
+    whole = gzip.compress(jsonl(PLAIN * 500).read_bytes())
+    flipped = bytearray(whole)
+    flipped[len(whole) // 2] ^= 255
+    for data in (whole[:-20], b"not gzip", bytes(flipped)):
+        (tmp_path / "rows.jsonl.gz").write_bytes(data)
+        with pytest.raises(InputError, match=r"rows\.jsonl\.gz.*") as error:
+            load(gpt2, hf_name=str(tmp_path / "rows.jsonl.gz"))
+        assert "\n" not in str(error.value)
+    for line in ("[" * 100_000, '{"prompt": ' + "9" * 5000 + "}"):
+        with pytest.raises(InputError, match=r"train\.jsonl:2: .* cannot be read as JSON"):
+            load(gpt2, hf_name=str(jsonl([PLAIN[0], line])))
+    (tmp_path / "deep.json").write_text("[" * 100_000)
+    with pytest.raises(InputError, match=r"deep\.json: not a JSON list"):
+        load(gpt2, hf_name=str(tmp_path / "deep.json"))
+
+
+def test_store_without_credentials_is_one_line(monkeypatch, gpt2):
+    def get_file(*arguments, **options):
+        raise PermissionError("no credentials")
+
+    monkeypatch.setattr("composer.utils.get_file", get_file)
+    with pytest.raises(InputError, match=r"train\.\w+ cannot be downloaded .*credentials"):
+        load(gpt2, hf_name="s3://bucket/set", split="train")
+
+
+def test_empty_file_is_named(tmp_path, gpt2):
+    (tmp_path / "empty.jsonl").write_text("")
+    with pytest.raises(InputError, match=r"none of the 0 rows of .*empty\.jsonl"):
+        load(gpt2, hf_name=str(tmp_path / "empty.jsonl"))
+
+
+def test_preprocessing_module_in_the_working_folder_is_found(jsonl, gpt2, tmp_path, monkeypatch):
+    name = "spin_test_row_function"
+    (tmp_path / f"{name}.py").write_text("def upper(row):\n    return row\n")
+    monkeypatch.setattr(sys, "path", list(sys.path))
+    monkeypatch.chdir(tmp_path)
+    path = str(jsonl(PLAIN))
+    assert len(load(gpt2, hf_name=path, preprocessing_fn=f"{name}:upper")) == len(PLAIN)
+
+
+def test_long_tokenisation_is_logged(jsonl, gpt2, monkeypatch, caplog):
+    caplog.set_level(logging.INFO)
+    monkeypatch.setattr("spin_composer.data.tokenise._ROWS_PER_LOG", 2)
+    load(gpt2, hf_name=str(jsonl(PLAIN)))
+    assert "2 rows tokenised" in caplog.text
+    assert "4 rows tokenised" in caplog.text
 
 
 def test_missing_max_seq_len_is_named():

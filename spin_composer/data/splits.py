@@ -1,0 +1,57 @@
+"""Slices of a split (``train[:99%]``, ``train[10:20]+train[50:]``) of rows that we read ourselves.
+
+``datasets`` applies them to what it loads; a local file or a saved Dataset has no splits of its
+own, and a split that is ignored there would put held-out rows into the training.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection, Iterator
+from itertools import chain, islice
+
+from spin_composer.data.files import RawRow
+from spin_composer.errors import InputError, shown
+
+_WHERE = "train_loader.dataset"
+
+
+def split_rows(
+    read: Callable[[], Iterator[RawRow]],
+    num_rows: Callable[[], int],
+    split: str | None,
+    source: str,
+    names: Collection[str] = ("train",),
+) -> Iterator[RawRow]:
+    """Return the rows of ``split``, each under its number in the whole source.
+
+    Args:
+        read: Gives all rows from the first on, each time that it is called.
+        num_rows: Counts them; called only where the split is a slice.
+        split: None or a plain name for all rows, or slices by the rules of ``datasets``.
+        source: The file or folder, for messages.
+        names: The names that the source's one split may be called by.
+
+    Raises:
+        InputError: The split has another name, or is not a slice.
+    """
+    if split is None or split in names:
+        return read()
+    asked = [part.partition("[")[0].strip() for part in split.split("+")]
+    if any(name not in names for name in asked):
+        raise InputError(
+            f"{_WHERE}.split={split!r}: {shown(source, 200)} has only the split "
+            f"{' or '.join(names)}. Set split: {next(iter(names))} (or a slice of it, such as "
+            f"{next(iter(names))}[:99%]), or name the file or folder of the rows that you mean."
+        )
+    from datasets import ReadInstruction
+
+    total = num_rows()
+    try:
+        slices = ReadInstruction.from_spec(split).to_absolute(dict.fromkeys(asked, total))
+    except (ValueError, AssertionError) as error:
+        raise InputError(
+            f"{_WHERE}.split={split!r} is not a slice of the {total} rows of "
+            f"{shown(source, 200)} ({shown(str(error), 120)}). Write it as train[:99%] or "
+            "train[10:20]."
+        ) from error
+    return chain.from_iterable(islice(read(), part.from_, part.to) for part in slices)
