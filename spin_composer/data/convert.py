@@ -158,9 +158,10 @@ def _check_compression(compression: str | None) -> None:
 
 def _formatted(config: DatasetConfig, report: DataReport) -> Iterator[tuple[Kind, dict[str, Any]]]:
     """Yield each row's kind and llm-foundry's form of it, counting into ``report``."""
+    rows = read_rows(config)  # before the preprocessor, which imports llm-foundry
     preprocess = make_preprocessor(config)
     first: Kind | None = None
-    for where, row in read_rows(config):
+    for where, row in rows:
         report.rows += 1
         try:
             if isinstance(row, BadRow):

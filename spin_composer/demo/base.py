@@ -38,6 +38,7 @@ class Schooling:
 
     epochs: int = 6
     batch_size: int = 64
+    microbatch_size: int = 64
     learning_rate: float = 3e-3
     seed: int = 17
 
@@ -70,6 +71,7 @@ def make_base(
         folder,
         duration=f"{schooling.epochs}ep",
         batch_size=schooling.batch_size,
+        microbatch_size=schooling.microbatch_size,
         optimizer={
             "name": "decoupled_adamw",
             "lr": schooling.learning_rate,
@@ -134,7 +136,8 @@ def main(
     heads: Annotated[int, typer.Option()] = 4,
     max_seq_len: Annotated[int, typer.Option(help="Positions of the model.")] = 512,
     epochs: Annotated[int, typer.Option()] = 1,
-    batch_size: Annotated[int, typer.Option(help="Rows per optimizer step.")] = 32,
+    batch_size: Annotated[int, typer.Option(help="Rows per optimizer step.")] = 16,
+    microbatch_size: Annotated[int, typer.Option(help="Rows per forward pass.")] = 4,
     learning_rate: Annotated[float, typer.Option(help="Peak.")] = 2e-3,
     seed: Annotated[int, typer.Option()] = 17,
 ) -> None:
@@ -143,7 +146,7 @@ def main(
         print(f"error: {folder} holds a model already. Delete it to train anew.", file=sys.stderr)
         raise typer.Exit(2)
     size = Size(vocab_size, width, layers, heads, max_seq_len)
-    schooling = Schooling(epochs, batch_size, learning_rate, seed)
+    schooling = Schooling(epochs, batch_size, microbatch_size, learning_rate, seed)
     result = make_base(train_rows, held_out_rows, folder, size, schooling, progress_bar=True)
     print(
         f"{result.folder}: {result.steps} steps, {result.tokens} tokens, held-out NLL "

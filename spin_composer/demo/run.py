@@ -178,6 +178,7 @@ def _continue_sft(paths: Paths, seed: int, steps: list[int]) -> list[SftResult]:
                 paths.rival(iteration),
                 duration=f"{count}ba",
                 batch_size=2 * config.global_train_batch_size,
+                microbatch_size=2 * config.device_train_microbatch_size,
                 optimizer=config.optimizer,
                 scheduler={
                     "name": "linear_decay_with_warmup",

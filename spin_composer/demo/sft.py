@@ -29,6 +29,7 @@ def sft(
     *,
     duration: str,
     batch_size: int,
+    microbatch_size: int,
     optimizer: Mapping[str, Any],
     scheduler: Mapping[str, Any],
     gradient_clipping: float,
@@ -45,6 +46,7 @@ def sft(
         folder: Where the trained model goes.
         duration: Composer's: ``3ep`` or ``100ba``.
         batch_size: Rows per optimizer step.
+        microbatch_size: Rows per forward pass: few where they are long, for the processor's caches.
         optimizer: llm-foundry's section: name, lr, ...
         scheduler: llm-foundry's section: name, t_warmup, ...
         gradient_clipping: Norm that gradients are clipped to.
@@ -79,8 +81,8 @@ def sft(
             }
         },
         "global_train_batch_size": batch_size,
-        "device_train_microbatch_size": batch_size,
-        "device_eval_batch_size": batch_size,
+        "device_train_microbatch_size": microbatch_size,
+        "device_eval_batch_size": microbatch_size,
         "precision": "fp32",
         "progress_bar": progress_bar,
         "log_to_console": False,

@@ -60,26 +60,35 @@ def _gathered_fsdp1(root: nn.Module, modules: list[FSDP1]) -> Iterator[None]:
     # FSDP1 forbids its own forward while parameters are summoned, so the wrapped modules are
     # called directly: their parameters are whole, and in the dtype that FSDP's forward would have
     # (its mixed precision), so that scores are those of training.
-    with FSDP1.summon_full_params(root, writeback=False, recurse=True):
-        try:
-            for module in modules:
-                _cast_as_in_forward(module)
-                module.forward = module.module.__call__
-            yield
-        finally:
-            for module in modules:
-                module.__dict__.pop("forward", None)
+    with FSDP1.summon_full_params(root, writeback=False, recurse=True), ExitStack() as stack:
+        for module in modules:
+            stack.enter_context(_cast_as_in_forward(module))
+            module.forward = module.module.__call__
+            stack.callback(module.__dict__.pop, "forward", None)
+        yield
 
 
-def _cast_as_in_forward(module: FSDP1) -> None:
+@contextmanager
+def _cast_as_in_forward(module: FSDP1) -> Iterator[None]:
+    """Shadow a module's whole parameters by copies in the dtype of FSDP's forward, if another."""
     handle = module._handle
     if handle is None:
+        yield
         return
-    infos = handle.flat_param._param_infos
-    shared = handle.flat_param._shared_param_infos
-    for owner, name in [(i.module, i.param_name) for i in (*infos, *shared)]:
+    infos = (*handle.flat_param._param_infos, *handle.flat_param._shared_param_infos)
+    shadowed = []
+    for owner, name in [(info.module, info.param_name) for info in infos]:
         parameter = getattr(owner, name)
-        parameter.data = parameter.data.to(handle._fwd_bwd_param_dtype)
+        if parameter.dtype != handle._fwd_bwd_param_dtype:
+            # Beside the registered parameter, which is FSDP's: an instance's own attribute is
+            # found before it.
+            owner.__dict__[name] = parameter.detach().to(handle._fwd_bwd_param_dtype)
+            shadowed.append((owner, name))
+    try:
+        yield
+    finally:
+        for owner, name in shadowed:
+            owner.__dict__.pop(name, None)
 
 
 def fingerprint(model: nn.Module) -> str:

@@ -60,7 +60,8 @@ class SharedWork:
         Raises:
             RuntimeError: Names the rank and its error.
         """
-        if self._store is not None and self._store.check([f"{self._key}/failed"]):
+        failed = [f"{self._key}/failed"]
+        if self._store is not None and self._store.check(failed):  # pyright: ignore
             raise RuntimeError(self._store.get(f"{self._key}/failed").decode())
 
     def __enter__(self) -> SharedWork:

@@ -11,7 +11,12 @@ import torch
 import torch.distributed as dist
 import torch.multiprocessing as mp
 from torch import nn
-from torch.distributed.fsdp import FullyShardedDataParallel, fully_shard
+from torch.distributed.fsdp import (
+    FullyShardedDataParallel,
+    MixedPrecision,
+    MixedPrecisionPolicy,
+    fully_shard,
+)
 from torch.distributed.fsdp.wrap import ModuleWrapPolicy
 
 from spin_composer.self_play.gather import fingerprint, gathered
@@ -38,18 +43,21 @@ class Net(nn.Module):
         return self.model(x)
 
 
-def shard(net: Net, kind: str) -> None:
+def shard(net: Net, kind: str, dtype: torch.dtype | None = None) -> None:
     if kind == "fsdp1":
         net.model = FullyShardedDataParallel(
             net.model,
             auto_wrap_policy=ModuleWrapPolicy({Block}),
             device_id=torch.device("cpu"),
             use_orig_params=True,
+            mixed_precision=None if dtype is None else MixedPrecision(param_dtype=dtype),
         )
     else:
-        for block in net.model[:2]:
-            fully_shard(block)
-        fully_shard(net)
+        policy = {"mp_policy": MixedPrecisionPolicy(param_dtype=dtype)}
+        for block in net.model:
+            if isinstance(block, Block):
+                fully_shard(block, **policy)
+        fully_shard(net, **policy)
 
 
 def on_rank(rank: int, kind: str, port: int, results) -> None:
@@ -68,6 +76,25 @@ def on_rank(rank: int, kind: str, port: int, results) -> None:
     net(x).sum().backward()  # still shards and reduces after
     gradient = next(net.parameters()).grad
     results[rank] = (same_mark, gap, gradient is not None and bool(torch.isfinite(gradient).all()))
+    dist.destroy_process_group()
+
+
+def in_bf16(rank: int, kind: str, port: int, results) -> None:
+    os.environ.update(MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port))
+    dist.init_process_group("gloo", rank=rank, world_size=2)
+    net, x = Net(), torch.arange(6)
+    net.model.insert(0, nn.Embedding(6, 8))  # FSDP casts what floats; a model's inputs are ids
+    shard(net, kind, torch.bfloat16)
+    with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
+        trained = net(x)  # FSDP's own forward: what training computes with
+        with gathered(net):
+            played = net(x)
+        again = net(x)
+    if kind == "fsdp2":
+        net.reshard()  # pyright: ignore[reportCallIssue]  (its root stays whole after a forward)
+    masters = {p.dtype for p in net.parameters()}
+    exact = torch.equal(trained, played) and torch.equal(trained, again)
+    results[rank] = (trained.dtype == torch.bfloat16 and exact, masters == {torch.float32})
     dist.destroy_process_group()
 
 
@@ -111,6 +138,13 @@ def test_a_rank_runs_the_gathered_model_alone_and_training_goes_on(kind):
         assert same_mark, rank
         assert gap < 1e-6
         assert trains
+
+
+@pytest.mark.parametrize("kind", ["fsdp1", "fsdp2"])
+def test_mixed_precision_plays_exactly_as_it_trains(kind):
+    for rank, (exact, masters_kept) in spawn(in_bf16, kind).items():
+        assert exact, rank
+        assert masters_kept
 
 
 def test_gradients_are_averaged_where_gloos_reduce_scatter_sums():
