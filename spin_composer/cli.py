@@ -95,7 +95,7 @@ def check(
     split: Split = "train",
     max_seq_len: Annotated[int, typer.Option(help="Most tokens of a row.")] = 2048,
     max_prompt_len: Annotated[
-        int | None, typer.Option(help="Most tokens of a prompt; default max-seq-len - 1.")
+        int | None, typer.Option(help="Most tokens of a prompt; needed by --truncate-prompt left.")
     ] = None,
     truncate_prompt: Annotated[str, typer.Option(help="none, or left: cut long prompts.")] = "none",
     on_bad_row: BadRows = "error",
