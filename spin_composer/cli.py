@@ -8,6 +8,8 @@ from typing import Annotated, Any
 
 import typer
 
+_REPORT_COLUMNS = 120
+
 app = typer.Typer(
     help="Self-play fine-tuning (SPIN) for Composer and llm-foundry.",
     no_args_is_help=True,
@@ -40,7 +42,9 @@ def report(
     from spin_composer.report import draw, print_table, read_books
 
     books = read_books(store)
-    print_table(books, Console())
+    console = Console()
+    # In 80 columns rich would cut the figures themselves; a long line is better than "0.6…".
+    print_table(books, Console(width=max(console.width, _REPORT_COLUMNS)))
     if plot is not None:
         draw(books, plot)
 
