@@ -1,27 +1,26 @@
 """linear_log_softmax_gather: the LM head and the log-softmax as one operation.
 
-Dimensions: N scored tokens, C rows of one chunk, D model width, V vocabulary.
+Dimensions: N scored tokens, C rows of a chunk, D model width, V vocabulary, W >= V columns of a
+chunk, K rows whose logits are kept for backward.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 
-from spin_kernels.checks import check_matrix, check_positive, check_targets, check_weight
-from spin_kernels.rows import (
+from spin_kernels.checks import check_linear, check_target_values, matmul_dtype, resolve_impl
+from spin_kernels.linear_head import LinearHead, accumulate_
+from spin_kernels.shape import (
+    LogitScale,
     accumulation_dtype,
-    logps_,
-    logps_backward_,
+    chunk_size,
+    padded_vocab,
     row_chunks,
-    split_targets,
 )
-
-IMPLS = ("auto", "torch")
+from spin_kernels.torch_ops import split_targets
 
 
 def linear_log_softmax_gather(
@@ -39,9 +38,10 @@ def linear_log_softmax_gather(
     z = (hidden @ weight.T + bias) / temperature;  with softcap: z = softcap * tanh(z / softcap)
     logps[n] = z[n, targets[n]] - log(sum_v exp(z[n, v])), 0 where targets[n] is -100.
 
-    Rows are taken in chunks; backward recomputes each chunk's logits from ``hidden``, so only
-    [N] numbers are kept between forward and backward. Under autocast the matrix product is done in
-    autocast's dtype like ``F.linear``; what follows it, and the target's own logit, is in fp32.
+    Rows are taken in chunks. Where a gradient will be asked for, as many chunks of logits are kept
+    for backward as the budget allows; backward makes the others again. Under autocast the matrix
+    product is done in autocast's dtype like ``F.linear``; what follows it, and the target's own
+    logit, is in fp32.
 
     Args:
         hidden: [N, D] floating point.
@@ -50,30 +50,27 @@ def linear_log_softmax_gather(
         bias: [V] or None; -inf switches an entry of the vocabulary off.
         softcap: the cap of the logits (Gemma 2), or None.
         temperature: divides the logits before the cap (a logit scale is its inverse).
-        memory_budget_bytes: bound on the logit chunks alive at a time; one row is the least.
-        impl: "torch", or "auto" for the best implementation there is.
+        memory_budget_bytes: bound on all chunks of logits, kept ones included; one row is the
+            least.
+        impl: "triton", "torch", or "auto": Triton on a GPU, PyTorch elsewhere and for fp64.
 
     Returns:
         [N] fp32, or fp64 for fp64 input. Once differentiable in hidden, weight and bias; what does
         not require a gradient costs nothing in backward.
 
     Raises:
-        TypeError, ValueError: An argument's dtype, shape, device or value is wrong (targets'
-            values are compared on the CPU only, so that a GPU is never waited for).
+        TypeError, ValueError: An argument's dtype, shape, device or value is wrong (a target
+            outside the vocabulary on a GPU: an assertion of the device).
     """
-    if impl not in IMPLS:
-        raise ValueError(f"impl must be one of {IMPLS}, got {impl!r}.")
-    check_matrix("hidden", hidden)
-    check_matrix("weight", weight)
-    matmul_dtype = _matmul_dtype(hidden)
-    check_weight(hidden, weight, bias, same_dtype=matmul_dtype is None)
-    check_targets(targets, hidden.shape[0], weight.shape[0], hidden.device)
-    check_positive("temperature", temperature)
-    check_positive("memory_budget_bytes", memory_budget_bytes)
-    if softcap is not None:
-        check_positive("softcap", softcap)
-    spec = _Spec(matmul_dtype or hidden.dtype, softcap, temperature, memory_budget_bytes)
-    return _LinearLogSoftmaxGather.apply(hidden, weight, bias, targets, spec)  # type: ignore[no-any-return]
+    check_linear(hidden, weight, targets, bias, softcap, temperature, memory_budget_bytes)
+    dtype = matmul_dtype(hidden)
+    impl = resolve_impl(impl, hidden.device, dtype)
+    inputs = (hidden, weight) if bias is None else (hidden, weight, bias)
+    keep = torch.is_grad_enabled() and any(x.requires_grad for x in inputs)
+    softcap = None if softcap is None else float(softcap)
+    return _forward(
+        hidden, weight, bias, targets, dtype, softcap, temperature, memory_budget_bytes, keep, impl
+    )[0]
 
 
 def linear_log_softmax_gather_ref(
@@ -100,115 +97,171 @@ def linear_log_softmax_gather_ref(
     return torch.where(scored, picked, torch.zeros_like(picked))
 
 
-@dataclass(frozen=True)
-class _Spec:
-    """What is no tensor: the product's dtype, the shape of the logits and the budget."""
+def _plan(num_rows: int, head: LinearHead, budget_bytes: int, keep: bool) -> tuple[int, int]:
+    """Return the rows of a chunk, and how many of the first rows keep their logits.
 
-    matmul_dtype: torch.dtype
-    softcap: float | None
-    temperature: float
-    budget_bytes: int
-
-    @property
-    def dtype(self) -> torch.dtype:
-        """The dtype of log-probabilities and of everything after the product."""
-        return accumulation_dtype(self.matmul_dtype)
-
-    def chunks(self, num_rows: int, vocab: int) -> list[slice]:
-        # Alive at a time: the logits, their low-precision form, and the cap's slope in backward.
-        item = self.dtype.itemsize * (2 if self.softcap is not None else 1)
-        if self.matmul_dtype != self.dtype:
-            item += self.matmul_dtype.itemsize
-        return list(row_chunks(num_rows, vocab * item, self.budget_bytes))
-
-    def logits(self, x: Tensor, weight: Tensor, bias: Tensor | None, targets: Tensor) -> Tensor:
-        """Return z [C, V] in ``dtype`` of the rows x [C, D], both operands in ``matmul_dtype``."""
-        z = x @ weight.T
-        if z.dtype != self.dtype:
-            z = z.to(self.dtype)
-            # A bf16 logit near 20 has a step of 0.125, and its error adds up over a sequence: the
-            # target's logit is done again in fp32, inside the normalising sum as well.
-            exact = (x.to(self.dtype) * weight[targets].to(self.dtype)).sum(1)
-            z[torch.arange(len(z), device=z.device), targets] = exact
-        if bias is not None:
-            z += bias.to(self.dtype)
-        if self.temperature != 1.0:
-            z /= self.temperature
-        if self.softcap is not None:
-            z.div_(self.softcap).tanh_().mul_(self.softcap)
-        return z
-
-    def logits_backward_(
-        self, z: Tensor, targets: Tensor, top: Tensor, log_total: Tensor, grad: Tensor
-    ) -> Tensor:
-        """Turn z [C, V] into the gradient of the unscaled, uncapped logits, in place."""
-        slope = None if self.softcap is None else (z / self.softcap).square_().neg_().add_(1)
-        dz = logps_backward_(z, targets, top, log_total, grad)
-        if slope is not None:
-            dz *= slope
-        if self.temperature != 1.0:
-            dz /= self.temperature
-        return dz
+    Backward works on one chunk beside the kept ones. Where not everything fits, a quarter of the
+    budget is that chunk's: small chunks make the products slow, kept ones save a quarter of them.
+    """
+    if not keep:
+        return chunk_size(num_rows, head.rows_of_budget(budget_bytes)), 0
+    row_bytes = padded_vocab(head.vocab) * head.dtype.itemsize
+    work_bytes = padded_vocab(head.vocab) * head.ops.work_bytes(head.dtype, head.scale)
+    if num_rows * (row_bytes + work_bytes) <= budget_bytes:
+        return max(1, num_rows), num_rows
+    size = chunk_size(num_rows, head.rows_of_budget(budget_bytes // 4))
+    kept = max(0, budget_bytes - size * work_bytes) // row_bytes
+    return size, min(num_rows, kept - kept % size)
 
 
-class _LinearLogSoftmaxGather(torch.autograd.Function):
-    @staticmethod
-    def forward(
-        ctx: Any, hidden: Tensor, weight: Tensor, bias: Tensor | None, targets: Tensor, spec: _Spec
-    ) -> Tensor:
-        safe, scored = split_targets(targets)
-        logps, top, log_total = torch.empty(
-            3, hidden.shape[0], dtype=spec.dtype, device=hidden.device
-        ).unbind()
-        with torch.autocast(hidden.device.type, enabled=False):
-            w = weight.to(spec.matmul_dtype)
-            for rows in spec.chunks(hidden.shape[0], weight.shape[0]):
-                z = spec.logits(hidden[rows].to(spec.matmul_dtype), w, bias, safe[rows])
-                logps[rows], top[rows], log_total[rows] = logps_(z, safe[rows])
-                del z  # before the next chunk's product is made
-        # The weight itself is saved, not its cast: it is a parameter and costs nothing.
-        ctx.save_for_backward(hidden, weight, bias, safe, scored, top, log_total)
-        ctx.spec = spec
-        return torch.where(scored, logps, torch.zeros_like(logps))
-
-    @staticmethod
-    @once_differentiable
-    def backward(
-        ctx: Any, grad: Tensor
-    ) -> tuple[Tensor | None, Tensor | None, Tensor | None, None, None]:
-        hidden, weight, bias, safe, scored, top, log_total = ctx.saved_tensors
-        spec: _Spec = ctx.spec
-        for_hidden, for_weight, for_bias = ctx.needs_input_grad[:3]
-        grad = torch.where(scored, grad, torch.zeros_like(grad))
-        d_hidden = torch.empty_like(hidden) if for_hidden else None
-        # Sums over rows are kept in fp32 whatever the product's dtype.
-        d_weight = torch.zeros_like(weight, dtype=spec.dtype) if for_weight else None
-        d_bias = torch.zeros_like(bias, dtype=spec.dtype) if for_bias else None
-        with torch.autocast(hidden.device.type, enabled=False):
-            w = weight.to(spec.matmul_dtype)
-            for rows in spec.chunks(hidden.shape[0], weight.shape[0]):
-                x = hidden[rows].to(spec.matmul_dtype)
-                dz = spec.logits(x, w, bias, safe[rows])
-                norm = top[rows], log_total[rows]
-                dz = spec.logits_backward_(dz, safe[rows], *norm, grad[rows])
-                if d_bias is not None:
-                    d_bias += dz.sum(0)
-                dz = dz.to(spec.matmul_dtype)
-                if d_hidden is not None:
-                    d_hidden[rows] = dz @ w
-                if d_weight is not None and dz.dtype == spec.dtype:
-                    d_weight.addmm_(dz.T, x)
-                elif d_weight is not None:
-                    d_weight += dz.T @ x
-                del dz  # before the next chunk's product is made
-        d_weight = None if d_weight is None else d_weight.to(weight.dtype)
-        d_bias = None if d_bias is None else d_bias.to(bias.dtype)
-        return d_hidden, d_weight, d_bias, None, None
+@torch.library.custom_op("spin_kernels::linear_log_softmax_gather", mutates_args=())
+def _forward(
+    hidden: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    targets: Tensor,
+    dtype: torch.dtype,
+    softcap: float | None,
+    temperature: float,
+    budget_bytes: int,
+    keep: bool,
+    impl: str,
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Return logps, top and log_total, each [N], and the kept raw logits [K, W]."""
+    check_target_values(targets, weight.shape[0])
+    num_rows, targets = hidden.shape[0], targets.contiguous()
+    with torch.autocast(hidden.device.type, enabled=False):
+        head = LinearHead.of(weight, bias, dtype, LogitScale(temperature, softcap), impl)
+        size, num_kept = _plan(num_rows, head, budget_bytes, keep)
+        kept = head.new_chunk(num_kept)
+        room = head.new_chunk(min(size, num_rows - num_kept))
+        logps, top, log_total = (
+            torch.empty_like(targets, dtype=accumulation_dtype(dtype)) for _ in range(3)
+        )
+        for rows in row_chunks(num_rows, size):
+            x = hidden[rows].to(dtype)
+            inside = rows.stop <= num_kept
+            z = head.logits_(x, kept[rows] if inside else room[: len(x)])
+            t = targets[rows]
+            found = head.ops.logps(z, head.vocab, t, head.exact(x, t), head.scale, keep=inside)
+            logps[rows], top[rows], log_total[rows] = found
+    return logps, top, log_total, kept
 
 
-def _matmul_dtype(hidden: Tensor) -> torch.dtype | None:
-    """Return autocast's dtype where autocast would cast ``hidden``, else None."""
-    device = hidden.device.type
-    if hidden.dtype == torch.float64 or not torch.is_autocast_enabled(device):
-        return None
-    return torch.get_autocast_dtype(device)
+@_forward.register_fake
+def _(
+    hidden: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    targets: Tensor,
+    dtype: torch.dtype,
+    softcap: float | None,
+    temperature: float,
+    budget_bytes: int,
+    keep: bool,
+    impl: str,
+) -> Any:
+    head = LinearHead.of(weight, bias, dtype, LogitScale(temperature, softcap), impl)
+    num_kept = _plan(hidden.shape[0], head, budget_bytes, keep)[1]
+    vectors = (torch.empty_like(targets, dtype=accumulation_dtype(dtype)) for _ in range(3))
+    return *vectors, head.new_chunk(num_kept)
+
+
+@torch.library.custom_op("spin_kernels::linear_log_softmax_gather_backward", mutates_args=())
+def _backward(
+    grad: Tensor,
+    hidden: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    targets: Tensor,
+    top: Tensor,
+    log_total: Tensor,
+    kept: Tensor,
+    dtype: torch.dtype,
+    softcap: float | None,
+    temperature: float,
+    budget_bytes: int,
+    impl: str,
+    for_hidden: bool,
+    for_weight: bool,
+    for_bias: bool,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Return the gradients of hidden, weight and bias; an empty tensor for one not asked for."""
+    num_rows, num_kept = hidden.shape[0], kept.shape[0]
+    grad, targets = grad.contiguous(), targets.contiguous()
+    wide = accumulation_dtype(dtype)
+    d_hidden = hidden.new_empty(hidden.shape if for_hidden else 0)
+    with torch.autocast(hidden.device.type, enabled=False):
+        head = LinearHead.of(weight, bias, dtype, LogitScale(temperature, softcap), impl)
+        size = _plan(num_rows, head, budget_bytes, keep=True)[0]
+        # Sums over chunks are kept in fp32 whatever the product's dtype; one chunk needs no sum.
+        one = num_rows <= size and weight.dtype == dtype
+        shape = weight.shape if for_weight else 0
+        d_weight = weight.new_empty(shape, dtype=dtype if one else wide)
+        d_bias = weight.new_zeros(head.vocab if for_bias else 0, dtype=wide)
+        if num_rows == 0:
+            d_weight.zero_()
+        room = head.new_chunk(size if num_rows else 0)
+        for rows in row_chunks(num_rows, size):
+            x, t, dz = hidden[rows].to(dtype), targets[rows], room[: rows.stop - rows.start]
+            z = kept[rows] if rows.stop <= num_kept else head.logits_(x, dz)
+            norm = top[rows], log_total[rows]
+            exact = head.exact(x, t)
+            head.ops.logps_backward(z, head.vocab, t, exact, norm, grad[rows], head.scale, dz)
+            dz = dz[:, : head.vocab]
+            if for_bias:
+                d_bias += dz.sum(0, dtype=wide)
+            if for_hidden:
+                d_hidden[rows] = dz @ head.weight
+            if for_weight:
+                accumulate_(d_weight, dz.T, x, first=rows.start == 0)
+    bias_dtype = weight.dtype if bias is None else bias.dtype
+    return d_hidden, d_weight.to(weight.dtype), d_bias.to(bias_dtype)
+
+
+@_backward.register_fake
+def _(
+    grad: Tensor,
+    hidden: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    targets: Tensor,
+    top: Tensor,
+    log_total: Tensor,
+    kept: Tensor,
+    dtype: torch.dtype,
+    softcap: float | None,
+    temperature: float,
+    budget_bytes: int,
+    impl: str,
+    for_hidden: bool,
+    for_weight: bool,
+    for_bias: bool,
+) -> tuple[Tensor, Tensor, Tensor]:
+    del grad, targets, top, log_total, kept, dtype, softcap, temperature, budget_bytes, impl
+    bias_dtype = weight.dtype if bias is None else bias.dtype
+    return (
+        hidden.new_empty(hidden.shape if for_hidden else 0),
+        weight.new_empty(weight.shape if for_weight else 0),
+        weight.new_empty(weight.shape[0] if for_bias else 0, dtype=bias_dtype),
+    )
+
+
+def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
+    hidden, weight, bias, targets, *ctx.settings, keep, impl = inputs
+    del keep
+    _, top, log_total, kept = output
+    ctx.settings.append(impl)
+    ctx.mark_non_differentiable(top, log_total, kept)
+    # The weight itself is saved, not its cast: it is a parameter and costs nothing.
+    ctx.save_for_backward(hidden, weight, bias, targets, top, log_total, kept)
+
+
+def _differentiate(ctx: Any, grad: Tensor, *_: Any) -> tuple[Any, ...]:
+    needs = list(ctx.needs_input_grad[:3])
+    found = _backward(grad, *ctx.saved_tensors, *ctx.settings, *needs)
+    gradients = (value if needed else None for value, needed in zip(found, needs, strict=True))
+    return *gradients, *[None] * 7
+
+
+_forward.register_autograd(_differentiate, setup_context=_setup_context)

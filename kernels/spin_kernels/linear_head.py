@@ -1,0 +1,93 @@
+"""The matrix products of a linear head, chunk by chunk: what the two linear operations share.
+
+Dimensions: C rows of a chunk, D model width, V vocabulary, W >= V columns of a chunk.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from types import ModuleType
+
+import torch
+from torch import Tensor
+
+from spin_kernels.checks import row_ops
+from spin_kernels.shape import LogitScale, accumulation_dtype, padded_vocab
+
+_MIXED_ADDMM = tuple(int(x) for x in torch.__version__.split(".")[:2]) >= (2, 8)
+"""Whether ``addmm`` can add a product of narrow matrices to an fp32 matrix (CUDA only)."""
+
+
+@dataclass(frozen=True)
+class LinearHead:
+    """A head ready to multiply: weight [V, D] and bias [V] in the product's dtype."""
+
+    weight: Tensor
+    bias: Tensor | None
+    scale: LogitScale
+    ops: ModuleType
+
+    @staticmethod
+    def of(
+        weight: Tensor, bias: Tensor | None, dtype: torch.dtype, scale: LogitScale, impl: str
+    ) -> LinearHead:
+        """Return the head with its parameters cast to the product's dtype where they differ."""
+        return LinearHead(
+            weight.to(dtype), None if bias is None else bias.to(dtype), scale, row_ops(impl)
+        )
+
+    @property
+    def vocab(self) -> int:
+        """V."""
+        return self.weight.shape[0]
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """The dtype of the product and of its operands."""
+        return self.weight.dtype
+
+    def rows_of_budget(self, budget_bytes: int) -> int:
+        """Return the rows of a chunk that ``budget_bytes`` hold; may be 0."""
+        return budget_bytes // (
+            padded_vocab(self.vocab) * self.ops.work_bytes(self.dtype, self.scale)
+        )
+
+    def new_chunk(self, num_rows: int) -> Tensor:
+        """Return room for the logits of a chunk, [num_rows, W], uninitialised."""
+        shape = num_rows, padded_vocab(self.vocab)
+        return torch.empty(shape, dtype=self.dtype, device=self.weight.device)
+
+    def logits_(self, x: Tensor, out: Tensor) -> Tensor:
+        """Write the raw logits of rows x [C, D] to ``out`` [C, W], and return it."""
+        if self.bias is None:
+            torch.mm(x, self.weight.T, out=out[:, : self.vocab])
+        else:
+            torch.addmm(self.bias, x, self.weight.T, out=out[:, : self.vocab])
+        return out
+
+    def exact(self, x: Tensor, targets: Tensor) -> Tensor | None:
+        """Return the targets' raw logits [C] in fp32, where the product is narrower than that.
+
+        A bf16 logit near 20 has a step of 0.125, and over a response such errors add up.
+        """
+        if self.dtype == accumulation_dtype(self.dtype):
+            return None
+        return self.ops.target_logits(x, self.weight, self.bias, targets)
+
+
+def accumulate_(total: Tensor, a: Tensor, b: Tensor, first: bool) -> None:
+    """Add a @ b to ``total``, or set it where this is the ``first`` part: then it may hold anything.
+
+    ``total`` has the dtype of a and b, or fp32 (then the sum over parts is made in fp32).
+    """
+    if total.dtype == a.dtype:
+        if first:
+            torch.mm(a, b, out=total)
+        else:
+            total.addmm_(a, b)
+    elif first:
+        total.copy_(a @ b)
+    elif _MIXED_ADDMM and total.device.type == "cuda":
+        torch.addmm(total, a, b, out_dtype=total.dtype, out=total)  # type: ignore[call-overload]
+    else:
+        total += a @ b
