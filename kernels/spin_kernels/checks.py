@@ -5,6 +5,7 @@ Dimensions: N scored tokens, D model width, V vocabulary.
 
 from __future__ import annotations
 
+import itertools
 import math
 from types import ModuleType
 
@@ -155,7 +156,7 @@ def check_pairs(hidden: Tensor, cu_seqlens: Tensor, pair_weights: Tensor | None)
             f"{cu_seqlens.shape[0]} of them."
         )
     bounds: list[int] = cu_seqlens.tolist()
-    for i, (first, last) in enumerate(zip(bounds, bounds[1:], strict=False)):
+    for i, (first, last) in enumerate(itertools.pairwise(bounds)):
         if first > last:
             raise ValueError(
                 f"cu_seqlens must not decrease, got {first} and then {last} at {i + 1}."

@@ -76,7 +76,7 @@ class LinearHead:
 
 
 def accumulate_(total: Tensor, a: Tensor, b: Tensor, first: bool) -> None:
-    """Add a @ b to ``total``, or set it where this is the ``first`` part: then it may hold anything.
+    """Add a @ b to ``total``; the ``first`` part is written over what it holds.
 
     ``total`` has the dtype of a and b, or fp32 (then the sum over parts is made in fp32).
     """

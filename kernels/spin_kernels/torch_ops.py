@@ -92,9 +92,7 @@ def _wide(z: Tensor, vocab: int, copy: bool) -> Tensor:
     return z[:, :vocab].to(accumulation_dtype(z.dtype), copy=copy)
 
 
-def _final_logits_(
-    wide: Tensor, safe: Tensor, exact: Tensor | None, scale: LogitScale
-) -> Tensor:
+def _final_logits_(wide: Tensor, safe: Tensor, exact: Tensor | None, scale: LogitScale) -> Tensor:
     """Turn raw logits [C, V] into the logits that the softmax sees, in place."""
     if exact is not None:
         wide.scatter_(1, safe[:, None], exact[:, None].to(wide.dtype))
