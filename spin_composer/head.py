@@ -1,16 +1,17 @@
 """The output layer of a causal LM, made able to answer with log-probs in place of logits.
 
 The layer keeps its parameters and gets a subclass of its class. While a scoring request is active,
-that subclass answers with the log-probs of the scored rows: they travel through the model's own
-output, so that FSDP's hooks see a tensor that needs its backward. Without a request nothing
-changes: generation and evaluation get logits.
+that subclass answers with the log-probs of the scored rows, or with the loss of the pairs that they
+belong to: the answer travels through the model's own output, so that FSDP's hooks see a tensor that
+needs its backward, and the weight that the kernels get is the unsharded one. Without a request
+nothing changes: generation and evaluation get logits.
 
-Dimensions: S sequences, T the longest of them, N scored tokens.
+Dimensions: B pairs, S = 2B sequences, T the longest of them, N scored tokens.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, cast
@@ -21,7 +22,7 @@ from torch import Tensor, nn
 from typing_extensions import override
 
 from spin_composer.errors import InputError
-from spin_kernels import linear_log_softmax_gather
+from spin_kernels import PairLossOutput, linear_log_softmax_gather, linear_pair_loss
 
 
 @dataclass
@@ -39,6 +40,20 @@ class _Transform:
 
 
 @dataclass
+class PairRequest:
+    """Asks the head for the loss of pairs in place of log-probs; see ``linear_pair_loss``."""
+
+    bounds: Tensor
+    """[S + 1] int64 on the CPU: the sequences in the N scored rows."""
+    pair_loss: Callable[[Tensor, Tensor], Tensor]
+    """(real sums [B], generated sums [B]) -> losses [B]."""
+    weights: Tensor
+    """[B] fp32 on the model's device."""
+    answer: PairLossOutput | None = None
+    """What the head found; its ``loss`` is what the model's output held."""
+
+
+@dataclass
 class _Request:
     """What the head is asked for during one scoring forward."""
 
@@ -47,11 +62,12 @@ class _Request:
     num_positions: int
     softcap: float | None
     temperature: float
+    pairs: PairRequest | None
     answers: int = 0
 
 
 class ScoringHead(nn.Module):
-    """Mixin of an output layer: answers an active request with log-probs [1, N, 1]."""
+    """Mixin of an output layer: answers a request with log-probs [1, N, 1] or a loss [1, 1, 1]."""
 
     weight: nn.Parameter
     _request: _Request | None
@@ -68,15 +84,26 @@ class ScoringHead(nn.Module):
                 f"{request.num_positions}: this model drops positions before its output layer "
                 "and cannot be scored."
             )
-        logps = linear_log_softmax_gather(
-            hidden.index_select(0, request.rows),
+        scored = hidden.index_select(0, request.rows)
+        transform: dict[str, Any] = {
+            "bias": bias,
+            "softcap": request.softcap,
+            "temperature": request.temperature,
+        }
+        pairs = request.pairs
+        if pairs is None:
+            logps = linear_log_softmax_gather(scored, self.weight, request.targets, **transform)
+            return logps.view(1, -1, 1)
+        pairs.answer = linear_pair_loss(
+            scored,
             self.weight,
             request.targets,
-            bias,
-            softcap=request.softcap,
-            temperature=request.temperature,
+            pairs.bounds,
+            pairs.pair_loss,
+            pairs.weights,
+            **transform,
         )
-        return logps.view(1, -1, 1)
+        return pairs.answer.loss.view(1, 1, 1)
 
 
 class LogProbLinear(ScoringHead, nn.Linear):
@@ -160,8 +187,14 @@ def _known_transforms(model: Any) -> list[_Transform]:
 
 
 @contextmanager
-def scoring(head: ScoringHead, rows: Tensor, targets: Tensor, positions: int) -> Iterator[None]:
-    """Ask ``head`` for log-probs during one forward of its model.
+def scoring(
+    head: ScoringHead,
+    rows: Tensor,
+    targets: Tensor,
+    positions: int,
+    pairs: PairRequest | None = None,
+) -> Iterator[None]:
+    """Ask ``head`` for log-probs, or for the loss of ``pairs``, during one forward of its model.
 
     The model's own steps after the head are switched off meanwhile and handed to the kernel, so
     that each is applied exactly once. All is as before when the block ends, also by an error.
@@ -171,9 +204,10 @@ def scoring(head: ScoringHead, rows: Tensor, targets: Tensor, positions: int) ->
         rows: [N] the scored positions among the S * T that the head will receive.
         targets: [N] the tokens there.
         positions: S * T.
+        pairs: asks for a loss; it holds the answer afterwards.
     """
     steps = [(step, step.value) for step in head._transforms if step.value is not None]
-    request = _Request(rows, targets, positions, softcap=None, temperature=1.0)
+    request = _Request(rows, targets, positions, softcap=None, temperature=1.0, pairs=pairs)
     for step, value in steps:
         if step.kind == "softcap":
             request.softcap = float(value)

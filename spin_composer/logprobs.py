@@ -1,35 +1,38 @@
-"""Response log-probs of a pair batch, by one forward of the model.
+"""Response log-probs, or the loss, of a pair batch by one forward of the model.
 
-Dimensions: S sequences, T the longest of them, N scored tokens, V vocabulary.
+Dimensions: B pairs, S = 2B sequences, T the longest of them, N scored tokens, V vocabulary.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from itertools import pairwise
 from typing import Any, cast
 
 import torch
 from composer.models.huggingface import maybe_get_underlying_model
 from torch import Tensor, nn
 
-from spin_composer.head import find_head, scoring
-from spin_kernels import log_softmax_gather
+from spin_composer.head import PairRequest, find_head, scoring
+from spin_kernels import PairLossOutput, log_softmax_gather
 
-Batch = Mapping[str, Tensor]
+Batch = Mapping[str, Any]
 
 
 def pad_right(batch: Batch) -> tuple[dict[str, Tensor], Tensor]:
     """Return the pair batch as padded model inputs, and its scored rows in them.
 
     Args:
-        batch: input_ids [total], cu_seqlens [S + 1], scored_rows [N] on one device.
+        batch: input_ids [total], cu_seqlens [S + 1], scored_rows [N] on one device, and
+            seqlen_bounds.
 
     Returns:
         ``{"input_ids": [S, T] int64, "attention_mask": [S, T] int64}`` and rows [N] into S * T.
     """
     ids, cu = batch["input_ids"], batch["cu_seqlens"].long()
     lengths = cu.diff()
-    num_sequences, width = lengths.shape[0], int(lengths.max())
+    bounds = batch["seqlen_bounds"]  # the host's: no wait for the device
+    num_sequences, width = len(bounds) - 1, max(b - a for a, b in pairwise(bounds))
     sequence = torch.repeat_interleave(lengths, output_size=ids.shape[0])  # [total]
     places = torch.arange(ids.shape[0], device=ids.device) - cu[sequence] + sequence * width
     # Any id of the vocabulary does for padding: it is masked, and causal rows never look right.
@@ -53,10 +56,39 @@ def response_logps(model: nn.Module, batch: Batch) -> Tensor:
     Returns:
         token_logps [N], fp32 (fp64 for an fp64 model), with gradient.
     """
+    return _answer(model, batch, None).reshape(-1)
+
+
+def response_pair_loss(
+    model: nn.Module, batch: Batch, pair_loss: Callable[[Tensor, Tensor], Tensor]
+) -> PairLossOutput:
+    """Return the mean pair loss of a batch with its gradient already made in the output layer.
+
+    One forward of the model; three matrix products of the output layer, no [N, V] logits kept.
+
+    Args:
+        model: a model that went through :func:`spin_composer.head.install_head`, inside FSDP or
+            not.
+        batch: a pair batch (spin_composer.data.pairs) on the model's device.
+        pair_loss: (real sums [B], generated sums [B]) -> losses [B], the opponent's sums bound in.
+
+    Returns:
+        The mean loss for ``backward``, and detached pair losses and log-prob sums, each [B].
+    """
+    bounds = torch.tensor(batch["scored_bounds"])
+    num_pairs = len(bounds) // 2
+    device = batch["targets"].device
+    pairs = PairRequest(bounds, pair_loss, torch.full((num_pairs,), 1 / num_pairs, device=device))
+    loss = _answer(model, batch, pairs).reshape(())
+    assert pairs.answer is not None  # the head answered, or _answer raised
+    return pairs.answer._replace(loss=loss)
+
+
+def _answer(model: nn.Module, batch: Batch, pairs: PairRequest | None) -> Tensor:
+    """Return what the head answers in place of logits, by one root forward."""
     inputs, rows = pad_right(batch)
-    with scoring(find_head(model), rows, batch["targets"], inputs["input_ids"].numel()):
-        output = model(**inputs, use_cache=False, return_dict=True)
-    return output.logits.reshape(-1)
+    with scoring(find_head(model), rows, batch["targets"], inputs["input_ids"].numel(), pairs):
+        return model(**inputs, use_cache=False, return_dict=True).logits
 
 
 def sequence_sums(token_logps: Tensor, cu_scored: Tensor) -> Tensor:

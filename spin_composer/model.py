@@ -1,7 +1,8 @@
 """ComposerModels of the game: any Hugging Face causal LM, and llm-foundry's MPT.
 
-A pair batch goes through the scoring head to log-prob sums and the pair loss; every other batch
-(held-out SFT rows, generation) takes the parent class's path unchanged.
+A pair batch goes through the scoring head: to the pair loss where a gradient will be asked for, its
+gradient made on the way, and to log-prob sums elsewhere. Every other batch (held-out SFT rows,
+generation) takes the parent class's path unchanged.
 
 Dimensions: B pairs, S = 2B sequences, N scored tokens.
 """
@@ -10,6 +11,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Mapping
+from itertools import pairwise
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -23,7 +25,12 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from spin_composer.data.pairs import is_pair_batch
 from spin_composer.dropout import disable_dropout
 from spin_composer.head import install_head
-from spin_composer.logprobs import check_head, response_logps, sequence_sums
+from spin_composer.logprobs import (
+    check_head,
+    response_logps,
+    response_pair_loss,
+    sequence_sums,
+)
 from spin_composer.loss import PairLoss
 from spin_composer.metrics import PAIR_METRICS, PairMetric
 
@@ -50,20 +57,43 @@ class SpinLM(HuggingFaceModel):
         self.train_metrics = self._get_metric_dict([metric() for metric in names])
 
     def forward(self, batch: Mapping[str, Any]) -> Any:
-        """Return ``{policy_logps [B, 2], lengths [B, 2], token_logps [N]}`` of a pair batch."""
+        """Return ``policy_logps`` [B, 2] and ``lengths`` [B, 2] of a pair batch, and more.
+
+        In training, ``pair_losses`` [B] and their mean ``loss``, which alone has a gradient.
+        Without autograd or before a loss was set, ``token_logps`` [N].
+        """
         if not is_pair_batch(batch):
             return super().forward(batch)  # type: ignore[arg-type]
+        lengths = batch["cu_scored"].long().diff().view(-1, 2)
+        if torch.is_grad_enabled() and self.pair_loss is not None:
+            return self._with_loss(batch, lengths, self.pair_loss)
         token_logps = response_logps(self.model, batch)
         return {
             "policy_logps": sequence_sums(token_logps, batch["cu_scored"]).view(-1, 2),
-            "lengths": batch["cu_scored"].long().diff().view(-1, 2),
+            "lengths": lengths,
             "token_logps": token_logps,
+        }
+
+    def _with_loss(
+        self, batch: Mapping[str, Any], lengths: Tensor, pair_loss: PairLoss
+    ) -> dict[str, Tensor]:
+        def of_sums(real: Tensor, generated: Tensor) -> Tensor:
+            return pair_loss(torch.stack((real, generated), 1), batch["opponent_logps"], lengths)
+
+        found = response_pair_loss(self.model, batch, of_sums)
+        return {
+            "policy_logps": torch.stack((found.real_logps, found.generated_logps), 1),
+            "lengths": lengths,
+            "pair_losses": found.pair_losses,
+            "loss": found.loss,
         }
 
     def loss(self, outputs: Any, batch: Mapping[str, Any]) -> Any:
         """Return the mean pair loss of a pair batch, the parent's loss of any other."""
         if not is_pair_batch(batch):
             return super().loss(outputs, batch)  # type: ignore[arg-type]
+        if "loss" in outputs:
+            return outputs["loss"]
         losses = self._required_loss()(
             outputs["policy_logps"], batch["opponent_logps"], outputs["lengths"]
         )
@@ -85,6 +115,7 @@ class SpinLM(HuggingFaceModel):
         metric.update(outputs["policy_logps"], batch["opponent_logps"], outputs["lengths"], loss)
         return {}
 
+    @torch.no_grad()
     def response_logps(self, batch: Mapping[str, Any]) -> Tensor:
         """Return the log-prob [N] of each scored token, entering through this module (FSDP)."""
         return self(batch)["token_logps"]
@@ -198,8 +229,8 @@ class MPTSpinLM(SpinLM, ComposerMPTCausalLM):
         """Return the forward and backward FLOPs of a batch, as llm-foundry counts them."""
         if not is_pair_batch(batch):
             return super().flops_per_batch(batch)
-        lengths = batch["cu_seqlens"].double().diff()
-        parameters = 2.0 * self.n_active_params * float(lengths.sum())
+        lengths = [b - a for a, b in pairwise(batch["seqlen_bounds"])]
+        parameters = 2.0 * self.n_active_params * sum(lengths)
         config: Any = self.config
         attention = 4.0 * config.n_layers * config.d_model
-        return 3.0 * (parameters + attention * float(lengths.square().sum()))
+        return 3.0 * (parameters + attention * sum(length**2 for length in lengths))

@@ -22,6 +22,7 @@ from transformers import PreTrainedTokenizerFast
 from spin_composer.data.pairs import Pair, collate_pairs, num_pairs, num_tokens, split_pairs
 from spin_composer.errors import InputError
 from spin_composer.head import ScoringHead
+from spin_composer.logprobs import pad_right, sequence_sums
 from spin_composer.loss import PairLoss
 from spin_composer.metrics import PAIR_METRICS
 from spin_composer.model import HFSpinLM, MPTSpinLM
@@ -125,17 +126,40 @@ def test_pair_batch_gives_sums_and_the_loss_of_its_four_vectors(
     outputs = model(batch)
     assert outputs["policy_logps"].shape == (3, 2)
     assert outputs["lengths"].flatten().tolist() == [len(y) for _, y in sequences_of(batch)]
-    assert torch.equal(outputs["token_logps"], model.response_logps(batch))  # no dropout
+    sums = sequence_sums(model.response_logps(batch), batch["cu_scored"]).view(-1, 2)
+    assert torch.equal(sums, outputs["policy_logps"])  # no dropout
     assert torch.equal(model.score(batch), outputs["policy_logps"])
     assert not model.score(batch).requires_grad
-    expected = model.pair_loss(
-        outputs["policy_logps"], batch["opponent_logps"], outputs["lengths"]
-    ).mean()
+    expected = model.pair_loss(outputs["policy_logps"], batch["opponent_logps"], outputs["lengths"])
+    assert torch.equal(outputs["pair_losses"], expected)
     loss = model.loss(outputs, batch)
-    assert torch.equal(loss, expected)
+    torch.testing.assert_close(loss, expected.mean(), atol=1e-6, rtol=1e-6)
     loss.backward()
     assert all(p.grad is not None for p in model.parameters())
     model.check_head(pair_batch(1, seed=5))
+
+
+@pytest.mark.parametrize("kind", ["llama", "llama_tied", "gemma2", "granite", "cohere"])
+@pytest.mark.parametrize("variant", [{}, {"nll_weight": 0.1, "length_normalised": True}])
+def test_gradient_made_in_forward_equals_autograd_through_the_models_logits(
+    kind: str, variant: dict[str, Any], tokenizer: PreTrainedTokenizerFast
+) -> None:
+    model = HFSpinLM.from_model(tiny_model(kind), tokenizer).train()
+    model.pair_loss = PairLoss("logistic", 0.3, **variant)
+    batch = pair_batch(3, seed=3)
+    batch["opponent_logps"] = torch.linspace(-40, -5, 6).view(3, 2)
+    leaves = list(model.parameters())
+    ours = torch.autograd.grad(0.25 * model.loss(model(batch), batch), leaves)
+
+    inputs, rows = pad_right(batch)
+    logits = model.model(**inputs).logits.flatten(0, 1)[rows]
+    logps = logits.log_softmax(-1).gather(1, batch["targets"][:, None])[:, 0]
+    policy = torch.stack([part.sum() for part in logps.split(batch["cu_scored"].diff().tolist())])
+    lengths = batch["cu_scored"].diff().view(-1, 2)
+    losses = model.pair_loss(policy.view(-1, 2), batch["opponent_logps"], lengths)
+    theirs = torch.autograd.grad(0.25 * losses.mean(), leaves)
+    for mine, plain in zip(ours, theirs, strict=True):
+        torch.testing.assert_close(mine, plain, atol=1e-6, rtol=1e-4)
 
 
 def test_first_loss_is_log_two_when_the_opponent_is_the_policy(
@@ -276,7 +300,4 @@ def test_batches_of_these_tests_are_those_of_the_collator() -> None:
         for (prompt, real), (_, generated) in zip(sequences[::2], sequences[1::2], strict=True)
     ]
     made = collate_pairs(pairs)
-    assert made.keys() == batch.keys()
-    for key, value in made.items():
-        assert value.dtype == batch[key].dtype
-        assert torch.equal(value, batch[key])
+    torch.testing.assert_close(made, batch, rtol=0, atol=0)

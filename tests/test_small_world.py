@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import copy
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -26,9 +26,11 @@ BETA = 2.0
 class Swapped(HFSpinLM):
     """Takes the generated response for the real one, and the other way round."""
 
-    def loss(self, outputs: Any, batch: Mapping[str, Any]) -> Any:
-        outputs = {**outputs, "policy_logps": outputs["policy_logps"].flip(1)}
-        return super().loss(outputs, {**batch, "opponent_logps": batch["opponent_logps"].flip(1)})
+    def _with_loss(self, batch: Any, lengths: Any, pair_loss: Any) -> Any:
+        def swapped(policy: Any, opponent: Any, lengths: Any) -> Any:
+            return pair_loss(policy.flip(1), opponent.flip(1), lengths.flip(1))
+
+        return super()._with_loss(batch, lengths, swapped)  # type: ignore[arg-type]
 
 
 @dataclass(frozen=True)

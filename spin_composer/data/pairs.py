@@ -1,7 +1,8 @@
 """Pair batches: what the collator makes on the CPU and the model scores.
 
 Dimensions: B pairs, S = 2B sequences (real_0, generated_0, real_1, ...), N scored positions.
-A pair batch is a dict of tensors:
+A pair batch is a dict of tensors, and of two lists that stay with the host: what it plans by them
+(padding, chunks, microbatches) it would else have to read from the GPU, and wait for it:
 
     input_ids       int64   [total]  all sequences (prompt + response), one after another
     cu_seqlens      int32   [S + 1]  cumulative lengths of the sequences
@@ -10,6 +11,8 @@ A pair batch is a dict of tensors:
     targets         int64   [N]      the response token predicted there
     cu_scored       int32   [S + 1]  cumulative numbers of scored rows
     opponent_logps  float32 [B, 2]   the opponent's log-prob sums (real, generated)
+    seqlen_bounds   list of int      cu_seqlens once more
+    scored_bounds   list of int      cu_scored once more
 """
 
 from __future__ import annotations
@@ -22,7 +25,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-PairBatch = dict[str, torch.Tensor]
+PairBatch = dict[str, Any]
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,13 +60,17 @@ def collate_pairs(pairs: Sequence[Pair]) -> PairBatch:
             lengths.append(num_prompt + num_response)
             scored.append(num_response)
     sums = [(pair.opponent_real, pair.opponent_generated) for pair in pairs]
+    seqlen_bounds = np.cumsum(lengths).tolist()
+    scored_bounds = np.cumsum(scored).tolist()
     return {
         "input_ids": torch.from_numpy(np.concatenate(ids).astype(np.int64)),
-        "cu_seqlens": torch.from_numpy(np.cumsum(lengths).astype(np.int32)),
+        "cu_seqlens": torch.tensor(seqlen_bounds, dtype=torch.int32),
         "scored_rows": torch.from_numpy(np.concatenate(rows).astype(np.int64)),
         "targets": torch.from_numpy(np.concatenate(targets).astype(np.int64)),
-        "cu_scored": torch.from_numpy(np.cumsum(scored).astype(np.int32)),
+        "cu_scored": torch.tensor(scored_bounds, dtype=torch.int32),
         "opponent_logps": torch.tensor(sums, dtype=torch.float32),
+        "seqlen_bounds": seqlen_bounds,
+        "scored_bounds": scored_bounds,
     }
 
 
@@ -91,17 +98,19 @@ def split_pairs(batch: PairBatch, microbatch_size: int | float) -> list[PairBatc
 
 def _slice(batch: PairBatch, first: int, last: int) -> PairBatch:
     """Return the pair batch of the pairs ``first`` to ``last`` (exclusive)."""
-    cu_seqlens = batch["cu_seqlens"][2 * first : 2 * last + 1]
-    cu_scored = batch["cu_scored"][2 * first : 2 * last + 1]
-    tokens = slice(int(cu_seqlens[0]), int(cu_seqlens[-1]))
-    rows = slice(int(cu_scored[0]), int(cu_scored[-1]))
+    sides = slice(2 * first, 2 * last + 1)
+    seqlen_bounds, scored_bounds = batch["seqlen_bounds"][sides], batch["scored_bounds"][sides]
+    tokens = slice(seqlen_bounds[0], seqlen_bounds[-1])
+    rows = slice(scored_bounds[0], scored_bounds[-1])
     return {
         "input_ids": batch["input_ids"][tokens],
-        "cu_seqlens": cu_seqlens - cu_seqlens[0],
+        "cu_seqlens": batch["cu_seqlens"][sides] - tokens.start,
         "scored_rows": batch["scored_rows"][rows] - tokens.start,
         "targets": batch["targets"][rows],
-        "cu_scored": cu_scored - cu_scored[0],
+        "cu_scored": batch["cu_scored"][sides] - rows.start,
         "opponent_logps": batch["opponent_logps"][first:last],
+        "seqlen_bounds": [bound - tokens.start for bound in seqlen_bounds],
+        "scored_bounds": [bound - rows.start for bound in scored_bounds],
     }
 
 
