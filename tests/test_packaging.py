@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import math
 import re
+import shutil
 import subprocess
 import sys
 import tarfile
@@ -92,6 +94,47 @@ def test_every_module_is_shipped(built: tuple[set[str], set[str]], kind: str):
 def test_sdist_holds_licence_and_yamls_but_no_tests(built: tuple[set[str], set[str]]):
     assert {"LICENSE", "yamls/zephyr-7b-ultrachat.yaml"} <= built[1]
     assert not [name for name in built[1] if {"tests", "benchmarks"} & set(name.split("/"))]
+
+
+def test_kernels_are_a_distribution_of_their_own(tmp_path: Path):
+    kernels = ROOT / "kernels"
+    source = shutil.copytree(kernels, tmp_path / "kernels", ignore=shutil.ignore_patterns("*.egg*"))
+    build = "import sys; from setuptools.build_meta import build_wheel; build_wheel(sys.argv[1])"
+    done = subprocess.run(
+        [sys.executable, "-c", build, str(tmp_path)],
+        cwd=source, capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr[-2000:]
+    (wheel,) = tmp_path.glob("spin_kernels-*.whl")
+    with zipfile.ZipFile(wheel) as archive:
+        names = set(archive.namelist())
+        archive.extractall(tmp_path / "site")
+    modules = {f"spin_kernels/{path.name}" for path in (kernels / "spin_kernels").glob("*.py")}
+    shipped = {name for name in names if not name.startswith("spin_kernels-0")}
+    assert shipped == modules | {"spin_kernels/py.typed"}
+    # it runs on a CPU without triton, and from where it was unpacked
+    program = """
+import sys
+sys.modules["triton"] = None
+sys.path.insert(0, sys.argv[1])
+import torch, spin_kernels
+assert spin_kernels.__file__.startswith(sys.argv[1])
+hidden = torch.ones(2, 3, requires_grad=True)
+args = hidden, torch.eye(4, 3), torch.tensor([0, 3])
+bounds = torch.tensor([0, 1, 2])
+spin_kernels.linear_pair_loss(*args, bounds, lambda real, generated: generated - real)[0].backward()
+print(float(spin_kernels.linear_log_softmax_gather(*args).sum()), float(hidden.grad.sum()))
+"""
+    done = subprocess.run(
+        [sys.executable, "-c", program, str(tmp_path / "site")],
+        capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr[-2000:]
+    # logits (1, 1, 1, 0): targets 0 and 3; the loss is the log of the second less the first
+    total = math.log(3 * math.e + 1)
+    logps, gradient = map(float, done.stdout.split())
+    assert logps == pytest.approx(1 - 2 * total, abs=1e-5)
+    assert gradient == pytest.approx(-1, abs=1e-5)
 
 
 def test_modules_lie_in_packages():
