@@ -46,7 +46,7 @@ bench: install ## benchmarks of the kernels on this machine
 # On a machine that has its own torch for CUDA and no network: make gpu GPU_PYTHON=python3. Nothing is
 # installed then; peers that are missing are named in the result.
 GPU_PYTHON ?= $(BIN)/python
-GPU_OUT    ?= benchmarks/results
+GPU_OUT    ?= benchmarks/results/spin_kernels
 GPU_ENV    := $(OFFLINE) TRITON_INTERPRET=0 PYTHONPATH=kernels:$(PYTHONPATH)
 gpu: $(if $(filter $(BIN)/python,$(GPU_PYTHON)),install) ## tests marked gpu, then the kernels beside their peers; needs a CUDA GPU
 	@$(GPU_PYTHON) -c 'import sys, torch; sys.exit(0 if torch.cuda.is_available() else "make gpu needs a CUDA GPU, and torch sees none on this machine.")'

@@ -24,6 +24,9 @@ from spin_kernels.linear_log_softmax_gather import linear_log_softmax_gather_ref
 from spin_kernels.pair_pass import PairGradients, PairLossFunction, PairPass, PairSpec
 from spin_kernels.shape import LogitScale
 
+PAIR_BUDGET_BYTES = 5 * 2**28
+"""1.25 GiB: a pair of 2 x 2048 scored tokens in bf16 for a vocabulary of up to 160,000."""
+
 
 class PairLossOutput(NamedTuple):
     """What :func:`linear_pair_loss` returns."""
@@ -48,7 +51,7 @@ def linear_pair_loss(
     bias: Tensor | None = None,
     softcap: float | None = None,
     temperature: float = 1.0,
-    memory_budget_bytes: int = 2**30,
+    memory_budget_bytes: int = PAIR_BUDGET_BYTES,
     impl: str = "auto",
 ) -> PairLossOutput:
     """Return the weighted sum of a loss over pairs of responses, its gradient already made.
@@ -147,7 +150,7 @@ def linear_pair_loss_ref(
     bias: Tensor | None = None,
     softcap: float | None = None,
     temperature: float = 1.0,
-    memory_budget_bytes: int = 2**30,
+    memory_budget_bytes: int = PAIR_BUDGET_BYTES,
     impl: str = "auto",
 ) -> PairLossOutput:
     """Plain twin of :func:`linear_pair_loss`: unchunked, PyTorch's own autograd.
