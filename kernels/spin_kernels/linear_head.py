@@ -14,8 +14,8 @@ from torch import Tensor
 from spin_kernels.checks import row_ops
 from spin_kernels.shape import LogitScale, accumulation_dtype, padded_vocab
 
-_MIXED_ADDMM = tuple(int(x) for x in torch.__version__.split(".")[:2]) >= (2, 8)
-"""Whether ``addmm`` can add a product of narrow matrices to an fp32 matrix (CUDA only)."""
+_WIDE_PRODUCTS = tuple(int(x) for x in torch.__version__.split(".")[:2]) >= (2, 8)
+"""Whether ``mm`` and ``addmm`` give fp32 products of narrow matrices (on CUDA only)."""
 
 
 @dataclass(frozen=True)
@@ -75,6 +75,21 @@ class LinearHead:
         return self.ops.target_logits(x, self.weight, self.bias, targets)
 
 
+def product(a: Tensor, b: Tensor, dtype: torch.dtype) -> Tensor:
+    """Return a @ b in ``dtype``, which is theirs or fp32.
+
+    Narrow matrices give fp32 without a rounding between where that can be had: on the CPU, and on
+    a GPU with torch 2.8.
+    """
+    if dtype == a.dtype:
+        return a @ b
+    if a.device.type == "cpu":
+        return a.to(dtype) @ b.to(dtype)
+    if _WIDE_PRODUCTS:
+        return torch.mm(a, b, out_dtype=dtype)  # type: ignore[call-overload]
+    return (a @ b).to(dtype)
+
+
 def accumulate_(total: Tensor, a: Tensor, b: Tensor, first: bool) -> None:
     """Add a @ b to ``total``; the ``first`` part is written over what it holds.
 
@@ -86,8 +101,8 @@ def accumulate_(total: Tensor, a: Tensor, b: Tensor, first: bool) -> None:
         else:
             total.addmm_(a, b)
     elif first:
-        total.copy_(a @ b)
-    elif _MIXED_ADDMM and total.device.type == "cuda":
+        total.copy_(product(a, b, total.dtype))
+    elif a.device.type == "cuda" and _WIDE_PRODUCTS:
         torch.addmm(total, a, b, out_dtype=total.dtype, out=total)  # type: ignore[call-overload]
     else:
-        total += a @ b
+        total += product(a, b, total.dtype)

@@ -47,7 +47,8 @@ def linear_log_softmax_gather(
         hidden: [N, D] floating point.
         weight: [V, D] of hidden's dtype (any floating dtype under autocast).
         targets: [N] int64; -100 marks a row without log-probability and without gradient.
-        bias: [V] or None; -inf switches an entry of the vocabulary off.
+        bias: [V] or None; -inf switches an entry of the vocabulary off (but a softcap makes it
+            -softcap, as in the models that have one).
         softcap: the cap of the logits (Gemma 2), or None.
         temperature: divides the logits before the cap (a logit scale is its inverse).
         memory_budget_bytes: bound on all chunks of logits, kept ones included; one row is the

@@ -75,7 +75,8 @@ def linear_pair_loss(
             PyTorch operations, each pair on its own; the opponent's sums are its own affair. It is
             called once per chunk, with zeros for pairs that have not been scored yet.
         pair_weights: [B] floating point on hidden's device, or None for ones. No gradient.
-        bias: [V] or None; -inf switches an entry of the vocabulary off.
+        bias: [V] or None; -inf switches an entry of the vocabulary off (but a softcap makes it
+            -softcap, as in the models that have one).
         softcap: the cap of the logits (Gemma 2), or None.
         temperature: divides the logits before the cap (a logit scale is its inverse).
         memory_budget_bytes: bound on the chunk of logits alive at a time; one row is the least.

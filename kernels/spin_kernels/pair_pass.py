@@ -16,7 +16,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from spin_kernels.linear_head import LinearHead, accumulate_
+from spin_kernels.linear_head import LinearHead, accumulate_, product
 from spin_kernels.shape import LogitScale, accumulation_dtype, chunk_size, row_chunks
 
 log = logging.getLogger(__name__)
@@ -206,9 +206,11 @@ class PairGradients:
             accumulate_(self.weight, gradient.T, scaled, first=self.num_added == 0)
         elif self.weight is not None:
             # In fp16 small coefficients would be lost: the largest is taken out, and put back.
-            largest = coefficients.abs().amax().clamp_min(torch.finfo(torch.float32).tiny)
-            part = gradient.T @ (x * (column / largest)).to(x.dtype)
-            self.weight = part * largest if self.num_added == 0 else self.weight + part * largest
+            tiny = coefficients.new_full((1,), torch.finfo(coefficients.dtype).tiny)
+            largest = torch.cat((coefficients.abs(), tiny)).amax()
+            scaled = (x * (column / largest)).to(x.dtype)
+            part = product(gradient.T, scaled, coefficients.dtype) * largest
+            self.weight = part if self.num_added == 0 else self.weight + part
         self.num_added += 1
 
     def finished(self) -> list[Tensor | None]:

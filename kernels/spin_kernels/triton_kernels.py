@@ -2,6 +2,7 @@
 
 Every kernel runs one program per row (or per block of a row), uses no atomics and gives the same
 bits twice. Offsets into matrices are int64: N * V passes 2^31 at 16744 rows of 128256 columns.
+Column numbers are int32, which halves the registers that they take.
 
 Dimensions: C rows of a chunk, W columns of its matrix, V <= W vocabulary (the columns from V on are
 padding, which may be read and overwritten), D model width, S sequences.
@@ -70,14 +71,14 @@ def rows_kernel(
     row = tl.program_id(0).to(tl.int64)
     target = tl.load(targets_ptr + row)
     z_ptr += row * stride_row
-    offsets = tl.arange(0, BLOCK).to(tl.int64)
+    offsets = tl.arange(0, BLOCK)
     if target == _IGNORED:
         tl.store(logps_ptr + row, 0.0)
         if GRADIENT:
             for start in range(0, vocab, BLOCK):
                 cols = start + offsets
                 zero = tl.zeros([BLOCK], z_ptr.dtype.element_ty)
-                tl.store(z_ptr + cols * stride_col, zero, mask=cols < width)
+                tl.store(z_ptr + cols.to(tl.int64) * stride_col, zero, mask=cols < width)
         else:
             tl.store(top_ptr + row, 0.0)
             tl.store(log_total_ptr + row, 0.0)
@@ -95,12 +96,12 @@ def rows_kernel(
         top = tl.full((), _LOWEST, tl.float32)
         total = tl.full((), 0.0, tl.float32)
         # One block ahead, so that its loads are under way while this one is reduced.
-        ahead = tl.load(z_ptr + offsets * stride_col, mask=offsets < width, other=0.0)
+        ahead = tl.load(z_ptr + offsets.to(tl.int64) * stride_col, mask=offsets < width, other=0.0)
         for start in range(0, vocab, BLOCK):
             block = ahead
             cols = start + offsets
             after = cols + BLOCK
-            ahead = tl.load(z_ptr + after * stride_col, mask=after < width, other=0.0)
+            ahead = tl.load(z_ptr + after.to(tl.int64) * stride_col, mask=after < width, other=0.0)
             z = _final_logits(
                 block, cols, vocab, target, exact, inverse_temperature, softcap, HAS_EXACT, HAS_CAP
             )
@@ -114,7 +115,8 @@ def rows_kernel(
             num_blocks = tl.cdiv(vocab, BLOCK)
             for i in range(num_blocks):
                 cols = (num_blocks - 1 - i) * BLOCK + offsets
-                block = tl.load(z_ptr + cols * stride_col, mask=cols < width, other=0.0)
+                z_ptrs = z_ptr + cols.to(tl.int64) * stride_col
+                block = tl.load(z_ptrs, mask=cols < width, other=0.0)
                 z = _final_logits(
                     block,
                     cols,
@@ -130,7 +132,7 @@ def rows_kernel(
                     z, cols, target, top, log_total, inverse_temperature, softcap, HAS_CAP
                 )
                 d = d.to(z_ptr.dtype.element_ty)
-                tl.store(z_ptr + cols * stride_col, d, mask=cols < width)
+                tl.store(z_ptrs, d, mask=cols < width)
         else:
             tl.store(top_ptr + row, top)
             tl.store(log_total_ptr + row, log_total)
@@ -160,21 +162,22 @@ def rows_backward_kernel(
     """One block of one row: grad * d logp / d raw logit, zero in a row without target."""
     num_blocks = tl.cdiv(vocab, BLOCK)
     row = (tl.program_id(0) // num_blocks).to(tl.int64)
-    cols = (tl.program_id(0) % num_blocks) * BLOCK + tl.arange(0, BLOCK).to(tl.int64)
+    cols = (tl.program_id(0) % num_blocks) * BLOCK + tl.arange(0, BLOCK)
     target = tl.load(targets_ptr + row)
     inside = cols < width
     exact = 0.0
     if HAS_EXACT:
         exact = tl.load(exact_ptr + row)
-    block = tl.load(z_ptr + row * stride_row + cols * stride_col, mask=inside, other=0.0)
+    z_ptrs = z_ptr + row * stride_row + cols.to(tl.int64) * stride_col
+    block = tl.load(z_ptrs, mask=inside, other=0.0)
     z = _final_logits(
         block, cols, vocab, target, exact, inverse_temperature, softcap, HAS_EXACT, HAS_CAP
     )
     top, log_total = tl.load(top_ptr + row), tl.load(log_total_ptr + row)
     d = _logit_gradient(z, cols, target, top, log_total, inverse_temperature, softcap, HAS_CAP)
     d = tl.where(target == _IGNORED, 0.0, d * tl.load(grad_ptr + row))
-    out_ptr += row * out_stride_row
-    tl.store(out_ptr + cols * out_stride_col, d.to(out_ptr.dtype.element_ty), mask=inside)
+    out_ptrs = out_ptr + row * out_stride_row + cols.to(tl.int64) * out_stride_col
+    tl.store(out_ptrs, d.to(out_ptr.dtype.element_ty), mask=inside)
 
 
 @triton.jit

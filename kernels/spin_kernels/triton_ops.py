@@ -27,12 +27,12 @@ from spin_kernels.triton_kernels import (
 IS_INTERPRETED = not isinstance(rows_kernel, triton.JITFunction)
 """Whether ``TRITON_INTERPRET=1`` was set when this module was imported: CPU tensors are allowed."""
 
-# (columns of a block, warps), the first that holds the row or else the last: a row is a loop over
-# blocks. The compiler's report on sm_90 for bf16 and the largest block of each: 64, 48 and 40
-# registers a thread, nothing spilled, 16-byte loads.
-ROW_CONFIGS = ((1024, 4), (4096, 8), (16384, 16))
-GRADIENT_CONFIGS = ((1024, 4), (8192, 16))
-BACKWARD_CONFIGS = ((1024, 4), (8192, 8))
+# (bytes of a block, warps): the first that holds the row, or else the last, and the row is a loop
+# over blocks. 32 or 64 bytes a thread, loaded 16 at a time. One kernel that makes the gradient in
+# the same go wants few rows under way at a time: a row is read again from the L2 cache.
+ROW_CONFIGS = ((2048, 4), (8192, 8), (32768, 16))
+GRADIENT_CONFIGS = ((2048, 4), (16384, 16))
+BACKWARD_CONFIGS = ((2048, 4), (16384, 8))
 _DOT_BLOCK, _SUM_BLOCK, _SCALE_BLOCK = 1024, 1024, 4096
 
 
@@ -74,7 +74,7 @@ def _launch_rows(
     out: tuple[Tensor, ...],
     gradient: bool,
 ) -> None:
-    block, num_warps = _config(GRADIENT_CONFIGS if gradient else ROW_CONFIGS, vocab)
+    block, num_warps = _config(GRADIENT_CONFIGS if gradient else ROW_CONFIGS, z, vocab)
     _launch(
         rows_kernel,
         z.shape[0],
@@ -106,7 +106,7 @@ def logps_backward(
     out: Tensor,
 ) -> None:
     """Write grad [C] * d logps / d raw logits to ``out`` [C, W], which may be z [C, W]."""
-    block, num_warps = _config(BACKWARD_CONFIGS, vocab)
+    block, num_warps = _config(BACKWARD_CONFIGS, z, vocab)
     _launch(
         rows_backward_kernel,
         z.shape[0] * triton.cdiv(vocab, block),
@@ -164,9 +164,11 @@ def scale_(x: Tensor, scalar: Tensor) -> Tensor:
     return x
 
 
-def _config(configs: tuple[tuple[int, int], ...], vocab: int) -> tuple[int, int]:
-    """Return the first configuration whose block holds the row, else the largest."""
-    return next((c for c in configs if c[0] >= vocab), configs[-1])
+def _config(configs: tuple[tuple[int, int], ...], z: Tensor, vocab: int) -> tuple[int, int]:
+    """Return the columns of a block and the warps for rows of ``vocab`` columns of z."""
+    item = z.element_size()
+    size, num_warps = next((c for c in configs if c[0] >= vocab * item), configs[-1])
+    return size // item, num_warps
 
 
 def _launch(kernel: Any, num_programs: int, first: Tensor, *args: Any, **meta: Any) -> None:
