@@ -182,5 +182,5 @@ def check_pairs(hidden: Tensor, cu_seqlens: Tensor, pair_weights: Tensor | None)
 
 def check_positive(name: str, value: float) -> None:
     """Raise unless ``value`` is a positive finite number."""
-    if not (math.isfinite(value) and value > 0):
+    if not 0 < value < math.inf:  # torch.compile can trace no isfinite of a symbolic number
         raise ValueError(f"{name} must be positive and finite, got {value}.")

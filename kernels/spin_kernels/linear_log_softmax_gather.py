@@ -135,14 +135,17 @@ def _forward(
         head = LinearHead.of(weight, bias, dtype, LogitScale(temperature, softcap), impl)
         size, num_kept = _plan(num_rows, head, budget_bytes, keep)
         kept = head.new_chunk(num_kept)
-        room = head.new_chunk(min(size, num_rows - num_kept))
+        kept[:, head.vocab :] = 0
+        room: Tensor | None = None
         logps, top, log_total = (
             torch.empty_like(targets, dtype=accumulation_dtype(dtype)) for _ in range(3)
         )
         for rows in row_chunks(num_rows, size):
             x = hidden[rows].to(dtype)
             inside = rows.stop <= num_kept
-            z = head.logits_(x, kept[rows] if inside else room[: len(x)])
+            if not inside and room is None:  # not before: scoring a kept chunk takes room too
+                room = head.new_chunk(len(x))
+            z = head.logits_(x, kept[rows] if room is None else room[: len(x)])
             t = targets[rows]
             found = head.ops.logps(z, head.vocab, t, head.exact(x, t), head.scale, keep=inside)
             logps[rows], top[rows], log_total[rows] = found
@@ -254,11 +257,14 @@ def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]
     _, top, log_total, kept = output
     ctx.settings.append(impl)
     ctx.mark_non_differentiable(top, log_total, kept)
+    ctx.set_materialize_grads(False)  # else zeros the size of what was kept
     # The weight itself is saved, not its cast: it is a parameter and costs nothing.
     ctx.save_for_backward(hidden, weight, bias, targets, top, log_total, kept)
 
 
-def _differentiate(ctx: Any, grad: Tensor, *_: Any) -> tuple[Any, ...]:
+def _differentiate(ctx: Any, grad: Tensor | None, *_: Any) -> tuple[Any, ...]:
+    if grad is None:  # nothing was made of the log-probs
+        return (None,) * 10
     needs = list(ctx.needs_input_grad[:3])
     found = _backward(grad, *ctx.saved_tensors, *ctx.settings, *needs)
     gradients = (value if needed else None for value, needed in zip(found, needs, strict=True))

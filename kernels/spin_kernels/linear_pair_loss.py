@@ -41,6 +41,7 @@ class PairLossOutput(NamedTuple):
     """[B] fp32 log-prob sums of the generated responses."""
 
 
+@torch.compiler.disable
 def linear_pair_loss(
     hidden: Tensor,
     weight: Tensor,
@@ -91,35 +92,6 @@ def linear_pair_loss(
             outside the vocabulary on a GPU: an assertion of the device), or pair_loss returned
             something that is not [B].
     """
-    return _linear_pair_loss(
-        hidden,
-        weight,
-        targets,
-        cu_seqlens,
-        pair_loss,
-        pair_weights,
-        bias,
-        softcap,
-        temperature,
-        memory_budget_bytes,
-        impl,
-    )
-
-
-@torch.compiler.disable
-def _linear_pair_loss(
-    hidden: Tensor,
-    weight: Tensor,
-    targets: Tensor,
-    cu_seqlens: Tensor,
-    pair_loss: PairLossFunction,
-    pair_weights: Tensor | None,
-    bias: Tensor | None,
-    softcap: float | None,
-    temperature: float,
-    memory_budget_bytes: int,
-    impl: str,
-) -> PairLossOutput:
     check_linear(hidden, weight, targets, bias, softcap, temperature, memory_budget_bytes)
     bounds = check_pairs(hidden, cu_seqlens, pair_weights)
     check_target_values(targets, weight.shape[0])

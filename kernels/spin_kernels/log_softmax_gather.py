@@ -155,10 +155,15 @@ def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]
     logits, targets, ctx.inplace, ctx.impl = inputs
     _, top, log_total = output
     ctx.mark_non_differentiable(top, log_total)
+    ctx.set_materialize_grads(False)
     ctx.save_for_backward(logits, targets, top, log_total)
 
 
-def _differentiate(ctx: Any, grad: Tensor, *_: Any) -> tuple[Tensor, None, None, None]:
+def _differentiate(
+    ctx: Any, grad: Tensor | None, *_: Any
+) -> tuple[Tensor | None, None, None, None]:
+    if grad is None:  # nothing was made of the log-probs
+        return None, None, None, None
     logits, targets, top, log_total = ctx.saved_tensors
     if not ctx.inplace:
         return _backward(grad, logits, targets, top, log_total, ctx.impl), None, None, None
