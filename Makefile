@@ -44,14 +44,15 @@ bench: install ## benchmarks of the kernels on this machine
 	$(OFFLINE) $(BIN)/python kernels/benchmarks/logprobs.py
 
 # On a machine that has its own torch for CUDA and no network: make gpu GPU_PYTHON=python3. Nothing is
-# installed then; peers that are missing are named in the result.
+# installed then; peers that are missing are named in the result. Its two lines take some ten minutes
+# each: where a command may not last as long, give them one by one.
 GPU_PYTHON ?= $(BIN)/python
 GPU_OUT    ?= benchmarks/results/spin_kernels
 GPU_ENV    := $(OFFLINE) TRITON_INTERPRET=0 PYTHONPATH=kernels:$(PYTHONPATH)
 gpu: $(if $(filter $(BIN)/python,$(GPU_PYTHON)),install) ## tests marked gpu, then the kernels beside their peers; needs a CUDA GPU
 	@$(GPU_PYTHON) -c 'import sys, torch; sys.exit(0 if torch.cuda.is_available() else "make gpu needs a CUDA GPU, and torch sees none on this machine.")'
-	$(GPU_ENV) $(GPU_PYTHON) -m pytest -o addopts=-ra -m gpu tests/kernels
-	$(GPU_ENV) $(GPU_PYTHON) kernels/benchmarks/gpu.py --out $(GPU_OUT)
+	$(GPU_ENV) $(GPU_PYTHON) -m pytest -o addopts=-ra -m gpu tests/kernels; tests=$$?; \
+	$(GPU_ENV) $(GPU_PYTHON) kernels/benchmarks/gpu.py --out $(GPU_OUT) && exit $$tests
 
 # Python versions and platform as in pyproject.toml; what is locked and still fits stays. The platform's
 # markers are left out, being the same on every line.

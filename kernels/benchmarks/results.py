@@ -55,6 +55,8 @@ class Report:
         tiny: bool,
     ) -> None:
         self.out = out
+        if out is not None:
+            out.parent.mkdir(parents=True, exist_ok=True)
         self.about = {"command": command, "machine": machine, "versions": versions, "tiny": tiny}
         self.ceilings: dict[str, Any] = {}
         self.records: list[dict[str, Any]] = []

@@ -17,6 +17,8 @@ IGNORED = -100
 
 IMPLS = ("auto", "triton", "torch")
 
+_DTYPES = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
+
 
 def resolve_impl(impl: str, device: torch.device, dtype: torch.dtype) -> str:
     """Return "triton" or "torch" for tensors of this device and dtype.
@@ -66,15 +68,26 @@ def matmul_dtype(hidden: Tensor) -> torch.dtype:
 
 
 def check_matrix(name: str, value: Tensor) -> None:
-    """Raise unless ``value`` is a floating-point matrix."""
+    """Raise unless ``value`` is a matrix of a dtype that can be multiplied and summed."""
+    check_tensor(name, value)
     if value.dim() != 2:
         raise ValueError(f"{name} must have 2 dimensions, got shape {tuple(value.shape)}.")
-    if not value.is_floating_point():
-        raise TypeError(f"{name} must be floating point, got {value.dtype}.")
+    if value.dtype not in _DTYPES:
+        raise TypeError(
+            f"{name} must be floating point, got {value.dtype}. Cast it to float32, bfloat16, "
+            "float16 or float64."
+        )
+
+
+def check_tensor(name: str, value: Tensor) -> None:
+    """Raise unless ``value`` is a tensor."""
+    if not isinstance(value, Tensor):
+        raise TypeError(f"{name} must be a tensor, got {type(value).__name__}.")
 
 
 def check_targets(targets: Tensor, num_rows: int, vocab: int, device: torch.device) -> None:
     """Raise unless ``targets`` is an int64 [num_rows] on ``device`` and there is a vocabulary."""
+    check_tensor("targets", targets)
     if targets.dtype != torch.int64:
         raise TypeError(f"targets must be int64, got {targets.dtype}. Use targets.long().")
     if tuple(targets.shape) != (num_rows,):
@@ -85,17 +98,20 @@ def check_targets(targets: Tensor, num_rows: int, vocab: int, device: torch.devi
         raise ValueError(f"the vocabulary must have at least one entry, got V={vocab}.")
 
 
-def check_target_values(targets: Tensor, vocab: int) -> None:
-    """Raise unless every target is in [0, vocab) or -100.
+def check_target_values(targets: Tensor, vocab: int, impl: str) -> None:
+    """Raise unless every target of a contiguous [N] is in [0, vocab) or -100.
 
     On a GPU the host does not wait: the check is an assertion of the device, which names the
     argument and its bounds; CUDA reports it at the next synchronisation.
     """
-    wrong = (targets != IGNORED) & ((targets < 0) | (targets >= vocab))
+    if not len(targets):
+        return
     message = f"must be in [0, {vocab}) or {IGNORED}"
+    ok = row_ops(impl).targets_ok(targets, vocab)
     if targets.device.type != "cpu":
-        torch._assert_async(~wrong.any(), f"spin_kernels: targets {message}")
-    elif bool(wrong.any()):
+        torch._assert_async(ok, f"spin_kernels: targets {message}")
+    elif not bool(ok):
+        wrong = (targets != IGNORED) & ((targets < 0) | (targets >= vocab))
         row = int(wrong.int().argmax())
         raise ValueError(f"targets[{row}] {message}, got {int(targets[row])}.")
 
@@ -111,6 +127,7 @@ def check_weight(hidden: Tensor, weight: Tensor, bias: Tensor | None) -> None:
         )
     casts = hidden.dtype != torch.float64 and torch.is_autocast_enabled(hidden.device.type)
     others = {"weight": weight} if bias is None else {"weight": weight, "bias": bias}
+    check_tensor("bias", weight if bias is None else bias)
     for name, value in others.items():
         if value.device != hidden.device:
             raise ValueError(f"{name} must be on {hidden.device} like hidden, got {value.device}.")
@@ -138,6 +155,8 @@ def check_linear(
     check_weight(hidden, weight, bias)
     check_targets(targets, hidden.shape[0], weight.shape[0], hidden.device)
     check_positive("temperature", temperature)
+    if isinstance(memory_budget_bytes, float):
+        raise TypeError(f"memory_budget_bytes must be whole, got {memory_budget_bytes}.")
     check_positive("memory_budget_bytes", memory_budget_bytes)
     if softcap is not None:
         check_positive("softcap", softcap)
@@ -145,6 +164,7 @@ def check_linear(
 
 def check_pairs(hidden: Tensor, cu_seqlens: Tensor, pair_weights: Tensor | None) -> list[int]:
     """Return the bounds [2B + 1] of the responses in hidden's rows; raise unless they are that."""
+    check_tensor("cu_seqlens", cu_seqlens)
     if cu_seqlens.dtype not in (torch.int32, torch.int64) or cu_seqlens.dim() != 1:
         raise TypeError(
             f"cu_seqlens must be a vector of int32 or int64, got {tuple(cu_seqlens.shape)} of "
@@ -168,11 +188,14 @@ def check_pairs(hidden: Tensor, cu_seqlens: Tensor, pair_weights: Tensor | None)
         )
     if pair_weights is None:
         return bounds
+    check_tensor("pair_weights", pair_weights)
     if tuple(pair_weights.shape) != (len(bounds) // 2,) or not pair_weights.is_floating_point():
         raise ValueError(
             f"pair_weights must be [{len(bounds) // 2}] floating point, one a pair, got "
             f"{tuple(pair_weights.shape)} of {pair_weights.dtype}."
         )
+    if pair_weights.requires_grad:
+        raise ValueError("pair_weights get no gradient, but ask for one. Give them detached.")
     if pair_weights.device != hidden.device:
         raise ValueError(
             f"pair_weights must be on {hidden.device} like hidden, got {pair_weights.device}."
@@ -182,5 +205,7 @@ def check_pairs(hidden: Tensor, cu_seqlens: Tensor, pair_weights: Tensor | None)
 
 def check_positive(name: str, value: float) -> None:
     """Raise unless ``value`` is a positive finite number."""
+    if not isinstance(value, (int, float)):
+        raise TypeError(f"{name} must be a number, got {type(value).__name__}.")
     if not 0 < value < math.inf:  # torch.compile can trace no isfinite of a symbolic number
         raise ValueError(f"{name} must be positive and finite, got {value}.")

@@ -33,7 +33,10 @@ class LinearHead:
     ) -> LinearHead:
         """Return the head with its parameters cast to the product's dtype where they differ."""
         return LinearHead(
-            weight.to(dtype), None if bias is None else bias.to(dtype), scale, row_ops(impl)
+            weight.to(dtype),
+            None if bias is None else bias.to(dtype).contiguous(),
+            scale,
+            row_ops(impl),
         )
 
     @property
@@ -57,6 +60,13 @@ class LinearHead:
         shape = num_rows, padded_vocab(self.vocab)
         return torch.empty(shape, dtype=self.dtype, device=self.weight.device)
 
+    def rows(self, hidden: Tensor, rows: slice) -> Tensor:
+        """Return rows of hidden as a contiguous x [C, D] in the product's dtype.
+
+        Contiguous, for torch 2.7 multiplies one strided bf16 row wrongly on the CPU.
+        """
+        return hidden[rows].to(self.dtype).contiguous()
+
     def logits_(self, x: Tensor, out: Tensor) -> Tensor:
         """Write the raw logits of rows x [C, D] to ``out`` [C, W], and return it."""
         if self.bias is None:
@@ -76,33 +86,29 @@ class LinearHead:
 
 
 def product(a: Tensor, b: Tensor, dtype: torch.dtype) -> Tensor:
-    """Return a @ b in ``dtype``, which is theirs or fp32.
-
-    Narrow matrices give fp32 without a rounding between where that can be had: on the CPU, and on
-    a GPU with torch 2.8.
-    """
-    if dtype == a.dtype:
-        return a @ b
-    if a.device.type == "cpu":
-        return a.to(dtype) @ b.to(dtype)
-    if _WIDE_PRODUCTS:
-        return torch.mm(a, b, out_dtype=dtype)  # type: ignore[call-overload]
-    return (a @ b).to(dtype)
+    """Return a @ b in ``dtype``, which is theirs or fp32."""
+    out = torch.empty(a.shape[0], b.shape[1], dtype=dtype, device=a.device)
+    accumulate_(out, a, b, first=True)
+    return out
 
 
 def accumulate_(total: Tensor, a: Tensor, b: Tensor, first: bool) -> None:
     """Add a @ b to ``total``; the ``first`` part is written over what it holds.
 
-    ``total`` has the dtype of a and b, or fp32 (then the sum over parts is made in fp32).
+    ``total`` has the dtype of a and b, or fp32. Then narrow matrices are multiplied to fp32 without
+    a rounding between where that can be had: on the CPU, and on a GPU with torch 2.8.
     """
+    if total.dtype != a.dtype and a.device.type == "cpu":
+        a, b = a.to(total.dtype), b.to(total.dtype)
     if total.dtype == a.dtype:
         if first:
             torch.mm(a, b, out=total)
         else:
             total.addmm_(a, b)
+    elif not _WIDE_PRODUCTS:
+        part = a @ b
+        total.copy_(part) if first else total.add_(part)
     elif first:
-        total.copy_(product(a, b, total.dtype))
-    elif a.device.type == "cuda" and _WIDE_PRODUCTS:
-        torch.addmm(total, a, b, out_dtype=total.dtype, out=total)  # type: ignore[call-overload]
+        torch.mm(a, b, out_dtype=total.dtype, out=total)  # type: ignore[call-overload]
     else:
-        total += product(a, b, total.dtype)
+        torch.addmm(total, a, b, out_dtype=total.dtype, out=total)  # type: ignore[call-overload]

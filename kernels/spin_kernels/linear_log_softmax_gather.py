@@ -30,7 +30,7 @@ def linear_log_softmax_gather(
     bias: Tensor | None = None,
     softcap: float | None = None,
     temperature: float = 1.0,
-    memory_budget_bytes: int = 2**28,
+    memory_budget_bytes: int = 2**29,
     impl: str = "auto",
 ) -> Tensor:
     """Return the log-probabilities of ``targets`` under a linear head, never holding [N, V].
@@ -81,7 +81,7 @@ def linear_log_softmax_gather_ref(
     bias: Tensor | None = None,
     softcap: float | None = None,
     temperature: float = 1.0,
-    memory_budget_bytes: int = 2**28,
+    memory_budget_bytes: int = 2**29,
     impl: str = "auto",
 ) -> Tensor:
     """Plain twin of :func:`linear_log_softmax_gather`: unchunked, PyTorch's own autograd.
@@ -101,8 +101,9 @@ def linear_log_softmax_gather_ref(
 def _plan(num_rows: int, head: LinearHead, budget_bytes: int, keep: bool) -> tuple[int, int]:
     """Return the rows of a chunk, and how many of the first rows keep their logits.
 
-    Backward works on one chunk beside the kept ones. Where not everything fits, a quarter of the
-    budget is that chunk's: small chunks make the products slow, kept ones save a quarter of them.
+    Backward works on one chunk beside the kept ones. Where not everything fits, half of the budget
+    is that chunk's: each adds to the weight's gradient in fp32, which costs as much as the product
+    of a few hundred rows, and a kept row saves a product of four.
     """
     if not keep:
         return chunk_size(num_rows, head.rows_of_budget(budget_bytes)), 0
@@ -110,7 +111,7 @@ def _plan(num_rows: int, head: LinearHead, budget_bytes: int, keep: bool) -> tup
     work_bytes = padded_vocab(head.vocab) * head.ops.work_bytes(head.dtype, head.scale)
     if num_rows * (row_bytes + work_bytes) <= budget_bytes:
         return max(1, num_rows), num_rows
-    size = chunk_size(num_rows, head.rows_of_budget(budget_bytes // 4))
+    size = chunk_size(num_rows, head.rows_of_budget(budget_bytes // 2))
     kept = max(0, budget_bytes - size * work_bytes) // row_bytes
     return size, min(num_rows, kept - kept % size)
 
@@ -129,8 +130,8 @@ def _forward(
     impl: str,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """Return logps, top and log_total, each [N], and the kept raw logits [K, W]."""
-    check_target_values(targets, weight.shape[0])
     num_rows, targets = hidden.shape[0], targets.contiguous()
+    check_target_values(targets, weight.shape[0], impl)
     with torch.autocast(hidden.device.type, enabled=False):
         head = LinearHead.of(weight, bias, dtype, LogitScale(temperature, softcap), impl)
         size, num_kept = _plan(num_rows, head, budget_bytes, keep)
@@ -141,7 +142,7 @@ def _forward(
             torch.empty_like(targets, dtype=accumulation_dtype(dtype)) for _ in range(3)
         )
         for rows in row_chunks(num_rows, size):
-            x = hidden[rows].to(dtype)
+            x = head.rows(hidden, rows)
             inside = rows.stop <= num_kept
             if not inside and room is None:  # not before: scoring a kept chunk takes room too
                 room = head.new_chunk(len(x))
@@ -207,7 +208,7 @@ def _backward(
             d_weight.zero_()
         room = head.new_chunk(size if num_rows else 0)
         for rows in row_chunks(num_rows, size):
-            x, t, dz = hidden[rows].to(dtype), targets[rows], room[: rows.stop - rows.start]
+            x, t, dz = head.rows(hidden, rows), targets[rows], room[: rows.stop - rows.start]
             z = kept[rows] if rows.stop <= num_kept else head.logits_(x, dz)
             norm = top[rows], log_total[rows]
             exact = head.exact(x, t)

@@ -94,22 +94,24 @@ def linear_pair_loss(
     """
     check_linear(hidden, weight, targets, bias, softcap, temperature, memory_budget_bytes)
     bounds = check_pairs(hidden, cu_seqlens, pair_weights)
-    check_target_values(targets, weight.shape[0])
+    if not callable(pair_loss):
+        raise TypeError(f"pair_loss must be a function, got {type(pair_loss).__name__}.")
     dtype = matmul_dtype(hidden)
+    impl, targets = resolve_impl(impl, hidden.device, dtype), targets.contiguous()
+    check_target_values(targets, weight.shape[0], impl)
     spec = PairSpec(
         bounds,
         pair_loss,
         dtype,
         LogitScale(temperature, softcap),
         memory_budget_bytes,
-        resolve_impl(impl, hidden.device, dtype),
+        impl,
         torch.is_grad_enabled(),
     )
     if pair_weights is None:
-        num_pairs = len(bounds) // 2
-        pair_weights = torch.ones(num_pairs, dtype=spec.wide, device=hidden.device)
-    targets = targets.contiguous()
-    found = _LinearPairLoss.apply(hidden, weight, bias, targets, pair_weights.detach(), spec)
+        pair_weights = torch.ones(len(bounds) // 2, device=hidden.device)
+    weights = pair_weights.to(spec.wide)
+    found = _LinearPairLoss.apply(hidden, weight, bias, targets, weights, spec)
     return PairLossOutput(*found)  # type: ignore[misc]
 
 
@@ -153,15 +155,15 @@ class _LinearPairLoss(torch.autograd.Function):
         needs = [spec.with_gradient and x for x in ctx.needs_input_grad[:3]]
         with torch.autocast(hidden.device.type, enabled=False):
             head = LinearHead.of(weight, bias, spec.dtype, spec.scale, spec.impl)
-            game = PairPass(head, hidden, targets, pair_weights, spec)
-            gradients = PairGradients(hidden, weight, bias, head, game.num_parts, needs)
-            for first, last in game.groups:
-                game.score(first, last, gradients)
-        losses = spec.losses(game.sums).detach()
+            work = PairPass(head, hidden, targets, pair_weights, spec)
+            gradients = PairGradients(hidden, weight, bias, head, work.num_parts, needs)
+            for first, last in work.groups:
+                work.score(first, last, gradients)
+        losses = spec.losses(work.sums).detach().to(spec.wide)
         made = gradients.finished()
         ctx.save_for_backward(*(x for x in made if x is not None))
         ctx.needs, ctx.dtypes, ctx.ops, ctx.used = needs, gradients.dtypes, head.ops, False
-        outputs = losses, game.sums[:, 0].clone(), game.sums[:, 1].clone()
+        outputs = losses, work.sums[:, 0].clone(), work.sums[:, 1].clone()
         ctx.mark_non_differentiable(*outputs)
         return (losses * pair_weights).sum(), *outputs
 

@@ -50,6 +50,13 @@ def log_softmax_gather(
     check_matrix("logits", logits)
     check_targets(targets, logits.shape[0], logits.shape[1], logits.device)
     impl = resolve_impl(impl, logits.device, logits.dtype)
+    if inplace_backward and any(
+        stride == 0 and size > 1 for stride, size in zip(logits.stride(), logits.shape, strict=True)
+    ):
+        raise ValueError(
+            f"inplace_backward needs logits with a place for each, got strides {logits.stride()} "
+            f"of shape {tuple(logits.shape)}. Give logits.contiguous()."
+        )
     inplace = inplace_backward and not torch.compiler.is_compiling()
     return _forward(logits, targets, inplace, impl)[0]
 
@@ -74,13 +81,15 @@ def _forward(
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Return logps, top and log_total, each [N]."""
     del inplace_backward
-    check_target_values(targets, logits.shape[1])
     targets = targets.contiguous()
+    check_target_values(targets, logits.shape[1], impl)
     ops = row_ops(impl)
     parts = [
         ops.logps(logits[rows], logits.shape[1], targets[rows], None, LogitScale(), keep=True)
         for rows in _chunks(logits, impl)
     ]
+    if len(parts) == 1:
+        return parts[0]
     logps, top, log_total = (torch.cat(column) for column in zip(*parts, strict=True))
     return logps, top, log_total
 

@@ -136,7 +136,7 @@ class PairPass:
 
     def _logits(self, rows: slice) -> tuple[Tensor, Tensor, Tensor]:
         """Return rows of hidden [C, D] in the product's dtype, their targets, raw logits [C, W]."""
-        x = self.hidden[rows].to(self.head.dtype)
+        x = self.head.rows(self.hidden, rows)
         return x, self.targets[rows], self.head.logits_(x, self.room[: len(x)])
 
     def _logps(self, rows: slice) -> tuple[Tensor, Tensor, Tensor]:
@@ -201,17 +201,23 @@ class PairGradients:
             torch.mul(gradient @ self.head.weight, column, out=self.hidden[rows])
         if self.bias is not None:
             self.bias += _weighted_column_sums(gradient, coefficients)
-        if self.weight is not None and x.dtype != torch.float16:
-            scaled = (x * column).to(x.dtype)
-            accumulate_(self.weight, gradient.T, scaled, first=self.num_added == 0)
-        elif self.weight is not None:
-            # In fp16 small coefficients would be lost: the largest is taken out, and put back.
-            tiny = coefficients.new_full((1,), torch.finfo(coefficients.dtype).tiny)
-            largest = torch.cat((coefficients.abs(), tiny)).amax()
-            scaled = (x * (column / largest)).to(x.dtype)
-            part = product(gradient.T, scaled, coefficients.dtype) * largest
-            self.weight = part if self.num_added == 0 else self.weight + part
+        if self.weight is not None:
+            self._add_to_weight(gradient, x, column, first=self.num_added == 0)
         self.num_added += 1
+
+    def _add_to_weight(self, gradient: Tensor, x: Tensor, column: Tensor, first: bool) -> None:
+        assert self.weight is not None
+        if x.dtype != torch.float16:
+            accumulate_(self.weight, gradient.T, (x * column).to(x.dtype), first)
+            return
+        # In fp16 small coefficients would be lost: the largest is taken out, and put back.
+        largest = _largest(column)
+        scaled = (x * (column / largest)).to(x.dtype)
+        if first:
+            accumulate_(self.weight, gradient.T, scaled, first)
+            self.weight *= largest
+        else:
+            self.weight += product(gradient.T, scaled, self.weight.dtype).mul_(largest)
 
     def finished(self) -> list[Tensor | None]:
         """Return the gradients of hidden, weight and bias; None for one that is not wanted."""
@@ -221,12 +227,23 @@ class PairGradients:
 
 
 def _weighted_column_sums(gradient: Tensor, coefficients: Tensor) -> Tensor:
-    """Return sum_c coefficients[c] * gradient[c, v] [V], the coefficients to twice their digits."""
+    """Return sum_c coefficients[c] * gradient[c, v] [V].
+
+    In a narrow product the coefficients go as two numbers, high and low digits, of at most 1.
+    """
     if gradient.dtype == coefficients.dtype:
         return gradient.T @ coefficients
-    high = coefficients.to(gradient.dtype)
-    low = (coefficients - high).to(gradient.dtype)
-    return (gradient.T @ torch.stack((high, low), 1)).to(coefficients.dtype).sum(1)
+    largest = _largest(coefficients)
+    scaled = coefficients / largest
+    high = scaled.to(gradient.dtype)
+    both = torch.stack((high, (scaled - high).to(gradient.dtype)), 1)
+    return product(gradient.T, both, coefficients.dtype).sum(1) * largest
+
+
+def _largest(coefficients: Tensor) -> Tensor:
+    """Return the largest magnitude, [1]; the smallest positive number where all are 0 or none."""
+    tiny = coefficients.new_full((1,), torch.finfo(coefficients.dtype).tiny)
+    return torch.cat((coefficients.flatten().abs(), tiny)).amax(0, keepdim=True)
 
 
 _logged: set[str] = set()

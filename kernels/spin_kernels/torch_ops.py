@@ -149,6 +149,12 @@ def target_logits(hidden: Tensor, weight: Tensor, bias: Tensor | None, targets: 
     return _zero_ignored(dots, scored)
 
 
+def targets_ok(targets: Tensor, vocab: int) -> Tensor:
+    """Return [1] bool: whether every target [N] is in [0, vocab) or -100."""
+    wrong = (targets != IGNORED) & ((targets < 0) | (targets >= vocab))
+    return ~wrong.any(0, keepdim=True)
+
+
 def segment_sums(values: Tensor, offsets: Tensor) -> Tensor:
     """Return the sums [S] of values [N] between offsets [S + 1] int64, made in fp64."""
     sums = torch.segment_reduce(values.double(), "sum", lengths=offsets.diff(), unsafe=True)

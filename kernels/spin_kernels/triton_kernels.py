@@ -19,17 +19,23 @@ _LOWEST = tl.constexpr(-3.4028234663852886e38)
 
 
 @triton.jit
-def _final_logits(z, cols, vocab, target, exact, inverse_temperature, softcap, HAS_EXACT, HAS_CAP):
-    """Return the logits that the softmax sees: exact at the target, scaled, capped; -inf padding.
+def _capped(z, softcap):
+    """Return softcap * tanh(z / softcap).
 
-    tanh(x) is 1 - 2 / (exp(2x) + 1): absolutely exact to 1e-7, which is what a logit needs.
+    tanh(x) is 1 - 2 / (exp(2x) + 1): right to 1e-7 absolutely, which is what a logit needs.
     """
+    return softcap - 2.0 * softcap / (tl.exp(2.0 * z / softcap) + 1.0)
+
+
+@triton.jit
+def _final_logits(z, cols, vocab, target, exact, inverse_temperature, softcap, HAS_EXACT, HAS_CAP):
+    """Return the softmax's logits: exact at the target, scaled, capped; -inf in the padding."""
     z = z.to(tl.float32)
     if HAS_EXACT:
         z = tl.where(cols == target, exact, z)
     z = z * inverse_temperature
     if HAS_CAP:
-        z = softcap - 2.0 * softcap / (tl.exp(2.0 * z / softcap) + 1.0)
+        z = _capped(z, softcap)
     return tl.where(cols < vocab, z, -float("inf"))
 
 
@@ -91,7 +97,7 @@ def rows_kernel(
             picked = tl.load(z_ptr + target * stride_col).to(tl.float32)
         picked = picked * inverse_temperature
         if HAS_CAP:
-            picked = softcap - 2.0 * softcap / (tl.exp(2.0 * picked / softcap) + 1.0)
+            picked = _capped(picked, softcap)
 
         top = tl.full((), _LOWEST, tl.float32)
         total = tl.full((), 0.0, tl.float32)
@@ -212,6 +218,17 @@ def target_logits_kernel(
         b = tl.load(bias_ptr + target, mask=target != _IGNORED, other=0.0)
         value += b.to(tl.float32)
     tl.store(out_ptr + row, value)
+
+
+@triton.jit
+def targets_ok_kernel(targets_ptr, ok_ptr, num_rows, vocab, BLOCK: tl.constexpr):
+    """One program: whether every target is in [0, vocab) or ignored."""
+    wrong = tl.zeros([BLOCK], tl.int32)
+    for start in range(0, num_rows, BLOCK):
+        i = start + tl.arange(0, BLOCK)
+        target = tl.load(targets_ptr + i, mask=i < num_rows, other=0)
+        wrong |= (((target < 0) | (target >= vocab)) & (target != _IGNORED)).to(tl.int32)
+    tl.store(ok_ptr, tl.max(wrong, 0) == 0)
 
 
 @triton.jit

@@ -22,6 +22,7 @@ from spin_kernels.triton_kernels import (
     scale_kernel,
     segment_sums_kernel,
     target_logits_kernel,
+    targets_ok_kernel,
 )
 
 IS_INTERPRETED = not isinstance(rows_kernel, triton.JITFunction)
@@ -33,7 +34,7 @@ IS_INTERPRETED = not isinstance(rows_kernel, triton.JITFunction)
 ROW_CONFIGS = ((2048, 4), (8192, 8), (32768, 16))
 GRADIENT_CONFIGS = ((2048, 4), (16384, 16))
 BACKWARD_CONFIGS = ((2048, 4), (16384, 8))
-_DOT_BLOCK, _SUM_BLOCK, _SCALE_BLOCK = 1024, 1024, 4096
+_DOT_BLOCK, _SUM_BLOCK, _SCALE_BLOCK, _TARGETS_BLOCK = 1024, 1024, 4096, 4096
 
 
 def work_bytes(dtype: torch.dtype, scale: LogitScale) -> int:
@@ -147,6 +148,14 @@ def target_logits(hidden: Tensor, weight: Tensor, bias: Tensor | None, targets: 
         BLOCK=_DOT_BLOCK,
         num_warps=4,
     )
+    return out
+
+
+def targets_ok(targets: Tensor, vocab: int) -> Tensor:
+    """Return [1] bool: whether every target [N] (at least one) is in [0, vocab) or -100."""
+    out = torch.empty(1, dtype=torch.bool, device=targets.device)
+    num_rows, block = targets.shape[0], _TARGETS_BLOCK
+    _launch(targets_ok_kernel, 1, targets, out, num_rows, vocab, BLOCK=block, num_warps=8)
     return out
 
 

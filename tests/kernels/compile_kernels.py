@@ -155,6 +155,7 @@ def compile_others(which: str, compiler: Compiler) -> None:
     """Launch the kernels that do not go over rows of logits."""
     targets = empty(NUM_ROWS, dtype=torch.int64)
     compiler.case = "sums"
+    triton_ops.targets_ok(targets, VOCAB)
     triton_ops.segment_sums(empty(NUM_ROWS), empty(NUM_ROWS + 1, dtype=torch.int64))
     cases = product((BF16, FP16, FP32), (DEPTH, 5, 1), (False, True))
     for dtype, depth, transposed in [(BF16, DEPTH, False)] if which == "largest" else cases:

@@ -27,7 +27,7 @@ def module(monkeypatch: pytest.MonkeyPatch) -> Any:
 @pytest.fixture(scope="module")
 def tiny(tmp_path_factory: pytest.TempPathFactory) -> tuple[str, dict[str, Any]]:
     """What ``gpu.py --tiny`` printed and what it wrote."""
-    out = tmp_path_factory.mktemp("benchmarks") / "tiny"
+    out = tmp_path_factory.mktemp("benchmarks") / "new" / "folder" / "tiny"
     command = [sys.executable, str(BENCHMARKS / "gpu.py"), "--tiny", "--out", str(out)]
     env = {**os.environ, "OMP_NUM_THREADS": "1"}
     done = subprocess.run(

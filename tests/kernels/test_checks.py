@@ -25,6 +25,7 @@ BAD_TARGETS: list[tuple[dict[str, Any], type[Exception], str]] = [
     ({"targets": torch.tensor([2**40, 1, 1])}, ValueError, r"targets\[0\].*got 1099511627776"),
     ({"targets": torch.tensor([0, 1])}, ValueError, r"targets must have shape \(3,\), got \(2,\)"),
     ({"targets": torch.zeros(3, 1).long()}, ValueError, r"targets must have .* got \(3, 1\)"),
+    ({"targets": [0, 1, 2]}, TypeError, "targets must be a tensor, got list"),
     ({"targets": torch.zeros(3)}, TypeError, "targets must be int64, got torch.float32"),
     ({"targets": torch.zeros(3).int()}, TypeError, "targets must be int64, got torch.int32"),
     (
@@ -40,6 +41,7 @@ BAD_IMPL: list[tuple[dict[str, Any], type[Exception], str]] = [
 BAD_HEAD: list[tuple[dict[str, Any], type[Exception], str]] = [
     ({"hidden": torch.zeros(3, 4, 1)}, ValueError, r"hidden must have 2 .* got shape \(3, 4, 1\)"),
     ({"hidden": torch.zeros(3, 4).long()}, TypeError, "hidden must be floating point, got torch.i"),
+    ({"hidden": torch.zeros(3, 4).to(torch.float8_e4m3fn)}, TypeError, "hidden .*float8_e4m3fn"),
     ({"weight": torch.zeros(9)}, ValueError, r"weight must have 2 dimensions, got shape \(9,\)"),
     ({"weight": torch.zeros(9, 4).int()}, TypeError, "weight must be floating .* got torch.int32"),
     ({"weight": torch.zeros(9, 5)}, ValueError, r"weight .* D=4 of hidden, got \(9, 5\)"),
@@ -52,11 +54,21 @@ BAD_HEAD: list[tuple[dict[str, Any], type[Exception], str]] = [
     ({"bias": torch.zeros(9, device="meta")}, ValueError, "bias must be on cpu .*got meta"),
     ({"temperature": 0.0}, ValueError, "temperature must be positive and finite, got 0.0"),
     ({"temperature": float("nan")}, ValueError, "temperature must be positive .* got nan"),
+    ({"temperature": None}, TypeError, "temperature must be a number, got NoneType"),
+    ({"temperature": torch.ones(())}, TypeError, "temperature must be a number, got Tensor"),
+    ({"memory_budget_bytes": 1e6}, TypeError, "memory_budget_bytes must be whole, got 1000000.0"),
     ({"softcap": -1.0}, ValueError, "softcap must be positive and finite, got -1.0"),
     ({"softcap": float("inf")}, ValueError, "softcap must be positive and finite, got inf"),
     ({"memory_budget_bytes": 0}, ValueError, "memory_budget_bytes must be positive .*got 0"),
 ]
 BAD_PAIRS: list[tuple[dict[str, Any], type[Exception], str]] = [
+    ({"cu_seqlens": [0, 1, 3]}, TypeError, "cu_seqlens must be a tensor, got list"),
+    ({"pair_loss": None}, TypeError, "pair_loss must be a function, got NoneType"),
+    (
+        {"pair_weights": torch.ones(1, requires_grad=True)},
+        ValueError,
+        "pair_weights get no gradient",
+    ),
     ({"cu_seqlens": torch.tensor([0.0, 1, 3])}, TypeError, "cu_seqlens must be .* torch.float32"),
     ({"cu_seqlens": torch.tensor([[0, 1, 3]])}, TypeError, r"cu_seqlens must be .*got \(1, 3\)"),
     ({"cu_seqlens": torch.tensor([0, 3])}, ValueError, r"2B \+ 1 bounds, .* got 2 of them"),
@@ -79,6 +91,11 @@ BAD_PAIRS: list[tuple[dict[str, Any], type[Exception], str]] = [
     [
         *BAD_TARGETS,
         *BAD_IMPL,
+        (
+            {"logits": torch.zeros(3, 1).expand(3, 9), "inplace_backward": True},
+            ValueError,
+            r"inplace_backward .* strides \(1, 0\) of shape \(3, 9\)",
+        ),
         ({"logits": torch.zeros(3)}, ValueError, r"logits must have 2 .* got shape \(3,\)"),
         ({"logits": torch.zeros(3, 9).long()}, TypeError, "logits must be floating point"),
         ({"logits": torch.zeros(3, 0)}, ValueError, "at least one entry, got V=0"),

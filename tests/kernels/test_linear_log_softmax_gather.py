@@ -176,8 +176,28 @@ def test_strided_inputs_give_the_same(dtype: torch.dtype, impl: str) -> None:
         (hidden.repeat_interleave(2, 1)[:, ::2], weight.repeat_interleave(3, 0)[::3]),
     ):
         assert not x.is_contiguous()
-        leaves = [y.detach().requires_grad_() for y in (x, w, exact.bias.to(dtype))]
+        bias = exact.bias.to(dtype).repeat_interleave(2)[::2]
+        leaves = [y.detach().requires_grad_() for y in (x, w, bias)]
         check(Problem(*leaves, targets), impl, memory_budget_bytes=20000)
+
+
+def test_an_expanded_bias_is_one_number_for_all_entries(impl: str) -> None:
+    given = problem(20, 16, 51).to(torch.bfloat16)
+    bias = torch.full((1,), 3.0, dtype=torch.bfloat16).expand(51)
+    args = given.hidden, given.weight, given.targets
+    found = linear_log_softmax_gather(*args, bias, impl=impl)
+    same = linear_log_softmax_gather(*args, bias.contiguous(), impl=impl)
+    assert torch.equal(found, same)
+
+
+def test_one_row_chunks_of_a_transposed_bf16_matrix_equal_the_whole(impl: str) -> None:
+    given = problem(5, 16, 2000).to(torch.bfloat16)
+    turned = given.hidden.detach().T.contiguous().T
+    whole = linear_log_softmax_gather(given.hidden, given.weight, given.targets, impl=impl)
+    rows = linear_log_softmax_gather(
+        turned, given.weight, given.targets, memory_budget_bytes=1, impl=impl
+    )
+    torch.testing.assert_close(rows, whole, atol=1e-2, rtol=0)
 
 
 @pytest.mark.parametrize("frozen", ["hidden", "weight", "bias"])

@@ -246,9 +246,51 @@ def test_strided_inputs_give_the_same(dtype: torch.dtype, impl: str) -> None:
         (torch.cat((hidden, hidden), 1)[:, 16:], weight.repeat(2, 1)[51:]),
         (hidden.repeat_interleave(2, 1)[:, ::2], weight.repeat_interleave(3, 0)[::3]),
     ):
-        leaves = [y.detach().requires_grad_() for y in (x, w, exact.bias.to(dtype))]
+        bias = exact.bias.to(dtype).repeat_interleave(2)[::2]
+        leaves = [y.detach().requires_grad_() for y in (x, w, bias)]
         bounds = torch.tensor([0, 1, 6, 2, 13, 7, 20, 9])[::2]  # strided, too
         check(Problem(*leaves, targets), torch.cat((bounds, bounds[-1:])), impl)
+
+
+@pytest.mark.parametrize("rows", [8, 2**20])
+@pytest.mark.parametrize("share", [1e-3, 1e-7])
+def test_fp16_keeps_the_gradient_of_small_weights_for_a_large_upstream_scale(
+    share: float, rows: int, impl: str
+) -> None:
+    given, bounds = problem(20, 16, 51).to(torch.float16), torch.tensor([0, 5, 9, 14, 20])
+    pair_loss, weights = game(given, bounds), torch.full((2,), share)
+    budget = budget_of(rows, 51, torch.float16, impl)
+
+    def gradients(weights: Tensor, upstream: float) -> tuple[Tensor, ...]:
+        out = linear_pair_loss(
+            given.hidden,
+            given.weight,
+            given.targets,
+            bounds,
+            pair_loss,
+            weights,
+            given.bias,
+            memory_budget_bytes=budget,
+            impl=impl,
+        )
+        return torch.autograd.grad(upstream * out.loss, given.leaves)
+
+    for small, plain in zip(
+        gradients(weights, 1 / share), gradients(torch.ones(2), 1.0), strict=True
+    ):
+        torch.testing.assert_close(small, plain, atol=2e-3, rtol=2e-3)
+
+
+def test_losses_are_fp32_whatever_the_function_and_the_weights_are(impl: str) -> None:
+    given, bounds = problem(20, 16, 51).to(torch.float32), torch.tensor([0, 5, 20])
+    args = given.hidden, given.weight, given.targets, bounds
+    out = linear_pair_loss(
+        *args,
+        lambda real, generated: (generated - real).bfloat16(),
+        torch.ones(1, dtype=torch.float64),
+        impl=impl,
+    )
+    assert {x.dtype for x in out} == {torch.float32}
 
 
 def test_autocast_multiplies_in_bf16_and_keeps_fp32_masters(impl: str) -> None:

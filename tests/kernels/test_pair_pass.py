@@ -136,10 +136,12 @@ def peak_of(op: Any, given: Problem, bounds: Tensor, **options: Any) -> int:
 
 @pytest.mark.usefixtures("_launches_leave_nothing")
 @pytest.mark.parametrize("pair_rows", [8, 64])  # of at most 32 that the budget holds
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("dtype", DTYPES)
 def test_memory_keeps_to_the_budget_whatever_the_number_of_rows(
     dtype: torch.dtype, pair_rows: int, impl: str
 ) -> None:
+    if impl == "triton" and dtype == torch.float16:
+        pytest.skip("on a CPU the fp32 product of fp16 chunks copies them; a GPU's does not")
     d, v, budget = 4, 2048, 2**18
     for n in (64, 128) if impl == "triton" else (128, 1024):
         given = problem(n, d, v, bias=False).to(dtype)

@@ -130,6 +130,19 @@ def test_target_logits_are_fp32_dot_products(dtype: torch.dtype, depth: int, imp
         assert_near(turned, expected)
 
 
+@pytest.mark.parametrize("n", [1, 4096, 5000])
+def test_a_target_outside_the_vocabulary_is_seen_anywhere(n: int, impl: str) -> None:
+    ops = row_ops(impl)
+    right = torch.arange(n) % 7
+    right[::3] = IGNORED
+    assert ops.targets_ok(right, 7).tolist() == [True]
+    for row in {0, n // 2, n - 1}:
+        for wrong in (-1, -101, 7, 2**40, -(2**40)):
+            targets = right.clone()
+            targets[row] = wrong
+            assert ops.targets_ok(targets, 7).tolist() == [False]
+
+
 def test_segment_sums_are_exact_to_one_rounding_for_empty_and_long_segments(impl: str) -> None:
     offsets = torch.tensor([0, 0, 1, 1, 1025, 1025 + 1024, 6000, 6000])
     rng = torch.Generator().manual_seed(0)
