@@ -95,7 +95,7 @@ def test_two_sharded_ranks_play_against_one_server(tmp_path: Path) -> None:
 def play(llama: Served, folder: Path, reload_command: str) -> list[Any]:
     generation = settings({"base_url": llama.url, "reload_command": reload_command})
     assert generation.server is not None
-    opponent = Opponent(folder / "opponent", lambda: (folder / "opponent").mkdir())
+    opponent = Opponent(folder / "opponent", (folder / "opponent").mkdir)
 
     def make(url: str, check_alive: Callable[[], None]) -> Any:
         assert url == llama.url
