@@ -68,6 +68,8 @@ def engine_of(
     def make(url: str, check_alive: Callable[[], None]) -> Engine:
         return ServerEngine(url, model.tokenizer, stop_token_id, settings, check_alive)
 
+    if torch.cuda.is_available():
+        torch.cuda.empty_cache()  # what training has freed, the server may take
     assert settings.server is not None
     with served(settings.server, Opponent(folder / "opponent", export), make) as engine:
         yield engine

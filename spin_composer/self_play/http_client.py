@@ -46,7 +46,7 @@ class HTTPClient:
         self._random = random.SystemRandom()
 
     def get(self, path: str) -> Any:
-        """Return the JSON at a path, asked for once."""
+        """Return the JSON at a path, asked for once; OSError if the server cannot be reached."""
         return self._send(path, None, min(_PROBE_SECONDS, self.timeout_seconds))
 
     def post(self, path: str, body: Mapping[str, Any], stop: threading.Event) -> Any:
@@ -78,7 +78,7 @@ class HTTPClient:
         )
 
     def wait_until_ready(self, seconds: float) -> None:
-        """Return when the server lists its models.
+        """Return when the server lists its models, and calls itself healthy if it has ``/health``.
 
         Raises:
             EngineError: If it does not within ``seconds``, or is gone before.
@@ -88,8 +88,10 @@ class HTTPClient:
         while time.monotonic() < deadline:
             self.check_alive()
             try:
-                self.get("/v1/models")
-                return
+                self.get("/v1/models")  # llama.cpp's lists them while it still loads
+                if self._is_healthy():
+                    return
+                failure = "it says that it is not healthy yet"
             except (OSError, http.client.HTTPException, EngineError) as error:
                 failure = _named(error, _PROBE_SECONDS)
             time.sleep(_POLL_SECONDS)
@@ -98,11 +100,21 @@ class HTTPClient:
             "log; raise spin.generation.server.startup_timeout_seconds if it only needs longer."
         )
 
-    def _send(self, path: str, data: bytes | None, timeout: float) -> Any:
+    def _is_healthy(self) -> bool:
+        try:
+            self._open("/health", None, _PROBE_SECONDS)
+        except urllib.error.HTTPError as error:
+            return error.code < 500  # there is none
+        return True
+
+    def _open(self, path: str, data: bytes | None, timeout: float) -> bytes:
         headers = {"Content-Type": "application/json"}
         request = urllib.request.Request(self.base_url + path, data, headers)
         with self._opener.open(request, timeout=timeout) as response:
-            text = response.read()
+            return response.read()
+
+    def _send(self, path: str, data: bytes | None, timeout: float) -> Any:
+        text = self._open(path, data, timeout)
         try:
             return json.loads(text)
         except ValueError:

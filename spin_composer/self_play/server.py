@@ -61,6 +61,12 @@ class ServerEngine:
             return str(first["id"]), DIALECTS.get(str(first.get("owned_by")), ANY)
         except (KeyError, TypeError, IndexError, AttributeError):
             raise EngineError(f"{self.client.base_url}/v1/models lists no model.") from None
+        except OSError as error:
+            raise EngineError(
+                f"{self.client.base_url} cannot be reached from here ({error}). On several nodes "
+                "set spin.generation.server.host to a name that all know, and let the server "
+                "listen there (vLLM: --host 0.0.0.0)."
+            ) from None
 
     def generate(self, prompts: Sequence[Ids], seed: int) -> list[Response]:
         """Answer the prompts; see :class:`~spin_composer.self_play.engine.Engine`.

@@ -2,26 +2,18 @@
 
 from __future__ import annotations
 
-import itertools
 import json
-import os
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from fixtures import models, tokenizers
-from torch import distributed as dist
-from torch.distributed.fsdp import FullyShardedDataParallel, fully_shard
-from torch.distributed.fsdp.wrap import ModuleWrapPolicy
 from transformers import AutoModelForCausalLM, AutoTokenizer
-from transformers.models.llama.modeling_llama import LlamaDecoderLayer
 
 from spin_composer.errors import InputError
 from spin_composer.head import install_head
 from spin_composer.self_play.export import export_opponent
-from spin_composer.self_play.gather import gathered
-from tests.self_play.test_gather import spawn
 
 IDS = torch.tensor([[5, 9, 33, 7, 120, 4]])
 
@@ -122,45 +114,3 @@ def test_a_failed_export_leaves_nothing(tmp_path: Path, monkeypatch: pytest.Monk
 def test_a_class_that_servers_do_not_know_is_refused(tmp_path: Path) -> None:
     with pytest.raises(InputError, match=r"cannot serve a MPTForCausalLM.*Use engine: hf"):
         export(models.tiny_model("mpt"), tmp_path / "opponent")
-
-
-def on_rank(rank: int, folder: str, port: int, results: Any) -> None:
-    os.environ.update(MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port))
-    dist.init_process_group("gloo", rank=rank, world_size=2)
-    for kind, family in itertools.product(("fsdp1", "fsdp2"), ("llama", "llama_tied")):
-        target = Path(folder) / f"{kind}-{family}"
-        results[rank, kind, family] = exported_when_sharded(rank, kind, family, target)
-    dist.destroy_process_group()
-
-
-def exported_when_sharded(rank: int, kind: str, family: str, target: Path) -> tuple[bool, str, Any]:
-    model: Any = models.tiny_model(family)
-    wanted = logps(model)
-    model.train()
-    if kind == "fsdp1":
-        model = FullyShardedDataParallel(
-            model,
-            auto_wrap_policy=ModuleWrapPolicy({LlamaDecoderLayer}),
-            device_id=torch.device("cpu"),
-            use_orig_params=True,
-        )
-    else:
-        for layer in model.model.layers:
-            fully_shard(layer)
-        fully_shard(model)
-    model(input_ids=IDS).logits.sum().backward()  # past FSDP's lazy start, as in training
-    with gathered(model):
-        if rank == 0:  # alone: a collective in here would never return
-            export_opponent(model, tokenizers.chatml(), 2, "one", None, target)
-        dist.barrier()
-    loaded = AutoModelForCausalLM.from_pretrained(target, attn_implementation="eager")
-    model(input_ids=IDS).logits.sum().backward()  # and training goes on
-    written = json.loads((target / "config.json").read_text())["architectures"]
-    return torch.equal(logps(loaded), wanted), type(loaded).__name__, written
-
-
-def test_a_sharded_policy_is_exported_whole(tmp_path: Path) -> None:
-    found = spawn(on_rank, str(tmp_path))
-    assert len(found) == 8
-    for case, result in found.items():
-        assert result == (True, "LlamaForCausalLM", ["LlamaForCausalLM"]), case

@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
@@ -21,6 +21,7 @@ from fixtures.tokenizers import byte_level, sentencepiece_like
 
 from spin_composer.errors import EngineError
 from spin_composer.self_play import http_client
+from spin_composer.self_play.http_client import HTTPClient
 from spin_composer.self_play.server import ServerEngine
 from spin_composer.self_play.store import LENGTH, STOP, STRING
 
@@ -30,15 +31,21 @@ Script = Callable[[dict[str, Any], int], Answer]
 
 
 @contextmanager
-def faulty(script: Script, owner: str = "vllm") -> Iterator[tuple[str, list[dict]]]:
+def faulty(
+    script: Script, owner: str = "vllm", health: Sequence[int] = ()
+) -> Iterator[tuple[str, list[dict]]]:
     """Serve ``script(body, how many requests this prompt has had before)``; yield URL, requests."""
     asked: list[dict[str, Any]] = []
+    healths = iter(health)
     lock = threading.Lock()
 
     class Handler(BaseHTTPRequestHandler):
         protocol_version = "HTTP/1.1"
 
         def do_GET(self) -> None:
+            if self.path == "/health":
+                self.reply(next(healths, 503), b"")
+                return
             self.reply(200, {"data": [{"id": "the-model", "owned_by": owner}]})
 
         def do_POST(self) -> None:
@@ -193,11 +200,18 @@ def test_other_ends_are_errors() -> None:
     assert_fails(lambda b, _: good(b, [5], finish_reason="abort"), "finish_reason 'abort'")
 
 
-def test_a_server_without_a_model_is_an_error() -> None:
+def test_a_server_that_cannot_be_reached_names_the_remedy() -> None:
     with faulty(lambda b, _: good(b)) as (url, _):
         pass
-    with pytest.raises(OSError, match="refused"):
+    with pytest.raises(EngineError, match=r"cannot be reached from here .*server\.host"):
         engine(url)
+
+
+def test_a_server_that_says_it_loads_is_waited_for() -> None:
+    with faulty(lambda b, _: good(b), health=[503, 503, 200]) as (url, _):
+        HTTPClient(url, 5, 0).wait_until_ready(20)
+        with pytest.raises(EngineError, match="it says that it is not healthy yet"):
+            HTTPClient(url, 5, 0).wait_until_ready(0.5)
 
 
 # --- answers of servers that need a GPU, in their sources' forms ------------------------------
