@@ -13,6 +13,7 @@ from torch.utils.data import DataLoader
 
 from spin_composer.books import IterationLog
 from spin_composer.data.loader import examples_of
+from spin_composer.engines import check_engine
 from spin_composer.errors import InputError
 from spin_composer.iteration import Game, composer_model, resume_iteration, start_iteration
 from spin_composer.model import SpinLM
@@ -127,6 +128,7 @@ class SPIN(Algorithm):
         loader = cast("DataLoader[Any]", loader)
         require_spin_scheduler(state)
         check_lengths(self.settings, examples, composer_model(state).config)
+        check_engine(self.settings.generation, composer_model(state))
         seed = state.rank_zero_seed if self.settings.seed is None else self.settings.seed
         root = self.settings.store.format(run_name=state.run_name)
         self.game = Game(self.settings, seed, Store(root), examples, loader)

@@ -11,6 +11,10 @@ class StoreError(RuntimeError):
     """A self-play store that does not belong to this run, or that is damaged."""
 
 
+class EngineError(RuntimeError):
+    """A completion server that does not start, or does not answer as it must."""
+
+
 def shown(value: object, limit: int = 60) -> str:
     """Return ``repr(value)`` shortened to ``limit`` characters, for error messages."""
     text = repr(value)

@@ -8,7 +8,9 @@ from __future__ import annotations
 import hashlib
 import json
 import time
-from dataclasses import asdict, dataclass, field
+from collections.abc import Sequence
+from contextlib import AbstractContextManager
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -21,12 +23,13 @@ from torch.utils.data import DataLoader
 
 from spin_composer.data.examples import ExampleDataset
 from spin_composer.data.pairs import Pair
+from spin_composer.engines import engine_of
 from spin_composer.errors import StoreError
 from spin_composer.loss import PairLoss
-from spin_composer.self_play.engine import HFEngine
+from spin_composer.self_play.engine import Engine
 from spin_composer.self_play.gather import fingerprint, gathered
 from spin_composer.self_play.pair_loader import build_pair_loader, resume_at
-from spin_composer.self_play.plan import plan_units
+from spin_composer.self_play.plan import PlayUnit, Unit, plan_units
 from spin_composer.self_play.play import Player, PlayReport, finished_play, play
 from spin_composer.self_play.ranks import from_rank_zero
 from spin_composer.self_play.samples import log_samples
@@ -74,7 +77,8 @@ def start_iteration(game: Game, state: State, logger: Logger) -> dict[str, float
         opponent = fingerprint(model.model)
         game.manifest = _manifest(game, state, iteration, len(units)) | {"opponent": opponent}
         from_rank_zero(lambda: _open(game, iteration))
-        report = play(_player(game, state), iteration, units)
+        with _engine(game, state, iteration, units) as engine:
+            report = play(_player(game, state, engine), iteration, units)
     seconds = time.perf_counter() - started
     game.play_seconds += seconds
     game.noise = report.noise
@@ -145,33 +149,29 @@ def pair_loss(settings: SpinSettings, iteration: int) -> PairLoss:
     )
 
 
-def _player(game: Game, state: State) -> Player:
-    model = composer_model(state)
+def _engine(
+    game: Game, state: State, iteration: int, units: Sequence[Unit]
+) -> AbstractContextManager[Engine]:
+    missing = from_rank_zero(lambda: game.store.missing_units(iteration, len(units)))
+    return engine_of(
+        game.settings.generation,
+        state,
+        composer_model(state),
+        game.examples.stop_token_id,
+        game.store.folder(iteration),
+        game.manifest["opponent"],
+        needed=any(isinstance(units[u], PlayUnit) for u in missing),
+    )
 
-    def precision() -> Any:
-        return get_precision_context(state.precision, state.precision_config)
 
+def _player(game: Game, state: State, engine: Engine) -> Player:
     @torch.no_grad()
     def score(batch: dict[str, torch.Tensor]) -> torch.Tensor:
-        with precision():
-            return model.score(state.device.batch_to_device(batch))
+        with get_precision_context(state.precision, state.precision_config):
+            return composer_model(state).score(state.device.batch_to_device(batch))
 
-    engine = HFEngine(
-        model=model.model,
-        tokenizer=model.tokenizer,
-        stop_token_id=game.examples.stop_token_id,
-        settings=game.settings.generation,
-        device=_device(state),
-        precision=precision,
-    )
     score_batch_size = max(1, game.settings.generation.batch_size // 2)  # a pair is two sequences
     return Player(game.store, engine, score, game.examples, game.seed, score_batch_size)
-
-
-def _device(state: State) -> torch.device:
-    if state.device.name == "gpu":
-        return torch.device("cuda", torch.cuda.current_device())
-    return torch.device("cpu")
 
 
 def _open(game: Game, iteration: int) -> None:
@@ -194,7 +194,7 @@ def _manifest(game: Game, state: State, iteration: int, num_units: int) -> dict[
         "unit_size": settings.unit_size,
         "samples_per_iteration": settings.samples_per_iteration,
         "replay": settings.replay,
-        "generation": asdict(settings.generation),
+        "generation": settings.generation.of_samples(),
         "precision": str(state.precision),
         "num_examples": len(game.examples),
         "data": game.examples.fingerprint,

@@ -7,65 +7,23 @@ A YAML's ``algorithms.spin`` section fills :class:`SpinSettings`, its ``generati
 
 from __future__ import annotations
 
-import difflib
-import math
 import re
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, fields
-from typing import Any, TypeVar
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, field
+from typing import Any
 
-from spin_composer.errors import InputError, shown
+from spin_composer.checks import check as _check
+from spin_composer.checks import fill as fill
+from spin_composer.checks import is_int as _is_int
+from spin_composer.checks import is_number as _is_number
+from spin_composer.checks import nearest as nearest
+from spin_composer.errors import InputError
+from spin_composer.server_settings import ServerSettings
 
 LOSSES = ("logistic", "hinge", "squared")
-ENGINES = ("hf",)
+ENGINES = ("hf", "server")
 ALL = "all"
 DECAYS = ("linear", "cosine", "constant")
-
-T = TypeVar("T")
-
-
-def fill(cls: type[T], given: Mapping[str, Any] | T, where: str) -> T:
-    """Build the settings dataclass ``cls`` from a mapping, refusing keys that it does not have.
-
-    Args:
-        cls: A dataclass of this module.
-        given: Field names and values, or an instance of ``cls``, which is returned as it is.
-        where: Dotted name of the section, for messages.
-
-    Raises:
-        InputError: If ``given`` is no mapping or has an unknown key; the nearest known key is
-            named.
-    """
-    if isinstance(given, cls):
-        return given
-    if not isinstance(given, Mapping):
-        raise InputError(f"{where} must be a mapping of settings, got {shown(given)}.")
-    known = [f.name for f in fields(cls)]  # pyright: ignore[reportArgumentType]
-    unknown = [key for key in given if key not in known]
-    if unknown:
-        raise InputError(f"{where}.{unknown[0]} is not a setting. {nearest(unknown[0], known)}")
-    return cls(**given)
-
-
-def nearest(name: object, known: Sequence[str]) -> str:
-    """Return a sentence that names the known key nearest to ``name``, or all of them."""
-    close = difflib.get_close_matches(str(name), known, n=1, cutoff=0.5)
-    return f"Did you mean {close[0]!r}?" if close else f"Known: {', '.join(sorted(known))}."
-
-
-def _check(ok: bool, name: str, value: object, wanted: str, remedy: str = "") -> None:
-    if not ok:
-        raise InputError(f"{name} must be {wanted}, got {shown(value)}. {remedy}".rstrip())
-
-
-def _is_int(value: object) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool)
-
-
-def _is_number(value: object) -> bool:
-    if isinstance(value, bool) or not isinstance(value, (int, float)):
-        return False
-    return math.isfinite(value)
 
 
 @dataclass
@@ -90,7 +48,10 @@ class GenerationSettings:
     batch_size: int = 32
     """Prompts per generation batch of one rank. NeMo-Aligner's ``rollout_micro_batch_size``."""
     engine: str = "hf"
-    """Who generates: ``hf``, Hugging Face ``generate`` in the training processes."""
+    """Who generates: ``hf``, Hugging Face ``generate`` in the training processes, or ``server``, a
+    completion server."""
+    server: ServerSettings | None = None
+    """The completion server of engine ``server``."""
 
     def __post_init__(self) -> None:
         """Check every field."""
@@ -122,6 +83,30 @@ class GenerationSettings:
         self.stop_strings = list(self.stop_strings)
         ok = self.engine in ENGINES
         _check(ok, f"{at}.engine", self.engine, f"one of {', '.join(ENGINES)}")
+        self._check_server(at)
+
+    def _check_server(self, at: str) -> None:
+        if self.server is not None:
+            remedy = "Set engine: server, or remove the section."
+            _check(self.engine == "server", f"{at}.server", "a section", "absent with hf", remedy)
+            self.server = fill(ServerSettings, self.server, f"{at}.server")
+        if self.engine != "server":
+            return
+        wanted, remedy = "a section with command or base_url", "yamls/ has an example for vLLM."
+        _check(self.server is not None, f"{at}.server", None, wanted, remedy)
+        for name, neutral in (("min_new_tokens", 0), ("repetition_penalty", 1)):
+            value, wanted = getattr(self, name), f"{neutral} with engine server"
+            remedy = "Servers do not agree on what it means; remove it, or use engine: hf."
+            _check(value == neutral, f"{at}.{name}", value, wanted, remedy)
+
+    def of_samples(self) -> dict[str, Any]:
+        """Return what a response depends on, for an iteration's manifest.
+
+        Where a server listens and how it is asked may change when a run is resumed; so may the
+        batch size where it does not make the batches.
+        """
+        left_out = {"server", "batch_size"} if self.engine == "server" else {"server"}
+        return {name: value for name, value in asdict(self).items() if name not in left_out}
 
     @property
     def unfaithful(self) -> list[str]:

@@ -17,10 +17,10 @@ KERNELS = ROOT / "kernels" / "spin_kernels"
 # A module may import those of its own layer and of the layers below. Every module has its place
 # here: a new one belongs in this list before it belongs in the package.
 LAYERS: tuple[frozenset[str], ...] = (
-    frozenset({"errors", "settings"}),
+    frozenset({"errors", "checks", "server_settings", "settings"}),
     frozenset({"data", "loss", "head", "dropout", "logprobs", "metrics", "report"}),
     frozenset({"model", "self_play"}),
-    frozenset({"schedule", "start_checks", "iteration", "books", "algorithm", "config"}),
+    frozenset({"schedule", "start_checks", "engines", "iteration", "books", "algorithm", "config"}),
     frozenset({"train", "demo", "cli", "__main__"}),
 )
 LAYER_OF = {name: number for number, names in enumerate(LAYERS) for name in names}

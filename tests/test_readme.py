@@ -11,6 +11,7 @@ import pytest
 from fixtures.runs import write_rows
 from fixtures.yaml_run import save_model
 
+from spin_composer.server_settings import ServerSettings
 from spin_composer.settings import GenerationSettings, SpinSettings
 
 README = (Path(__file__).parents[1] / "README.md").read_text()
@@ -24,7 +25,12 @@ def table(section: str) -> dict[str, list[str]]:
 
 
 @pytest.mark.parametrize(
-    ("cls", "prefix"), [(SpinSettings, ""), (GenerationSettings, "generation.")]
+    ("cls", "prefix"),
+    [
+        (SpinSettings, ""),
+        (GenerationSettings, "generation."),
+        (ServerSettings, "generation.server."),
+    ],
 )
 def test_every_setting_is_in_the_table_with_its_default(cls, prefix):
     rows = table("Settings")
@@ -40,6 +46,7 @@ def test_every_setting_is_in_the_table_with_its_default(cls, prefix):
 def test_the_table_names_no_setting_that_is_not_there():
     known = {f.name for f in fields(SpinSettings)} | {"max_duration"}
     known |= {f"generation.{f.name}" for f in fields(GenerationSettings)}
+    known |= {f"generation.server.{f.name}" for f in fields(ServerSettings)}
     assert set(table("Settings")) <= known
 
 

@@ -71,7 +71,7 @@ WRONG: list[tuple[dict[str, Any], str]] = [
     ({"generation": {"top_k": -1}}, "generation.top_k"),
     ({"generation": {"stop_strings": "###"}}, "generation.stop_strings must be a list"),
     ({"generation": {"stop_strings": [""]}}, "generation.stop_strings"),
-    ({"generation": {"engine": "vllm"}}, "generation.engine must be one of hf, got 'vllm'"),
+    ({"generation": {"engine": "vllm"}}, "generation.engine must be one of hf, server, got 'vllm'"),
 ]
 
 

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from fixtures.yamls import REAL, load, plain, tiny
+from fixtures.yamls import HF_CLASS, REAL, load, plain, tiny
 from omegaconf import OmegaConf
 
 from spin_composer.config import validate
@@ -32,9 +32,9 @@ def test_yaml_explains_every_setting_of_the_game(name: str):
     spin = plain(load(name))["algorithms"]["spin"]
     optional = {"seed", "deterministic"}  # the defaults are explained in the README's table
     assert set(spin) >= {field.name for field in fields(SpinSettings)} - optional
-    assert set(spin["generation"]) >= {
-        field.name for field in fields(GenerationSettings)
-    } - {"stop_strings"}
+    assert set(spin["generation"]) >= {field.name for field in fields(GenerationSettings)} - {
+        "stop_strings"
+    }
 
 
 def test_yaml_has_no_key_that_llm_foundry_does_not_know(name: str):
@@ -72,7 +72,7 @@ def test_yaml_builds_its_tiny_twin(name: str, tmp_path: Path):
     section: dict[str, Any] = dict(cfg["model"])
     model = build_composer_model(section.pop("name"), section, tokenizer)
     assert isinstance(model, ComposerModel)
-    expected = {"zephyr-7b-ultrachat": "Mistral", "llama-3.1-8b": "Llama", "mpt-7b": "MPT"}[name]
+    expected = HF_CLASS.get(name, "MPT")
     assert type(model.model).__name__ == f"{expected}ForCausalLM"
     for key, build in (("optimizer", build_optimizer), ("scheduler", build_scheduler)):
         section = dict(cfg[key])

@@ -34,6 +34,31 @@ def from_rank_zero(make: Callable[[], Any]) -> Any:
     return outcome[0]
 
 
+def wait_for_rank_zero(make: Callable[[], str]) -> str:
+    """Return rank 0's text on every rank, however long it takes to make; a collective at entry.
+
+    Unlike :func:`from_rank_zero` no rank waits in a collective, which the process group's timeout
+    would end. What rank 0 raises is raised there; the others raise a RuntimeError that names it.
+    """
+    key = from_rank_zero(lambda: f"spin/{uuid.uuid4()}")
+    if not dist.is_initialized() or dist.get_world_size() == 1:
+        return make()
+    store: Any = _get_default_store()
+    if dist.get_global_rank() == 0:
+        try:
+            text = make()
+        except BaseException as error:
+            store.set(f"{key}/failed", str(error) or type(error).__name__)
+            raise
+        store.set(f"{key}/made", text)
+        return text
+    while not store.check([f"{key}/made"]):
+        if store.check([f"{key}/failed"]):
+            raise RuntimeError(f"rank 0 failed: {store.get(f'{key}/failed').decode()}")
+        time.sleep(POLL_SECONDS)
+    return store.get(f"{key}/made").decode()
+
+
 class SharedWork:
     """A count of pieces of work that ranks take one by one, in order; a collective to make.
 

@@ -1,0 +1,91 @@
+"""The engine of an iteration, made from the run's settings, model and device."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+from composer.core import Precision, State
+from composer.core.precision import get_precision_context
+
+from spin_composer.self_play.engine import Engine, HFEngine
+from spin_composer.self_play.export import check_exportable, export_opponent
+from spin_composer.self_play.server import ServerEngine
+from spin_composer.self_play.serving import NoEngine, Opponent, served
+from spin_composer.settings import GenerationSettings
+
+_EXPORTED_DTYPE = {
+    Precision.AMP_BF16: torch.bfloat16,
+    Precision.AMP_FP8: torch.bfloat16,
+    Precision.AMP_FP16: torch.float16,
+}
+"""Training multiplies by weights of this dtype; other precisions keep the parameters'."""
+
+
+@contextmanager
+def engine_of(
+    settings: GenerationSettings,
+    state: State,
+    model: Any,
+    stop_token_id: int,
+    folder: Path,
+    opponent: str,
+    needed: bool,
+) -> Iterator[Engine]:
+    """Yield the engine that answers an iteration's prompts; a collective at entry.
+
+    Args:
+        settings: Say which engine, and how it samples.
+        state: For precision and device.
+        model: The SpinLM, whose parameters are gathered.
+        stop_token_id: The one token that ends a response.
+        folder: The iteration's, for the exported opponent and the server's log.
+        opponent: The model's fingerprint.
+        needed: Whether any prompt is still to be answered; if not, no server is started.
+    """
+    if settings.engine == "hf":
+        yield HFEngine(
+            model.model,
+            model.tokenizer,
+            stop_token_id,
+            settings,
+            device=_device(state),
+            precision=lambda: get_precision_context(state.precision, state.precision_config),
+        )
+        return
+    if not needed:
+        yield NoEngine()
+        return
+
+    def export() -> None:
+        dtype = _EXPORTED_DTYPE.get(state.precision)
+        target = folder / "opponent"
+        export_opponent(model.model, model.tokenizer, stop_token_id, opponent, dtype, target)
+
+    def make(url: str, check_alive: Callable[[], None]) -> Engine:
+        return ServerEngine(url, model.tokenizer, stop_token_id, settings, check_alive)
+
+    if torch.cuda.is_available():
+        torch.cuda.empty_cache()  # what training has freed, the server may take
+    assert settings.server is not None
+    with served(settings.server, Opponent(folder / "opponent", export), make) as engine:
+        yield engine
+
+
+def check_engine(settings: GenerationSettings, model: Any) -> None:
+    """Refuse a model that the engine cannot play with.
+
+    Raises:
+        InputError: Names the engine and the model's class.
+    """
+    if settings.engine == "server":
+        check_exportable(model.model)
+
+
+def _device(state: State) -> torch.device:
+    if state.device.name == "gpu":
+        return torch.device("cuda", torch.cuda.current_device())
+    return torch.device("cpu")

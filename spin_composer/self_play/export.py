@@ -1,0 +1,184 @@
+"""The opponent as a Hugging Face folder, for a completion server to load."""
+
+from __future__ import annotations
+
+import copy
+import json
+import os
+import shutil
+import uuid
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.distributed.fsdp import FSDPModule
+from transformers import GenerationConfig
+
+from spin_composer.errors import InputError
+from spin_composer.self_play.durable import fsync, write_atomically
+from spin_composer.self_play.gather import plain_name
+
+_MARK = "spin_opponent.json"
+
+
+def export_opponent(
+    model: Any,
+    tokenizer: Any,
+    stop_token_id: int,
+    opponent: str,
+    dtype: torch.dtype | None,
+    folder: Path,
+) -> None:
+    """Write a model whose parameters are gathered, and its tokenizer, to ``folder``; once.
+
+    A folder that holds this opponent already is left as it is. The folder's only EOS, in the
+    configs and the tokenizer alike, is the run's stop token, so that every server ends responses
+    where the run does; its generation config is neutral.
+
+    Args:
+        model: A Hugging Face causal LM, or a PEFT model of one, whose adapters are merged.
+        tokenizer: The run's.
+        stop_token_id: The one token that ends a response.
+        opponent: Fingerprint of the model, kept beside the weights.
+        dtype: Of floating-point weights in the files; None keeps the parameters'.
+        folder: Where to; it is there whole or not at all.
+
+    Raises:
+        InputError: If the model is of a kind that cannot be exported.
+    """
+    mark = json.dumps({"opponent": opponent, "stop_token_id": stop_token_id, "dtype": str(dtype)})
+    if (folder / _MARK).exists() and (folder / _MARK).read_text() == mark:
+        return
+    aside = folder.with_name(f".{folder.name}.{uuid.uuid4().hex[:8]}")
+    try:
+        _save(model, tokenizer, stop_token_id, dtype, aside)
+        for path in aside.iterdir():
+            fsync(path)
+        write_atomically(aside / _MARK, mark)
+        shutil.rmtree(folder, ignore_errors=True)
+        os.rename(aside, folder)
+        fsync(folder.parent)
+    finally:
+        shutil.rmtree(aside, ignore_errors=True)
+
+
+def check_exportable(model: Any) -> None:
+    """Refuse a model that servers would not load, or would load as another one.
+
+    Raises:
+        InputError: Names the model's class.
+    """
+    cls = _plain_class(_base(model))
+    if not cls.__module__.startswith("transformers."):
+        raise InputError(
+            f"spin.generation.engine=server cannot serve a {cls.__name__}: only transformers' own "
+            "classes load elsewhere as they are here. Use engine: hf."
+        )
+
+
+def _save(
+    model: Any, tokenizer: Any, stop_token_id: int, dtype: torch.dtype | None, folder: Path
+) -> None:
+    check_exportable(model)
+    base = _base(model)
+    config = copy.deepcopy(base.config)
+    config.eos_token_id, config.use_cache = stop_token_id, True
+    with torch.device("meta"):
+        # A twin without weights: save_pretrained would change the config of the model itself.
+        twin = _plain_class(base)(config)
+    state = plain_state(model, dtype)
+    wanted = set(twin.state_dict())
+    if state.keys() != wanted:
+        wrong = sorted(state.keys() ^ wanted)
+        raise RuntimeError(f"the opponent cannot be exported: it has, or lacks, {wrong[:3]}.")
+    # The twin's config gets the dtype of its own parameters.
+    twin.to(next(t.dtype for t in state.values() if t.is_floating_point()))
+    twin.generation_config = GenerationConfig(
+        do_sample=True, top_k=0, eos_token_id=stop_token_id, pad_token_id=stop_token_id
+    )
+    twin.save_pretrained(folder, state_dict=state)
+    tokenizer = copy.deepcopy(tokenizer)
+    tokenizer.eos_token = tokenizer.convert_ids_to_tokens(stop_token_id)
+    tokenizer.save_pretrained(folder)
+
+
+def plain_state(model: Any, dtype: torch.dtype | None = None) -> dict[str, Tensor]:
+    """Return a gathered model's state dict on the CPU, under plain names, adapters merged.
+
+    ``state_dict()`` itself would shard FSDP2's parameters again. Tensors that are tied stay one.
+    """
+    copies: dict[int, tuple[Tensor, Tensor]] = {}  # by id of the first, which must stay alive
+
+    def on_cpu(tensor: Tensor) -> Tensor:
+        if id(tensor) not in copies:
+            to = dtype if dtype is not None and tensor.is_floating_point() else tensor.dtype
+            # Always a copy: FSDP2 frees the storage when it shards again.
+            copies[id(tensor)] = tensor, tensor.detach().to("cpu", to, copy=True).contiguous()
+        return copies[id(tensor)][1]
+
+    return {name: on_cpu(tensor) for name, tensor in _tensors(model)}
+
+
+def _tensors(model: Any) -> Iterator[tuple[str, Tensor]]:
+    """Yield names, as in the model without adapters and wrappers, and tensors, ties twice."""
+    prefix = "base_model.model." if hasattr(model, "peft_config") else ""
+    for path, module in model.named_modules(remove_duplicate=False):
+        path = plain_name(f"{path}.").removeprefix(prefix)
+        parts = [part for part in path.split(".") if part]
+        if "original_module" in parts or any(part.startswith("lora_") for part in parts):
+            continue
+        if "modules_to_save" in parts:  # the trained copy of a whole module
+            at = parts.index("modules_to_save")
+            if at + 1 >= len(parts):
+                continue
+            parts = parts[:at] + parts[at + 2 :]
+        merged = _merged_weight(module)
+        if merged is not None:
+            yield ".".join([*parts, "weight"]), merged
+        adapted = parts[-1:] == ["base_layer"]
+        parts = [part for part in parts if part != "base_layer"]
+        for name, tensor in _own(module):
+            if not (adapted and name == "weight"):
+                yield ".".join([*parts, name]), tensor
+
+
+def _own(module: nn.Module) -> Iterator[tuple[str, Tensor]]:
+    """Yield a module's own parameters and persistent buffers."""
+    for name, parameter in module._parameters.items():
+        if parameter is not None:
+            # Under FSDP1 a copy in the forward's dtype may stand before the registered one.
+            yield name, module.__dict__.get(name, parameter)
+    for name, buffer in module._buffers.items():
+        if buffer is not None and name not in module._non_persistent_buffers_set:
+            yield name, buffer
+
+
+@torch.no_grad()
+def _merged_weight(module: Any) -> Tensor | None:
+    """Return an adapted layer's weight with its active adapters, or None if it has none."""
+    if not hasattr(module, "get_delta_weight") or not hasattr(module, "base_layer"):
+        return None
+    weight = module.base_layer.weight.detach().float().cpu()
+    if not module.disable_adapters:
+        for adapter in module.active_adapters:
+            if adapter in module.lora_A:
+                weight = weight + module.get_delta_weight(adapter).detach().float().cpu()
+    return weight.to(module.base_layer.weight.dtype)
+
+
+def _base(model: Any) -> Any:
+    """Return the Hugging Face model, without PEFT's and FSDP1's wrappers."""
+    model = getattr(model, "_fsdp_wrapped_module", model)
+    model = model.get_base_model() if hasattr(model, "peft_config") else model
+    return getattr(model, "_fsdp_wrapped_module", model)
+
+
+def _plain_class(model: Any) -> Any:
+    """Return the class that FSDP2 has made a subclass of."""
+    return next(
+        cls
+        for cls in type(model).__mro__
+        if issubclass(cls, nn.Module) and not issubclass(cls, FSDPModule)
+    )

@@ -1,0 +1,201 @@
+"""The engine ``server``: a completion server answers the prompts, token ids in and out."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Sequence
+from concurrent.futures import FIRST_EXCEPTION, Future, ThreadPoolExecutor, wait
+from typing import Any
+
+import numpy as np
+
+from spin_composer.errors import EngineError, shown
+from spin_composer.self_play.dialects import ANY, DIALECTS, Dialect, Reply
+from spin_composer.self_play.engine import Ids, Response
+from spin_composer.self_play.http_client import HTTPClient
+from spin_composer.self_play.store import LENGTH, STOP, STRING
+from spin_composer.settings import GenerationSettings
+
+_POLL_SECONDS = 1.0
+_TAIL_TOKENS = 8
+
+
+class ServerEngine:
+    """Asks a completion server for each prompt's response, many at a time.
+
+    Responses do not depend on the order in which requests are answered: each row has a seed of its
+    own. Whether the same seed gives the same response bit for bit is the server's affair: batches
+    of other sizes make other roundings.
+
+    Args:
+        base_url: ``http://host:port`` of the server, which serves the opponent.
+        tokenizer: The run's, for stop strings and for servers that give text only.
+        stop_token_id: The one token that ends a response.
+        settings: Sampling settings, with ``settings.server``.
+        check_alive: Raises an EngineError if the server is known to be gone.
+    """
+
+    def __init__(
+        self,
+        base_url: str,
+        tokenizer: Any,
+        stop_token_id: int,
+        settings: GenerationSettings,
+        check_alive: Callable[[], None] = lambda: None,
+    ):
+        assert settings.server is not None
+        self.tokenizer = tokenizer
+        self.stop_token_id = stop_token_id
+        self.settings = settings
+        self.concurrency = settings.server.concurrency
+        server = settings.server
+        self.client = HTTPClient(
+            base_url, server.request_timeout_seconds, server.retries, check_alive
+        )
+        self.model, self.dialect = self._recognise()
+
+    def _recognise(self) -> tuple[str, Dialect]:
+        """Return the name of the model that is served, and how this server is spoken to."""
+        try:
+            first = self.client.get("/v1/models")["data"][0]
+            return str(first["id"]), DIALECTS.get(str(first.get("owned_by")), ANY)
+        except (KeyError, TypeError, IndexError, AttributeError):
+            raise EngineError(f"{self.client.base_url}/v1/models lists no model.") from None
+        except OSError as error:
+            raise EngineError(
+                f"{self.client.base_url} cannot be reached from here ({error}). On several nodes "
+                "set spin.generation.server.host to a name that all know, and let the server "
+                "listen there (vLLM: --host 0.0.0.0)."
+            ) from None
+
+    def generate(self, prompts: Sequence[Ids], seed: int) -> list[Response]:
+        """Answer the prompts; see :class:`~spin_composer.self_play.engine.Engine`.
+
+        Raises:
+            EngineError: If a request fails for good; the others are given up.
+        """
+        stop = threading.Event()
+        pool = ThreadPoolExecutor(min(self.concurrency, max(1, len(prompts))), "completion")
+        try:
+            futures = [
+                pool.submit(self._answer, prompt, row_seed, stop)
+                for prompt, row_seed in zip(prompts, row_seeds(seed, len(prompts)), strict=True)
+            ]
+            self._wait(futures)
+            return [future.result() for future in futures]
+        finally:
+            stop.set()
+            pool.shutdown(wait=False, cancel_futures=True)
+
+    def _wait(self, futures: list[Future[Response]]) -> None:
+        """Return when all are done, or raise what one of them raised first."""
+        waiting = set(futures)
+        while waiting:
+            done, waiting = wait(waiting, _POLL_SECONDS, FIRST_EXCEPTION)
+            for future in done:
+                future.result()
+            self.client.check_alive()
+
+    def _answer(self, prompt: Ids, seed: int, stop: threading.Event) -> Response:
+        ids = [int(i) for i in prompt]
+        body = self.dialect.body(self.model, ids, seed, self.settings, self.stop_token_id)
+        answer = self.client.post(self.dialect.path, body, stop)
+        try:
+            reply = self.dialect.read(answer)
+        except (KeyError, TypeError, IndexError, ValueError, AttributeError):
+            raise self._error(f"gave no completion but {shown(answer)}") from None
+        return self._response(ids, reply)
+
+    def _response(self, prompt: list[int], reply: Reply) -> Response:
+        if reply.prompt_tokens not in (None, len(prompt)):
+            raise self._error(
+                f"read a prompt of {len(prompt)} tokens as {reply.prompt_tokens}: it changes "
+                "prompts, e.g. adds a BOS. Use a server that takes token ids as they are"
+            )
+        ids = self._retokenised(prompt, reply) if reply.ids is None else reply.ids
+        stop = ids.index(self.stop_token_id) if self.stop_token_id in ids else None
+        end = self._end_of_string(prompt, ids[:stop])
+        if end is not None:
+            return _response(ids[:end], STRING)
+        if stop is not None:
+            return _response(ids[: stop + 1], STOP)
+        self._check_count(ids, reply)
+        if reply.finish == "length":
+            if len(ids) != self.settings.max_new_tokens:
+                raise self._error(
+                    f"ended a response after {len(ids)} of {self.settings.max_new_tokens} tokens: "
+                    "its context is too short. Raise it (vLLM: --max-model-len)"
+                )
+            return _response(ids, LENGTH)
+        if reply.finish != "stop":
+            raise self._error(f"ended a response with finish_reason {shown(reply.finish)}")
+        if reply.stopped_by in self.settings.stop_strings:
+            return _response(ids, STRING)
+        if reply.stopped_by not in (None, self.stop_token_id) or (
+            reply.ids is not None and self.dialect.ids_hold_stop
+        ):
+            raise self._error(
+                f"ended a response at {shown(reply.stopped_by or ids[-1:])}, not at the run's stop "
+                f"token {self.stop_token_id}. Let it take EOS from the exported folder, which "
+                "names only that one"
+            )
+        return _response([*ids, self.stop_token_id], STOP)
+
+    def _check_count(self, ids: list[int], reply: Reply) -> None:
+        """Compare the number of ids with the number that the server says it sampled."""
+        stopped = reply.finish == "stop" and not self.dialect.ids_hold_stop
+        if reply.completion_tokens not in (None, len(ids), len(ids) + 1 if stopped else None):
+            what = "its text is of" if reply.ids is None else "its ids are"
+            raise self._error(
+                f"sampled {reply.completion_tokens} tokens but {what} {len(ids)}: other ones than "
+                "were sampled. Use a server that returns token ids (vLLM, a recent SGLang, "
+                "TensorRT-LLM, llama.cpp)"
+            )
+
+    def _retokenised(self, prompt: list[int], reply: Reply) -> list[int]:
+        """Return the ids of a reply's text, if after the prompt they are that very text."""
+        for text in (reply.text, reply.text.removeprefix(" ")):
+            ids = [int(i) for i in self.tokenizer(text, add_special_tokens=False).input_ids]
+            if self._text(prompt, ids) == reply.text:
+                return ids
+        raise self._error(
+            f"gives text only, and {shown(reply.text)} tokenised again is another text. Use a "
+            "server that returns token ids (vLLM, a recent SGLang, TensorRT-LLM, llama.cpp)"
+        )
+
+    def _text(self, prompt: list[int], ids: list[int]) -> str:
+        """Return the text of ``ids`` as it follows the prompt (a leading space included)."""
+        tail = prompt[-_TAIL_TOKENS:]
+        before, whole = (
+            self.tokenizer.decode(x, skip_special_tokens=False, clean_up_tokenization_spaces=False)
+            for x in (tail, tail + ids)
+        )
+        return whole[len(before) :]
+
+    def _end_of_string(self, prompt: list[int], ids: list[int]) -> int | None:
+        """Return the length of the shortest start of ``ids`` that holds a stop string."""
+
+        def holds(length: int) -> bool:
+            text = self._text(prompt, ids[:length])
+            return any(string in text for string in self.settings.stop_strings)
+
+        if not self.settings.stop_strings or not holds(len(ids)):
+            return None
+        low, high = 0, len(ids)  # low does not hold one, high does
+        while high - low > 1:
+            middle = (low + high) // 2
+            low, high = (low, middle) if holds(middle) else (middle, high)
+        return high
+
+    def _error(self, what: str) -> EngineError:
+        return EngineError(f"{self.dialect.name} at {self.client.base_url} {what}.")
+
+
+def row_seeds(seed: int, count: int) -> list[int]:
+    """Return a sampling seed per row of a unit: 31 bits, which every server takes."""
+    states = np.random.SeedSequence(seed).generate_state(count, np.uint32)
+    return [int(state >> np.uint32(1)) for state in states]
+
+
+def _response(ids: Sequence[int], finish: int) -> Response:
+    return Response(np.array(ids, np.int32), finish)

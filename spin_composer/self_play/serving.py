@@ -1,0 +1,103 @@
+"""The completion server of an iteration: the opponent exported, served, and taken away again."""
+
+from __future__ import annotations
+
+import logging
+import os
+import shutil
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+from composer.utils import dist
+
+from spin_composer.self_play.engine import Engine, Ids, Response
+from spin_composer.self_play.http_client import HTTPClient
+from spin_composer.self_play.ranks import wait_for_rank_zero
+from spin_composer.self_play.server_process import free_port, run_to_end, running
+from spin_composer.server_settings import ServerSettings
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Opponent:
+    """What a server is to serve.
+
+    Args:
+        folder: Where it is exported to; the log is beside it.
+        export: Writes it there, unless it is there already.
+    """
+
+    folder: Path
+    export: Callable[[], None]
+
+
+class NoEngine:
+    """The engine of an iteration whose prompts are all answered: it is never asked."""
+
+    def generate(self, prompts: Sequence[Ids], seed: int) -> list[Response]:
+        """Raise: nothing is left to be answered."""
+        raise AssertionError(f"{len(prompts)} prompts to answer, but no server was started")
+
+
+@contextmanager
+def served(
+    settings: ServerSettings,
+    opponent: Opponent,
+    make_engine: Callable[[str, Callable[[], None]], Engine],
+) -> Iterator[Engine]:
+    """Yield the engine of a server that serves the opponent; a collective at entry.
+
+    Rank 0 exports, starts (or reloads) and ends; the others wait for it without a collective.
+    After a play that failed the export stays, for the run that finishes it.
+
+    Args:
+        settings: Where the server is, or how it is started.
+        opponent: Whose parameters are gathered.
+        make_engine: Returns the engine, given the server's URL and a check that it is alive.
+
+    Raises:
+        EngineError: If the server does not start, or the reload command fails.
+    """
+    with ExitStack() as stack:
+        checks: list[Callable[[], None]] = []
+
+        def start() -> str:
+            opponent.export()
+            url, check = _start(settings, opponent, stack)
+            checks.append(check)
+            return url
+
+        url = wait_for_rank_zero(start)
+        yield make_engine(url, checks[0] if checks else lambda: None)
+    if dist.get_global_rank() == 0 and not settings.keep_export:
+        shutil.rmtree(opponent.folder, ignore_errors=True)
+
+
+def _start(
+    settings: ServerSettings, opponent: Opponent, stack: ExitStack
+) -> tuple[str, Callable[[], None]]:
+    """Return the URL of a server that answers, and a check that it is alive."""
+    log_file = opponent.folder.with_name("server.log")
+    seconds = settings.startup_timeout_seconds
+    if settings.command is None:
+        assert settings.base_url is not None
+        assert settings.reload_command is not None
+        run_to_end(settings.reload_command, opponent.folder, log_file, seconds)
+        url, check = settings.base_url, lambda: None
+    else:
+        port = free_port(settings.port)
+        server = stack.enter_context(running(settings.command, opponent.folder, port, log_file))
+        url, check = f"http://{settings.host or _own_host()}:{port}", server.check_alive
+        log.info(f"waiting for the completion server at {url}; its log is {log_file}")
+    HTTPClient(url, settings.request_timeout_seconds, 0, check).wait_until_ready(seconds)
+    return url, check
+
+
+def _own_host() -> str:
+    """Return the name under which all ranks reach rank 0's machine."""
+    if dist.get_world_size() == dist.get_local_world_size():
+        return "127.0.0.1"
+    return os.environ.get("MASTER_ADDR", "127.0.0.1")

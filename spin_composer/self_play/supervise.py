@@ -1,0 +1,44 @@
+"""Runs a command, and ends it when the process that wants it is gone: ``supervise.py PID COMMAND``.
+
+A training rank that is killed with SIGKILL cannot end the completion server that it started, which
+would keep its GPU memory and its port. This process, in the server's process group, can. It uses
+the standard library only, and is started as a file.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+
+_POLL_SECONDS = 0.5
+_GRACE_SECONDS = 20.0
+
+
+def main() -> int:
+    """Run the command; return its exit status."""
+    parent, command = int(sys.argv[1]), sys.argv[2:]
+    # The command gets the signal too, and decides. It starts without this handler, as any exec.
+    signal.signal(signal.SIGTERM, lambda *_: None)
+    try:
+        child = subprocess.Popen(command)
+    except OSError as error:
+        print(f"{command[0]}: {error.strerror}", file=sys.stderr, flush=True)
+        return 127
+    deadline = None
+    while (status := child.poll()) is None:
+        if deadline is None and os.getppid() != parent:
+            os.killpg(os.getpgrp(), signal.SIGTERM)
+            deadline = time.monotonic() + _GRACE_SECONDS
+        if deadline is not None and time.monotonic() > deadline:
+            os.killpg(os.getpgrp(), signal.SIGKILL)  # and this process with it
+        time.sleep(_POLL_SECONDS)
+    if os.getppid() != parent:  # nobody else is left to end the command's own children
+        os.killpg(os.getpgrp(), signal.SIGKILL)
+    return status if status >= 0 else 128 - status
+
+
+if __name__ == "__main__":
+    sys.exit(main())
