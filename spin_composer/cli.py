@@ -139,14 +139,15 @@ def _choice(name: str, value: str, known: tuple[str, ...]) -> Any:
 
 
 def main() -> None:
-    """Run the command line; bad input is one line on stderr and exit code 2."""
-    from spin_composer.errors import InputError, StoreError
+    """Run the command line; what a user can mend is one line on stderr, and an exit code."""
+    from spin_composer.exits import explain
 
     try:
         app()
-    except InputError as error:
-        print(f"error: {error}", file=sys.stderr)
-        sys.exit(2)
-    except StoreError as error:
-        print(f"error: {error}", file=sys.stderr)
-        sys.exit(3)
+    except Exception as error:
+        explained = explain(error)
+        if explained is None:
+            raise
+        code, line = explained
+        print(f"error: {line}", file=sys.stderr)
+        sys.exit(code)

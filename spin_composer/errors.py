@@ -11,6 +11,10 @@ class StoreError(RuntimeError):
     """A self-play store that does not belong to this run, or that is damaged."""
 
 
+class EnvironmentFailure(RuntimeError):
+    """The machine does not give what the run needs: space, a folder to write to, another rank."""
+
+
 def shown(value: object, limit: int = 60) -> str:
     """Return ``repr(value)`` shortened to ``limit`` characters, for error messages."""
     text = repr(value)

@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 import logging
+from pathlib import Path
 from typing import Any
 
 import torch
 from composer.callbacks import CheckpointSaver
 from composer.core import Event, Precision, State
-from composer.utils import dist
+from composer.utils import dist, format_name_with_dist
 from torch.distributed.fsdp import FSDPModule
 
 from spin_composer.data.examples import ExampleDataset
 from spin_composer.data.pairs import Pair, collate_pairs
 from spin_composer.errors import InputError, shown
+from spin_composer.save_folder import mend_folder, name_pattern
+from spin_composer.self_play.ranks import from_rank_zero
 from spin_composer.settings import SpinSettings
 
 log = logging.getLogger(__name__)
@@ -103,6 +106,25 @@ def check_first_batch(
     return per_token
 
 
+def mend_checkpoints(state: State) -> None:
+    """Set aside what a kill left partial in the save folder, and mend ``latest``; a collective.
+
+    Call it at ``BEFORE_LOAD``: after that the Trainer looks for the checkpoint to resume. Does
+    nothing where checkpoints go to an object store, whose objects are whole or absent.
+    """
+    saver = next((c for c in state.callbacks if isinstance(c, CheckpointSaver)), None)
+    if saver is None or saver.remote_uploader is not None or saver.latest_filename is None:
+        return
+    folder = Path(format_name_with_dist(saver.folder, state.run_name))
+    name = str(saver.filename.filename)
+    if state.fsdp_sharded_state_dict_enabled:
+        assert state.fsdp_config is not None
+        name = str(state.fsdp_config.sharded_ckpt_prefix_dir)
+    latest = format_name_with_dist(str(saver.latest_filename.filename), state.run_name)
+    pattern = name_pattern(name, state.run_name)
+    from_rank_zero(lambda: mend_folder(folder, pattern, folder / latest))
+
+
 def evaluate_at_iteration_ends(state: State, epochs_per_iteration: int) -> None:
     """Make every evaluator also run at each iteration's end, whatever its interval."""
     for evaluator in state.evaluators:
@@ -118,8 +140,11 @@ def evaluate_at_iteration_ends(state: State, epochs_per_iteration: int) -> None:
         evaluator.eval_interval = due
 
 
-def save_at_iteration_ends(state: State) -> None:
+def save_at_iteration_ends(state: State, epochs_per_iteration: int) -> None:
     """Make checkpoints also be saved at each iteration's end, whatever the interval.
+
+    The one of an iteration's last epoch is left out for it: resumed from there, a run would miss
+    what is done at an iteration's end, its books and its Hugging Face folder.
 
     Resumed from within the iteration before, a run on GPUs would come to slightly other weights
     than the opponent whose play is in the store, and be refused.
@@ -132,6 +157,9 @@ def save_at_iteration_ends(state: State) -> None:
             continue
 
         def due(state: State, event: Event, interval: Any = interval) -> bool:
+            if event == Event.EPOCH_CHECKPOINT:
+                ends = int(state.timestamp.epoch_in_iteration) >= epochs_per_iteration
+                return interval(state, event) and not ends
             return interval(state, event) or event == Event.ITERATION_CHECKPOINT
 
         due.spin_iteration_ends = True  # pyright: ignore[reportFunctionMemberAccess]

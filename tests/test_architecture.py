@@ -17,7 +17,7 @@ KERNELS = ROOT / "kernels" / "spin_kernels"
 # A module may import those of its own layer and of the layers below. Every module has its place
 # here: a new one belongs in this list before it belongs in the package.
 LAYERS: tuple[frozenset[str], ...] = (
-    frozenset({"errors", "settings"}),
+    frozenset({"errors", "exits", "settings", "save_folder"}),
     frozenset({"data", "loss", "head", "dropout", "logprobs", "metrics", "report"}),
     frozenset({"model", "self_play"}),
     frozenset({"schedule", "start_checks", "iteration", "books", "algorithm", "config"}),

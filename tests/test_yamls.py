@@ -32,9 +32,9 @@ def test_yaml_explains_every_setting_of_the_game(name: str):
     spin = plain(load(name))["algorithms"]["spin"]
     optional = {"seed", "deterministic"}  # the defaults are explained in the README's table
     assert set(spin) >= {field.name for field in fields(SpinSettings)} - optional
-    assert set(spin["generation"]) >= {
-        field.name for field in fields(GenerationSettings)
-    } - {"stop_strings"}
+    assert set(spin["generation"]) >= {field.name for field in fields(GenerationSettings)} - {
+        "stop_strings"
+    }
 
 
 def test_yaml_has_no_key_that_llm_foundry_does_not_know(name: str):

@@ -21,9 +21,9 @@ from tqdm import tqdm
 
 from spin_composer.data.pairs import Pair, collate_pairs
 from spin_composer.self_play.engine import Engine, Response
-from spin_composer.self_play.plan import PLAY, REPLAY, PlayUnit, ReplayUnit, Unit, unit_seed
+from spin_composer.self_play.plan import PLAY, REPLAY, PlayUnit, Unit, unit_seed
 from spin_composer.self_play.ranks import POLL_SECONDS, SharedWork, check_shared, from_rank_zero
-from spin_composer.self_play.store import LENGTH, Row, Store, UnitReport
+from spin_composer.self_play.store import DELETE_IT, LENGTH, Row, Store, UnitReport
 
 log = logging.getLogger(__name__)
 
@@ -169,7 +169,6 @@ def play(player: Player, iteration: int, units: Sequence[Unit]) -> PlayReport:
     check_shared(store.root)
     missing = from_rank_zero(lambda: store.missing_units(iteration, len(units)))
     if missing:
-        from_rank_zero(lambda: _verify_sources(store, [units[u] for u in missing]))
         progress = _Progress(iteration, len(units), len(missing))
         with SharedWork(len(missing)) as work, progress as bar:
             for position in work.claims():
@@ -182,29 +181,23 @@ def play(player: Player, iteration: int, units: Sequence[Unit]) -> PlayReport:
     return finished_play(store, iteration, len(units))
 
 
-def finished_play(store: Store, iteration: int, num_units: int) -> PlayReport:
+def finished_play(
+    store: Store, iteration: int, num_units: int, remedy: str = DELETE_IT
+) -> PlayReport:
     """Verify and merge an iteration whose units are all there; return their figures.
 
-    A collective. Raises:
+    A collective. ``remedy`` says what to do about a unit that is not whole.
+
+    Raises:
         StoreError: If a unit is missing or damaged.
     """
 
     def finish() -> PlayReport:
-        store.verify(iteration, num_units)
+        store.verify(iteration, num_units, remedy)
         store.merge(iteration, num_units)
         return _total([store.report(iteration, u) for u in range(num_units)])
 
     return from_rank_zero(finish)
-
-
-def _verify_sources(store: Store, units: Sequence[Unit]) -> None:
-    """Verify the earlier iterations that are replayed, once, before their units are read."""
-    counts: dict[int, int] = {}
-    for unit in units:
-        if isinstance(unit, ReplayUnit):
-            counts[unit.iteration] = max(counts.get(unit.iteration, 0), unit.unit + 1)
-    for iteration, count in counts.items():
-        store.verify(iteration, count)
 
 
 def _total(reports: Sequence[UnitReport]) -> PlayReport:

@@ -38,6 +38,10 @@ STOP, LENGTH, STRING = 0, 1, 2
 """Finish reasons: the stop token, max_new_tokens, a stop string. Only the first ends with the
 stop token; none is added to the others."""
 
+DELETE_IT = (
+    "Set spin.repair=true, or delete {folder}: the same command then makes it again, if it "
+    "starts at the iteration's start."
+)
 _COLUMNS = {
     "index": "int64",
     "prompt": "ndarray:int32",
@@ -195,26 +199,41 @@ class Store:
         found.pop("files")
         return UnitReport(**found)
 
-    def verify(self, iteration: int, num_units: int) -> None:
+    def problem(self, iteration: int, unit: int) -> str | None:
+        """Return what is missing of a unit or differs from what was committed, or None."""
+        folder = self.unit_folder(iteration, unit)
+        if not folder.exists():
+            return f"{folder} is missing"
+        try:
+            files = unseal((folder / "unit.json").read_text())["files"]
+        except FileNotFoundError:
+            return f"{folder / 'unit.json'} is missing"
+        except ValueError:
+            return f"{folder / 'unit.json'} is damaged"
+        for name, wanted in files.items():
+            path = folder / name
+            size = path.stat().st_size if path.exists() else -1
+            if size < 0:
+                return f"{path} is missing"
+            if size != wanted["bytes"] or hash_file(path) != wanted["xxh64"]:
+                return f"{path} is damaged ({size} bytes)"
+        return None
+
+    def verify(self, iteration: int, num_units: int, remedy: str = DELETE_IT) -> None:
         """Check that every unit is there and byte for byte what was committed.
+
+        Args:
+            iteration: Whose units.
+            num_units: How many it has.
+            remedy: What to do; ``{folder}`` is replaced by the unit's.
 
         Raises:
             StoreError: Names the first missing or damaged unit and the remedy.
         """
         for unit in range(num_units):
-            folder = self.unit_folder(iteration, unit)
-            remedy = f"Delete {folder}; the same command makes it again at the iteration's start."
-            try:
-                files = unseal((folder / "unit.json").read_text())["files"]
-            except FileNotFoundError:
-                raise StoreError(f"{folder} is missing. {remedy}") from None
-            except ValueError:
-                raise StoreError(f"{folder / 'unit.json'} is damaged. {remedy}") from None
-            for name, wanted in files.items():
-                path = folder / name
-                size = path.stat().st_size if path.exists() else -1
-                if size != wanted["bytes"] or hash_file(path) != wanted["xxh64"]:
-                    raise StoreError(f"{path} is damaged ({size} bytes). {remedy}")
+            if problem := self.problem(iteration, unit):
+                folder = self.unit_folder(iteration, unit)
+                raise StoreError(f"{problem}. {remedy.format(folder=folder)}")
 
     def read_unit(self, iteration: int, unit: int) -> Iterator[Row]:
         """Yield the rows of a complete unit, in the order they were written."""
