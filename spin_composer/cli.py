@@ -49,6 +49,25 @@ def report(
         draw(books, plot)
 
 
+@app.command()
+def status(
+    run: Annotated[Path, typer.Argument(help="The run's YAML, or its self-play store.")],
+) -> None:
+    """Print where a run stands, and what the same command would do next; reads files only."""
+    from rich.console import Console
+
+    from spin_composer.status import print_status, read_plan, read_status
+
+    console = Console()
+    found = read_status(read_plan(run))
+    print_status(found, Console(width=max(console.width, _REPORT_COLUMNS)))
+    broken = [one for one in found.iterations if one.problem]
+    if broken:
+        from spin_composer.exits import EXIT_STORE
+
+        raise typer.Exit(EXIT_STORE)
+
+
 Source = Annotated[str, typer.Argument(help="File, folder, Hugging Face name or MDS.")]
 Split = Annotated[str, typer.Option(help="Split of the source.")]
 BadRows = Annotated[str, typer.Option(help="error: stop at a bad row; skip: leave it out.")]

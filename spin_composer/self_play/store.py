@@ -39,8 +39,8 @@ STOP, LENGTH, STRING = 0, 1, 2
 stop token; none is added to the others."""
 
 DELETE_IT = (
-    "Set spin.repair=true, or delete {folder}: the same command then makes it again, if it "
-    "starts at the iteration's start."
+    "Delete {folder} or set spin.repair=true; the same command makes it again at the iteration's "
+    "start."
 )
 _COLUMNS = {
     "index": "int64",
@@ -116,7 +116,7 @@ class Store:
         if (folder / "units").exists() and any((folder / "units").iterdir()):
             raise StoreError(
                 f"{folder} has units but no manifest.json, so nothing says what they are. "
-                f"Delete {folder} or set spin.store to another folder."
+                f"Delete {folder}, or set spin.repair=true to have it set aside and played again."
             )
         (folder / "units").mkdir(parents=True, exist_ok=True)
         write_atomically(folder / "manifest.json", json.dumps(manifest, indent=1))
@@ -136,7 +136,9 @@ class Store:
                 "self-play store, or resume from the checkpoint at the iteration's start."
             ) from None
         except ValueError as error:
-            raise StoreError(f"{path} is damaged ({error}). Delete {path.parent}.") from None
+            raise StoreError(
+                f"{path} is damaged ({error}). Delete {path.parent}, or set spin.repair=true."
+            ) from None
 
     def check_manifest(self, wanted: Mapping[str, Any]) -> None:
         """Check that an iteration's manifest says what it is expected to say.
