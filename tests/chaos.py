@@ -195,17 +195,25 @@ class Chaos:
 
 
 def draw(count: int, seed: int, seconds: float, ranks: int, moments: list[str]) -> list[Kill]:
-    """Draw the kills of a run of the program: every named moment in turn, and random times."""
+    """Draw the kills of a run of the program: every named moment in turn, and random times.
+
+    Args:
+        count: How many.
+        seed: Of all that is drawn.
+        seconds: What a whole run takes; 0 for no kills at random times.
+        ranks: Of a run.
+        moments: The named ones to use.
+    """
     rng = random.Random(seed)
     named = list(moments)
     rng.shuffle(named)
     kills = []
     for i in range(count):
         rank = rng.randrange(ranks)
-        if i % 3 == 2:
+        if seconds and i % 3 == 2:
             kills.append(Kill(RANDOM, delay=rng.uniform(0.1, 0.85 * seconds), rank=rank))
         else:
-            moment = named[(i - i // 3) % len(named)]
+            moment = named[(i - i // 3 if seconds else i) % len(named)]
             nth = rng.randint(1, max(1, min(6, MOMENTS[moment] // 2)))
             kills.append(Kill(moment, nth, rank=rank if moment in ANY_RANK else 0))
     return kills
@@ -341,6 +349,7 @@ def main() -> int:
     parser.add_argument("--ranks", type=int, default=1)
     parser.add_argument("--sharded", action="store_true", help="sharded checkpoints (two ranks)")
     parser.add_argument("--moments", default="", help="named moments, comma-separated; all")
+    parser.add_argument("--named", action="store_true", help="no kills at random times")
     parser.add_argument("--folder", type=Path, default=None, help="kept; else a temporary one")
     parser.add_argument("--most-seconds", type=float, default=3600)
     given = parser.parse_args()
@@ -355,7 +364,8 @@ def main() -> int:
     chaos = Chaos(folder, given.ranks, given.sharded)
     chaos.prepare()
     print(f"imported; the run that is not killed took {chaos.seconds:.1f} s", flush=True)
-    kills = draw(given.kills, seed, chaos.seconds, given.ranks, moments)
+    seconds = 0.0 if given.named else chaos.seconds
+    kills = draw(given.kills, seed, seconds, given.ranks, moments)
     try:
         killed = chaos.endure(kills, given.most_seconds)
     except AssertionError as error:
