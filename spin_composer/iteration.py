@@ -27,7 +27,7 @@ from spin_composer.loss import PairLoss
 from spin_composer.self_play.engine import HFEngine
 from spin_composer.self_play.gather import fingerprint, gathered
 from spin_composer.self_play.pair_loader import build_pair_loader, resume_at
-from spin_composer.self_play.plan import ReplayUnit, Unit, plan_units
+from spin_composer.self_play.plan import Unit, plan_units
 from spin_composer.self_play.play import Player, PlayReport, finished_play, play
 from spin_composer.self_play.prepare import in_training, open_iteration
 from spin_composer.self_play.ranks import from_rank_zero
@@ -180,13 +180,10 @@ def _device(state: State) -> torch.device:
 def _open(game: Game, iteration: int, units: Sequence[Unit]) -> None:
     """Open the iteration's folder, and check those of the iterations replayed."""
     open_iteration(game.store, game.manifest, units, game.examples, game.settings.repair)
-    epochs = game.settings.epochs_per_iteration
     same = ("data", "tokenizer", "stop_token_id", "seed")
     for earlier in range(max(0, iteration - game.settings.replay), iteration):
         wanted = game.store.manifest(earlier) | {name: game.manifest[name] for name in same}
         game.store.check_manifest(wanted)
-        replayed = [u.unit for u in units if isinstance(u, ReplayUnit) and u.iteration == earlier]
-        game.store.verify(earlier, len(replayed), in_training(earlier, epochs))
 
 
 def _manifest(game: Game, state: State, iteration: int, num_units: int) -> dict[str, Any]:

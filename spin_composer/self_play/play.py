@@ -21,7 +21,7 @@ from tqdm import tqdm
 
 from spin_composer.data.pairs import Pair, collate_pairs
 from spin_composer.self_play.engine import Engine, Response
-from spin_composer.self_play.plan import PLAY, REPLAY, PlayUnit, Unit, unit_seed
+from spin_composer.self_play.plan import PLAY, REPLAY, PlayUnit, ReplayUnit, Unit, unit_seed
 from spin_composer.self_play.ranks import POLL_SECONDS, SharedWork, check_shared, from_rank_zero
 from spin_composer.self_play.store import DELETE_IT, LENGTH, Row, Store, UnitReport
 
@@ -169,6 +169,7 @@ def play(player: Player, iteration: int, units: Sequence[Unit]) -> PlayReport:
     check_shared(store.root)
     missing = from_rank_zero(lambda: store.missing_units(iteration, len(units)))
     if missing:
+        from_rank_zero(lambda: _verify_sources(store, [units[u] for u in missing]))
         progress = _Progress(iteration, len(units), len(missing))
         with SharedWork(len(missing)) as work, progress as bar:
             for position in work.claims():
@@ -198,6 +199,21 @@ def finished_play(
         return _total([store.report(iteration, u) for u in range(num_units)])
 
     return from_rank_zero(finish)
+
+
+def _verify_sources(store: Store, units: Sequence[Unit]) -> None:
+    """Verify the earlier iterations that are replayed, once, before their units are read."""
+    counts: dict[int, int] = {}
+    for unit in units:
+        if isinstance(unit, ReplayUnit):
+            counts[unit.iteration] = max(counts.get(unit.iteration, 0), unit.unit + 1)
+    for iteration, count in counts.items():
+        remedy = (
+            f"It is replayed, and the opponent that played iteration {iteration} is gone: restore "
+            "it from a copy, or move all checkpoints after that iteration's start out of "
+            "save_folder and give the same command with spin.repair=true."
+        )
+        store.verify(iteration, count, remedy)
 
 
 def _total(reports: Sequence[UnitReport]) -> PlayReport:
