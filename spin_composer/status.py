@@ -166,8 +166,8 @@ def next_step(status: Status) -> str:
         return "nothing: the run is finished"
     found = next((one for one in status.iterations if one.iteration == iteration), None)
     if epoch % epochs == 0 and (found is None or found.units < found.num_units):
-        done = f"{found.units} of {found.num_units}" if found else "none"
-        return f"{word} plays iteration {iteration} ({done} units are there)"
+        done = f"{found.units} of {found.num_units} units are" if found else "no unit is"
+        return f"{word} plays iteration {iteration} ({done} there{'' if found else ' yet'})"
     return f"{word} trains iteration {iteration} from epoch {epoch}, batch {batch}"
 
 
