@@ -143,8 +143,8 @@ def evaluate_at_iteration_ends(state: State, epochs_per_iteration: int) -> None:
 def save_at_iteration_ends(state: State, epochs_per_iteration: int) -> None:
     """Make checkpoints also be saved at each iteration's end, whatever the interval.
 
-    The one of an iteration's last epoch is left out for it: resumed from there, a run would miss
-    what is done at an iteration's end, its books and its Hugging Face folder.
+    That of the iteration's last batch or epoch is put off until then: a run resumed from it would
+    have to do again, or would miss, what is done at an iteration's end.
 
     Resumed from within the iteration before, a run on GPUs would come to slightly other weights
     than the opponent whose play is in the store, and be refused.
@@ -157,13 +157,22 @@ def save_at_iteration_ends(state: State, epochs_per_iteration: int) -> None:
             continue
 
         def due(state: State, event: Event, interval: Any = interval) -> bool:
-            if event == Event.EPOCH_CHECKPOINT:
-                ends = int(state.timestamp.epoch_in_iteration) >= epochs_per_iteration
-                return interval(state, event) and not ends
-            return interval(state, event) or event == Event.ITERATION_CHECKPOINT
+            wanted = interval(state, event)
+            return event == Event.ITERATION_CHECKPOINT or (
+                wanted and not _ends_iteration(state, event, epochs_per_iteration)
+            )
 
         due.spin_iteration_ends = True  # pyright: ignore[reportFunctionMemberAccess]
         saver.save_interval = due
+
+
+def _ends_iteration(state: State, event: Event, epochs_per_iteration: int) -> bool:
+    """Tell whether the batch or epoch that an event closes is the last of its iteration."""
+    epochs = int(state.timestamp.epoch_in_iteration)
+    if event == Event.BATCH_CHECKPOINT:
+        assert state.dataloader_len is not None
+        epochs += int(state.timestamp.batch_in_epoch) >= int(state.dataloader_len)
+    return epochs >= epochs_per_iteration
 
 
 def mend_gloo_average(state: State) -> None:
