@@ -149,6 +149,9 @@ def save_at_iteration_ends(state: State, epochs_per_iteration: int) -> None:
     Resumed from within the iteration before, a run on GPUs would come to slightly other weights
     than the opponent whose play is in the store, and be refused.
     """
+    # llm-foundry puts its Hugging Face export behind the checkpoint: killed in between, a run would
+    # resume from the iteration's end and never write that folder.
+    state.callbacks[:] = sorted(state.callbacks, key=lambda c: isinstance(c, CheckpointSaver))
     for saver in state.callbacks:
         if not isinstance(saver, CheckpointSaver):
             continue
