@@ -11,7 +11,7 @@ UV     := uv==0.13.9
 OFFLINE := HF_HUB_OFFLINE=1 HF_DATASETS_OFFLINE=1 TRANSFORMERS_OFFLINE=1 WANDB_MODE=offline TOKENIZERS_PARALLELISM=false
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo test test-all lint bench gpu lock clean
+.PHONY: help install demo test test-all chaos lint bench gpu lock clean
 
 help: ## show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -35,6 +35,10 @@ test: install ## the tests that need no GPU, combinations sampled (under 20 minu
 
 test-all: install ## every combination (without a GPU)
 	$(OFFLINE) $(BIN)/python -m pytest -m "not gpu"
+
+chaos: install ## kill -9 a tiny run 30 times at moments drawn from a printed seed, and two ranks 4 times
+	$(BIN)/python tests/chaos.py --kills 30
+	$(BIN)/python tests/chaos.py --kills 4 --ranks 2 --sharded
 
 lint: install ## ruff, then pyright on our packages
 	$(BIN)/ruff check .

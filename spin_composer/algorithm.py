@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import time
+from pathlib import Path
 from typing import Any, cast
 
 from composer.core import Algorithm, Event, State, Time
 from composer.core.precision import get_precision_context
 from composer.loggers import Logger
-from composer.utils import reproducibility
+from composer.utils import dist, reproducibility
 from torch.utils.data import DataLoader
 
 from spin_composer.books import IterationLog
@@ -19,6 +20,8 @@ from spin_composer.iteration import Game, composer_model, resume_iteration, star
 from spin_composer.model import SpinLM
 from spin_composer.schedule import refresh_learning_rates, require_spin_scheduler
 from spin_composer.self_play.gather import gathered
+from spin_composer.self_play.lock import StoreLock
+from spin_composer.self_play.ranks import from_rank_zero
 from spin_composer.self_play.samples import keep_offline_wandb_offline
 from spin_composer.self_play.store import Store
 from spin_composer.settings import SpinSettings, count_iterations, fill
@@ -27,6 +30,7 @@ from spin_composer.start_checks import (
     check_lengths,
     evaluate_at_iteration_ends,
     head_check_batch,
+    mend_checkpoints,
     mend_gloo_average,
     save_at_iteration_ends,
     warn_unfaithful,
@@ -68,6 +72,7 @@ class SPIN(Algorithm):
         keep_offline_wandb_offline()
         self.game: Game | None = None
         self.books = IterationLog()
+        self._lock: StoreLock | None = None
         self._saved: dict[str, Any] = {}
         self._first_batch = False
         self._clock = 0.0
@@ -91,6 +96,7 @@ class SPIN(Algorithm):
             Event.AFTER_FORWARD: self._after_forward,
             Event.BATCH_END: self._batch_end,
             Event.ITERATION_END: self._iteration_end,
+            Event.FIT_END: self._fit_end,
         }
 
     def _init(self, state: State, logger: Logger) -> None:
@@ -109,6 +115,16 @@ class SPIN(Algorithm):
         epochs = self.settings.epochs_per_iteration
         self.settings.check_iterations(count_iterations(state.max_duration, epochs))
         warn_unfaithful(self.settings)
+        self._take_lock(state)  # before the save folder is touched: it may be another run's
+        mend_checkpoints(state)
+
+    def _take_lock(self, state: State) -> None:
+        if self._lock is None and dist.get_global_rank() == 0:
+            self._lock = StoreLock(self._root(state))
+        from_rank_zero(lambda: self._lock and self._lock.acquire(state.run_name))
+
+    def _root(self, state: State) -> Path:
+        return Path(self.settings.store.format(run_name=state.run_name))
 
     def _after_load(self, state: State, logger: Logger) -> None:
         """Give the duration in epochs, which all of Composer understands, and mend the clock."""
@@ -130,13 +146,13 @@ class SPIN(Algorithm):
         check_lengths(self.settings, examples, composer_model(state).config)
         check_engine(self.settings.generation, composer_model(state))
         seed = state.rank_zero_seed if self.settings.seed is None else self.settings.seed
-        root = self.settings.store.format(run_name=state.run_name)
-        self.game = Game(self.settings, seed, Store(root), examples, loader)
+        self._take_lock(state)  # fit() may be called again
+        self.game = Game(self.settings, seed, Store(self._root(state)), examples, loader)
         self.game.play_seconds = self._saved.get("play_seconds", 0.0)
         self.game.manifest = self._saved.get("manifest", {})
         self.books.open(self.game.store.root, state)
         evaluate_at_iteration_ends(state, self.settings.epochs_per_iteration)
-        save_at_iteration_ends(state)
+        save_at_iteration_ends(state, self.settings.epochs_per_iteration)
         mend_gloo_average(state)
         precision = get_precision_context(state.precision, state.precision_config)
         with gathered(composer_model(state)), precision:
@@ -153,6 +169,7 @@ class SPIN(Algorithm):
 
     def _iteration_start(self, state: State, logger: Logger) -> None:
         assert self.game is not None
+        from_rank_zero(lambda: self._lock and self._lock.check())
         self.books.start(start_iteration(self.game, state, logger))
         self._first_batch = True
 
@@ -171,6 +188,11 @@ class SPIN(Algorithm):
     def _batch_end(self, state: State, logger: Logger) -> None:
         del logger
         self.books.tally(state)
+
+    def _fit_end(self, state: State, logger: Logger) -> None:
+        del state, logger
+        if self._lock is not None:
+            self._lock.release()
 
     def _iteration_end(self, state: State, logger: Logger) -> None:
         assert self.game is not None

@@ -49,6 +49,25 @@ def report(
         draw(books, plot)
 
 
+@app.command()
+def status(
+    run: Annotated[Path, typer.Argument(help="The run's YAML, or its self-play store.")],
+) -> None:
+    """Print where a run stands, and what the same command would do next; reads files only."""
+    from rich.console import Console
+
+    from spin_composer.status import print_status, read_plan, read_status
+
+    console = Console()
+    found = read_status(read_plan(run))
+    print_status(found, Console(width=max(console.width, _REPORT_COLUMNS)))
+    broken = [one for one in found.iterations if one.problem]
+    if broken:
+        from spin_composer.exits import EXIT_STORE
+
+        raise typer.Exit(EXIT_STORE)
+
+
 Source = Annotated[str, typer.Argument(help="File, folder, Hugging Face name or MDS.")]
 Split = Annotated[str, typer.Option(help="Split of the source.")]
 BadRows = Annotated[str, typer.Option(help="error: stop at a bad row; skip: leave it out.")]
@@ -139,14 +158,15 @@ def _choice(name: str, value: str, known: tuple[str, ...]) -> Any:
 
 
 def main() -> None:
-    """Run the command line; bad input is one line on stderr and exit code 2."""
-    from spin_composer.errors import InputError, StoreError
+    """Run the command line; what a user can mend is one line on stderr, and an exit code."""
+    from spin_composer.exits import explain
 
     try:
         app()
-    except InputError as error:
-        print(f"error: {error}", file=sys.stderr)
-        sys.exit(2)
-    except StoreError as error:
-        print(f"error: {error}", file=sys.stderr)
-        sys.exit(3)
+    except Exception as error:
+        explained = explain(error)
+        if explained is None:
+            raise
+        code, line = explained
+        print(f"error: {line}", file=sys.stderr)
+        sys.exit(code)

@@ -11,7 +11,11 @@ class StoreError(RuntimeError):
     """A self-play store that does not belong to this run, or that is damaged."""
 
 
-class EngineError(RuntimeError):
+class EnvironmentFailure(RuntimeError):
+    """The machine does not give what the run needs: space, a folder to write to, another rank."""
+
+
+class EngineError(EnvironmentFailure):
     """A completion server that does not start, or does not answer as it must."""
 
 

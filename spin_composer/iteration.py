@@ -31,6 +31,7 @@ from spin_composer.self_play.gather import fingerprint, gathered
 from spin_composer.self_play.pair_loader import build_pair_loader, resume_at
 from spin_composer.self_play.plan import PlayUnit, Unit, plan_units
 from spin_composer.self_play.play import Player, PlayReport, finished_play, play
+from spin_composer.self_play.prepare import in_training, open_iteration
 from spin_composer.self_play.ranks import from_rank_zero
 from spin_composer.self_play.samples import log_samples
 from spin_composer.self_play.store import FORMAT_VERSION, Store
@@ -76,7 +77,7 @@ def start_iteration(game: Game, state: State, logger: Logger) -> dict[str, float
     with gathered(model):
         opponent = fingerprint(model.model)
         game.manifest = _manifest(game, state, iteration, len(units)) | {"opponent": opponent}
-        from_rank_zero(lambda: _open(game, iteration))
+        from_rank_zero(lambda: _open(game, iteration, units))
         with _engine(game, state, iteration, units) as engine:
             report = play(_player(game, state, engine), iteration, units)
     seconds = time.perf_counter() - started
@@ -111,7 +112,8 @@ def resume_iteration(game: Game, state: State) -> None:
             f"{', '.join(fields)}. Give the settings of that run, or resume from the checkpoint "
             "at the iteration's start."
         )
-    report = finished_play(game.store, iteration, units)
+    remedy = in_training(iteration, game.settings.epochs_per_iteration)
+    report = finished_play(game.store, iteration, units, remedy)
     game.noise = report.noise
     loader = _load_pairs(game, state, iteration, report)
     resume_at(
@@ -174,9 +176,9 @@ def _player(game: Game, state: State, engine: Engine) -> Player:
     return Player(game.store, engine, score, game.examples, game.seed, score_batch_size)
 
 
-def _open(game: Game, iteration: int) -> None:
-    """Write or check the iteration's manifest, and check those of the iterations replayed."""
-    game.store.open_iteration(game.manifest)
+def _open(game: Game, iteration: int, units: Sequence[Unit]) -> None:
+    """Open the iteration's folder, and check those of the iterations replayed."""
+    open_iteration(game.store, game.manifest, units, game.examples, game.settings.repair)
     same = ("data", "tokenizer", "stop_token_id", "seed")
     for earlier in range(max(0, iteration - game.settings.replay), iteration):
         wanted = game.store.manifest(earlier) | {name: game.manifest[name] for name in same}

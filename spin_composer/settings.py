@@ -152,6 +152,8 @@ class SpinSettings:
     """Seed of play and of the order of pairs; null: the Trainer's seed."""
     deterministic: bool = False
     """Bitwise repeatable runs: deterministic kernels, slower on GPUs."""
+    repair: bool = False
+    """Set damaged units of the store aside and make them again, at the iteration's start."""
     sample_table_rows: int = 8
     """Rows of the table of samples that each iteration logs."""
     generation: GenerationSettings = field(default_factory=GenerationSettings)
@@ -166,7 +168,7 @@ class SpinSettings:
         _check(self.loss in LOSSES, "spin.loss", self.loss, f"one of {', '.join(LOSSES)}")
         ok = _is_number(self.nll_weight) and self.nll_weight >= 0
         _check(ok, "spin.nll_weight", self.nll_weight, "a number >= 0")
-        for name in ("length_normalised", "reset_optimizer", "deterministic"):
+        for name in ("length_normalised", "reset_optimizer", "repair", "deterministic"):
             value = getattr(self, name)
             _check(isinstance(value, bool), f"spin.{name}", value, "true or false")
         for name, least in (("replay", 0), ("sample_table_rows", 0), ("unit_size", 1)):

@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 import logging
+from pathlib import Path
 from typing import Any
 
 import torch
 from composer.callbacks import CheckpointSaver
 from composer.core import Event, Precision, State
-from composer.utils import dist
+from composer.utils import dist, format_name_with_dist
 from torch.distributed.fsdp import FSDPModule
 
 from spin_composer.data.examples import ExampleDataset
 from spin_composer.data.pairs import Pair, collate_pairs
 from spin_composer.errors import InputError, shown
+from spin_composer.save_folder import mend_folder, name_pattern
+from spin_composer.self_play.ranks import from_rank_zero
 from spin_composer.settings import SpinSettings
 
 log = logging.getLogger(__name__)
@@ -103,6 +106,25 @@ def check_first_batch(
     return per_token
 
 
+def mend_checkpoints(state: State) -> None:
+    """Set aside what a kill left partial in the save folder, and mend ``latest``; a collective.
+
+    Call it at ``BEFORE_LOAD``: after that the Trainer looks for the checkpoint to resume. Does
+    nothing where checkpoints go to an object store, whose objects are whole or absent.
+    """
+    saver = next((c for c in state.callbacks if isinstance(c, CheckpointSaver)), None)
+    if saver is None or saver.remote_uploader is not None or saver.latest_filename is None:
+        return
+    folder = Path(format_name_with_dist(saver.folder, state.run_name))
+    name = str(saver.filename.filename)
+    if state.fsdp_sharded_state_dict_enabled:
+        assert state.fsdp_config is not None
+        name = str(state.fsdp_config.sharded_ckpt_prefix_dir)
+    latest = format_name_with_dist(str(saver.latest_filename.filename), state.run_name)
+    pattern = name_pattern(name, state.run_name)
+    from_rank_zero(lambda: mend_folder(folder, pattern, folder / latest))
+
+
 def evaluate_at_iteration_ends(state: State, epochs_per_iteration: int) -> None:
     """Make every evaluator also run at each iteration's end, whatever its interval."""
     for evaluator in state.evaluators:
@@ -118,12 +140,18 @@ def evaluate_at_iteration_ends(state: State, epochs_per_iteration: int) -> None:
         evaluator.eval_interval = due
 
 
-def save_at_iteration_ends(state: State) -> None:
+def save_at_iteration_ends(state: State, epochs_per_iteration: int) -> None:
     """Make checkpoints also be saved at each iteration's end, whatever the interval.
+
+    That of the iteration's last batch or epoch is put off until then: a run resumed from it would
+    have to do again, or would miss, what is done at an iteration's end.
 
     Resumed from within the iteration before, a run on GPUs would come to slightly other weights
     than the opponent whose play is in the store, and be refused.
     """
+    # llm-foundry puts its Hugging Face export behind the checkpoint: killed in between, a run would
+    # resume from the iteration's end and never write that folder.
+    state.callbacks[:] = sorted(state.callbacks, key=lambda c: isinstance(c, CheckpointSaver))
     for saver in state.callbacks:
         if not isinstance(saver, CheckpointSaver):
             continue
@@ -132,10 +160,22 @@ def save_at_iteration_ends(state: State) -> None:
             continue
 
         def due(state: State, event: Event, interval: Any = interval) -> bool:
-            return interval(state, event) or event == Event.ITERATION_CHECKPOINT
+            wanted = interval(state, event)
+            return event == Event.ITERATION_CHECKPOINT or (
+                wanted and not _ends_iteration(state, event, epochs_per_iteration)
+            )
 
         due.spin_iteration_ends = True  # pyright: ignore[reportFunctionMemberAccess]
         saver.save_interval = due
+
+
+def _ends_iteration(state: State, event: Event, epochs_per_iteration: int) -> bool:
+    """Tell whether the batch or epoch that an event closes is the last of its iteration."""
+    epochs = int(state.timestamp.epoch_in_iteration)
+    if event == Event.BATCH_CHECKPOINT:
+        assert state.dataloader_len is not None
+        epochs += int(state.timestamp.batch_in_epoch) >= int(state.dataloader_len)
+    return epochs >= epochs_per_iteration
 
 
 def mend_gloo_average(state: State) -> None:

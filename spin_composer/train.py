@@ -13,9 +13,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from spin_composer.errors import InputError, StoreError
+from spin_composer.errors import InputError
+from spin_composer.exits import EXIT_INPUT, explain
 
-EXIT_INPUT, EXIT_STORE = 2, 3
 _FINISHED = "less than or equal to the elapsed training duration"
 
 
@@ -53,6 +53,7 @@ def train(path: str | Path, overrides: Sequence[str] = ()) -> Any:
     Raises:
         InputError: If something in the YAML or the data cannot work.
         StoreError: If the self-play store is not this run's, or is damaged.
+        EnvironmentFailure: If the machine does not give what the run needs.
     """
     from omegaconf import OmegaConf
 
@@ -69,23 +70,23 @@ def train(path: str | Path, overrides: Sequence[str] = ()) -> Any:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run the command; return its exit code: 0, 2 for bad input, 3 for a bad store."""
+    """Run the command; return its exit code: 0, or one of :mod:`spin_composer.exits`."""
     arguments = list(sys.argv[1:] if arguments is None else arguments)
     if not arguments:
         print("usage: python -m spin_composer.train YAML [key=value ...]", file=sys.stderr)
         return EXIT_INPUT
     try:
         train(arguments[0], arguments[1:])
-    except InputError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return EXIT_INPUT
-    except ValueError as error:
-        if _FINISHED not in str(error):  # raised by Trainer.fit()
+    except Exception as error:
+        if isinstance(error, ValueError) and _FINISHED in str(error):  # raised by Trainer.fit()
+            print(f"{arguments[0]}: the run is finished already; nothing to do.", file=sys.stderr)
+            return 0
+        explained = explain(error)
+        if explained is None:
             raise
-        print(f"{arguments[0]}: the run is finished already; nothing to do.", file=sys.stderr)
-    except StoreError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return EXIT_STORE
+        code, line = explained
+        print(f"error: {line}", file=sys.stderr)
+        return code
     return 0
 
 

@@ -17,11 +17,11 @@ KERNELS = ROOT / "kernels" / "spin_kernels"
 # A module may import those of its own layer and of the layers below. Every module has its place
 # here: a new one belongs in this list before it belongs in the package.
 LAYERS: tuple[frozenset[str], ...] = (
-    frozenset({"errors", "checks", "server_settings", "settings"}),
+    frozenset({"errors", "exits", "checks", "server_settings", "settings", "save_folder"}),
     frozenset({"data", "loss", "head", "dropout", "logprobs", "metrics", "report"}),
     frozenset({"model", "self_play"}),
     frozenset({"schedule", "start_checks", "engines", "iteration", "books", "algorithm", "config"}),
-    frozenset({"train", "demo", "cli", "__main__"}),
+    frozenset({"train", "status", "demo", "cli", "__main__"}),
 )
 LAYER_OF = {name: number for number, names in enumerate(LAYERS) for name in names}
 
@@ -99,7 +99,9 @@ def test_report_reads_files_only():
             assert not set(map(top, names)) & (HEAVY - {"matplotlib", "numpy"})
 
 
-@pytest.mark.parametrize("module", ["cli", "config", "errors", "report", "settings"])
+@pytest.mark.parametrize(
+    "module", ["cli", "config", "errors", "exits", "report", "save_folder", "settings", "status"]
+)
 def test_light_modules_load_nothing_heavy(module: str):
     code = f"import sys, spin_composer.{module}; print(*sys.modules)"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)

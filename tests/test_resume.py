@@ -17,7 +17,7 @@ BATCHES = {
     "mid epoch": "ep0-ba4",
     "last batch of an epoch": "ep0-ba6",
     "mid second epoch": "ep1-ba9",
-    "last batch of an iteration": "ep1-ba12",
+    "an iteration's end": "ep2-ba12",
     "first batch of the second iteration": "ep2-ba13",
     "last batch of its first epoch": "ep2-ba24",
     "last batch but one": "ep3-ba35",

@@ -23,7 +23,7 @@ from spin_composer.data.pairs import Pair, collate_pairs
 from spin_composer.self_play.engine import Engine, Response
 from spin_composer.self_play.plan import PLAY, REPLAY, PlayUnit, ReplayUnit, Unit, unit_seed
 from spin_composer.self_play.ranks import POLL_SECONDS, SharedWork, check_shared, from_rank_zero
-from spin_composer.self_play.store import LENGTH, Row, Store, UnitReport
+from spin_composer.self_play.store import DELETE_IT, LENGTH, Row, Store, UnitReport
 
 log = logging.getLogger(__name__)
 
@@ -182,15 +182,19 @@ def play(player: Player, iteration: int, units: Sequence[Unit]) -> PlayReport:
     return finished_play(store, iteration, len(units))
 
 
-def finished_play(store: Store, iteration: int, num_units: int) -> PlayReport:
+def finished_play(
+    store: Store, iteration: int, num_units: int, remedy: str = DELETE_IT
+) -> PlayReport:
     """Verify and merge an iteration whose units are all there; return their figures.
 
-    A collective. Raises:
+    A collective. ``remedy`` says what to do about a unit that is not whole.
+
+    Raises:
         StoreError: If a unit is missing or damaged.
     """
 
     def finish() -> PlayReport:
-        store.verify(iteration, num_units)
+        store.verify(iteration, num_units, remedy)
         store.merge(iteration, num_units)
         return _total([store.report(iteration, u) for u in range(num_units)])
 
@@ -204,7 +208,12 @@ def _verify_sources(store: Store, units: Sequence[Unit]) -> None:
         if isinstance(unit, ReplayUnit):
             counts[unit.iteration] = max(counts.get(unit.iteration, 0), unit.unit + 1)
     for iteration, count in counts.items():
-        store.verify(iteration, count)
+        remedy = (
+            f"It is replayed, and the opponent that played iteration {iteration} is gone: restore "
+            "it from a copy, or move all checkpoints after that iteration's start out of "
+            "save_folder and give the same command with spin.repair=true."
+        )
+        store.verify(iteration, count, remedy)
 
 
 def _total(reports: Sequence[UnitReport]) -> PlayReport:

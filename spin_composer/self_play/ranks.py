@@ -11,7 +11,8 @@ from typing import Any
 from composer.utils import dist
 from torch.distributed.distributed_c10d import _get_default_store
 
-from spin_composer.errors import StoreError
+from spin_composer.errors import EnvironmentFailure, StoreError
+from spin_composer.exits import EXIT_ENVIRONMENT, EXIT_STORE, explain
 
 POLL_SECONDS = 0.2
 _SHARED_FOLDER_SECONDS = 60.0
@@ -80,22 +81,25 @@ class SharedWork:
             yield position
 
     def check(self) -> None:
-        """Raise if another rank has failed.
+        """Raise if another rank has failed: what it raised where a user can mend that.
 
         Raises:
             RuntimeError: Names the rank and its error.
         """
         failed = [f"{self._key}/failed"]
         if self._store is not None and self._store.check(failed):  # pyright: ignore
-            raise RuntimeError(self._store.get(f"{self._key}/failed").decode())
+            code, _, text = self._store.get(f"{self._key}/failed").decode().partition(" ")
+            kinds = {EXIT_STORE: StoreError, EXIT_ENVIRONMENT: EnvironmentFailure}
+            raise kinds.get(int(code), RuntimeError)(text)
 
     def __enter__(self) -> SharedWork:
         return self
 
     def __exit__(self, kind: object, error: object, trace: object) -> None:
         if error is not None and self._store is not None:
-            text = f"rank {dist.get_global_rank()} failed in play: {error}"
-            self._store.set(f"{self._key}/failed", text)
+            code, said = (isinstance(error, Exception) and explain(error)) or (1, error)
+            text = f"rank {dist.get_global_rank()} failed in play: {said}"
+            self._store.set(f"{self._key}/failed", f"{code} {text}")
 
 
 def check_shared(root: Path) -> None:

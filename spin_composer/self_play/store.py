@@ -38,6 +38,10 @@ STOP, LENGTH, STRING = 0, 1, 2
 """Finish reasons: the stop token, max_new_tokens, a stop string. Only the first ends with the
 stop token; none is added to the others."""
 
+DELETE_IT = (
+    "Delete {folder} or set spin.repair=true; the same command makes it again at the iteration's "
+    "start."
+)
 _COLUMNS = {
     "index": "int64",
     "prompt": "ndarray:int32",
@@ -112,7 +116,7 @@ class Store:
         if (folder / "units").exists() and any((folder / "units").iterdir()):
             raise StoreError(
                 f"{folder} has units but no manifest.json, so nothing says what they are. "
-                f"Delete {folder} or set spin.store to another folder."
+                f"Delete {folder}, or set spin.repair=true to have it set aside and played again."
             )
         (folder / "units").mkdir(parents=True, exist_ok=True)
         write_atomically(folder / "manifest.json", json.dumps(manifest, indent=1))
@@ -132,7 +136,9 @@ class Store:
                 "self-play store, or resume from the checkpoint at the iteration's start."
             ) from None
         except ValueError as error:
-            raise StoreError(f"{path} is damaged ({error}). Delete {path.parent}.") from None
+            raise StoreError(
+                f"{path} is damaged ({error}). Delete {path.parent}, or set spin.repair=true."
+            ) from None
 
     def check_manifest(self, wanted: Mapping[str, Any]) -> None:
         """Check that an iteration's manifest says what it is expected to say.
@@ -195,26 +201,41 @@ class Store:
         found.pop("files")
         return UnitReport(**found)
 
-    def verify(self, iteration: int, num_units: int) -> None:
+    def problem(self, iteration: int, unit: int) -> str | None:
+        """Return what is missing of a unit or differs from what was committed, or None."""
+        folder = self.unit_folder(iteration, unit)
+        if not folder.exists():
+            return f"{folder} is missing"
+        try:
+            files = unseal((folder / "unit.json").read_text())["files"]
+        except FileNotFoundError:
+            return f"{folder / 'unit.json'} is missing"
+        except ValueError:
+            return f"{folder / 'unit.json'} is damaged"
+        for name, wanted in files.items():
+            path = folder / name
+            size = path.stat().st_size if path.exists() else -1
+            if size < 0:
+                return f"{path} is missing"
+            if size != wanted["bytes"] or hash_file(path) != wanted["xxh64"]:
+                return f"{path} is damaged ({size} bytes)"
+        return None
+
+    def verify(self, iteration: int, num_units: int, remedy: str = DELETE_IT) -> None:
         """Check that every unit is there and byte for byte what was committed.
+
+        Args:
+            iteration: Whose units.
+            num_units: How many it has.
+            remedy: What to do; ``{folder}`` is replaced by the unit's.
 
         Raises:
             StoreError: Names the first missing or damaged unit and the remedy.
         """
         for unit in range(num_units):
-            folder = self.unit_folder(iteration, unit)
-            remedy = f"Delete {folder}; the same command makes it again at the iteration's start."
-            try:
-                files = unseal((folder / "unit.json").read_text())["files"]
-            except FileNotFoundError:
-                raise StoreError(f"{folder} is missing. {remedy}") from None
-            except ValueError:
-                raise StoreError(f"{folder / 'unit.json'} is damaged. {remedy}") from None
-            for name, wanted in files.items():
-                path = folder / name
-                size = path.stat().st_size if path.exists() else -1
-                if size != wanted["bytes"] or hash_file(path) != wanted["xxh64"]:
-                    raise StoreError(f"{path} is damaged ({size} bytes). {remedy}")
+            if problem := self.problem(iteration, unit):
+                folder = self.unit_folder(iteration, unit)
+                raise StoreError(f"{problem}. {remedy.format(folder=folder)}")
 
     def read_unit(self, iteration: int, unit: int) -> Iterator[Row]:
         """Yield the rows of a complete unit, in the order they were written."""

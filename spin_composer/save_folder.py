@@ -1,0 +1,173 @@
+"""The folder of checkpoints after a kill: partial ones are set aside, ``latest`` is mended.
+
+Composer writes a checkpoint in place, and its ``latest`` link in two steps. A kill -9 leaves:
+
+    while a full checkpoint is written     a file cut short, newer than ``latest``: once the run
+                                           is resumed, Composer refuses to train (FileExistsError)
+    while a sharded one is written         a folder without ``.metadata``
+    between the checkpoint and the link    a whole checkpoint that ``latest`` does not name
+    between the link's two steps           no ``latest``: Composer would start the run anew
+
+Here a checkpoint is never deleted; one that is not whole gets another name. Functions of files
+only: ``start_checks.mend_checkpoints`` calls them on one rank before any looks.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import re
+import string
+import uuid
+import zipfile
+from dataclasses import dataclass
+from pathlib import Path
+
+log = logging.getLogger(__name__)
+
+_COUNTS = ("batch", "sample", "token", "epoch")
+_END_OF_ZIP = b"PK\x05\x06"
+_MOST_BYTES_HASHED = 4 << 30
+"""Larger checkpoints are checked by their structure only: reading them all takes minutes, and
+the other ranks wait."""
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """A checkpoint on disk: a file, or the folder of a sharded one."""
+
+    path: Path
+    counts: tuple[int, ...]
+    """Batch, sample, token and epoch, as far as its name tells them (else -1)."""
+    written_ns: int
+    """When it was written last."""
+
+
+def name_pattern(name: str, run_name: str) -> re.Pattern[str]:
+    """Return a pattern of the names that Composer's format string ``name`` gives."""
+    pattern = ""
+    seen: set[str] = set()
+    for literal, field, _, _ in string.Formatter().parse(name):
+        pattern += re.escape(literal)
+        if field in seen:
+            pattern += f"(?P={field})"
+        elif field in _COUNTS:
+            seen.add(field)
+            pattern += rf"(?P<{field}>\d+)"
+        elif field is not None:
+            pattern += re.escape(run_name) if field == "run_name" else r"\w+"
+    return re.compile(pattern)
+
+
+def mend_folder(folder: Path, pattern: re.Pattern[str], latest: Path) -> None:
+    """Set aside the checkpoints of a folder that are not whole, and mend ``latest``.
+
+    ``latest`` is made to name the newest whole checkpoint if it names none, a damaged one, or
+    one older than a whole one that was written after it.
+    """
+    whole: list[Checkpoint] = []
+    for found in find_checkpoints(folder, pattern):
+        if problem := structure_problem(found.path):
+            set_aside(found.path, problem)
+        else:
+            whole.append(found)
+    whole.sort(key=lambda found: found.counts)
+    current = next((c for c in whole if _same(c.path, latest)), None)
+    if latest.is_file() and not latest.is_symlink() and not structure_problem(latest):
+        return  # downloaded, or copied without links
+    while whole:
+        best = whole[-1]
+        if current is not None and current.written_ns >= best.written_ns:
+            best = current  # the later names are those of another try, written before
+        if problem := content_problem(best.path):
+            set_aside(best.path, problem)
+            whole.remove(best)
+            current = None if best is current else current
+            continue
+        if best is not current:
+            named = os.readlink(latest) if latest.is_symlink() else "nothing"
+            _link(latest, best.path)
+            log.warning(f"{latest} named {named}; it now names {best.path.name}.")
+        return
+    if latest.is_symlink():
+        log.warning(f"{latest} names {os.readlink(latest)}, which is no whole checkpoint.")
+        set_aside(latest, "no whole checkpoint is left")
+
+
+def find_checkpoints(folder: Path, pattern: re.Pattern[str]) -> list[Checkpoint]:
+    """Return the checkpoints of a folder, whole or not."""
+    found = []
+    for path in sorted(folder.iterdir()) if folder.is_dir() else []:
+        match = pattern.fullmatch(path.name)
+        if match is None or path.is_symlink():
+            continue
+        given = match.groupdict()
+        counts = tuple(int(given.get(name) or -1) for name in _COUNTS)
+        files = list(path.iterdir()) if path.is_dir() else [path]
+        written = max((file.stat().st_mtime_ns for file in files), default=0)
+        found.append(Checkpoint(path, counts, written))
+    return found
+
+
+def structure_problem(path: Path) -> str | None:
+    """Return what is wrong with a checkpoint, judged without reading all of it, or None."""
+    if path.is_dir():
+        if not _size(path / ".metadata"):
+            return "it has no .metadata"
+        shards = sorted(path.glob("*.distcp"))
+        cut = [shard.name for shard in shards if not _ends_a_zip(shard)]
+        return f"{cut[0]} is cut short" if cut else None
+    if not _size(path):
+        return "it is empty"
+    if path.suffix != ".pt":
+        return None  # compressed or tar: only reading it would tell
+    try:
+        with zipfile.ZipFile(path) as file:
+            file.infolist()
+    except zipfile.BadZipFile:
+        return "it is cut short"
+    return None
+
+
+def content_problem(path: Path) -> str | None:
+    """Return what is wrong with a full checkpoint's bytes by their CRC, or None."""
+    if path.is_dir() or path.suffix != ".pt" or _size(path) > _MOST_BYTES_HASHED:
+        return None
+    try:
+        with zipfile.ZipFile(path) as file:
+            bad = file.testzip()
+    except (zipfile.BadZipFile, NotImplementedError, RuntimeError, EOFError) as error:
+        return str(error)
+    return None if bad is None else f"the CRC of its {bad} differs"
+
+
+def set_aside(path: Path, problem: str) -> Path:
+    """Give a file or folder a name that nothing reads; return its new path."""
+    number = 1
+    while os.path.lexists(aside := path.with_name(f"{path.name}.set-aside-{number}")):
+        number += 1
+    os.rename(path, aside)
+    log.warning(f"{path} is set aside as {aside.name}: {problem}.")
+    return aside
+
+
+def _same(path: Path, link: Path) -> bool:
+    return link.is_symlink() and link.exists() and os.path.samefile(path, link)
+
+
+def _link(link: Path, target: Path) -> None:
+    aside = link.with_name(f".{link.name}.{uuid.uuid4().hex[:8]}")
+    os.symlink(os.path.relpath(target, link.parent), aside)
+    os.replace(aside, link)
+
+
+def _size(path: Path) -> int:
+    return path.stat().st_size if path.exists() else 0
+
+
+def _ends_a_zip(path: Path) -> bool:
+    """Tell whether a file is empty, or ends as the records that torch.save writes end."""
+    size = _size(path)
+    with open(path, "rb") as file:
+        file.seek(max(0, size - 22))
+        return size == 0 or file.read().startswith(_END_OF_ZIP)

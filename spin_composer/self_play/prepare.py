@@ -1,0 +1,158 @@
+"""Before an iteration is played: its folder is opened, what is damaged is found, space is counted.
+
+Everything here is done by one rank, while the others wait for its word.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import re
+import shutil
+import time
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from spin_composer.errors import EnvironmentFailure, StoreError
+from spin_composer.self_play.durable import json_object
+from spin_composer.self_play.plan import PlayUnit, ReplayUnit, Unit
+from spin_composer.self_play.store import DELETE_IT, Store
+
+log = logging.getLogger(__name__)
+
+_TOKEN_BYTES = 4
+_ROW_BYTES = 128
+"""Of a row beside its tokens, generously: four numbers, and the sizes of three arrays."""
+_UNIT_BYTES = 5 * 4096
+"""Of a unit beside its rows: two small files, and blocks that are not full."""
+_ASIDE = re.compile(r"\..+\.[0-9a-f]{8}")
+_ASIDE_SECONDS = 3600.0
+
+
+def open_iteration(
+    store: Store,
+    manifest: Mapping[str, Any],
+    units: Sequence[Unit],
+    examples: Any,
+    repair: bool,
+) -> None:
+    """Open an iteration's folder and make sure that what is in it can be built upon.
+
+    Args:
+        store: The run's.
+        manifest: Of the play that is to be there.
+        units: Of the iteration; unit u is stored as unit u.
+        examples: The SFT set; ``lengths`` [num_examples, 2] are tokens of prompt and response.
+        repair: Set damaged units aside, to be made again.
+
+    Raises:
+        StoreError: If the folder is another run's, or damaged; with ``repair``, if it is another
+            run's.
+        EnvironmentFailure: If the disk has not the space that the missing units take.
+    """
+    iteration = manifest["iteration"]
+    _sweep(store, iteration)
+    if repair:
+        _set_unreadable_aside(store, iteration)
+    store.open_iteration(manifest)
+    _find_damage(store, iteration, len(units), repair)
+    longest = manifest["generation"]["max_new_tokens"]
+    require_space(store, iteration, units, examples, longest)
+
+
+def require_space(
+    store: Store, iteration: int, units: Sequence[Unit], examples: Any, max_new_tokens: int
+) -> None:
+    """Refuse to play what the disk cannot hold.
+
+    Raises:
+        EnvironmentFailure: Names the numbers.
+    """
+    missing = store.missing_units(iteration, len(units))
+    needed = sum(unit_bytes(store, units[u], examples, max_new_tokens) for u in missing)
+    free = shutil.disk_usage(store.root).free
+    if missing and needed > free:
+        raise EnvironmentFailure(
+            f"the {len(missing)} units that iteration {iteration} still plays take up to "
+            f"{_shown(needed)}, and {store.root.absolute()} has {_shown(free)} free. Free space "
+            "there, or set spin.store to a folder on a larger disk."
+        )
+
+
+def unit_bytes(store: Store, unit: Unit, examples: Any, max_new_tokens: int) -> int:
+    """Return the most bytes that a unit takes on the disk."""
+    if isinstance(unit, ReplayUnit):
+        folder = store.unit_folder(unit.iteration, unit.unit)
+        return _UNIT_BYTES + sum(path.stat().st_size for path in folder.glob("*"))
+    assert isinstance(unit, PlayUnit)
+    tokens = int(examples.lengths[unit.indices].sum()) + max_new_tokens * len(unit.indices)
+    return _UNIT_BYTES + _ROW_BYTES * len(unit.indices) + _TOKEN_BYTES * tokens
+
+
+def in_training(iteration: int, epochs_per_iteration: int) -> str:
+    """Return the remedy for a store that is damaged when the iteration's opponent is gone."""
+    start = iteration * epochs_per_iteration
+    which = f"all checkpoints after epoch {start}" if iteration else "all checkpoints"
+    return (
+        f"The opponent that played iteration {iteration} is gone, so training cannot go on here: "
+        f"restore it from a copy, or move {which} out of save_folder and give the same command "
+        "with spin.repair=true, which plays what is missing and trains the iteration again."
+    )
+
+
+def _find_damage(store: Store, iteration: int, num_units: int, repair: bool) -> None:
+    for unit in range(num_units):
+        folder = store.unit_folder(iteration, unit)
+        if not folder.exists():
+            continue
+        problem = store.problem(iteration, unit)
+        if problem is None:
+            continue
+        if not repair:
+            raise StoreError(f"{problem}. {DELETE_IT.format(folder=folder)}")
+        aside = _set_aside(folder, store.folder(iteration) / "set-aside" / folder.name)
+        log.warning(f"{problem}: the unit is set aside as {aside} and made again (spin.repair).")
+
+
+def _set_unreadable_aside(store: Store, iteration: int) -> None:
+    """Set an iteration's folder aside if no manifest says what is in it."""
+    folder = store.folder(iteration)
+    units = folder / "units"
+    if not units.exists() or not any(units.iterdir()):
+        return
+    try:
+        json_object((folder / "manifest.json").read_text())
+    except (FileNotFoundError, ValueError) as error:
+        aside = _set_aside(folder, folder.with_name(f"{folder.name}.set-aside"))
+        log.warning(f"{folder} has no readable manifest ({error}) and is set aside as {aside}.")
+
+
+def _set_aside(path: Path, name: Path) -> Path:
+    number = 1
+    while (aside := name.with_name(f"{name.name}-{number}")).exists():
+        number += 1
+    aside.parent.mkdir(parents=True, exist_ok=True)
+    os.rename(path, aside)
+    return aside
+
+
+def _sweep(store: Store, iteration: int) -> None:
+    """Remove what writers that were killed left aside; a live one's is younger than an hour."""
+    folder = store.folder(iteration)
+    now = time.time()
+    for place in (store.root, folder, folder / "units"):
+        for path in list(place.iterdir()) if place.exists() else []:
+            if _ASIDE.fullmatch(path.name) and now - path.stat().st_mtime > _ASIDE_SECONDS:
+                if path.is_dir():
+                    shutil.rmtree(path, ignore_errors=True)
+                else:
+                    path.unlink(missing_ok=True)
+
+
+def _shown(num_bytes: float) -> str:
+    for unit in ("bytes", "kB", "MB", "GB"):
+        if num_bytes < 1000:
+            return f"{num_bytes:.3g} {unit}"
+        num_bytes /= 1000
+    return f"{num_bytes:.3g} TB"

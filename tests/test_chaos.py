@@ -1,0 +1,31 @@
+"""A run killed by SIGKILL goes on by the same command and comes to the same, bit for bit."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+CHAOS = Path(__file__).parent / "chaos.py"
+
+
+def chaos(folder: Path, *arguments: str) -> subprocess.CompletedProcess:
+    # A process of its own: it forks, which one that has threads and a process group must not.
+    command = [sys.executable, str(CHAOS), "--folder", str(folder), *arguments]
+    return subprocess.run(command, capture_output=True, text=True, check=False, timeout=900)
+
+
+def test_three_kills_in_play_and_in_saving_change_nothing(tmp_path):
+    moments = "generate,checkpoint half written,link missing"
+    done = chaos(tmp_path, "--kills", "3", "--seed", "6", "--named", "--moments", moments)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "3 kills, all runs the same as the one not killed" in done.stdout
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(900)
+def test_one_of_two_ranks_killed_changes_nothing(tmp_path):
+    done = chaos(tmp_path, "--kills", "4", "--seed", "2", "--ranks", "2", "--sharded")
+    assert done.returncode == 0, done.stdout + done.stderr
