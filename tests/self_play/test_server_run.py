@@ -76,6 +76,7 @@ def test_a_killed_server_costs_a_unit_and_the_same_command_goes_on(
     trainer(tmp_path / "killed", command="false {model} {port}", concurrency=3).fit()
 
 
+@pytest.mark.slow
 def test_two_sharded_ranks_play_against_one_server(tmp_path: Path) -> None:
     config = tiny_config(tmp_path)
     config["algorithms"]["spin"]["generation"] = generation()
