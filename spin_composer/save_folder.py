@@ -14,12 +14,14 @@ only: ``start_checks.mend_checkpoints`` calls them on one rank before any looks.
 
 from __future__ import annotations
 
+import errno
 import logging
 import os
 import re
 import string
 import uuid
 import zipfile
+import zlib
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -30,6 +32,10 @@ _END_OF_ZIP = b"PK\x05\x06"
 _MOST_BYTES_HASHED = 4 << 30
 """Larger checkpoints are checked by their structure only: reading them all takes minutes, and
 the other ranks wait."""
+
+_DAMAGED = (zipfile.BadZipFile, zlib.error, NotImplementedError, RuntimeError, EOFError, ValueError)
+"""What zipfile raises for damaged bytes: a flipped one may even name another compression, or an
+encryption."""
 
 
 @dataclass(frozen=True)
@@ -124,8 +130,10 @@ def structure_problem(path: Path) -> str | None:
     try:
         with zipfile.ZipFile(path) as file:
             file.infolist()
-    except zipfile.BadZipFile:
+    except _DAMAGED:
         return "it is cut short"
+    except OSError as error:
+        return _of_contents(error)
     return None
 
 
@@ -136,9 +144,18 @@ def content_problem(path: Path) -> str | None:
     try:
         with zipfile.ZipFile(path) as file:
             bad = file.testzip()
-    except (zipfile.BadZipFile, NotImplementedError, RuntimeError, EOFError) as error:
+    except _DAMAGED as error:
         return str(error)
+    except OSError as error:
+        return _of_contents(error)
     return None if bad is None else f"the CRC of its {bad} differs"
+
+
+def _of_contents(error: OSError) -> str:
+    """Return what an error of reading damaged contents says; raise one of the disk again."""
+    if error.errno not in (None, errno.EINVAL):  # a bad stream; a place before the file's start
+        raise error
+    return str(error)
 
 
 def set_aside(path: Path, problem: str) -> Path:

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import os
+import zipfile
 from pathlib import Path
 
 import pytest
 import torch
 
-from spin_composer.save_folder import find_checkpoints, mend_folder, name_pattern
+from spin_composer.save_folder import content_problem, find_checkpoints, mend_folder, name_pattern
 
 FULL = name_pattern("ep{epoch}-ba{batch}-rank{rank}.pt", "run")
 SHARDED = name_pattern("ep{epoch}-ba{batch}", "run")
@@ -156,3 +157,18 @@ def test_names_are_read_as_composer_writes_them(tmp_path):
     assert not pattern.fullmatch("aXb-ba12-ep2-ba12.pt")
     (tmp_path / "a.b-ba12-ep2-ba12.pt").touch()
     assert find_checkpoints(tmp_path, pattern)[0].counts == (12, -1, -1, 2)
+
+
+def test_any_flipped_byte_of_a_checkpoint_is_a_problem_or_none_and_never_an_error(tmp_path):
+    path = tmp_path / "ba1.pt"
+    with zipfile.ZipFile(path, "w") as file:
+        file.writestr("archive/data.pkl", b"x" * 50)
+        file.writestr("archive/data/0", bytes(range(200)))
+    whole = path.read_bytes()
+    assert content_problem(path) is None
+    found = 0
+    for place in range(len(whole)):
+        for flip in (1, 8, 12, 255):  # 8 and 12 make other compressions of "stored"
+            path.write_bytes(whole[:place] + bytes([whole[place] ^ flip]) + whole[place + 1 :])
+            found += content_problem(path) is not None
+    assert found > 4 * 250  # every byte of the contents, and more
