@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import time
-from pathlib import Path
 from typing import Any, cast
 
 from composer.core import Algorithm, Event, State, Time
@@ -12,18 +11,25 @@ from composer.loggers import Logger
 from composer.utils import dist, reproducibility
 from torch.utils.data import DataLoader
 
+from spin_composer.books import FILE_NAME as BOOKS
 from spin_composer.books import IterationLog
 from spin_composer.data.loader import examples_of
 from spin_composer.engines import check_engine
 from spin_composer.errors import InputError
-from spin_composer.iteration import Game, composer_model, resume_iteration, start_iteration
+from spin_composer.iteration import (
+    Game,
+    check_play_only,
+    composer_model,
+    resume_iteration,
+    start_iteration,
+)
 from spin_composer.model import SpinLM
 from spin_composer.schedule import refresh_learning_rates, require_spin_scheduler
 from spin_composer.self_play.gather import gathered
 from spin_composer.self_play.lock import StoreLock
+from spin_composer.self_play.places import lock_places, open_store
 from spin_composer.self_play.ranks import from_rank_zero
 from spin_composer.self_play.samples import keep_offline_wandb_offline
-from spin_composer.self_play.store import Store
 from spin_composer.settings import SpinSettings, count_iterations, fill
 from spin_composer.start_checks import (
     check_first_batch,
@@ -72,7 +78,7 @@ class SPIN(Algorithm):
         keep_offline_wandb_offline()
         self.game: Game | None = None
         self.books = IterationLog()
-        self._lock: StoreLock | None = None
+        self._locks: list[StoreLock] = []
         self._saved: dict[str, Any] = {}
         self._first_batch = False
         self._clock = 0.0
@@ -115,16 +121,19 @@ class SPIN(Algorithm):
         epochs = self.settings.epochs_per_iteration
         self.settings.check_iterations(count_iterations(state.max_duration, epochs))
         warn_unfaithful(self.settings)
-        self._take_lock(state)  # before the save folder is touched: it may be another run's
-        mend_checkpoints(state)
+        if self.settings.play_only is None:
+            self._take_locks(state)  # before the save folder is touched: it may be another run's
+            mend_checkpoints(state)
 
-    def _take_lock(self, state: State) -> None:
-        if self._lock is None and dist.get_global_rank() == 0:
-            self._lock = StoreLock(self._root(state))
-        from_rank_zero(lambda: self._lock and self._lock.acquire(state.run_name))
+    def _take_locks(self, state: State) -> None:
+        def take() -> None:
+            if not self._locks:
+                store = open_store(self.settings, state.run_name)
+                self._locks = [StoreLock(place) for place in lock_places(store)]
+            for lock in self._locks:
+                lock.acquire(state.run_name)
 
-    def _root(self, state: State) -> Path:
-        return Path(self.settings.store.format(run_name=state.run_name))
+        from_rank_zero(take)
 
     def _after_load(self, state: State, logger: Logger) -> None:
         """Give the duration in epochs, which all of Composer understands, and mend the clock."""
@@ -146,8 +155,11 @@ class SPIN(Algorithm):
         check_lengths(self.settings, examples, composer_model(state).config)
         check_engine(self.settings.generation, composer_model(state))
         seed = state.rank_zero_seed if self.settings.seed is None else self.settings.seed
-        self._take_lock(state)  # fit() may be called again
-        self.game = Game(self.settings, seed, Store(self._root(state)), examples, loader)
+        check_play_only(self.settings, state)
+        if self.settings.play_only is None:
+            self._take_locks(state)  # fit() may be called again
+        store = open_store(self.settings, state.run_name)
+        self.game = Game(self.settings, seed, store, examples, loader)
         self.game.play_seconds = self._saved.get("play_seconds", 0.0)
         self.game.manifest = self._saved.get("manifest", {})
         self.books.open(self.game.store.root, state)
@@ -169,7 +181,7 @@ class SPIN(Algorithm):
 
     def _iteration_start(self, state: State, logger: Logger) -> None:
         assert self.game is not None
-        from_rank_zero(lambda: self._lock and self._lock.check())
+        from_rank_zero(lambda: [lock.check() for lock in self._locks] and None)
         self.books.start(start_iteration(self.game, state, logger))
         self._first_batch = True
 
@@ -191,14 +203,16 @@ class SPIN(Algorithm):
 
     def _fit_end(self, state: State, logger: Logger) -> None:
         del state, logger
-        if self._lock is not None:
-            self._lock.release()
+        for lock in self._locks:
+            lock.release()
 
     def _iteration_end(self, state: State, logger: Logger) -> None:
         assert self.game is not None
         share = self.game.play_seconds / (time.perf_counter() - self._clock)
         logger.log_metrics({"spin/play_time_share": share})
         self.books.close(state, {"play_time_share": share})
+        if dist.get_global_rank() == 0:
+            self.game.store.publish(BOOKS)
 
     def state_dict(self) -> dict[str, Any]:
         """Return what a resumed run needs: the play that is being trained on, and the books."""

@@ -31,6 +31,21 @@ def train(
     raise typer.Exit(main([yaml, *context.args]))
 
 
+@app.command(context_settings={"allow_extra_args": True, "ignore_unknown_options": True})
+def play(
+    context: typer.Context,
+    yaml: Annotated[str, typer.Argument(help="The run's YAML.")],
+    iteration: Annotated[int, typer.Option(help="Which iteration to play, from 0.")],
+    units: Annotated[str, typer.Option(help="a:b, its units a up to b - 1; or all.")] = "all",
+) -> None:
+    """Make units of a run's self-play store, with key=value overrides, and train nothing."""
+    from spin_composer.play_job import play as play_units
+    from spin_composer.train import exit_code
+
+    job = lambda: play_units(yaml, context.args, iteration, units)  # noqa: E731
+    raise typer.Exit(exit_code(job, yaml))
+
+
 @app.command()
 def report(
     store: Annotated[Path, typer.Argument(help="The run's self-play store (spin.store).")],

@@ -19,6 +19,10 @@ class EngineError(EnvironmentFailure):
     """A completion server that does not start, or does not answer as it must."""
 
 
+class PlayDone(Exception):
+    """Ends a job that only plays: the units that it was to make are in the store. No error."""
+
+
 def shown(value: object, limit: int = 60) -> str:
     """Return ``repr(value)`` shortened to ``limit`` characters, for error messages."""
     text = repr(value)

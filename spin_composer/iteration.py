@@ -11,6 +11,7 @@ import time
 from collections.abc import Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -24,13 +25,13 @@ from torch.utils.data import DataLoader
 from spin_composer.data.examples import ExampleDataset
 from spin_composer.data.pairs import Pair
 from spin_composer.engines import engine_of
-from spin_composer.errors import StoreError
+from spin_composer.errors import InputError, PlayDone, StoreError
 from spin_composer.loss import PairLoss
 from spin_composer.self_play.engine import Engine
 from spin_composer.self_play.gather import fingerprint, gathered
 from spin_composer.self_play.pair_loader import build_pair_loader, resume_at
 from spin_composer.self_play.plan import PlayUnit, Unit, plan_units
-from spin_composer.self_play.play import Player, PlayReport, finished_play, play
+from spin_composer.self_play.play import Player, PlayReport, finished_play, make_units
 from spin_composer.self_play.prepare import in_training, open_iteration
 from spin_composer.self_play.ranks import from_rank_zero
 from spin_composer.self_play.samples import log_samples
@@ -66,6 +67,9 @@ def start_iteration(game: Game, state: State, logger: Logger) -> dict[str, float
     """Play iteration ``state.timestamp.iteration`` with the policy as it is, and load its pairs.
 
     Finishes a play that an earlier process began. A collective. Returns the play's figures.
+
+    Raises:
+        PlayDone: In a job that only plays (``settings.play_only``), when it has.
     """
     iteration = int(state.timestamp.iteration)
     if game.settings.reset_optimizer:
@@ -79,7 +83,14 @@ def start_iteration(game: Game, state: State, logger: Logger) -> dict[str, float
         game.manifest = _manifest(game, state, iteration, len(units)) | {"opponent": opponent}
         from_rank_zero(lambda: _open(game, iteration, units))
         with _engine(game, state, iteration, units) as engine:
-            report = play(_player(game, state, engine), iteration, units)
+            wanted = _wanted(game, len(units))
+            made = make_units(_player(game, state, engine), iteration, units, wanted)
+    if game.settings.play_only is not None:
+        raise PlayDone(
+            f"iteration {iteration}: {len(made)} units made, {len(wanted) - len(made)} were there, "
+            f"of the {len(wanted)} asked for; it has {len(units)}."
+        )
+    report = finished_play(game.store, iteration, len(units))
     seconds = time.perf_counter() - started
     game.play_seconds += seconds
     game.noise = report.noise
@@ -154,16 +165,29 @@ def pair_loss(settings: SpinSettings, iteration: int) -> PairLoss:
 def _engine(
     game: Game, state: State, iteration: int, units: Sequence[Unit]
 ) -> AbstractContextManager[Engine]:
-    missing = from_rank_zero(lambda: game.store.missing_units(iteration, len(units)))
+    wanted = _wanted(game, len(units))
+    missing = from_rank_zero(
+        lambda: set(wanted).intersection(game.store.missing_units(iteration, len(units)))
+    )
     return engine_of(
         game.settings.generation,
         state,
         composer_model(state),
         game.examples.stop_token_id,
-        game.store.folder(iteration),
+        _engine_folder(game, iteration, wanted),
         game.manifest["opponent"],
         needed=any(isinstance(units[u], PlayUnit) for u in missing),
     )
+
+
+def _engine_folder(game: Game, iteration: int, wanted: range) -> Path:
+    """Return where a server's files go: jobs that play at the same time have one each."""
+    folder = game.store.folder(iteration)
+    if game.settings.play_only is None:
+        return folder
+    folder = folder / f"job-{wanted.start}-{wanted.stop}"
+    folder.mkdir(exist_ok=True)
+    return folder
 
 
 def _player(game: Game, state: State, engine: Engine) -> Player:
@@ -178,11 +202,36 @@ def _player(game: Game, state: State, engine: Engine) -> Player:
 
 def _open(game: Game, iteration: int, units: Sequence[Unit]) -> None:
     """Open the iteration's folder, and check those of the iterations replayed."""
-    open_iteration(game.store, game.manifest, units, game.examples, game.settings.repair)
+    # A job that only plays leaves the damage to the run, whose lock it does not hold.
+    repair = game.settings.repair and game.settings.play_only is None
+    wanted = _wanted(game, len(units))
+    open_iteration(game.store, game.manifest, units, game.examples, repair, wanted)
     same = ("data", "tokenizer", "stop_token_id", "seed")
     for earlier in range(max(0, iteration - game.settings.replay), iteration):
         wanted = game.store.manifest(earlier) | {name: game.manifest[name] for name in same}
         game.store.check_manifest(wanted)
+
+
+def _wanted(game: Game, num_units: int) -> range:
+    """Return the units of an iteration that this run, or job, is to make."""
+    only = game.settings.play_only
+    return range(num_units) if only is None else only.of(num_units)
+
+
+def check_play_only(settings: SpinSettings, state: State) -> None:
+    """Check that a job that only plays has the opponent of the iteration that it plays.
+
+    Raises:
+        InputError: Names where the loaded checkpoint stands.
+    """
+    t = state.timestamp
+    at = (int(t.iteration), int(t.epoch_in_iteration), int(t.batch_in_epoch))
+    if settings.play_only is not None and at != (settings.play_only.iteration, 0, 0):
+        raise InputError(
+            f"iteration {settings.play_only.iteration} is to be played, but what was loaded stands "
+            f"in iteration {at[0]}, epoch {at[1]}, batch {at[2]}. Give load_path=... of the "
+            "checkpoint at that iteration's start."
+        )
 
 
 def _manifest(game: Game, state: State, iteration: int, num_units: int) -> dict[str, Any]:

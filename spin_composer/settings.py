@@ -24,6 +24,7 @@ LOSSES = ("logistic", "hinge", "squared")
 ENGINES = ("hf", "server")
 ALL = "all"
 DECAYS = ("linear", "cosine", "constant")
+REMOTE_SCHEMES = ("s3", "gs", "oci")
 
 
 @dataclass
@@ -122,6 +123,38 @@ class GenerationSettings:
 
 
 @dataclass
+class PlayOnly:
+    """What a job that only plays is to make (``algorithms.spin.play_only``)."""
+
+    iteration: int = 0
+    """Which iteration; the run must be at its start."""
+    units: str = ALL
+    """Its units from a up to, and without, b, as ``a:b``; or ``all``."""
+
+    def __post_init__(self) -> None:
+        """Check both fields."""
+        at = "spin.play_only"
+        ok = _is_int(self.iteration) and self.iteration >= 0
+        _check(ok, f"{at}.iteration", self.iteration, "an integer >= 0")
+        found = re.fullmatch(r"(\d+):(\d+)", str(self.units))
+        ok = self.units == ALL or (found is not None and int(found[1]) < int(found[2]))
+        _check(ok, f"{at}.units", self.units, "a:b with a < b, or 'all'")
+
+    def of(self, num_units: int) -> range:
+        """Return the units to make of an iteration that has ``num_units``.
+
+        Raises:
+            InputError: If it has not that many.
+        """
+        if self.units == ALL:
+            return range(num_units)
+        first, end = map(int, self.units.split(":"))
+        wanted = f"within the {num_units} units of iteration {self.iteration}"
+        _check(end <= num_units, "spin.play_only.units", self.units, wanted)
+        return range(first, end)
+
+
+@dataclass
 class SpinSettings:
     """The game (``algorithms.spin``). Lists hold one value per iteration."""
 
@@ -145,7 +178,13 @@ class SpinSettings:
     samples_per_iteration: int | str = ALL
     """Prompts played per iteration, a fresh subset each time, or ``all``."""
     store: str = "runs/{run_name}/self-play"
-    """Folder of the self-play store; ``{run_name}`` is replaced."""
+    """Folder of the self-play store; ``{run_name}`` is replaced. Shared by all nodes, or with
+    ``remote_store`` each node's own."""
+    remote_store: str | None = None
+    """Where the store lives if nodes share no file system: ``s3://bucket/{run_name}/self-play``,
+    or ``gs://``, ``oci://``."""
+    play_only: PlayOnly | None = None
+    """Make units of one iteration and end; ``spin-composer play`` sets it."""
     unit_size: int = 256
     """Prompts per unit of the store: what a crash in play can cost a rank."""
     seed: int | None = None
@@ -181,12 +220,19 @@ class SpinSettings:
         _check(ok, "spin.samples_per_iteration", samples, "a positive integer or 'all'")
         ok = self.seed is None or (_is_int(self.seed) and self.seed >= 0)
         _check(ok, "spin.seed", self.seed, "an integer >= 0, or null")
-        ok = isinstance(self.store, str) and bool(self.store)
-        _check(ok, "spin.store", self.store, "a folder's name")
-        try:
-            self.store.format(run_name="")
-        except (KeyError, IndexError, ValueError):
-            _check(False, "spin.store", self.store, "a folder's name with no braces but {run_name}")
+        _check_place("spin.store", self.store, "a folder's name")
+        if self.remote_store is not None:
+            _check_place("spin.remote_store", self.remote_store, "an object store's URL")
+            ok = self.remote_store.partition("://")[0] in REMOTE_SCHEMES
+            ok = ok and bool(self.remote_store.partition("://")[2].strip("/"))
+            wanted = " or ".join(f"{scheme}://bucket/folder" for scheme in REMOTE_SCHEMES)
+            remedy = "A folder that all nodes mount goes into spin.store."
+            _check(ok, "spin.remote_store", self.remote_store, wanted, remedy)
+        if "://" in self.store:
+            remedy = "Give it as spin.remote_store, and here a folder of each node's own."
+            _check(False, "spin.store", self.store, "a folder's name", remedy)
+        if self.play_only is not None:
+            self.play_only = fill(PlayOnly, self.play_only, "spin.play_only")
         self.generation = fill(GenerationSettings, self.generation, "spin.generation")
 
     def _epochs(self) -> int:
@@ -223,6 +269,15 @@ class SpinSettings:
                     f"spin.{name} has {len(values)} values for {num_iterations} iterations "
                     f"(max_duration). Give one value, or one per iteration."
                 )
+
+
+def _check_place(name: str, value: object, wanted: str) -> None:
+    """Check a text in which only ``{run_name}`` may stand in braces."""
+    _check(isinstance(value, str) and bool(value), name, value, wanted)
+    try:
+        str(value).format(run_name="")
+    except (KeyError, IndexError, ValueError):
+        _check(False, name, value, f"{wanted} with no braces but {{run_name}}")
 
 
 def of_iteration(values: float | Sequence[float], iteration: int) -> float:

@@ -18,6 +18,7 @@ from rich.table import Table
 
 from spin_composer.errors import InputError, StoreError
 from spin_composer.save_folder import find_checkpoints, name_pattern, structure_problem
+from spin_composer.settings import SpinSettings, count_iterations
 
 _LIVE_SECONDS = 30.0
 """A run touches its lock every five seconds."""
@@ -84,14 +85,21 @@ def read_plan(run: Path) -> Plan:
     if run.suffix not in (".yaml", ".yml"):
         raise InputError(f"{run} is neither a folder nor a YAML. Give the run's store or its YAML.")
     from spin_composer.config import validate
-    from spin_composer.settings import count_iterations
     from spin_composer.train import read_yaml
 
-    config: Any = read_yaml(run, ())
-    settings = validate(_plain(config))
+    config = _plain(read_yaml(run, ()))
+    return plan_of(config, validate(config), str(run))
+
+
+def plan_of(config: Mapping[str, Any], settings: SpinSettings, where: str) -> Plan:
+    """Return what a run's config tells of it; ``where`` names the config in messages.
+
+    Raises:
+        InputError: If it has no run_name and its store's name needs one.
+    """
     name = str(config.get("run_name") or "")
     if not name and "{run_name}" in settings.store:
-        raise InputError(f"{run} has no run_name, so its store has no name. Give the store.")
+        raise InputError(f"{where} has no run_name, so its store has no name. Give the store.")
     folder = str(config.get("save_folder") or "")
     epochs = settings.epochs_per_iteration
     given = config.get("save_filename")
@@ -245,8 +253,7 @@ def _checkpoints(plan: Plan) -> tuple[str | None, tuple[int, int] | None, list[s
         return None, None, []
     partial: list[str] = []
     whole: list[tuple[tuple[int, int], str]] = []
-    for name in plan.names:
-        pattern = name_pattern(name, plan.run_name)
+    for pattern in checkpoint_patterns(plan):
         for found in find_checkpoints(plan.save_folder, pattern):
             batch, _, _, epoch = found.counts
             if structure_problem(found.path):
@@ -257,6 +264,11 @@ def _checkpoints(plan: Plan) -> tuple[str | None, tuple[int, int] | None, list[s
         return None, None, partial
     position, name = max(whole)
     return name, position, partial
+
+
+def checkpoint_patterns(plan: Plan) -> list[re.Pattern[str]]:
+    """Return patterns of the names of a run's checkpoints."""
+    return [name_pattern(name, plan.run_name) for name in plan.names]
 
 
 def _plain(config: Any) -> Mapping[str, Any]:

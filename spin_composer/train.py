@@ -9,11 +9,11 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from spin_composer.errors import InputError
+from spin_composer.errors import InputError, PlayDone
 from spin_composer.exits import EXIT_INPUT, explain
 
 _FINISHED = "less than or equal to the elapsed training duration"
@@ -55,18 +55,22 @@ def train(path: str | Path, overrides: Sequence[str] = ()) -> Any:
         StoreError: If the self-play store is not this run's, or is damaged.
         EnvironmentFailure: If the machine does not give what the run needs.
     """
+    return train_config(read_yaml(path, overrides))
+
+
+def train_config(config: Any) -> Any:
+    """Check a config and train it; see :func:`train`."""
     from omegaconf import OmegaConf
 
     from spin_composer.config import check_launch, is_spin, validate
 
-    config = read_yaml(path, overrides)
     plain = OmegaConf.to_container(config)
     if is_spin(plain):  # pyright: ignore[reportArgumentType]
         validate(plain)  # pyright: ignore[reportArgumentType]
         check_launch(plain, int(os.environ.get("WORLD_SIZE", "1")))  # pyright: ignore
-    from llmfoundry.command_utils import train as train_config
+    from llmfoundry.command_utils import train
 
-    return train_config(config)
+    return train(config)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -75,11 +79,18 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if not arguments:
         print("usage: python -m spin_composer.train YAML [key=value ...]", file=sys.stderr)
         return EXIT_INPUT
+    return exit_code(lambda: train(arguments[0], arguments[1:]), arguments[0])
+
+
+def exit_code(run: Callable[[], object], name: str) -> int:
+    """Do a run, print in one line what a user can mend, and return the exit code."""
     try:
-        train(arguments[0], arguments[1:])
+        run()
+    except PlayDone as done:
+        print(f"{name}: {done}", file=sys.stderr)
     except Exception as error:
         if isinstance(error, ValueError) and _FINISHED in str(error):  # raised by Trainer.fit()
-            print(f"{arguments[0]}: the run is finished already; nothing to do.", file=sys.stderr)
+            print(f"{name}: the run is finished already; nothing to do.", file=sys.stderr)
             return 0
         explained = explain(error)
         if explained is None:
@@ -87,7 +98,16 @@ def main(arguments: Sequence[str] | None = None) -> int:
         code, line = explained
         print(f"error: {line}", file=sys.stderr)
         return code
+    finally:
+        release_locks()
     return 0
+
+
+def release_locks() -> None:
+    """Give back the locks that a run which failed still holds, while its threads can work."""
+    module = sys.modules.get("spin_composer.self_play.lock")  # absent if the run did not begin
+    if module is not None:
+        module.release_all()
 
 
 if __name__ == "__main__":

@@ -21,7 +21,7 @@ LAYERS: tuple[frozenset[str], ...] = (
     frozenset({"data", "loss", "head", "dropout", "logprobs", "metrics", "report"}),
     frozenset({"model", "self_play"}),
     frozenset({"schedule", "start_checks", "engines", "iteration", "books", "algorithm", "config"}),
-    frozenset({"train", "status", "demo", "cli", "__main__"}),
+    frozenset({"train", "status", "play_job", "demo", "cli", "__main__"}),
 )
 LAYER_OF = {name: number for number, names in enumerate(LAYERS) for name in names}
 

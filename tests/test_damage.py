@@ -171,7 +171,7 @@ def test_a_full_disk_in_play_exits_4_and_the_next_start_goes_on(finished, tmp_pa
         units.extend([path] * (path.name == "unit.json"))
         write(path, text)
 
-    monkeypatch.setattr("spin_composer.self_play.store.write_atomically", full)
+    monkeypatch.setattr("spin_composer.self_play.unit.write_atomically", full)
     with pytest.raises(OSError, match="No space left") as caught:
         trainer(tmp_path).fit()
     assert explain(caught.value)[0] == 4  # pyright: ignore[reportOptionalSubscript]

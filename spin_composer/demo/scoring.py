@@ -55,7 +55,7 @@ def score(
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
     from spin_composer.self_play.engine import HFEngine
-    from spin_composer.self_play.store import STOP
+    from spin_composer.self_play.unit import STOP
     from spin_composer.settings import GenerationSettings
 
     tokenizer = AutoTokenizer.from_pretrained(model)

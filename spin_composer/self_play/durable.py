@@ -5,7 +5,8 @@ from __future__ import annotations
 import json
 import os
 import uuid
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -14,14 +15,31 @@ import xxhash
 
 def write_atomically(path: Path, text: str) -> None:
     """Write a small file so that it is there whole or not at all, also after a power cut."""
+    with _written_aside(path, text) as aside:
+        os.replace(aside, path)
+        fsync(path.parent)
+
+
+def create_atomically(path: Path, text: str) -> bool:
+    """Write a small file as :func:`write_atomically`, unless there is one; tell which."""
+    with _written_aside(path, text) as aside:
+        try:
+            os.link(aside, path)  # of two that do so at once, one fails
+        except FileExistsError:
+            return False
+        fsync(path.parent)
+    return True
+
+
+@contextmanager
+def _written_aside(path: Path, text: str) -> Iterator[Path]:
     aside = path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}")
     try:
         with open(aside, "w") as file:
             file.write(text)
             file.flush()
             os.fsync(file.fileno())
-        os.replace(aside, path)
-        fsync(path.parent)
+        yield aside
     finally:
         aside.unlink(missing_ok=True)
 

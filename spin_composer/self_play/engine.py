@@ -19,7 +19,7 @@ from transformers import (
     StopStringCriteria,
 )
 
-from spin_composer.self_play.store import LENGTH, STOP, STRING
+from spin_composer.self_play.unit import LENGTH, STOP, STRING
 from spin_composer.settings import GenerationSettings
 
 Ids = NDArray[np.int32]

@@ -4,7 +4,8 @@
 ``flock``: shared file systems differ in what they make of it. The file is made by ``link``,
 which fails if it exists, and taken away by ``rename``, which only one process can do; both are
 atomic on NFS. On the owner's own machine its process is looked up; on another machine the lock
-is watched, and is its owner's as long as somebody touches it.
+is watched, and is its owner's as long as somebody touches it. ``object_lock`` has the same for
+object stores.
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ import threading
 import time
 import uuid
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 from spin_composer.errors import EnvironmentFailure, StoreError
 
@@ -27,6 +28,8 @@ log = logging.getLogger(__name__)
 FILE_NAME = "run.lock"
 HEARTBEAT_SECONDS = 5.0
 LEASE_SECONDS = 60.0
+
+_held: list[StoreLock] = []
 
 
 def this_process() -> dict[str, Any]:
@@ -39,17 +42,121 @@ def this_process() -> dict[str, Any]:
     }
 
 
+class LockPlace(Protocol):
+    """Where a lock is: a file that processes of several machines see, or an object."""
+
+    shown: str
+    """Name for messages."""
+
+    def prepare(self) -> None:
+        """Make the place usable."""
+        ...
+
+    def read(self) -> str | None:
+        """Return what the lock says; None if there is none."""
+        ...
+
+    def create(self, content: str) -> bool:
+        """Make the lock; tell whether it is ours, not another's."""
+        ...
+
+    def remove(self, held: str) -> None:
+        """Take away the lock that says ``held``; leave any other."""
+        ...
+
+    def touch(self) -> None:
+        """Show that the lock is held."""
+        ...
+
+    def touched(self) -> object:
+        """Return something that changes when the lock is touched."""
+        ...
+
+
+class LockFile:
+    """A lock that is a file in a store's folder."""
+
+    def __init__(self, root: Path):
+        self.path = root / FILE_NAME
+        self.shown = str(root)
+
+    def prepare(self) -> None:
+        """Make the folder.
+
+        Raises:
+            EnvironmentFailure: If the store's folder cannot be one.
+        """
+        if self.path.parent.is_file():
+            raise EnvironmentFailure(
+                f"{self.path.parent} is a file. Set spin.store to a folder that the run may write."
+            )
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+
+    def read(self) -> str | None:
+        """See :class:`LockPlace`."""
+        try:
+            return self.path.read_text()
+        except FileNotFoundError:
+            return None
+
+    def create(self, content: str) -> bool:
+        """See :class:`LockPlace`."""
+        aside = self.path.with_name(f".{FILE_NAME}.{uuid.uuid4().hex[:8]}")
+        try:
+            aside.write_text(content)
+            os.link(aside, self.path)
+        except FileExistsError:
+            return False
+        finally:
+            aside.unlink(missing_ok=True)
+        return True
+
+    def remove(self, held: str) -> None:
+        """See :class:`LockPlace`; a lock that came in between is put back."""
+        aside = self.path.with_name(f".{FILE_NAME}.{uuid.uuid4().hex[:8]}")
+        try:
+            os.rename(self.path, aside)
+        except FileNotFoundError:
+            return
+        try:
+            if aside.read_text() != held:
+                os.link(aside, self.path)
+        except FileExistsError:
+            pass  # a third one has it
+        finally:
+            aside.unlink(missing_ok=True)
+
+    def touch(self) -> None:
+        """See :class:`LockPlace`."""
+        os.utime(self.path)
+
+    def touched(self) -> object:
+        """See :class:`LockPlace`."""
+        try:
+            with open(self.path) as file:  # opening makes a network file system look again
+                return os.fstat(file.fileno()).st_mtime_ns
+        except FileNotFoundError:
+            return 0
+
+
 class StoreLock:
-    """The lock of a store's folder. Hold it on one rank only.
+    """The lock of a store. Hold it on one rank only.
 
     Args:
-        root: The store's folder.
+        place: Where it is; a folder means a file in it.
         lease_seconds: A lock of another machine that nobody touched for so long is taken over.
+        beat_seconds: How often the lock is touched while it is held.
     """
 
-    def __init__(self, root: Path, lease_seconds: float = LEASE_SECONDS):
-        self.path = root / FILE_NAME
+    def __init__(
+        self,
+        place: Path | LockPlace,
+        lease_seconds: float = LEASE_SECONDS,
+        beat_seconds: float = HEARTBEAT_SECONDS,
+    ):
+        self.place = LockFile(place) if isinstance(place, Path) else place
         self.lease_seconds = lease_seconds
+        self.beat_seconds = beat_seconds
         self._content = ""
         self._stop = threading.Event()
         self._lost = False
@@ -61,22 +168,19 @@ class StoreLock:
             StoreError: If another run holds it; names it and the remedy.
             EnvironmentFailure: If the store's folder cannot be one.
         """
-        if self._content and self._read() == self._content:
+        if self._content and self.place.read() == self._content:
             return
-        if self.path.parent.is_file():
-            raise EnvironmentFailure(
-                f"{self.path.parent} is a file. Set spin.store to a folder that the run may write."
-            )
-        self.path.parent.mkdir(parents=True, exist_ok=True)
+        self.place.prepare()
         owner = {**this_process(), "run": run_name, "token": uuid.uuid4().hex}
         self._content = json.dumps(owner)
-        while not self._create():
-            held = self._read()
+        while not self.place.create(self._content):
+            held = self.place.read()
             if held is None:
                 continue  # released meanwhile
             self._require_dead(held)
-            self._remove(held)
+            self.place.remove(held)
         self._lost, self._stop = False, threading.Event()
+        _held.append(self)
         threading.Thread(target=self._beat, args=(self._stop,), daemon=True).start()
         atexit.register(self.release)
 
@@ -88,29 +192,20 @@ class StoreLock:
         """
         if self._lost:
             raise StoreError(
-                f"{self.path.parent} was taken over by another run ({self._read()}) while this one "
-                "did not answer. Let one of them go on."
+                f"{self.place.shown} was taken over by another run ({self.place.read()}) while "
+                "this one did not answer. Let one of them go on."
             )
 
     def release(self) -> None:
         """Give the lock back if it is this object's."""
         self._stop.set()
+        if self in _held:
+            _held.remove(self)
         atexit.unregister(self.release)
         # A forked process has this object too, but not the lock.
-        if self._content and self._read() == self._content and self._is_ours(self._content):
-            self.path.unlink(missing_ok=True)
-        self._content = ""
-
-    def _create(self) -> bool:
-        aside = self.path.with_name(f".{FILE_NAME}.{uuid.uuid4().hex[:8]}")
-        try:
-            aside.write_text(self._content)
-            os.link(aside, self.path)
-        except FileExistsError:
-            return False
-        finally:
-            aside.unlink(missing_ok=True)
-        return True
+        content, self._content = self._content, ""
+        if content and self._is_ours(content) and self.place.read() == content:
+            self.place.remove(content)
 
     def _is_ours(self, found: str) -> bool:
         """Tell whether a lock is this process's: this object's, or that of another Trainer."""
@@ -119,12 +214,6 @@ class StoreLock:
             return {name: owner[name] for name in this_process()} == this_process()
         except (ValueError, KeyError, TypeError):
             return False
-
-    def _read(self) -> str | None:
-        try:
-            return self.path.read_text()
-        except FileNotFoundError:
-            return None
 
     def _require_dead(self, held: str) -> None:
         try:
@@ -141,59 +230,49 @@ class StoreLock:
             alive = self._is_touched(held)
         if alive:
             raise StoreError(
-                f"{self.path.parent} is in use by {_shown(owner)}. Wait for that run or stop it; "
+                f"{self.place.shown} is in use by {_shown(owner)}. Wait for that run or stop it; "
                 "or give this one a run_name or spin.store of its own."
             )
-        log.warning(f"{self.path.parent}: the lock of {_shown(owner)}, which has died, is taken.")
+        log.warning(f"{self.place.shown}: the lock of {_shown(owner)}, which has died, is taken.")
 
     def _is_touched(self, held: str) -> bool:
         """Watch a lock for the lease; clocks of two machines are not compared."""
-        log.warning(f"{self.path} is another machine's; watching it for {self.lease_seconds:g} s.")
-        before = self._touched_ns()
+        log.warning(
+            f"the lock of {self.place.shown} is another machine's; watching it for "
+            f"{self.lease_seconds:g} s."
+        )
+        before = self.place.touched()
         deadline = time.monotonic() + self.lease_seconds
         while time.monotonic() < deadline:
             time.sleep(min(1.0, self.lease_seconds / 10))
-            if self._read() != held:
+            if self.place.read() != held:
                 return False  # released, or another successor was quicker: look again
-            if self._touched_ns() != before:
+            if self.place.touched() != before:
                 return True
         return False
 
-    def _touched_ns(self) -> int:
-        try:
-            with open(self.path) as file:  # opening makes a network file system look again
-                return os.fstat(file.fileno()).st_mtime_ns
-        except FileNotFoundError:
-            return 0
-
-    def _remove(self, held: str) -> None:
-        """Take away the dead owner's lock; put back one that came in between."""
-        aside = self.path.with_name(f".{FILE_NAME}.{uuid.uuid4().hex[:8]}")
-        try:
-            os.rename(self.path, aside)
-        except FileNotFoundError:
-            return
-        try:
-            if aside.read_text() != held:
-                os.link(aside, self.path)
-        except FileExistsError:
-            pass  # a third one has it
-        finally:
-            aside.unlink(missing_ok=True)
-
     def _beat(self, stop: threading.Event) -> None:
         missed = 0
-        while not stop.wait(HEARTBEAT_SECONDS):
+        while not stop.wait(self.beat_seconds):
             try:
-                found = self._read()
+                found = self.place.read()
                 missed = missed + 1 if found is None else 0
                 if missed > 1 or (found is not None and not self._is_ours(found)):
                     self._lost = not stop.is_set()
                     return
                 if found is not None:
-                    os.utime(self.path)
-            except OSError as error:  # the file system is away for a moment: try again
-                log.warning(f"{self.path}: {error}")
+                    self.place.touch()
+            except (OSError, EnvironmentFailure) as error:  # away for a moment: try again
+                log.warning(f"{self.place.shown}: {error}")
+
+
+def release_all() -> None:
+    """Give back all locks that this process holds.
+
+    A process that ends does so too, but at its end the clients of object stores cannot write.
+    """
+    for lock in list(_held):
+        lock.release()
 
 
 def _shown(owner: dict[str, Any] | None) -> str:

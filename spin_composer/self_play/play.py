@@ -21,9 +21,12 @@ from tqdm import tqdm
 
 from spin_composer.data.pairs import Pair, collate_pairs
 from spin_composer.self_play.engine import Engine, Response
+from spin_composer.self_play.mirrored import MirroredStore
 from spin_composer.self_play.plan import PLAY, REPLAY, PlayUnit, ReplayUnit, Unit, unit_seed
-from spin_composer.self_play.ranks import POLL_SECONDS, SharedWork, check_shared, from_rank_zero
-from spin_composer.self_play.store import DELETE_IT, LENGTH, Row, Store, UnitReport
+from spin_composer.self_play.ranks import check_shared, from_rank_zero
+from spin_composer.self_play.shared_work import SharedWork, on_every_node
+from spin_composer.self_play.store import DELETE_IT, Store
+from spin_composer.self_play.unit import LENGTH, Row, UnitReport
 
 log = logging.getLogger(__name__)
 
@@ -151,35 +154,39 @@ def _starts(num_pairs: int) -> range:
     return range(0, num_pairs, max(1, num_pairs // 2))
 
 
-def play(player: Player, iteration: int, units: Sequence[Unit]) -> PlayReport:
-    """Make the units of an iteration that are not in the store yet, on all ranks together.
-
-    Args:
-        player: This rank's; its model's parameters are gathered.
-        iteration: Whose units.
-        units: All of its units; unit u is stored as unit u.
+def make_units(
+    player: Player, iteration: int, units: Sequence[Unit], wanted: Sequence[int]
+) -> list[int]:
+    """Make those of the wanted units that are not in the store yet, on all ranks together.
 
     Returns:
-        The figures of all units, those found in the store included; the same on every rank.
+        The units that were missing, the same on every rank.
 
     Raises:
-        StoreError: If the store is not shared between ranks, or is damaged.
+        StoreError: If the store is not shared between ranks, or an earlier one is damaged.
     """
     store = player.store
-    check_shared(store.root)
-    missing = from_rank_zero(lambda: store.missing_units(iteration, len(units)))
-    if missing:
-        from_rank_zero(lambda: _verify_sources(store, [units[u] for u in missing]))
-        progress = _Progress(iteration, len(units), len(missing))
-        with SharedWork(len(missing)) as work, progress as bar:
-            for position in work.claims():
-                report = player.make(iteration, missing[position], units[missing[position]])
-                bar.advance(store, report)
-            while store.missing_units(iteration, len(units)):  # the other ranks' last units
-                work.check()
-                time.sleep(POLL_SECONDS)
-                bar.advance(store, None)
-    return finished_play(store, iteration, len(units))
+    if store.shared:
+        check_shared(store.root)
+    missing: list[int] = from_rank_zero(
+        lambda: sorted(set(store.missing_units(iteration, len(units))) & set(wanted))
+    )
+    if not missing:
+        return missing
+    _prepare_sources(store, [units[u] for u in missing])
+    with (
+        _Progress(iteration, len(wanted), len(missing)) as progress,
+        SharedWork(len(missing), progress.show) as work,
+    ):
+        for position in work.claims():
+            unit = missing[position]
+            if store.take_up_unit(iteration, unit):  # by another job, or a killed process
+                work.done()
+                continue
+            report = player.make(iteration, unit, units[unit])
+            work.done(report.generated_tokens)
+        work.wait()
+    return missing
 
 
 def finished_play(
@@ -192,16 +199,38 @@ def finished_play(
     Raises:
         StoreError: If a unit is missing or damaged.
     """
+    bring_units(store, iteration, num_units, remedy, merge=True)
+    return from_rank_zero(lambda: _total([store.report(iteration, u) for u in range(num_units)]))
 
-    def finish() -> PlayReport:
+
+def bring_units(
+    store: Store, iteration: int, num_units: int, remedy: str, merge: bool = False
+) -> None:
+    """Have an iteration's units, verified, on every node; a collective.
+
+    Raises:
+        StoreError: If one is missing or damaged.
+    """
+
+    def check() -> None:
         store.verify(iteration, num_units, remedy)
-        store.merge(iteration, num_units)
-        return _total([store.report(iteration, u) for u in range(num_units)])
+        if merge:
+            store.merge(iteration, num_units)
 
-    return from_rank_zero(finish)
+    if store.shared:
+        from_rank_zero(check)
+        return
+    assert isinstance(store, MirroredStore)
+    makings = from_rank_zero(lambda: store.choose(iteration, num_units, remedy))
+
+    def fetch() -> None:
+        store.fetch(iteration, makings, remedy)
+        check()
+
+    on_every_node(fetch)
 
 
-def _verify_sources(store: Store, units: Sequence[Unit]) -> None:
+def _prepare_sources(store: Store, units: Sequence[Unit]) -> None:
     """Verify the earlier iterations that are replayed, once, before their units are read."""
     counts: dict[int, int] = {}
     for unit in units:
@@ -213,7 +242,7 @@ def _verify_sources(store: Store, units: Sequence[Unit]) -> None:
             "it from a copy, or move all checkpoints after that iteration's start out of "
             "save_folder and give the same command with spin.repair=true."
         )
-        store.verify(iteration, count, remedy)
+        bring_units(store, iteration, count, remedy)
 
 
 def _total(reports: Sequence[UnitReport]) -> PlayReport:
@@ -232,18 +261,18 @@ def _total(reports: Sequence[UnitReport]) -> PlayReport:
 
 
 class _Progress:
-    """A bar on rank 0 over the units of all ranks, with this rank's tokens per second."""
+    """A bar on rank 0 over the units of all ranks, with the tokens per second of all together."""
 
     def __init__(self, iteration: int, num_units: int, num_missing: int):
-        self.iteration, self.num_units = iteration, num_units
+        self.there = num_units - num_missing
+        self.started = time.monotonic()
         self.bar = tqdm(
             total=num_units,
-            initial=num_units - num_missing,
+            initial=self.there,
             desc=f"iteration {iteration}: play",
             unit="unit",
             disable=dist.get_global_rank() != 0,
         )
-        self.tokens, self.seconds = 0, 0.0
 
     def __enter__(self) -> _Progress:
         return self
@@ -251,13 +280,8 @@ class _Progress:
     def __exit__(self, *_: object) -> None:
         self.bar.close()
 
-    def advance(self, store: Store, report: UnitReport | None) -> None:
-        """Show the units that all ranks have done, and this rank's speed."""
-        if self.bar.disable:
-            return
-        if report is not None and report.generation_seconds:
-            self.tokens += report.generated_tokens
-            self.seconds += report.generation_seconds
-            self.bar.set_postfix_str(f"{self.tokens / self.seconds:.0f} tokens/s/rank")
-        done = self.num_units - len(store.missing_units(self.iteration, self.num_units))
-        self.bar.update(done - self.bar.n)
+    def show(self, done: int, tokens: int) -> None:
+        """Show how many of the missing units are done, and what was generated for them."""
+        seconds = max(time.monotonic() - self.started, 1e-9)
+        self.bar.set_postfix_str(f"{tokens / seconds:.0f} tokens/s", refresh=False)
+        self.bar.update(self.there + done - self.bar.n)

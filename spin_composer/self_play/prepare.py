@@ -6,18 +6,16 @@ Everything here is done by one rank, while the others wait for its word.
 from __future__ import annotations
 
 import logging
-import os
 import re
 import shutil
 import time
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 from spin_composer.errors import EnvironmentFailure, StoreError
 from spin_composer.self_play.durable import json_object
 from spin_composer.self_play.plan import PlayUnit, ReplayUnit, Unit
-from spin_composer.self_play.store import DELETE_IT, Store
+from spin_composer.self_play.store import DELETE_IT, Store, set_aside
 
 log = logging.getLogger(__name__)
 
@@ -36,6 +34,7 @@ def open_iteration(
     units: Sequence[Unit],
     examples: Any,
     repair: bool,
+    wanted: Sequence[int],
 ) -> None:
     """Open an iteration's folder and make sure that what is in it can be built upon.
 
@@ -45,6 +44,7 @@ def open_iteration(
         units: Of the iteration; unit u is stored as unit u.
         examples: The SFT set; ``lengths`` [num_examples, 2] are tokens of prompt and response.
         repair: Set damaged units aside, to be made again.
+        wanted: The units that are to be made, if they are missing.
 
     Raises:
         StoreError: If the folder is another run's, or damaged; with ``repair``, if it is another
@@ -58,23 +58,23 @@ def open_iteration(
     store.open_iteration(manifest)
     _find_damage(store, iteration, len(units), repair)
     longest = manifest["generation"]["max_new_tokens"]
-    require_space(store, iteration, units, examples, longest)
+    missing = sorted(set(store.missing_units(iteration, len(units))) & set(wanted))
+    require_space(store, iteration, [units[unit] for unit in missing], examples, longest)
 
 
 def require_space(
     store: Store, iteration: int, units: Sequence[Unit], examples: Any, max_new_tokens: int
 ) -> None:
-    """Refuse to play what the disk cannot hold.
+    """Refuse to play units that the disk cannot hold.
 
     Raises:
         EnvironmentFailure: Names the numbers.
     """
-    missing = store.missing_units(iteration, len(units))
-    needed = sum(unit_bytes(store, units[u], examples, max_new_tokens) for u in missing)
+    needed = sum(unit_bytes(store, unit, examples, max_new_tokens) for unit in units)
     free = shutil.disk_usage(store.root).free
-    if missing and needed > free:
+    if needed > free:
         raise EnvironmentFailure(
-            f"the {len(missing)} units that iteration {iteration} still plays take up to "
+            f"the {len(units)} units that iteration {iteration} still plays take up to "
             f"{_shown(needed)}, and {store.root.absolute()} has {_shown(free)} free. Free space "
             "there, or set spin.store to a folder on a larger disk."
         )
@@ -83,8 +83,7 @@ def require_space(
 def unit_bytes(store: Store, unit: Unit, examples: Any, max_new_tokens: int) -> int:
     """Return the most bytes that a unit takes on the disk."""
     if isinstance(unit, ReplayUnit):
-        folder = store.unit_folder(unit.iteration, unit.unit)
-        return _UNIT_BYTES + sum(path.stat().st_size for path in folder.glob("*"))
+        return _UNIT_BYTES + store.unit_bytes(unit.iteration, unit.unit)
     assert isinstance(unit, PlayUnit)
     tokens = int(examples.lengths[unit.indices].sum()) + max_new_tokens * len(unit.indices)
     return _UNIT_BYTES + _ROW_BYTES * len(unit.indices) + _TOKEN_BYTES * tokens
@@ -103,16 +102,12 @@ def in_training(iteration: int, epochs_per_iteration: int) -> str:
 
 def _find_damage(store: Store, iteration: int, num_units: int, repair: bool) -> None:
     for unit in range(num_units):
-        folder = store.unit_folder(iteration, unit)
-        if not folder.exists():
-            continue
-        problem = store.problem(iteration, unit)
-        if problem is None:
-            continue
-        if not repair:
-            raise StoreError(f"{problem}. {DELETE_IT.format(folder=folder)}")
-        aside = _set_aside(folder, store.folder(iteration) / "set-aside" / folder.name)
-        log.warning(f"{problem}: the unit is set aside as {aside} and made again (spin.repair).")
+        while problem := store.damage(iteration, unit, thorough=repair):
+            if not repair:
+                folder = store.unit_folder(iteration, unit)
+                raise StoreError(f"{problem}. {DELETE_IT.format(folder=folder)}")
+            aside = store.set_unit_aside(iteration, unit)
+            log.warning(f"{problem}: the unit is set aside as {aside}, made again (spin.repair).")
 
 
 def _set_unreadable_aside(store: Store, iteration: int) -> None:
@@ -124,17 +119,8 @@ def _set_unreadable_aside(store: Store, iteration: int) -> None:
     try:
         json_object((folder / "manifest.json").read_text())
     except (FileNotFoundError, ValueError) as error:
-        aside = _set_aside(folder, folder.with_name(f"{folder.name}.set-aside"))
+        aside = set_aside(folder, folder.with_name(f"{folder.name}.set-aside"))
         log.warning(f"{folder} has no readable manifest ({error}) and is set aside as {aside}.")
-
-
-def _set_aside(path: Path, name: Path) -> Path:
-    number = 1
-    while (aside := name.with_name(f"{name.name}-{number}")).exists():
-        number += 1
-    aside.parent.mkdir(parents=True, exist_ok=True)
-    os.rename(path, aside)
-    return aside
 
 
 def _sweep(store: Store, iteration: int) -> None:

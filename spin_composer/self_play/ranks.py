@@ -1,4 +1,8 @@
-"""Ranks together: rank 0's word on all of them, work shared out, one's failure known to all."""
+"""Ranks together: rank 0's word on all of them, and one folder that all of them see.
+
+What takes long on one rank is waited for by looking at the process group's key-value store, not in
+a collective, which the process group's timeout would end.
+"""
 
 from __future__ import annotations
 
@@ -9,97 +13,63 @@ from pathlib import Path
 from typing import Any
 
 from composer.utils import dist
+from torch.distributed import HashStore
 from torch.distributed.distributed_c10d import _get_default_store
 
-from spin_composer.errors import EnvironmentFailure, StoreError
-from spin_composer.exits import EXIT_ENVIRONMENT, EXIT_STORE, explain
+from spin_composer.errors import StoreError
 
 POLL_SECONDS = 0.2
+_FIRST_POLL_SECONDS = 0.002
+_RANKS_PER_POLL_SECOND = 500
 _SHARED_FOLDER_SECONDS = 60.0
 
 
-def from_rank_zero(make: Callable[[], Any]) -> Any:
-    """Return rank 0's value on every rank; what it raises is raised on every rank.
+def key_value_store() -> Any:
+    """Return the process group's key-value store; for a process alone, one in its memory."""
+    if not dist.is_initialized() or dist.get_world_size() == 1:
+        return HashStore()
+    return _get_default_store()
 
-    Raised on rank 0 alone, it would leave the others waiting for the process group's timeout.
+
+def polls() -> Iterator[None]:
+    """Yield whenever it is time to look again: soon at first, then every fifth of a second.
+
+    On a thousand ranks every two seconds, so that the one process which answers can.
     """
+    longest = max(POLL_SECONDS, dist.get_world_size() / _RANKS_PER_POLL_SECOND)
+    seconds = _FIRST_POLL_SECONDS
+    while True:
+        time.sleep(seconds)
+        seconds = min(2 * seconds, longest)
+        yield
+
+
+def from_rank_zero(make: Callable[[], Any]) -> Any:
+    """Return rank 0's value on every rank, however long it takes to make; a collective.
+
+    What it raises is raised on every rank: raised on rank 0 alone, it would leave the others
+    waiting.
+    """
+    if not dist.is_initialized() or dist.get_world_size() == 1:
+        return make()
     outcome: list[Any] = [None, None]
+    store = key_value_store()
+    key = [f"spin/{uuid.uuid4()}"]
+    dist.broadcast_object_list(key, src=0)
     if dist.get_global_rank() == 0:
         try:
             outcome[0] = make()
         except Exception as error:
             outcome[1] = error
+        store.set(key[0], "made")
+    else:
+        wait = polls()
+        while not store.check(key):
+            next(wait)
     dist.broadcast_object_list(outcome, src=0)
     if outcome[1] is not None:
         raise outcome[1]
     return outcome[0]
-
-
-def wait_for_rank_zero(make: Callable[[], str]) -> str:
-    """Return rank 0's text on every rank, however long it takes to make; a collective at entry.
-
-    Unlike :func:`from_rank_zero` no rank waits in a collective, which the process group's timeout
-    would end. What rank 0 raises is raised there; the others raise a RuntimeError that names it.
-    """
-    key = from_rank_zero(lambda: f"spin/{uuid.uuid4()}")
-    if not dist.is_initialized() or dist.get_world_size() == 1:
-        return make()
-    store: Any = _get_default_store()
-    if dist.get_global_rank() == 0:
-        try:
-            text = make()
-        except BaseException as error:
-            store.set(f"{key}/failed", str(error) or type(error).__name__)
-            raise
-        store.set(f"{key}/made", text)
-        return text
-    while not store.check([f"{key}/made"]):
-        if store.check([f"{key}/failed"]):
-            raise RuntimeError(f"rank 0 failed: {store.get(f'{key}/failed').decode()}")
-        time.sleep(POLL_SECONDS)
-    return store.get(f"{key}/made").decode()
-
-
-class SharedWork:
-    """A count of pieces of work that ranks take one by one, in order; a collective to make.
-
-    As a context, it tells the other ranks if this one fails within.
-    """
-
-    def __init__(self, count: int):
-        self.count = count
-        self._key = from_rank_zero(lambda: f"spin/{uuid.uuid4()}")
-        alone = not dist.is_initialized() or dist.get_world_size() == 1
-        self._store = None if alone else _get_default_store()
-
-    def claims(self) -> Iterator[int]:
-        """Yield the pieces that this rank is to do; no other rank gets them."""
-        if self._store is None:
-            yield from range(self.count)
-            return
-        while (position := self._store.add(f"{self._key}/next", 1) - 1) < self.count:
-            yield position
-
-    def check(self) -> None:
-        """Raise if another rank has failed: what it raised where a user can mend that.
-
-        Raises:
-            RuntimeError: Names the rank and its error.
-        """
-        failed = [f"{self._key}/failed"]
-        if self._store is not None and self._store.check(failed):  # pyright: ignore
-            code, _, text = self._store.get(f"{self._key}/failed").decode().partition(" ")
-            kinds = {EXIT_STORE: StoreError, EXIT_ENVIRONMENT: EnvironmentFailure}
-            raise kinds.get(int(code), RuntimeError)(text)
-
-    def __enter__(self) -> SharedWork:
-        return self
-
-    def __exit__(self, kind: object, error: object, trace: object) -> None:
-        if error is not None and self._store is not None:
-            code, said = (isinstance(error, Exception) and explain(error)) or (1, error)
-            text = f"rank {dist.get_global_rank()} failed in play: {said}"
-            self._store.set(f"{self._key}/failed", f"{code} {text}")
 
 
 def check_shared(root: Path) -> None:
@@ -127,6 +97,7 @@ def check_shared(root: Path) -> None:
         (root / name).unlink()
     if blind:
         raise StoreError(
-            f"{root.absolute()} is not shared: ranks {blind} do not see what rank 0 wrote. "
-            "Set spin.store to a folder on a file system that all nodes mount."
+            f"{root.absolute()} is not shared: ranks {blind} do not see what rank 0 wrote. Set "
+            "spin.store to a folder on a file system that all nodes mount, or set "
+            "spin.remote_store to an object store."
         )

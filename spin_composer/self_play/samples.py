@@ -9,7 +9,8 @@ from typing import Any
 from composer.loggers import ConsoleLogger, Logger, TensorboardLogger
 
 from spin_composer.self_play.durable import write_atomically
-from spin_composer.self_play.store import LENGTH, Row, Store
+from spin_composer.self_play.store import Store
+from spin_composer.self_play.unit import LENGTH, Row
 
 COLUMNS = ["iteration", "index", "prompt", "real", "generated", "finish"]
 _FINISH = {0: "stop", LENGTH: "length", 2: "stop string"}
@@ -40,7 +41,9 @@ def log_samples(
         ]
         table.append([iteration, row.index, *texts, _FINISH[row.finish]])
     lines = [json.dumps(dict(zip(COLUMNS, line, strict=True))) for line in table]
-    write_atomically(store.folder(iteration) / "samples.jsonl", "".join(f"{x}\n" for x in lines))
+    path = store.folder(iteration) / "samples.jsonl"
+    write_atomically(path, "".join(f"{x}\n" for x in lines))
+    store.publish(f"{path.parent.name}/{path.name}")
     if not table:
         return
     for destination in logger.destinations:

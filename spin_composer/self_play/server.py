@@ -13,7 +13,7 @@ from spin_composer.errors import EngineError, shown
 from spin_composer.self_play.dialects import ANY, DIALECTS, Dialect, Reply
 from spin_composer.self_play.engine import Ids, Response
 from spin_composer.self_play.http_client import HTTPClient
-from spin_composer.self_play.store import LENGTH, STOP, STRING
+from spin_composer.self_play.unit import LENGTH, STOP, STRING
 from spin_composer.settings import GenerationSettings
 
 _POLL_SECONDS = 1.0

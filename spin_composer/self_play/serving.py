@@ -14,7 +14,7 @@ from composer.utils import dist
 
 from spin_composer.self_play.engine import Engine, Ids, Response
 from spin_composer.self_play.http_client import HTTPClient
-from spin_composer.self_play.ranks import wait_for_rank_zero
+from spin_composer.self_play.ranks import from_rank_zero
 from spin_composer.self_play.server_process import free_port, run_to_end, running
 from spin_composer.server_settings import ServerSettings
 
@@ -50,7 +50,7 @@ def served(
 ) -> Iterator[Engine]:
     """Yield the engine of a server that serves the opponent; a collective at entry.
 
-    Rank 0 exports, starts (or reloads) and ends; the others wait for it without a collective.
+    Rank 0 exports, starts (or reloads) and ends; the others wait for it.
     After a play that failed the export stays, for the run that finishes it.
 
     Args:
@@ -70,7 +70,7 @@ def served(
             checks.append(check)
             return url
 
-        url = wait_for_rank_zero(start)
+        url = from_rank_zero(start)
         yield make_engine(url, checks[0] if checks else lambda: None)
     if dist.get_global_rank() == 0 and not settings.keep_export:
         shutil.rmtree(opponent.folder, ignore_errors=True)

@@ -12,7 +12,7 @@ from scipy.stats import chi2
 
 from spin_composer.head import install_head
 from spin_composer.self_play.engine import HFEngine, Response
-from spin_composer.self_play.store import LENGTH, STOP, STRING
+from spin_composer.self_play.unit import LENGTH, STOP, STRING
 from spin_composer.settings import GenerationSettings
 from tests.fixtures.models import FAMILIES as ALL_FAMILIES
 from tests.fixtures.models import tiny_model

@@ -13,7 +13,6 @@ from pathlib import Path
 import pytest
 
 from spin_composer.errors import EnvironmentFailure, StoreError
-from spin_composer.self_play import lock as lock_module
 from spin_composer.self_play.lock import FILE_NAME, StoreLock, this_process
 
 
@@ -93,7 +92,7 @@ def test_of_two_successors_one_gets_the_lock(tmp_path):
     dead = (tmp_path / FILE_NAME).read_text()
     quick, slow = StoreLock(tmp_path, 0.2), StoreLock(tmp_path, 0.2)
     quick.acquire("quick")
-    slow._remove(dead)
+    slow.place.remove(dead)
     assert json.loads((tmp_path / FILE_NAME).read_text())["run"] == "quick"
 
 
@@ -105,9 +104,8 @@ def test_the_same_process_may_begin_again(tmp_path):
     again.check()
 
 
-def test_a_lost_lock_is_noticed(tmp_path, monkeypatch):
-    monkeypatch.setattr(lock_module, "HEARTBEAT_SECONDS", 0.05)
-    lock = StoreLock(tmp_path)
+def test_a_lost_lock_is_noticed(tmp_path):
+    lock = StoreLock(tmp_path, beat_seconds=0.05)
     lock.acquire("suspended")
     lock.check()
     write_lock(tmp_path, machine="elsewhere")
@@ -118,13 +116,13 @@ def test_a_lost_lock_is_noticed(tmp_path, monkeypatch):
     assert (tmp_path / FILE_NAME).exists()  # the other run's
 
 
-def test_the_lock_is_touched_while_it_is_held(tmp_path, monkeypatch):
-    monkeypatch.setattr(lock_module, "HEARTBEAT_SECONDS", 0.05)
-    lock = StoreLock(tmp_path)
+def test_the_lock_is_touched_while_it_is_held(tmp_path):
+    lock = StoreLock(tmp_path, beat_seconds=0.05)
     lock.acquire("run")
-    os.utime(lock.path, ns=(0, 0))
+    path = tmp_path / FILE_NAME
+    os.utime(path, ns=(0, 0))
     time.sleep(0.5)
-    assert lock.path.stat().st_mtime > time.time() - 60
+    assert path.stat().st_mtime > time.time() - 60
     lock.release()
 
 

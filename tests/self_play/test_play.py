@@ -15,8 +15,9 @@ from spin_composer.data.examples import Example, ExampleDataset
 from spin_composer.errors import StoreError
 from spin_composer.self_play.engine import Response
 from spin_composer.self_play.plan import plan_units
-from spin_composer.self_play.play import Player, PlayReport, play
-from spin_composer.self_play.store import LENGTH, STOP, Row, Store
+from spin_composer.self_play.play import Player, PlayReport, finished_play, make_units
+from spin_composer.self_play.store import Store
+from spin_composer.self_play.unit import LENGTH, STOP, Row
 from spin_composer.settings import SpinSettings
 
 NUM_EXAMPLES, STOP_ID, SEED = 13, 0, 5
@@ -76,7 +77,8 @@ def make_player(
 def run(player: Player, iteration: int = 0, settings: SpinSettings = SETTINGS) -> PlayReport:
     units = plan_units(settings, SEED, iteration, NUM_EXAMPLES)
     player.store.open_iteration({"iteration": iteration, "num_units": len(units)})
-    return play(player, iteration, units)
+    make_units(player, iteration, units, range(len(units)))
+    return finished_play(player.store, iteration, len(units))
 
 
 def stored(store: Store, iteration: int, num_units: int) -> list[Row]:

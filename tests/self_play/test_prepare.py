@@ -16,7 +16,8 @@ from spin_composer.errors import EnvironmentFailure, StoreError
 from spin_composer.self_play import prepare
 from spin_composer.self_play.plan import plan_units
 from spin_composer.self_play.prepare import in_training, open_iteration, require_space, unit_bytes
-from spin_composer.self_play.store import STOP, Row, Store, UnitReport
+from spin_composer.self_play.store import Store
+from spin_composer.self_play.unit import STOP, Row, UnitReport
 from spin_composer.settings import SpinSettings
 
 SETTINGS = SpinSettings(unit_size=4)
@@ -61,7 +62,7 @@ def store(tmp_path: Path) -> Store:
 
 
 def reopen(store: Store, repair: bool = False, **other: Any) -> None:
-    open_iteration(store, {**MANIFEST, **other}, UNITS, EXAMPLES, repair)
+    open_iteration(store, {**MANIFEST, **other}, UNITS, EXAMPLES, repair, range(len(UNITS)))
 
 
 def shard(store: Store, unit: int) -> Path:
@@ -192,7 +193,7 @@ def test_too_little_space_is_said_before_play_with_both_numbers(store, monkeypat
         free = needed
 
     monkeypatch.setattr(shutil, "disk_usage", lambda _: Usage)
-    require_space(store, 0, UNITS, EXAMPLES, LONGEST)
+    require_space(store, 0, [UNITS[u] for u in store.missing_units(0, 3)], EXAMPLES, LONGEST)
     Usage.free = needed - 1
     with pytest.raises(EnvironmentFailure) as caught:
         reopen(store)

@@ -18,7 +18,7 @@ from spin_composer.errors import EngineError
 from spin_composer.self_play.dialects import ANY
 from spin_composer.self_play.engine import HFEngine, Response
 from spin_composer.self_play.server import row_seeds
-from spin_composer.self_play.store import LENGTH, STOP, STRING
+from spin_composer.self_play.unit import LENGTH, STOP, STRING
 from spin_composer.settings import GenerationSettings
 
 pytest.importorskip("xllamacpp", reason="llama.cpp's server comes with the extra `test`")

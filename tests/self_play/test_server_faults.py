@@ -23,7 +23,7 @@ from spin_composer.errors import EngineError
 from spin_composer.self_play import http_client
 from spin_composer.self_play.http_client import HTTPClient
 from spin_composer.self_play.server import ServerEngine
-from spin_composer.self_play.store import LENGTH, STOP, STRING
+from spin_composer.self_play.unit import LENGTH, STOP, STRING
 
 PROMPTS = [np.array([45, 50], np.int32), np.array([60, 7, 81], np.int32)]
 Answer = tuple[int, Any]

@@ -15,14 +15,8 @@ from streaming.base.util import clean_stale_shared_memory
 from spin_composer.data.pairs import Pair
 from spin_composer.errors import StoreError
 from spin_composer.self_play.durable import write_atomically
-from spin_composer.self_play.store import (
-    LENGTH,
-    STOP,
-    Row,
-    Store,
-    UnitReport,
-    row_of_sample,
-)
+from spin_composer.self_play.store import Store
+from spin_composer.self_play.unit import LENGTH, STOP, Row, UnitReport, row_of_sample
 
 
 def make_rows(num_rows: int, seed: int = 0) -> list[Row]:

@@ -1,0 +1,110 @@
+"""A job that only plays: ``spin-composer play YAML --iteration k --units a:b``.
+
+It is the run's own YAML, started as training is, on any machines: model, data, precision and
+settings are the run's by construction. It loads the policy of the iteration's start, makes the
+units that it was given, and ends. Units that it commits are what the training run finds there.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from spin_composer.config import is_spin, validate
+from spin_composer.errors import InputError
+from spin_composer.save_folder import Checkpoint, find_checkpoints, structure_problem
+from spin_composer.settings import PlayOnly, SpinSettings, count_iterations
+from spin_composer.status import Plan, checkpoint_patterns, plan_of
+from spin_composer.train import read_yaml, train_config
+
+_OPTIMIZER_STATE = ["state/optimizers/*"]
+
+
+def play(path: str | Path, overrides: Sequence[str], iteration: int, units: str) -> None:
+    """Make units of an iteration of the run of a YAML.
+
+    Args:
+        path: The run's YAML.
+        overrides: ``key=value`` settings, the training command's.
+        iteration: Which iteration.
+        units: ``a:b``, the units from a up to, and without, b; or ``all``.
+
+    Raises:
+        PlayDone: When they are in the store; says how many were made.
+        InputError: If something in the YAML or the arguments cannot work.
+        StoreError: If the store is not this run's, or is damaged.
+        EnvironmentFailure: If the machine does not give what the job needs.
+    """
+    from omegaconf import OmegaConf
+
+    only = PlayOnly(iteration, units)
+    plain: Any = OmegaConf.to_container(read_yaml(path, overrides))
+    if not is_spin(plain):
+        raise InputError(f"{path} is no SPIN run's YAML: it has no algorithms.spin.")
+    settings = validate(plain)
+    total = count_iterations(plain["max_duration"], settings.epochs_per_iteration)
+    if iteration >= total:
+        raise InputError(f"--iteration {iteration} is none of the {total} that {path} has, from 0.")
+    given = any(override.startswith("load_path=") for override in overrides)
+    train_config(OmegaConf.create(job_config(plain, settings, only, str(path), given)))
+    raise AssertionError("the job went on after its play")
+
+
+def job_config(
+    plain: Mapping[str, Any],
+    settings: SpinSettings,
+    only: PlayOnly,
+    where: str,
+    load_path_given: bool,
+) -> dict[str, Any]:
+    """Return the training config of a job that only plays.
+
+    It trains, evaluates, saves and logs nothing: those are the run's.
+
+    Args:
+        plain: The run's config.
+        settings: Of its algorithm.
+        only: What to play.
+        where: The YAML's path, for messages.
+        load_path_given: ``load_path`` was given for this job, and holds the policy to play with.
+
+    Raises:
+        InputError: If the checkpoint of the iteration's start cannot be found.
+    """
+    algorithms = dict(plain["algorithms"])
+    spin = dict(algorithms["spin"] or {})
+    spin["play_only"] = {"iteration": only.iteration, "units": only.units}
+    config = {**plain, "algorithms": {**algorithms, "spin": spin}}
+    for name in ("eval_loader", "eval_loaders", "callbacks", "loggers", "save_folder"):
+        config.pop(name, None)
+    config |= {"autoresume": False, "eval_first": False}
+    if only.iteration and not load_path_given:
+        plan = plan_of(plain, settings, where)
+        config["load_path"] = str(_start_of(plan, only.iteration, settings).path.absolute())
+    if only.iteration and settings.reset_optimizer:
+        config["load_ignore_keys"] = _OPTIMIZER_STATE
+    return config
+
+
+def _start_of(plan: Plan, iteration: int, settings: SpinSettings) -> Checkpoint:
+    """Return the checkpoint of an iteration's start."""
+    epoch = iteration * settings.epochs_per_iteration
+    remedy = f"Give load_path=... of the checkpoint at epoch {epoch}."
+    if plan.save_folder is None:
+        raise InputError(
+            f"iteration {iteration} is played with the checkpoint at its start, and the YAML has "
+            f"no local save_folder to look for it in. {remedy}"
+        )
+    found = [
+        checkpoint
+        for pattern in checkpoint_patterns(plan)
+        for checkpoint in find_checkpoints(plan.save_folder, pattern)
+        if checkpoint.counts[-1] == epoch and structure_problem(checkpoint.path) is None
+    ]
+    if not found:
+        raise InputError(
+            f"{plan.save_folder} has no whole checkpoint of epoch {epoch}, where iteration "
+            f"{iteration} starts. Wait until the run has trained the iteration before, or: {remedy}"
+        )
+    return min(found, key=lambda checkpoint: checkpoint.counts)  # the boundary's is the earliest

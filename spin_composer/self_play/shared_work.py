@@ -1,0 +1,148 @@
+"""Work shared out between ranks: who takes what, how far all are, and whether all still live."""
+
+from __future__ import annotations
+
+import threading
+import time
+import uuid
+from collections.abc import Callable, Iterator
+from contextlib import suppress
+
+from composer.utils import dist
+
+from spin_composer.errors import EnvironmentFailure, InputError, StoreError
+from spin_composer.exits import EXIT_ENVIRONMENT, EXIT_INPUT, EXIT_STORE, explain
+from spin_composer.self_play.ranks import from_rank_zero, key_value_store, polls
+
+BEAT_SECONDS = 5.0
+SILENT_SECONDS = 180.0
+_KINDS = {EXIT_INPUT: InputError, EXIT_STORE: StoreError, EXIT_ENVIRONMENT: EnvironmentFailure}
+
+
+class SharedWork:
+    """A count of pieces of work that ranks take one by one, in order; a collective to make.
+
+    As a context, it tells the other ranks if this one fails within, and each rank's heartbeat to
+    rank 0, which ends the work if one is not heard any more: the launcher of another node may not
+    know that it has died.
+
+    Args:
+        count: Pieces.
+        on_beat: Called now and then on rank 0 with the pieces done and the tokens made in them.
+        silent_seconds: A rank that was not heard for so long is taken to be dead.
+    """
+
+    def __init__(
+        self,
+        count: int,
+        on_beat: Callable[[int, int], None] | None = None,
+        silent_seconds: float = SILENT_SECONDS,
+    ):
+        self.count = count
+        self._on_beat = on_beat
+        self._silent_seconds = silent_seconds
+        self._key = from_rank_zero(lambda: f"spin/{uuid.uuid4()}")
+        self._store = key_value_store()
+        self._rank = dist.get_global_rank()
+        self._stop = threading.Event()
+        self._thread = threading.Thread(target=self._beat, daemon=True)
+
+    def claims(self) -> Iterator[int]:
+        """Yield the pieces that this rank is to do; no other rank gets them."""
+        while (position := self._store.add(f"{self._key}/next", 1) - 1) < self.count:
+            yield position
+            self.check()
+
+    def done(self, tokens: int = 0) -> None:
+        """Count a piece as done, and the tokens that were generated for it."""
+        self._store.add(f"{self._key}/tokens", tokens)
+        self._store.add(f"{self._key}/done", 1)
+        self._show()
+
+    def wait(self) -> None:
+        """Return when all pieces are done, by whatever rank.
+
+        Raises:
+            StoreError, EnvironmentFailure, RuntimeError: As :meth:`check`.
+        """
+        wait = polls()
+        while self._store.add(f"{self._key}/done", 0) < self.count:
+            self.check()
+            next(wait)
+
+    def check(self) -> None:
+        """Raise if another rank has failed: what it raised where a user can mend that.
+
+        Raises:
+            InputError, StoreError: What it met.
+            EnvironmentFailure: If its machine failed, or it is not heard any more.
+            RuntimeError: If it raised anything else; all name the rank.
+        """
+        failed = f"{self._key}/failed"
+        if self._store.check([failed]):
+            code, _, text = self._store.get(failed).decode().partition(" ")
+            raise _KINDS.get(int(code), RuntimeError)(text)
+
+    def __enter__(self) -> SharedWork:
+        self._thread.start()
+        return self
+
+    def __exit__(self, kind: object, error: object, trace: object) -> None:
+        self._stop.set()
+        self._thread.join()
+        if error is None:
+            return
+        with suppress(RuntimeError):  # the store's process may be what failed
+            if not self._store.check([f"{self._key}/failed"]):
+                code, said = (isinstance(error, Exception) and explain(error)) or (1, error)
+                self._fail(code, f"rank {self._rank} failed in play: {said}")
+
+    def _fail(self, code: int, text: str) -> None:
+        self._store.set(f"{self._key}/failed", f"{code} {text}")
+
+    def _show(self) -> None:
+        if self._on_beat is not None and self._rank == 0:
+            done, tokens = (self._store.add(f"{self._key}/{x}", 0) for x in ("done", "tokens"))
+            self._on_beat(done, tokens)
+
+    def _beat(self) -> None:
+        heard: dict[int, tuple[int, float]] = {}
+        while not self._stop.wait(min(BEAT_SECONDS, self._silent_seconds / 4)):
+            try:
+                self._store.add(self._pulse(self._rank), 1)
+                if self._rank == 0:
+                    self._show()
+                    self._listen(heard)
+            except RuntimeError:
+                return  # the store's process is gone, which the rank's own thread meets as well
+
+    def _listen(self, heard: dict[int, tuple[int, float]]) -> None:
+        """Compare every rank's pulse with the last one heard; end the work if one is silent."""
+        now = time.monotonic()
+        for rank in range(dist.get_world_size()):
+            pulse = self._store.add(self._pulse(rank), 0)
+            if rank not in heard or heard[rank][0] != pulse:
+                heard[rank] = (pulse, now)
+            elif now - heard[rank][1] > self._silent_seconds:
+                self._fail(
+                    EXIT_ENVIRONMENT,
+                    f"rank {rank} was not heard for {self._silent_seconds:g} s in play: its "
+                    "process or its machine is gone. Give the same command again: the run goes on.",
+                )
+
+    def _pulse(self, rank: int) -> str:
+        return f"{self._key}/pulse/{rank}"
+
+
+def on_every_node(make: Callable[[], None]) -> None:
+    """Run ``make`` on one rank of every node, and wait until all have; a collective.
+
+    Raises:
+        StoreError, EnvironmentFailure, RuntimeError: What a node's rank raised, on every rank.
+    """
+    nodes = dist.get_world_size() // dist.get_local_world_size()
+    with SharedWork(nodes) as work:
+        if dist.get_local_rank() == 0:
+            make()
+            work.done()
+        work.wait()
