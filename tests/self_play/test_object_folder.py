@@ -33,7 +33,7 @@ def test_what_is_written_is_listed_and_read_by_its_name(folder, s3, tmp_path):
     s3.write("runs/ab/other", b"")
     assert folder.names() == ["x/one.json", "x/two"]
     assert folder.names("x/t") == ["x/two"]
-    assert s3.keys("runs/a/") == ["runs/a/x/one.json", "runs/a/x/two"]
+    assert s3.names("runs/a/") == ["runs/a/x/one.json", "runs/a/x/two"]
     folder.download("x/two", tmp_path / "back")
     assert (tmp_path / "back").read_bytes() == b"\0two"
     assert folder.read_text("x/one.json") == "1"
@@ -42,7 +42,7 @@ def test_what_is_written_is_listed_and_read_by_its_name(folder, s3, tmp_path):
 def test_a_bucket_itself_can_be_the_folder(s3):
     folder = ObjectFolder(f"s3://{BUCKET}")
     folder.write_text("a", "b")
-    assert folder.names() == s3.keys() == ["a"]
+    assert folder.names() == s3.names() == ["a"]
 
 
 def test_an_absent_object_is_none_and_is_not_asked_for_twice(folder, s3, tmp_path):
