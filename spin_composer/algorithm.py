@@ -144,6 +144,7 @@ class SPIN(Algorithm):
         # A checkpoint of an iteration's last epoch was saved before the iteration was closed.
         if int(state.timestamp.epoch_in_iteration) >= epochs:
             state.timestamp = state.timestamp.to_next_iteration()
+        check_play_only(self.settings, state)
 
     def _fit_start(self, state: State, logger: Logger) -> None:
         del logger
@@ -155,7 +156,6 @@ class SPIN(Algorithm):
         check_lengths(self.settings, examples, composer_model(state).config)
         check_engine(self.settings.generation, composer_model(state))
         seed = state.rank_zero_seed if self.settings.seed is None else self.settings.seed
-        check_play_only(self.settings, state)
         if self.settings.play_only is None:
             self._take_locks(state)  # fit() may be called again
         store = open_store(self.settings, state.run_name)

@@ -20,6 +20,7 @@ _LOST = (
     "Connection closed by peer",
     "Connection reset by peer",
     "Broken pipe",
+    "failed to recv, got 0 bytes",
     "remote process exited or there was a network error",
 )
 

@@ -1,0 +1,192 @@
+"""Work shared between ranks: each piece once, a failure or a death known to all, no timeouts."""
+
+from __future__ import annotations
+
+import datetime
+import multiprocessing
+import os
+import signal
+import socket
+import time
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch.distributed as torch_dist
+
+from spin_composer.errors import EnvironmentFailure, StoreError
+from spin_composer.exits import explain
+from spin_composer.self_play.ranks import from_rank_zero
+from spin_composer.self_play.shared_work import SharedWork, on_every_node
+
+PATIENCE_SECONDS = 120
+Body = Callable[[int], Any]
+
+
+def be_rank(rank: int, world_size: int, port: int, body: Body, results: Any) -> None:
+    os.environ.update(MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port), RANK=str(rank))
+    # Nodes of one rank each.
+    os.environ.update(WORLD_SIZE=str(world_size), LOCAL_WORLD_SIZE="1", LOCAL_RANK="0")
+    os.environ["NODE_RANK"] = str(rank)
+    torch_dist.init_process_group(
+        "gloo", rank=rank, world_size=world_size, timeout=datetime.timedelta(seconds=4)
+    )
+    try:
+        outcome = body(rank)
+    except Exception as error:
+        outcome = (type(error).__name__, str(error), (explain(error) or (1,))[0])
+    results.put((rank, outcome))
+    time.sleep(1.0)  # rank 0 holds the key-value store
+
+
+def on_ranks(body: Body, world_size: int = 2, wanted: int | None = None) -> dict[int, Any]:
+    """Run ``body`` on ranks of their own; return what it returned, or raised, on each."""
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(["spin_composer.self_play.shared_work"])
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    results = context.Queue()
+    ranks = [
+        context.Process(target=be_rank, args=(rank, world_size, port, body, results), daemon=True)
+        for rank in range(world_size)
+    ]
+    for process in ranks:
+        process.start()
+    try:
+        count = world_size if wanted is None else wanted
+        return dict(results.get(timeout=PATIENCE_SECONDS) for _ in range(count))
+    finally:
+        for process in ranks:
+            process.kill()
+            process.join()
+
+
+def test_alone_a_process_does_every_piece_in_order() -> None:
+    seen: list[tuple[int, int]] = []
+    with SharedWork(3, lambda done, tokens: seen.append((done, tokens))) as work:
+        for piece in work.claims():
+            work.done(tokens=10 * piece)
+        work.wait()
+    assert seen == [(1, 0), (2, 10), (3, 30)]
+
+
+def claim_all(rank: int) -> list[int]:
+    with SharedWork(12) as work:
+        mine = []
+        for piece in work.claims():
+            time.sleep(0.02 * (1 + 4 * rank))  # rank 1 is slow
+            mine.append(piece)
+            work.done()
+        work.wait()
+    return mine
+
+
+def test_each_piece_is_done_once_and_a_slow_rank_does_fewer() -> None:
+    found = on_ranks(claim_all)
+    assert sorted(found[0] + found[1]) == list(range(12))
+    assert len(found[0]) > len(found[1]) > 0
+
+
+def wait_long(rank: int) -> Any:
+    # Longer than the process group's timeout of 4 s: rank 0's word, a slow piece, a slow node.
+    word = from_rank_zero(lambda: time.sleep(6) or {"x": 1})
+    with SharedWork(2) as work:
+        for _ in work.claims():
+            if rank == 0:
+                time.sleep(6)
+            work.done()
+        work.wait()
+    on_every_node(lambda: time.sleep(6 * rank))
+    return word
+
+
+def test_no_timeout_of_the_process_group_ends_a_wait() -> None:
+    assert on_ranks(wait_long) == {0: {"x": 1}, 1: {"x": 1}}
+
+
+def fail_on_rank_one(rank: int) -> None:
+    with SharedWork(4) as work:
+        for _ in work.claims():
+            if rank == 1:
+                raise StoreError("unit 3 is damaged. Delete it.")
+            time.sleep(0.3)
+            work.done()
+        work.wait()
+
+
+def test_a_failing_rank_ends_the_others_with_its_words_and_code() -> None:
+    found = on_ranks(fail_on_rank_one)
+    assert found[1] == ("StoreError", "unit 3 is damaged. Delete it.", 3)
+    kind, said, code = found[0]
+    assert (kind, code) == ("StoreError", 3)
+    assert said == "rank 1 failed in play: unit 3 is damaged. Delete it."
+
+
+def fail_on_a_node(rank: int) -> None:
+    def make() -> None:
+        if rank == 1:
+            raise EnvironmentFailure("the disk of gpu7 is full. Free space.")
+
+    on_every_node(make)
+
+
+def test_a_failing_node_ends_the_others() -> None:
+    found = on_ranks(fail_on_a_node)
+    assert found[0] == (
+        "EnvironmentFailure", "rank 1 failed in play: the disk of gpu7 is full. Free space.", 4
+    )  # fmt: skip
+
+
+def die(rank: int) -> None:
+    with SharedWork(2, silent_seconds=2.0) as work:
+        for _ in work.claims():
+            if rank == 1:
+                os.kill(os.getpid(), signal.SIGKILL)
+            time.sleep(0.5)  # both get one
+            work.done()
+        work.wait()
+
+
+def test_a_rank_that_died_is_noticed_by_its_silence() -> None:
+    kind, said, code = on_ranks(die, wanted=1)[0]
+    assert (kind, code) == ("EnvironmentFailure", 4)
+    assert said.startswith("rank 1 was not heard for 2 s in play: its process or its machine is")
+    assert "the run goes on" in said
+
+
+def die_on_rank_zero(rank: int) -> None:
+    with SharedWork(2) as work:
+        for _ in work.claims():
+            if rank == 0:
+                os.kill(os.getpid(), signal.SIGKILL)
+            time.sleep(0.5)
+            work.done()
+        work.wait()
+
+
+def test_the_death_of_rank_zero_is_the_environments_failure() -> None:
+    _, said, code = on_ranks(die_on_rank_zero, wanted=1)[1]
+    assert code == 4, said
+
+
+def slow_but_alive(rank: int) -> bool:
+    with SharedWork(1, silent_seconds=2.0) as work:
+        for _ in work.claims():
+            time.sleep(5)
+            work.done()
+        work.wait()
+    return True
+
+
+def test_a_rank_that_takes_long_is_not_taken_for_dead() -> None:
+    assert on_ranks(slow_but_alive) == {0: True, 1: True}
+
+
+@pytest.mark.parametrize("error", [StoreError("a"), EnvironmentFailure("b")])
+def test_what_rank_zero_raises_alone_is_raised_as_it_is(error: Exception) -> None:
+    def make() -> None:
+        raise error
+
+    with pytest.raises(type(error), match=str(error)):
+        from_rank_zero(make)
