@@ -38,7 +38,7 @@ test-all: install ## every combination (without a GPU)
 
 chaos: install ## kill -9 a tiny run 30 times at moments drawn from a printed seed, and two ranks 4 times
 	$(BIN)/python tests/chaos.py --kills 30
-	$(BIN)/python tests/chaos.py --kills 4 --ranks 2 --sharded
+	$(BIN)/python tests/chaos.py --kills 6 --ranks 2 --checkpoints sharded
 
 lint: install ## ruff, then pyright on our packages
 	$(BIN)/ruff check .

@@ -15,7 +15,7 @@ from torch.distributed.fsdp import FSDPModule
 from spin_composer.data.examples import ExampleDataset
 from spin_composer.data.pairs import Pair, collate_pairs
 from spin_composer.errors import InputError, shown
-from spin_composer.save_folder import mend_folder, name_pattern
+from spin_composer.save_folder import mend_folder, name_pattern, require_readable
 from spin_composer.self_play.ranks import from_rank_zero
 from spin_composer.settings import SpinSettings
 
@@ -111,17 +111,24 @@ def mend_checkpoints(state: State) -> None:
 
     Call it at ``BEFORE_LOAD``: after that the Trainer looks for the checkpoint to resume. Does
     nothing where checkpoints go to an object store, whose objects are whole or absent.
+
+    Raises:
+        InputError: If the newest checkpoint is sharded and the run reads full ones, or conversely.
     """
     saver = next((c for c in state.callbacks if isinstance(c, CheckpointSaver)), None)
     if saver is None or saver.remote_uploader is not None or saver.latest_filename is None:
         return
     folder = Path(format_name_with_dist(saver.folder, state.run_name))
     name = str(saver.filename.filename)
-    if state.fsdp_sharded_state_dict_enabled:
+    full = name_pattern(name, state.run_name)
+    sharded = state.fsdp_sharded_state_dict_enabled
+    if sharded:
         assert state.fsdp_config is not None
         name = str(state.fsdp_config.sharded_ckpt_prefix_dir)
     latest = format_name_with_dist(str(saver.latest_filename.filename), state.run_name)
     pattern = name_pattern(name, state.run_name)
+    if not saver.overwrite:
+        from_rank_zero(lambda: require_readable(folder, full, sharded))
     from_rank_zero(lambda: mend_folder(folder, pattern, folder / latest))
 
 

@@ -27,5 +27,6 @@ def test_three_kills_in_play_and_in_saving_change_nothing(tmp_path):
 @pytest.mark.slow
 @pytest.mark.timeout(900)
 def test_one_of_two_ranks_killed_changes_nothing(tmp_path):
-    done = chaos(tmp_path, "--kills", "4", "--seed", "2", "--ranks", "2", "--sharded")
+    kills = ("--kills", "4", "--seed", "2")
+    done = chaos(tmp_path, *kills, "--ranks", "2", "--checkpoints", "sharded")
     assert done.returncode == 0, done.stdout + done.stderr
