@@ -28,6 +28,7 @@ from spin_composer.settings import SpinSettings, count_iterations, fill
 from spin_composer.start_checks import (
     check_first_batch,
     check_lengths,
+    check_writable,
     evaluate_at_iteration_ends,
     head_check_batch,
     mend_checkpoints,
@@ -116,6 +117,7 @@ class SPIN(Algorithm):
         self.settings.check_iterations(count_iterations(state.max_duration, epochs))
         warn_unfaithful(self.settings)
         self._take_lock(state)  # before the save folder is touched: it may be another run's
+        check_writable(state)
         mend_checkpoints(state)
 
     def _take_lock(self, state: State) -> None:

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import logging
+import uuid
 from pathlib import Path
 from typing import Any
 
 import torch
 from composer.callbacks import CheckpointSaver
 from composer.core import Event, Precision, State
-from composer.utils import dist, format_name_with_dist
+from composer.utils import dist, format_name_with_dist, format_name_with_dist_and_time
+from llmfoundry.callbacks.hf_checkpointer import HuggingFaceCheckpointer
 from torch.distributed.fsdp import FSDPModule
 
 from spin_composer.data.examples import ExampleDataset
@@ -104,6 +106,33 @@ def check_first_batch(
             "start from the checkpoint at the iteration's start."
         )
     return per_token
+
+
+def check_writable(state: State) -> None:
+    """Try to write where checkpoints and exports will go, if on a disk; a collective.
+
+    Found at the first save, a folder that cannot be written would cost the work until then.
+
+    Raises:
+        OSError: The system's own, with the file's name.
+    """
+    folders = [
+        callback.folder if isinstance(callback, CheckpointSaver) else callback.save_dir_format_str
+        for callback in state.callbacks
+        if (isinstance(callback, CheckpointSaver) and callback.remote_uploader is None)
+        or (isinstance(callback, HuggingFaceCheckpointer) and callback.remote_ud is None)
+    ]
+
+    def write() -> None:
+        for name in folders:
+            at = Path(format_name_with_dist_and_time(name, state.run_name, state.timestamp))
+            while not at.exists():  # it will be made when it is needed
+                at = at.parent
+            probe = at / f".writable-{uuid.uuid4().hex[:8]}"
+            probe.touch()
+            probe.unlink()
+
+    from_rank_zero(write)
 
 
 def mend_checkpoints(state: State) -> None:

@@ -77,7 +77,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return EXIT_INPUT
     try:
         train(arguments[0], arguments[1:])
-    except Exception as error:
+    except (KeyboardInterrupt, SystemExit):
+        raise
+    except BaseException as error:  # that of a failed sharded save is no Exception
         if isinstance(error, ValueError) and _FINISHED in str(error):  # raised by Trainer.fit()
             print(f"{arguments[0]}: the run is finished already; nothing to do.", file=sys.stderr)
             return 0
