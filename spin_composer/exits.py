@@ -87,7 +87,8 @@ def _of_system(error: BaseException, number: int) -> str | None:
             "the limit, or set spin.store and save_folder to other folders; then give the same "
             "command again."
         )
-    if number in _UNWRITABLE:
+    a_file = number == errno.EEXIST and os.path.isfile(at)  # where a folder was to be made
+    if number in _UNWRITABLE or a_file:
         return (
             f"{at} cannot be used ({said}). Let the run's user write there, or set spin.store and "
             "save_folder to other folders."

@@ -97,6 +97,16 @@ def test_a_folder_that_cannot_be_written_is_named(number):
     assert "\n" not in line
 
 
+def test_a_file_in_a_folders_place_is_named_and_other_files_that_exist_are_defects(tmp_path):
+    (tmp_path / "file").touch()
+    with pytest.raises(FileExistsError) as caught:
+        os.makedirs(tmp_path / "file", exist_ok=True)
+    assert explain(caught.value)[0] == 4  # pyright: ignore[reportOptionalSubscript]
+    with pytest.raises(FileExistsError) as caught:
+        os.mkdir(tmp_path)
+    assert explain(caught.value) is None
+
+
 def test_a_lost_rank_is_the_environments_failure():
     text = "[../gloo/transport/tcp/pair.cc:534] Connection closed by peer [127.0.0.1]:4242"
     code, line = explain(RuntimeError(text))  # pyright: ignore[reportGeneralTypeIssues]

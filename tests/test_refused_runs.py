@@ -107,13 +107,15 @@ OTHERS: dict[str, Callable[[Path], str]] = {
     "opponent": another_model,
     "tokenizer": another_tokenizer,
     "data": other_data,
-    "seed": lambda _: "seed=8",
     "generation": lambda _: "algorithms.spin.generation.temperature=0.5",
+    "seed": lambda _: "seed=8",
     "unit_size": lambda _: "algorithms.spin.unit_size=6",
 }
 
 
-@pytest.mark.parametrize("field", OTHERS)
+@pytest.mark.parametrize(
+    "field", [*list(OTHERS)[:4], *(pytest.param(f, marks=pytest.mark.slow) for f in list(OTHERS)[4:])]
+)
 def test_a_store_that_another_run_played_is_refused_by_the_field(field, run, tmp_path):
     run.stopped_after(0)
     code, line = run.command(OTHERS[field](tmp_path / "other"))
@@ -158,7 +160,14 @@ DAMAGES: dict[str, Callable[[Path], object]] = {
 }
 
 
-@pytest.mark.parametrize("damage", DAMAGES)
+@pytest.mark.parametrize(
+    "damage",
+    [
+        "a truncated shard",
+        "a missing manifest",
+        *(pytest.param(name, marks=pytest.mark.slow) for name in list(DAMAGES)[1:4]),
+    ],
+)
 def test_damage_found_in_training_is_one_line_with_the_way_back(damage, run):
     DAMAGES[damage](run.stopped_after(25).folder / "self-play/iter-001/units")
     code, line = run.command()
@@ -217,7 +226,11 @@ def test_a_file_in_a_folders_place_is_named_before_play(folder, run, tmp_path):
 @pytest.mark.parametrize(
     ("most_bytes", "interval", "saved"),
     [
-        pytest.param(300_000, "5ba", "checkpoint", id="while a checkpoint is written"),
+        pytest.param(
+            *(300_000, "5ba", "checkpoint"),
+            id="while a checkpoint is written",
+            marks=pytest.mark.slow,
+        ),
         pytest.param(100_000, "1iter", "export", id="while the export is written"),
     ],
 )
