@@ -6,7 +6,7 @@ import json
 import shutil
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
@@ -79,6 +79,13 @@ def run(finished, tmp_path, capsys) -> Run:
     return Run(finished, tmp_path / "run", capsys)
 
 
+def first_of(names: Iterable[str], number: int) -> list[Any]:
+    """Return the cases, those after the first few marked slow."""
+    cases = list(names)
+    slow = [pytest.param(name, marks=pytest.mark.slow) for name in cases[number:]]
+    return [*cases[:number], *slow]
+
+
 # --- another run's store --------------------------------------------------------------------
 
 
@@ -113,9 +120,7 @@ OTHERS: dict[str, Callable[[Path], str]] = {
 }
 
 
-@pytest.mark.parametrize(
-    "field", [*list(OTHERS)[:4], *(pytest.param(f, marks=pytest.mark.slow) for f in list(OTHERS)[4:])]
-)
+@pytest.mark.parametrize("field", first_of(OTHERS, 4))
 def test_a_store_that_another_run_played_is_refused_by_the_field(field, run, tmp_path):
     run.stopped_after(0)
     code, line = run.command(OTHERS[field](tmp_path / "other"))
@@ -153,21 +158,14 @@ def flip(units: Path) -> None:
 
 DAMAGES: dict[str, Callable[[Path], object]] = {
     "a truncated shard": truncate,
+    "a missing manifest": lambda units: (units.parent / "manifest.json").unlink(),
     "a flipped byte": flip,
     "a missing unit": lambda units: shutil.rmtree(units / "unit-00002"),
     "a missing report": lambda units: (units / "unit-00002/unit.json").unlink(),
-    "a missing manifest": lambda units: (units.parent / "manifest.json").unlink(),
 }
 
 
-@pytest.mark.parametrize(
-    "damage",
-    [
-        "a truncated shard",
-        "a missing manifest",
-        *(pytest.param(name, marks=pytest.mark.slow) for name in list(DAMAGES)[1:4]),
-    ],
-)
+@pytest.mark.parametrize("damage", first_of(DAMAGES, 2))
 def test_damage_found_in_training_is_one_line_with_the_way_back(damage, run):
     DAMAGES[damage](run.stopped_after(25).folder / "self-play/iter-001/units")
     code, line = run.command()
