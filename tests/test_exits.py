@@ -107,6 +107,14 @@ def test_a_file_in_a_folders_place_is_named_and_other_files_that_exist_are_defec
     assert explain(caught.value) is None
 
 
+def test_shared_memory_that_another_run_took_is_no_defect():
+    # Streaming looks for a free name first, and then makes it: two runs may come between.
+    error = FileExistsError(errno.EEXIST, os.strerror(errno.EEXIST), "/000140_locals")
+    code, line = explain(error)  # pyright: ignore[reportGeneralTypeIssues]
+    assert code == 4
+    assert "Give the same command again" in line
+
+
 def test_a_lost_rank_is_the_environments_failure():
     text = "[../gloo/transport/tcp/pair.cc:534] Connection closed by peer [127.0.0.1]:4242"
     code, line = explain(RuntimeError(text))  # pyright: ignore[reportGeneralTypeIssues]
