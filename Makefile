@@ -36,9 +36,11 @@ test: install ## the tests that need no GPU, combinations sampled (under 20 minu
 test-all: install ## every combination (without a GPU)
 	$(OFFLINE) $(BIN)/python -m pytest -m "not gpu"
 
-chaos: install ## kill -9 a tiny run 30 times at moments drawn from a printed seed, and two ranks 4 times
+chaos: install ## kill -9 a tiny run 30 times at moments drawn from a printed seed, two ranks 12 times, launched ones 3 times
 	$(BIN)/python tests/chaos.py --kills 30
-	$(BIN)/python tests/chaos.py --kills 4 --ranks 2 --sharded
+	$(BIN)/python tests/chaos.py --kills 6 --ranks 2 --checkpoints sharded
+	$(BIN)/python tests/chaos.py --kills 6 --ranks 2
+	$(BIN)/python tests/chaos.py --kills 3 --ranks 2 --launcher
 
 lint: install ## ruff, then pyright on our packages
 	$(BIN)/ruff check .

@@ -34,6 +34,7 @@ from spin_composer.settings import SpinSettings, count_iterations, fill
 from spin_composer.start_checks import (
     check_first_batch,
     check_lengths,
+    check_writable,
     evaluate_at_iteration_ends,
     head_check_batch,
     mend_checkpoints,
@@ -123,6 +124,7 @@ class SPIN(Algorithm):
         warn_unfaithful(self.settings)
         if self.settings.play_only is None:
             self._take_locks(state)  # before the save folder is touched: it may be another run's
+            check_writable(state)
             mend_checkpoints(state)
 
     def _take_locks(self, state: State) -> None:

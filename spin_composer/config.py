@@ -50,8 +50,8 @@ def is_spin(cfg: Mapping[str, Any]) -> bool:
 def transform(cfg: dict[str, Any]) -> dict[str, Any]:
     """Check a training config and set SPIN's defaults in it; llm-foundry's config transform.
 
-    Defaults: validation before the first iteration, and a Hugging Face folder at each
-    iteration's end if the run saves checkpoints.
+    Defaults: validation before the first iteration, a Hugging Face folder at each iteration's
+    end if the run saves checkpoints, and ``autoresume`` where the run has what it takes.
 
     Raises:
         InputError: If a setting cannot work; see :func:`validate`.
@@ -70,7 +70,28 @@ def transform(cfg: dict[str, Any]) -> dict[str, Any]:
                 "huggingface_folder_name": "ep{epoch}",
             },
         )
+    if cfg.get("autoresume") is None:
+        cfg["autoresume"] = _can_resume_itself(cfg)
     return cfg
+
+
+def _can_resume_itself(cfg: Mapping[str, Any]) -> bool:
+    """Tell whether the same command, given again, can find and go on from the last checkpoint.
+
+    Not where the YAML says otherwise (``save_overwrite``), where no whole checkpoint is kept, and
+    not with several concurrent uploads, with which Composer refuses ``autoresume``.
+    """
+    loggers = cfg.get("loggers")
+    uploader = loggers.get("remote_uploader_downloader") if isinstance(loggers, Mapping) else None
+    uploads = uploader.get("num_concurrent_uploads", 1) if isinstance(uploader, Mapping) else 1
+    return bool(
+        cfg.get("run_name")
+        and cfg.get("save_folder")
+        and not cfg.get("save_overwrite")
+        and not cfg.get("save_weights_only")
+        and cfg.get("save_num_checkpoints_to_keep", -1) != 0
+        and uploads == 1
+    )
 
 
 def validate(cfg: Mapping[str, Any]) -> SpinSettings:

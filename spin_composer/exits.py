@@ -6,6 +6,8 @@ Whatever else goes wrong is a defect, and keeps its traceback and exit code 1.
 from __future__ import annotations
 
 import errno
+import os
+import re
 from collections.abc import Iterator
 
 from spin_composer.errors import EnvironmentFailure, InputError, StoreError
@@ -15,6 +17,12 @@ EXIT_INPUT, EXIT_STORE, EXIT_ENVIRONMENT = 2, 3, 4
 _DISK_FULL = (errno.ENOSPC, errno.EDQUOT)
 _UNWRITABLE = (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.EISDIR)
 _IO = (errno.EIO, errno.ESTALE)
+_RUSTS = re.compile(r"\(os error (\d+)\)")
+"""How libraries written in Rust name a system error: safetensors does."""
+_SHARED_MEMORY = re.compile(r"/\d{6}_[a-z_]+")
+# What torch.save says of a file that it could not write to its end, when the system's own error
+# was left behind on another rank.
+_CUT_SHORT = ("unexpected pos ", "PytorchStreamWriter failed writing file")
 # What gloo, NCCL and the key-value store say when a rank at the other end has died.
 _LOST = (
     "Connection closed by peer",
@@ -43,34 +51,75 @@ def explain(error: BaseException) -> tuple[int, str] | None:
 
 
 def _environment(error: BaseException) -> str | None:
-    for cause in _chain(error):
-        if isinstance(cause, OSError) and cause.filename is not None:
-            at = cause.filename
-        else:
-            at = "a file of the run"
-        number = getattr(cause, "errno", None) if isinstance(cause, OSError) else None
-        if number in _DISK_FULL:
-            return (
-                f"the disk is full ({at}: {cause.strerror}). Free space and give the same command "  # pyright: ignore
-                "again; what is on the disk is whole, and the run goes on from it."
-            )
-        if number in _UNWRITABLE:
-            return (
-                f"{at} cannot be used ({cause.strerror}). Let the run's user write there, or set "  # pyright: ignore
-                "spin.store and save_folder to other folders."
-            )
-        if number in _IO:
-            return f"{at}: {cause.strerror}. Look at the disk, then give the same command again."  # pyright: ignore
+    causes = list(_chain(error))
+    for cause in causes:
+        if (number := _system_error(cause)) and (line := _of_system(cause, number)):
+            return line
         if isinstance(cause, RuntimeError) and any(text in str(cause) for text in _LOST):
             said = str(cause).splitlines()[0]
             return f"a rank was lost ({said}). Give the same command again: the run goes on."
+    if any(isinstance(c, RuntimeError) and text in str(c) for c in causes for text in _CUT_SHORT):
+        return (
+            "a checkpoint could not be written to its end. See that the disk has space and works, "
+            "then give the same command again; the run goes on from the checkpoint before."
+        )
     return None
 
 
-def _chain(error: BaseException | None) -> Iterator[BaseException]:
-    """Yield an error and what it came from: torch.save wraps the OSError of a full disk."""
-    seen: set[int] = set()
-    while error is not None and id(error) not in seen:
+def _system_error(error: BaseException) -> int | None:
+    """Return the number of the system's error that an exception stands for, or None."""
+    if isinstance(error, OSError):
+        return error.errno
+    found = _RUSTS.search(str(error))
+    return int(found.group(1)) if found else None
+
+
+def _of_system(error: BaseException, number: int) -> str | None:
+    """Return the line that explains a system error of a user's machine, or None."""
+    at = getattr(error, "filename", None) or "a file of the run"
+    said = os.strerror(number)
+    if number in _DISK_FULL:
+        return (
+            f"the disk is full ({at}: {said}). Free space and give the same command again; what is "
+            "on the disk is whole, and the run goes on from it."
+        )
+    if number == errno.EFBIG:
+        return (
+            f"{at} is larger than its file system or `ulimit -f` lets a file be ({said}). Raise "
+            "the limit, or set spin.store and save_folder to other folders; then give the same "
+            "command again."
+        )
+    if number == errno.EEXIST and _SHARED_MEMORY.fullmatch(str(at)):
+        return (
+            f"another run on this machine took the shared memory {at} of Streaming at the same "
+            "moment. Give the same command again: the run goes on."
+        )
+    a_file = number == errno.EEXIST and os.path.isfile(at)  # where a folder was to be made
+    if number in _UNWRITABLE or a_file:
+        return (
+            f"{at} cannot be used ({said}). Let the run's user write there, or set spin.store and "
+            "save_folder to other folders."
+        )
+    if number in _IO:
+        return f"{at}: {said}. Look at the disk, then give the same command again."
+    return None
+
+
+def _chain(error: BaseException) -> Iterator[BaseException]:
+    """Yield an error and what it came from.
+
+    torch.save wraps the OSError of a full disk; a sharded save holds each rank's own as
+    ``failures``.
+    """
+    pending, seen = [error], set()
+    while pending:
+        error = pending.pop(0)
+        if id(error) in seen:
+            continue
         seen.add(id(error))
         yield error
-        error = error.__cause__ or error.__context__
+        came_from = error.__cause__ or error.__context__
+        failures = getattr(error, "failures", None)
+        ranks = failures.values() if isinstance(failures, dict) else ()
+        causes = [came_from, *(part for failure in ranks for part in failure)]
+        pending += [cause for cause in causes if isinstance(cause, BaseException)]

@@ -8,6 +8,9 @@ Composer writes a checkpoint in place, and its ``latest`` link in two steps. A k
     between the checkpoint and the link    a whole checkpoint that ``latest`` does not name
     between the link's two steps           no ``latest``: Composer would start the run anew
 
+A folder whose newest checkpoint is of the kind that the run cannot read (sharded for one process,
+full for a sharded run) is refused: Composer would start the run anew beside it.
+
 Here a checkpoint is never deleted; one that is not whole gets another name. Functions of files
 only: ``start_checks.mend_checkpoints`` calls them on one rank before any looks.
 """
@@ -25,9 +28,12 @@ import zlib
 from dataclasses import dataclass
 from pathlib import Path
 
+from spin_composer.errors import InputError
+
 log = logging.getLogger(__name__)
 
 _COUNTS = ("batch", "sample", "token", "epoch")
+_ASIDE = ".set-aside-"
 _END_OF_ZIP = b"PK\x05\x06"
 _MOST_BYTES_HASHED = 4 << 30
 """Larger checkpoints are checked by their structure only: reading them all takes minutes, and
@@ -100,6 +106,40 @@ def mend_folder(folder: Path, pattern: re.Pattern[str], latest: Path) -> None:
         set_aside(latest, "no whole checkpoint is left")
 
 
+def require_readable(folder: Path, pattern: re.Pattern[str], sharded: bool) -> None:
+    """Refuse a folder whose newest checkpoint is of the other kind than the run reads.
+
+    Args:
+        folder: Of checkpoints; may be missing.
+        pattern: Of the names of full checkpoints.
+        sharded: The run reads sharded ones; else full ones.
+
+    Raises:
+        InputError: Names the checkpoint and what to start instead.
+    """
+    newest: dict[bool, tuple[int, Path]] = {}
+    for path in folder.iterdir() if folder.is_dir() else []:
+        kind = (path / ".metadata").exists()
+        if path.is_symlink() or _ASIDE in path.name or not (kind or pattern.fullmatch(path.name)):
+            continue
+        written = (path / ".metadata" if kind else path).stat().st_mtime_ns
+        newest[kind] = max(newest.get(kind, (0, path)), (written, path))
+    if newest.get(not sharded, (0, folder))[0] <= newest.get(sharded, (0, folder))[0]:
+        return
+    name = newest[not sharded][1].name
+    if sharded:
+        raise InputError(
+            f"{folder}: its newest checkpoint {name} is full (one process wrote it, or another "
+            "state_dict_type), and this run reads sharded ones. Set fsdp_config.state_dict_type="
+            "full, or save_folder to another folder."
+        )
+    raise InputError(
+        f"{folder}: its newest checkpoint {name} is sharded, and one process, or a run with "
+        "state_dict_type full, reads full ones. Start two ranks or more with "
+        "fsdp_config.state_dict_type=sharded, or set save_folder to another folder."
+    )
+
+
 def find_checkpoints(folder: Path, pattern: re.Pattern[str]) -> list[Checkpoint]:
     """Return the checkpoints of a folder, whole or not."""
     found = []
@@ -161,7 +201,7 @@ def _of_contents(error: OSError) -> str:
 def set_aside(path: Path, problem: str) -> Path:
     """Give a file or folder a name that nothing reads; return its new path."""
     number = 1
-    while os.path.lexists(aside := path.with_name(f"{path.name}.set-aside-{number}")):
+    while os.path.lexists(aside := path.with_name(f"{path.name}{_ASIDE}{number}")):
         number += 1
     os.rename(path, aside)
     log.warning(f"{path} is set aside as {aside.name}: {problem}.")

@@ -3,19 +3,21 @@
 from __future__ import annotations
 
 import logging
+import uuid
 from pathlib import Path
 from typing import Any
 
 import torch
 from composer.callbacks import CheckpointSaver
 from composer.core import Event, Precision, State
-from composer.utils import dist, format_name_with_dist
+from composer.utils import dist, format_name_with_dist, format_name_with_dist_and_time
+from llmfoundry.callbacks.hf_checkpointer import HuggingFaceCheckpointer
 from torch.distributed.fsdp import FSDPModule
 
 from spin_composer.data.examples import ExampleDataset
 from spin_composer.data.pairs import Pair, collate_pairs
 from spin_composer.errors import InputError, shown
-from spin_composer.save_folder import mend_folder, name_pattern
+from spin_composer.save_folder import mend_folder, name_pattern, require_readable
 from spin_composer.self_play.ranks import from_rank_zero
 from spin_composer.settings import SpinSettings
 
@@ -106,22 +108,56 @@ def check_first_batch(
     return per_token
 
 
+def check_writable(state: State) -> None:
+    """Try to write where checkpoints and exports will go, if on a disk; a collective.
+
+    Found at the first save, a folder that cannot be written would cost the work until then.
+
+    Raises:
+        OSError: The system's own, with the file's name.
+    """
+    folders = [
+        callback.folder if isinstance(callback, CheckpointSaver) else callback.save_dir_format_str
+        for callback in state.callbacks
+        if (isinstance(callback, CheckpointSaver) and callback.remote_uploader is None)
+        or (isinstance(callback, HuggingFaceCheckpointer) and callback.remote_ud is None)
+    ]
+
+    def write() -> None:
+        for name in folders:
+            at = Path(format_name_with_dist_and_time(name, state.run_name, state.timestamp))
+            while not at.exists():  # it will be made when it is needed
+                at = at.parent
+            probe = at / f".writable-{uuid.uuid4().hex[:8]}"
+            probe.touch()
+            probe.unlink()
+
+    from_rank_zero(write)
+
+
 def mend_checkpoints(state: State) -> None:
     """Set aside what a kill left partial in the save folder, and mend ``latest``; a collective.
 
     Call it at ``BEFORE_LOAD``: after that the Trainer looks for the checkpoint to resume. Does
     nothing where checkpoints go to an object store, whose objects are whole or absent.
+
+    Raises:
+        InputError: If the newest checkpoint is sharded and the run reads full ones, or conversely.
     """
     saver = next((c for c in state.callbacks if isinstance(c, CheckpointSaver)), None)
     if saver is None or saver.remote_uploader is not None or saver.latest_filename is None:
         return
     folder = Path(format_name_with_dist(saver.folder, state.run_name))
     name = str(saver.filename.filename)
-    if state.fsdp_sharded_state_dict_enabled:
+    full = name_pattern(name, state.run_name)
+    sharded = state.fsdp_sharded_state_dict_enabled
+    if sharded:
         assert state.fsdp_config is not None
         name = str(state.fsdp_config.sharded_ckpt_prefix_dir)
     latest = format_name_with_dist(str(saver.latest_filename.filename), state.run_name)
     pattern = name_pattern(name, state.run_name)
+    if not saver.overwrite:
+        from_rank_zero(lambda: require_readable(folder, full, sharded))
     from_rank_zero(lambda: mend_folder(folder, pattern, folder / latest))
 
 

@@ -88,7 +88,9 @@ def exit_code(run: Callable[[], object], name: str) -> int:
         run()
     except PlayDone as done:
         print(f"{name}: {done}", file=sys.stderr)
-    except Exception as error:
+    except (KeyboardInterrupt, SystemExit):
+        raise
+    except BaseException as error:  # that of a failed sharded save is no Exception
         if isinstance(error, ValueError) and _FINISHED in str(error):  # raised by Trainer.fit()
             print(f"{name}: the run is finished already; nothing to do.", file=sys.stderr)
             return 0

@@ -90,6 +90,47 @@ def test_imports_point_downwards(path: Path):
             assert LAYER_OF[parts[1]] <= LAYER_OF[unit], f"{short(path)} imports {name}"
 
 
+PICKLES = frozenset({"pickle", "_pickle", "cloudpickle", "dill", "joblib", "shelve", "marshal"})
+# Functions that unpickle, or make objects, of a file; np.load does if allow_pickle says so.
+UNPICKLERS = frozenset(
+    {"torch.load", "torch.distributed.checkpoint", "pandas.read_pickle"}
+    | {"yaml.load", "yaml.load_all", "yaml.full_load", "yaml.unsafe_load"}
+)
+
+
+def unpickling(path: Path) -> Iterator[str]:
+    """Name what in a file can unpickle: imports, calls, and arguments that allow it."""
+    yield from (name for name in imported(path) if top(name) in PICKLES or name in UNPICKLERS)
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.Attribute) and ast.unparse(node) in UNPICKLERS:
+            yield ast.unparse(node)
+        if isinstance(node, ast.keyword) and node.arg in ("allow_pickle", "allow_unsafe_types"):
+            given = ast.unparse(node.value)
+            yield from [] if given == "False" else [f"{node.arg}={given}"]
+
+
+@pytest.mark.parametrize("path", python_files(PACKAGE, ROOT / "kernels"), ids=short)
+def test_nothing_of_ours_unpickles(path: Path):
+    # Composer's torch.load of checkpoints is Composer's, and the README says so.
+    assert not list(unpickling(path))
+
+
+def test_what_unpickles_is_found(tmp_path: Path):
+    bad = tmp_path / "bad.py"
+    for line in (
+        "import pickle",
+        "from torch import load",
+        "def f():\n    import dill as d",
+        "import torch\ntorch.load('x')",
+        "import torch\nread = torch.load",
+        "import numpy as np\nnp.load('x', allow_pickle=True)",
+        "from streaming import StreamingDataset\nStreamingDataset(allow_unsafe_types=flag)",
+        "import yaml\nyaml.load('x', yaml.Loader)",
+    ):
+        bad.write_text(line)
+        assert list(unpickling(bad)), line
+
+
 def test_report_reads_files_only():
     for path in python_files(PACKAGE):
         if unit_of(path) == "report":

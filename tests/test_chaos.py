@@ -27,5 +27,13 @@ def test_three_kills_in_play_and_in_saving_change_nothing(tmp_path):
 @pytest.mark.slow
 @pytest.mark.timeout(900)
 def test_one_of_two_ranks_killed_changes_nothing(tmp_path):
-    done = chaos(tmp_path, "--kills", "4", "--seed", "2", "--ranks", "2", "--sharded")
+    kills = ("--kills", "4", "--seed", "2")
+    done = chaos(tmp_path, *kills, "--ranks", "2", "--checkpoints", "sharded")
+    assert done.returncode == 0, done.stdout + done.stderr
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(900)
+def test_a_rank_killed_under_composers_launcher_changes_nothing(tmp_path):
+    done = chaos(tmp_path, "--launcher", "--ranks", "2", "--at", "training:8")
     assert done.returncode == 0, done.stdout + done.stderr

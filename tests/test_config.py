@@ -143,6 +143,33 @@ def test_defaults_are_set_where_nothing_is_said() -> None:
     assert "callbacks" not in transform(config())
 
 
+RESUMABLE = {"run_name": "x", "save_folder": "runs/x"}
+
+
+def test_a_run_with_a_name_and_checkpoints_resumes_itself_unless_told_otherwise() -> None:
+    assert transform(config(**RESUMABLE))["autoresume"] is True
+    assert transform(config(**RESUMABLE, load_path="sft/latest-rank0.pt"))["autoresume"] is True
+    for said in (True, False):
+        assert transform(config(**RESUMABLE, autoresume=said))["autoresume"] is said
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"run_name": None},
+        {"save_folder": None},
+        {"save_overwrite": True},
+        {"save_weights_only": True},
+        {"save_num_checkpoints_to_keep": 0},
+        {"loggers": {"remote_uploader_downloader": {"num_concurrent_uploads": 2}}},
+    ],
+    ids=str,
+)
+def test_a_run_that_cannot_resume_itself_is_not_told_to(changes: dict[str, Any]) -> None:
+    assert transform(config(**{**RESUMABLE, **changes}))["autoresume"] is False
+    assert transform(config())["autoresume"] is False
+
+
 def test_the_command_refuses_before_anything_heavy_is_imported(tmp_path: Path) -> None:
     path = tmp_path / "run.yaml"
     path.write_text(yaml.safe_dump(config()))

@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import io
 import os
 import pickle
+import resource
+from collections.abc import Iterator
 
 import pytest
+import safetensors.torch
 import torch
+from torch.distributed import checkpoint as distributed_checkpoint
 
 from spin_composer import train
 from spin_composer.errors import EnvironmentFailure, InputError, StoreError
@@ -39,12 +44,75 @@ def test_a_full_disk_under_a_checkpoint_is_found_behind_torchs_own_error():
     assert explain(caught.value)[0] == 4  # pyright: ignore[reportOptionalSubscript]
 
 
+@contextlib.contextmanager
+def files_at_most(num_bytes: int) -> Iterator[None]:
+    """Let no file grow beyond a size, as root or as a user; Python ignores the signal."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (num_bytes, hard))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+
+
+def test_a_limit_of_the_files_size_is_found_in_all_ways_of_saving(tmp_path):
+    weights = {"weight": torch.zeros(10**5)}
+
+    def checkpoint() -> None:
+        with open(tmp_path / "whole.pt", "wb") as file:
+            torch.save(weights, file)
+
+    for save in (
+        checkpoint,
+        lambda: safetensors.torch.save_file(weights, tmp_path / "export.safetensors"),
+        lambda: (tmp_path / "text").write_text("x" * 10**5),
+    ):
+        with files_at_most(10**4), pytest.raises(Exception, match=r"(?s).") as caught:
+            save()
+        code, line = explain(caught.value)  # pyright: ignore[reportGeneralTypeIssues]
+        assert code == 4
+        assert "`ulimit -f`" in line
+        assert "\n" not in line
+
+
+def test_a_sharded_save_that_fails_on_a_full_disk_is_the_environments_failure(tmp_path):
+    (tmp_path / "__0_0.distcp").symlink_to("/dev/full")
+    with pytest.raises(BaseException, match="CheckpointException") as caught:
+        distributed_checkpoint.save({"weight": torch.zeros(10**5)}, checkpoint_id=tmp_path)
+    assert not isinstance(caught.value, Exception)  # so `except Exception` would let it pass
+    code, line = explain(caught.value)  # pyright: ignore[reportGeneralTypeIssues]
+    assert code == 4
+    assert "the disk is full" in line
+    # Errors of other ranks come without what they came from.
+    code, line = explain(RuntimeError("[enforce fail] . unexpected pos 704 vs 598"))  # pyright: ignore
+    assert code == 4
+    assert "could not be written to its end" in line
+
+
 @pytest.mark.parametrize("number", [errno.EACCES, errno.EROFS, errno.ENOTDIR, errno.EDQUOT])
 def test_a_folder_that_cannot_be_written_is_named(number):
     code, line = explain(OSError(number, os.strerror(number), "/runs/x"))  # pyright: ignore
     assert code == 4
     assert "/runs/x" in line
     assert "\n" not in line
+
+
+def test_a_file_in_a_folders_place_is_named_and_other_files_that_exist_are_defects(tmp_path):
+    (tmp_path / "file").touch()
+    with pytest.raises(FileExistsError) as caught:
+        os.makedirs(tmp_path / "file", exist_ok=True)
+    assert explain(caught.value)[0] == 4  # pyright: ignore[reportOptionalSubscript]
+    with pytest.raises(FileExistsError) as caught:
+        os.mkdir(tmp_path)
+    assert explain(caught.value) is None
+
+
+def test_shared_memory_that_another_run_took_is_no_defect():
+    # Streaming looks for a free name first, and then makes it: two runs may come between.
+    error = FileExistsError(errno.EEXIST, os.strerror(errno.EEXIST), "/000140_locals")
+    code, line = explain(error)  # pyright: ignore[reportGeneralTypeIssues]
+    assert code == 4
+    assert "Give the same command again" in line
 
 
 def test_a_lost_rank_is_the_environments_failure():

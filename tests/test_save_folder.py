@@ -9,7 +9,14 @@ from pathlib import Path
 import pytest
 import torch
 
-from spin_composer.save_folder import content_problem, find_checkpoints, mend_folder, name_pattern
+from spin_composer.errors import InputError
+from spin_composer.save_folder import (
+    content_problem,
+    find_checkpoints,
+    mend_folder,
+    name_pattern,
+    require_readable,
+)
 
 FULL = name_pattern("ep{epoch}-ba{batch}-rank{rank}.pt", "run")
 SHARDED = name_pattern("ep{epoch}-ba{batch}", "run")
@@ -148,6 +155,28 @@ def test_a_sharded_checkpoint_that_latest_does_not_name_yet_is_taken(tmp_path):
     link(tmp_path, save_sharded(tmp_path, 5))
     save_sharded(tmp_path, 10)
     assert mended(tmp_path, SHARDED) == "ep1-ba10"
+
+
+def test_a_folder_whose_newest_checkpoint_the_run_cannot_read_is_refused(tmp_path):
+    for sharded in (False, True):
+        require_readable(tmp_path / "missing", FULL, sharded)
+    save(tmp_path, 5)
+    save_sharded(tmp_path, 10)
+    require_readable(tmp_path, FULL, sharded=True)
+    with pytest.raises(InputError, match=r"ep1-ba10 is sharded.*Start two ranks or more") as caught:
+        require_readable(tmp_path, FULL, sharded=False)
+    assert "\n" not in str(caught.value)
+    save(tmp_path, 15)
+    require_readable(tmp_path, FULL, sharded=False)
+    with pytest.raises(InputError, match=r"ep2-ba15-rank0\.pt is full.*state_dict_type=full"):
+        require_readable(tmp_path, FULL, sharded=True)
+
+
+def test_what_is_set_aside_or_not_whole_does_not_count_as_newest(tmp_path):
+    save(tmp_path, 5)
+    save_sharded(tmp_path, 10, metadata=False)
+    save_sharded(tmp_path, 15).rename(tmp_path / "ep2-ba15.set-aside-1")
+    require_readable(tmp_path, FULL, sharded=False)
 
 
 def test_names_are_read_as_composer_writes_them(tmp_path):
