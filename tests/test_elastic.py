@@ -13,9 +13,10 @@ import pytest
 from fixtures.yaml_run import launch, save_model, tiny_config, write_config
 from test_chaos import chaos
 
-# Killed at the 8th batch (the last save was at the 5th), then in the next iteration's play.
-IN_TRAINING_THEN_PLAY = "training:8,generate:2"
-IN_PLAY_THEN_TRAINING = "generate:3,training:10"
+# Killed at the 8th batch (the last save was at the 5th), then in the next iteration's play; or in
+# the first play, then after ten batches more. Four ranks share five units: each makes one or two.
+IN_TRAINING_THEN_PLAY = "training:8,generate:1"
+IN_PLAY_THEN_TRAINING = "generate:1,training:10"
 
 
 def check(folder: Path, ranks: str, at: str, checkpoints: str = "full") -> None:
