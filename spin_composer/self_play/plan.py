@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -53,6 +54,17 @@ def _play_units(
         indices = np.sort(rng.choice(num_examples, count, replace=False))
     size = settings.unit_size
     return [PlayUnit(indices[i : i + size]) for i in range(0, len(indices), size)]
+
+
+def idle_ranks(units: Sequence[Unit], num_ranks: int) -> str | None:
+    """Return a warning if there are too few units for every rank to play one, or None."""
+    played = [unit for unit in units if isinstance(unit, PlayUnit)]
+    if len(played) >= num_ranks:
+        return None
+    size = sum(len(unit.indices) for unit in played) // num_ranks
+    remedy = f"Set spin.unit_size to {size} or less." if size else "Take fewer: prompts are as few."
+    idle = num_ranks - len(played)
+    return f"{len(played)} unit(s) for {num_ranks} ranks: {idle} of them play nothing. {remedy}"
 
 
 def unit_seed(seed: int, iteration: int, unit: int) -> int:
