@@ -57,14 +57,15 @@ def _play_units(
 
 
 def idle_ranks(units: Sequence[Unit], num_ranks: int) -> str | None:
-    """Return a warning if there are too few units for every rank to play one, or None."""
-    played = [unit for unit in units if isinstance(unit, PlayUnit)]
-    if len(played) >= num_ranks:
+    """Return a warning if smaller units would give more ranks something to play, or None."""
+    sizes = [len(unit.indices) for unit in units if isinstance(unit, PlayUnit)]
+    even = -(-sum(sizes) // num_ranks)  # of the largest share, if all ranks had one unit
+    if len(sizes) >= num_ranks or max(sizes, default=0) <= even:
         return None
-    size = sum(len(unit.indices) for unit in played) // num_ranks
-    remedy = f"Set spin.unit_size to {size} or less." if size else "Take fewer: prompts are as few."
-    idle = num_ranks - len(played)
-    return f"{len(played)} unit(s) for {num_ranks} ranks: {idle} of them play nothing. {remedy}"
+    return (
+        f"{len(sizes)} unit(s) for {num_ranks} ranks: {num_ranks - len(sizes)} of them play "
+        f"nothing. Set spin.unit_size to {even} or less."
+    )
 
 
 def unit_seed(seed: int, iteration: int, unit: int) -> int:
