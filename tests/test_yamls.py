@@ -50,7 +50,7 @@ def test_yaml_has_no_key_that_llm_foundry_does_not_know(name: str):
 
     cfg = plain(load(name))
     assert set(cfg) <= TRAIN_CONFIG_KEYS | {"global_train_batch_size"}
-    assert set(cfg["fsdp_config"]) <= {field.name for field in fields(FSDPConfig)}
+    assert set(cfg.get("fsdp_config", {})) <= {field.name for field in fields(FSDPConfig)}
     loader = set(cfg["eval_loader"]) - {"name"}
     assert loader <= set(inspect.signature(build_finetuning_dataloader).parameters)
     rows = set(inspect.signature(dataset_constructor.build_from_hf).parameters)
