@@ -11,7 +11,7 @@ UV     := uv==0.13.9
 OFFLINE := HF_HUB_OFFLINE=1 HF_DATASETS_OFFLINE=1 TRANSFORMERS_OFFLINE=1 WANDB_MODE=offline TOKENIZERS_PARALLELISM=false
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo test test-all chaos lint bench gpu lock clean
+.PHONY: help install demo test test-all chaos lint bench simulate gpu lock clean
 
 help: ## show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -48,6 +48,15 @@ lint: install ## ruff, then pyright on our packages
 
 bench: install ## benchmarks of the kernels on this machine
 	$(OFFLINE) $(BIN)/python kernels/benchmarks/logprobs.py
+
+# The tables of docs/scaling.md, in its order: the paper's play; twenty times the prompts with four times the
+# tokens; the same where a rank fails fifty times as often.
+SIMULATE := $(BIN)/python benchmarks/simulate_play.py --times benchmarks/results/unit-times-gsm8k-tiny.json --seeds 100
+LONG     := $(SIMULATE) --batch-seconds 31.5 --score-seconds 0.1 --prompts 1000000
+simulate: install ## play of an iteration on 8 to 1024 ranks, simulated (a few minutes)
+	$(SIMULATE) --batch-seconds 8.4 --score-seconds 0.04
+	$(LONG) --units 64 256 1024
+	$(LONG) --units --mtbf-hours 1000
 
 # On a machine that has its own torch for CUDA and no network: make gpu GPU_PYTHON=python3. Nothing is
 # installed then; peers that are missing are named in the result. Its two lines take some ten minutes

@@ -48,7 +48,7 @@ def play(
 
 @app.command()
 def report(
-    store: Annotated[Path, typer.Argument(help="The run's self-play store (spin.store).")],
+    store: Annotated[str, typer.Argument(help="The run's store (spin.store or remote_store).")],
     plot: Annotated[Path | None, typer.Option(help="Also write the curves to this PNG.")] = None,
 ) -> None:
     """Print a run's table of iterations."""
@@ -56,12 +56,25 @@ def report(
 
     from spin_composer.report import draw, print_table, read_books
 
-    books = read_books(store)
+    books = read_books(Path(store)) if "://" not in store else _remote_books(store)
     console = Console()
     # In 80 columns rich would cut the figures themselves; a long line is better than "0.6…".
     print_table(books, Console(width=max(console.width, _REPORT_COLUMNS)))
     if plot is not None:
         draw(books, plot)
+
+
+def _remote_books(url: str) -> Any:
+    from tempfile import TemporaryDirectory
+
+    from spin_composer.report import FILE_NAME, read_books
+    from spin_composer.self_play.object_folder import ObjectFolder
+
+    with TemporaryDirectory() as folder:
+        text = ObjectFolder(url).read_text(FILE_NAME)
+        if text is not None:
+            (Path(folder) / FILE_NAME).write_text(text)
+        return read_books(Path(folder))
 
 
 @app.command()

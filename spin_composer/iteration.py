@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import logging
 import time
 from collections.abc import Sequence
 from contextlib import AbstractContextManager
@@ -30,13 +31,15 @@ from spin_composer.loss import PairLoss
 from spin_composer.self_play.engine import Engine
 from spin_composer.self_play.gather import fingerprint, gathered
 from spin_composer.self_play.pair_loader import build_pair_loader, resume_at
-from spin_composer.self_play.plan import PlayUnit, Unit, plan_units
+from spin_composer.self_play.plan import PlayUnit, Unit, idle_ranks, plan_units
 from spin_composer.self_play.play import Player, PlayReport, finished_play, make_units
 from spin_composer.self_play.prepare import in_training, open_iteration
 from spin_composer.self_play.ranks import from_rank_zero
 from spin_composer.self_play.samples import log_samples
 from spin_composer.self_play.store import FORMAT_VERSION, Store
 from spin_composer.settings import SpinSettings, of_iteration
+
+log = logging.getLogger(__name__)
 
 
 @dataclass
@@ -77,6 +80,9 @@ def start_iteration(game: Game, state: State, logger: Logger) -> dict[str, float
             optimizer.state.clear()
     started = time.perf_counter()
     units = plan_units(game.settings, game.seed, iteration, len(game.examples))
+    to_make = [units[unit] for unit in _wanted(game, len(units))]
+    if dist.get_global_rank() == 0 and (warning := idle_ranks(to_make, dist.get_world_size())):
+        log.warning(f"iteration {iteration}: {warning}")
     model = composer_model(state)
     with gathered(model):
         opponent = fingerprint(model.model)

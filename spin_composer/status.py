@@ -9,8 +9,10 @@ import json
 import re
 import time
 from collections.abc import Mapping
+from contextlib import ExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 from rich.console import Console
@@ -49,6 +51,8 @@ class Plan:
     """What a YAML tells of its run."""
 
     store: Path
+    remote: str | None = None
+    """URL of the store, if it is in an object store."""
     save_folder: Path | None = None
     epochs: int | None = None
     """Epochs per iteration."""
@@ -105,6 +109,7 @@ def plan_of(config: Mapping[str, Any], settings: SpinSettings, where: str) -> Pl
     given = config.get("save_filename")
     return Plan(
         store=Path(settings.store.format(run_name=name)),
+        remote=settings.remote_store and settings.remote_store.format(run_name=name),
         save_folder=Path(folder.format(run_name=name)) if folder and "://" not in folder else None,
         epochs=epochs,
         iterations=count_iterations(config.get("max_duration"), epochs),
@@ -119,15 +124,23 @@ def read_status(plan: Plan) -> Status:
     Raises:
         StoreError: If there is no store, or its books are damaged.
     """
-    if not plan.store.is_dir():
-        raise StoreError(
-            f"{plan.store} does not exist: the run has not begun, or it is another run's name. "
-            "Give the folder that spin.store names."
-        )
-    closed = _closed(plan.store / "iterations.json")
-    folders = sorted(p for p in plan.store.glob("iter-*") if re.fullmatch(r"iter-\d+", p.name))
-    iterations = [_read_iteration(folder, closed) for folder in folders]
-    owner, live = _owner(plan.store / "run.lock")
+    with ExitStack() as stack:
+        store = plan.store
+        if plan.remote is not None:
+            from spin_composer.self_play.object_folder import ObjectFolder
+            from spin_composer.self_play.records import bring_records
+
+            store = Path(stack.enter_context(TemporaryDirectory()))
+            bring_records(ObjectFolder(plan.remote), store)
+        elif not store.is_dir():
+            raise StoreError(
+                f"{store} does not exist: the run has not begun, or it is another run's name. "
+                "Give the folder that spin.store names."
+            )
+        closed = _closed(store / "iterations.json")
+        folders = sorted(p for p in store.glob("iter-*") if re.fullmatch(r"iter-\d+", p.name))
+        iterations = [_read_iteration(folder, closed, plan.remote is None) for folder in folders]
+        owner, live = _owner(store / "run.lock")
     checkpoint, position, partial = _checkpoints(plan)
     return Status(plan, iterations, owner, live, checkpoint, position, partial)
 
@@ -135,7 +148,8 @@ def read_status(plan: Plan) -> Status:
 def print_status(status: Status, console: Console) -> None:
     """Print a row per iteration, the last checkpoint, and what would be done next."""
     total = f" of {status.plan.iterations}" if status.plan.iterations else ""
-    table = Table(title=f"{status.plan.store}: {len(status.iterations)}{total} iterations begun")
+    where = status.plan.remote or status.plan.store
+    table = Table(title=f"{where}: {len(status.iterations)}{total} iterations begun")
     for title in ("iteration", "units", "pairs", "tokens/s/rank", "state"):
         table.add_column(title, justify="left" if title == "state" else "right")
     for one in status.iterations:
@@ -187,7 +201,8 @@ def _state(one: IterationStatus) -> str:
     return "played" if one.units == one.num_units else "in play"
 
 
-def _read_iteration(folder: Path, closed: set[int]) -> IterationStatus:
+def _read_iteration(folder: Path, closed: set[int], with_files: bool) -> IterationStatus:
+    """Read an iteration's folder; ``with_files``, units' other files are there too."""
     number = int(folder.name.removeprefix("iter-"))
     reports, problem, num_units = [], "", 0
     try:
@@ -207,7 +222,7 @@ def _read_iteration(folder: Path, closed: set[int]) -> IterationStatus:
         except (ValueError, KeyError, TypeError):
             problem = problem or f"{unit.name} is damaged"
             continue
-        for name, size in sizes.items():
+        for name, size in sizes.items() if with_files else ():
             if not (unit / name).exists() or (unit / name).stat().st_size != size:
                 problem = problem or f"{unit.name}/{name} is damaged"
     tokens = sum(r.get("generated_tokens", 0) for r in reports)

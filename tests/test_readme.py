@@ -14,7 +14,8 @@ from fixtures.yaml_run import save_model
 from spin_composer.server_settings import ServerSettings
 from spin_composer.settings import GenerationSettings, SpinSettings
 
-README = (Path(__file__).parents[1] / "README.md").read_text()
+ROOT = Path(__file__).parents[1]
+README = (ROOT / "README.md").read_text()
 
 
 def table(section: str) -> dict[str, list[str]]:
@@ -64,8 +65,14 @@ def test_the_python_example_runs(tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize(
-    "path", re.findall(r"`?((?:yamls|kernels|spin_composer)/[\w./-]+)", README)
+    "path", re.findall(r"`?((?:yamls|kernels|spin_composer|docs)/[\w./-]+)", README)
 )
 def test_every_path_in_the_readme_exists(path):
-    root = Path(__file__).parents[1]
-    assert (root / path.rstrip("./")).exists()
+    assert (ROOT / path.rstrip("./")).exists()
+
+
+@pytest.mark.parametrize("page", sorted((ROOT / "docs").glob("*.md")), ids=lambda page: page.name)
+def test_every_link_in_the_docs_leads_to_a_file(page):
+    links = re.findall(r"\]\(([^):]+)\)", page.read_text())
+    assert links
+    assert not [link for link in links if not (page.parent / link).exists()]

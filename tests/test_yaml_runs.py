@@ -111,6 +111,17 @@ def test_two_ranks_without_fsdp_give_the_same_store_and_losses(one_rank, tmp_pat
     assert_same_books(folder, tmp_path, rel=1e-5)
 
 
+@pytest.mark.slow
+def test_rank_0_warns_of_ranks_that_play_nothing(one_rank, tmp_path):
+    config = tiny_config(tmp_path, model_folder=one_rank[0] / "model", max_duration="1iter")
+    config["algorithms"]["spin"]["unit_size"] = 24
+    yaml = write_config(config, tmp_path / "run.yaml")
+    result = launch("composer", "-m", "spin_composer.train", str(yaml), ranks=2)
+    assert result.returncode == 0, result.stderr[-2000:]
+    warning = "iteration 0: 1 unit(s) for 2 ranks: 1 of them play nothing. Set spin.unit_size to 12"
+    assert (result.stdout + result.stderr).count(warning) == 1
+
+
 def test_a_finished_run_started_again_says_so_and_exits_0(one_rank):
     folder, _ = one_rank
     last = folder / "checkpoints/ep4-ba36-rank0.pt"

@@ -31,7 +31,7 @@ def test_yaml_passes_spins_checks(name: str):
 def test_yaml_explains_every_setting_of_the_game(name: str):
     spin = plain(load(name))["algorithms"]["spin"]
     # the defaults of these are explained in the README's table
-    optional = {"seed", "deterministic", "repair"}
+    optional = {"seed", "deterministic", "repair", "remote_store", "play_only"}
     assert set(spin) >= {field.name for field in fields(SpinSettings)} - optional
     assert set(spin["generation"]) >= {field.name for field in fields(GenerationSettings)} - {
         "stop_strings",
@@ -50,7 +50,7 @@ def test_yaml_has_no_key_that_llm_foundry_does_not_know(name: str):
 
     cfg = plain(load(name))
     assert set(cfg) <= TRAIN_CONFIG_KEYS | {"global_train_batch_size"}
-    assert set(cfg["fsdp_config"]) <= {field.name for field in fields(FSDPConfig)}
+    assert set(cfg.get("fsdp_config", {})) <= {field.name for field in fields(FSDPConfig)}
     loader = set(cfg["eval_loader"]) - {"name"}
     assert loader <= set(inspect.signature(build_finetuning_dataloader).parameters)
     rows = set(inspect.signature(dataset_constructor.build_from_hf).parameters)

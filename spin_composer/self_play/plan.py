@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -53,6 +54,18 @@ def _play_units(
         indices = np.sort(rng.choice(num_examples, count, replace=False))
     size = settings.unit_size
     return [PlayUnit(indices[i : i + size]) for i in range(0, len(indices), size)]
+
+
+def idle_ranks(units: Sequence[Unit], num_ranks: int) -> str | None:
+    """Return a warning if smaller units would give more ranks something to play, or None."""
+    sizes = [len(unit.indices) for unit in units if isinstance(unit, PlayUnit)]
+    even = -(-sum(sizes) // num_ranks)  # of the largest share, if all ranks had one unit
+    if len(sizes) >= num_ranks or max(sizes, default=0) <= even:
+        return None
+    return (
+        f"{len(sizes)} unit(s) for {num_ranks} ranks: {num_ranks - len(sizes)} of them play "
+        f"nothing. Set spin.unit_size to {even} or less."
+    )
 
 
 def unit_seed(seed: int, iteration: int, unit: int) -> int:
