@@ -12,7 +12,7 @@ from fixtures.runs import write_rows
 from fixtures.yaml_run import save_model
 
 from spin_composer.server_settings import ServerSettings
-from spin_composer.settings import GenerationSettings, SpinSettings
+from spin_composer.settings import GenerationSettings, PlayOnly, SpinSettings
 
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text()
@@ -31,6 +31,7 @@ def table(section: str) -> dict[str, list[str]]:
         (SpinSettings, ""),
         (GenerationSettings, "generation."),
         (ServerSettings, "generation.server."),
+        (PlayOnly, "play_only."),
     ],
 )
 def test_every_setting_is_in_the_table_with_its_default(cls, prefix):
@@ -47,6 +48,7 @@ def test_every_setting_is_in_the_table_with_its_default(cls, prefix):
 def test_the_table_names_no_setting_that_is_not_there():
     known = {f.name for f in fields(SpinSettings)} | {"max_duration"}
     known |= {f"generation.{f.name}" for f in fields(GenerationSettings)}
+    known |= {f"play_only.{f.name}" for f in fields(PlayOnly)}
     known |= {f"generation.server.{f.name}" for f in fields(ServerSettings)}
     assert set(table("Settings")) <= known
 

@@ -77,7 +77,7 @@ def test_a_run_in_an_object_store_goes_on_where_its_folder_is_lost(tmp_path, s3,
     printed = CliRunner().invoke(app, ["status", str(yaml)], env={"COLUMNS": "200"}).output
     assert f"s3://{BUCKET}/tiny/self-play: 2 of 2 iterations begun" in printed
     assert "10 of 10" in printed
-    assert "the same command trains iteration 1 from epoch 3, batch 0" in printed
+    assert "the same command trains iteration 1 from epoch 3, batch 24" in printed
     assert main([str(yaml)]) == 0
     assert weights(tmp_path) == weights(whole)
     assert units(tmp_path / "self-play") == units(whole / "self-play")
@@ -112,8 +112,9 @@ def node(tmp_path: Path, rank: int, port: int, yaml: Path, s3: S3) -> subprocess
     own = tmp_path / f"node-{rank}"
     own.mkdir(exist_ok=True)
     (tmp_path / "local").mkdir(exist_ok=True)
-    mount = OWN_SHM[3].replace("exec", f"mount --bind {own} {tmp_path / 'local'} && exec")
-    command = [*OWN_SHM[:3], mount, OWN_SHM[4], sys.executable, "-m", "spin_composer.train"]
+    *unshare, mount, name = OWN_SHM
+    mount = mount.replace("exec", f"mount --bind {own} {tmp_path / 'local'} && exec")
+    command = [*unshare, mount, name, sys.executable, "-m", "spin_composer.train"]
     environment = {
         **os.environ, **s3.environment, "FSDP_VERSION": "2", "OMP_NUM_THREADS": "1",
         "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "RANK": str(rank),
