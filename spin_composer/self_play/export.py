@@ -13,11 +13,11 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.distributed.fsdp import FSDPModule
 from transformers import GenerationConfig
 
 from spin_composer.errors import InputError
 from spin_composer.self_play.durable import fsync, write_atomically
+from spin_composer.self_play.families import inner_model, plain_class
 from spin_composer.self_play.gather import plain_name
 
 _MARK = "spin_opponent.json"
@@ -70,7 +70,7 @@ def check_exportable(model: Any) -> None:
     Raises:
         InputError: Names the model's class.
     """
-    cls = _plain_class(_base(model))
+    cls = plain_class(inner_model(model))
     if not cls.__module__.startswith("transformers."):
         raise InputError(
             f"spin.generation.engine=server cannot serve a {cls.__name__}: only transformers' own "
@@ -82,12 +82,12 @@ def _save(
     model: Any, tokenizer: Any, stop_token_id: int, dtype: torch.dtype | None, folder: Path
 ) -> None:
     check_exportable(model)
-    base = _base(model)
+    base = inner_model(model)
     config = copy.deepcopy(base.config)
     config.eos_token_id, config.use_cache = stop_token_id, True
     with torch.device("meta"):
         # A twin without weights: save_pretrained would change the config of the model itself.
-        twin = _plain_class(base)(config)
+        twin = plain_class(base)(config)
     state = plain_state(model, dtype)
     wanted = set(twin.state_dict())
     if state.keys() != wanted:
@@ -166,19 +166,3 @@ def _merged_weight(module: Any) -> Tensor | None:
             if adapter in module.lora_A:
                 weight = weight + module.get_delta_weight(adapter).detach().float().cpu()
     return weight.to(module.base_layer.weight.dtype)
-
-
-def _base(model: Any) -> Any:
-    """Return the Hugging Face model, without PEFT's and FSDP1's wrappers."""
-    model = getattr(model, "_fsdp_wrapped_module", model)
-    model = model.get_base_model() if hasattr(model, "peft_config") else model
-    return getattr(model, "_fsdp_wrapped_module", model)
-
-
-def _plain_class(model: Any) -> Any:
-    """Return the class that FSDP2 has made a subclass of."""
-    return next(
-        cls
-        for cls in type(model).__mro__
-        if issubclass(cls, nn.Module) and not issubclass(cls, FSDPModule)
-    )
