@@ -11,10 +11,10 @@ UV     := uv==0.13.9
 OFFLINE := HF_HUB_OFFLINE=1 HF_DATASETS_OFFLINE=1 TRANSFORMERS_OFFLINE=1 WANDB_MODE=offline TOKENIZERS_PARALLELISM=false
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo test test-all chaos lint bench gpu lock clean
+.PHONY: help install demo test test-all chaos lint bench bench-generation gpu lock clean
 
 help: ## show this list
-	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "  make %-16s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 install: $(STAMP) ## make .venv with the exact versions of requirements.lock (about a minute)
 
@@ -46,6 +46,10 @@ lint: install ## ruff, then pyright on our packages
 
 bench: install ## benchmarks of the kernels on this machine
 	$(OFFLINE) $(BIN)/python kernels/benchmarks/logprobs.py
+
+bench-generation: install ## engine hf beside plain generate on this machine's CPU (about 15 minutes on one core)
+	$(OFFLINE) OMP_NUM_THREADS=1 $(BIN)/python benchmarks/generation.py --shape 10m --prompts 64 --prompt-tokens 64 \
+		--new 192 --mean-response 80 --static --out benchmarks/results/generation_cpu.json
 
 # On a machine that has its own torch for CUDA and no network: make gpu GPU_PYTHON=python3. Nothing is
 # installed then; peers that are missing are named in the result. Its two lines take some ten minutes

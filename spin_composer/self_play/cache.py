@@ -28,13 +28,13 @@ class RowCache(Cache):
     takes apart and copies for every layer, losing what the layer appends.
 
     Args:
-        dtype: Of the cache; None keeps that of the values. Under autocast rotary embeddings give
-            fp32 keys, all of which attention would cast anew at every token.
+        dtype: That attention computes in. Under autocast rotary embeddings give fp32 keys, all of
+            which attention would cast anew at every token.
     """
 
     is_compileable = False
 
-    def __init__(self, dtype: torch.dtype | None = None):
+    def __init__(self, dtype: torch.dtype):
         super().__init__()
         self.dtype = dtype
         self.length = 0
@@ -65,8 +65,7 @@ class RowCache(Cache):
         Returns:
             Keys and values: of the prompts alone [R, H, P, D], or whole buffers [R, H, C, D].
         """
-        dtype = self.dtype or value_states.dtype
-        new = (key_states.to(dtype), value_states.to(dtype))
+        new = (key_states.to(self.dtype), value_states.to(self.dtype))
         if layer_idx == len(self.layers):
             self.layers.append(new)
             self.capacity = new[0].shape[2]

@@ -11,22 +11,22 @@ from typing import Any, Protocol
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import nn
 from transformers import DynamicCache, GenerationConfig, StoppingCriteriaList
 
+from spin_composer.self_play.adapters import merged_adapters
 from spin_composer.self_play.decode import Decoder
 from spin_composer.self_play.families import (
+    autocast_dtype,
     compute_dtype,
     inner_model,
     masked_attention,
     obstacle_of,
 )
+from spin_composer.self_play.rows import Ids
 from spin_composer.self_play.sampling import StopStrings, reordered, uniforms_of
 from spin_composer.self_play.store import LENGTH, STOP, STRING
 from spin_composer.settings import GenerationSettings
-
-Ids = NDArray[np.int32]
 
 log = logging.getLogger(__name__)
 
@@ -75,6 +75,7 @@ class HFEngine:
         settings: Sampling settings.
         device: Where the prompts go.
         precision: Returns the context that forward passes run in (training's autocast).
+        merge: Merge LoRA adapters into copies of the weights meanwhile.
     """
 
     def __init__(
@@ -85,6 +86,7 @@ class HFEngine:
         settings: GenerationSettings,
         device: torch.device,
         precision: Callable[[], AbstractContextManager[Any]] = nullcontext,
+        merge: bool = True,
     ):
         self.model = model
         self.tokenizer = tokenizer
@@ -92,6 +94,7 @@ class HFEngine:
         self.settings = settings
         self.device = device
         self.precision = precision
+        self.merge = merge
         self._strings = StopStrings(tokenizer, s) if (s := settings.stop_strings) else None
 
     @torch.no_grad()
@@ -107,6 +110,8 @@ class HFEngine:
         with ExitStack() as stack:
             for context in (_evaluating(self.model), _warning_only(), self.precision()):
                 stack.enter_context(context)
+            if self.merge:
+                stack.enter_context(merged_adapters(self.model, autocast_dtype(self.device)))
             if obstacle is None:
                 answers = self._decode(ordered, order, seed)
             else:

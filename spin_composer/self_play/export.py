@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from transformers import GenerationConfig
 
 from spin_composer.errors import InputError
+from spin_composer.self_play.adapters import merged_weight
 from spin_composer.self_play.durable import fsync, write_atomically
 from spin_composer.self_play.families import inner_model, plain_class
 from spin_composer.self_play.gather import plain_name
@@ -134,9 +135,9 @@ def _tensors(model: Any) -> Iterator[tuple[str, Tensor]]:
             if at + 1 >= len(parts):
                 continue
             parts = parts[:at] + parts[at + 2 :]
-        merged = _merged_weight(module)
+        merged = merged_weight(module)
         if merged is not None:
-            yield ".".join([*parts, "weight"]), merged
+            yield ".".join([*parts, "weight"]), merged.to(module.base_layer.weight.dtype)
         adapted = parts[-1:] == ["base_layer"]
         parts = [part for part in parts if part != "base_layer"]
         for name, tensor in _own(module):
@@ -153,16 +154,3 @@ def _own(module: nn.Module) -> Iterator[tuple[str, Tensor]]:
     for name, buffer in module._buffers.items():
         if buffer is not None and name not in module._non_persistent_buffers_set:
             yield name, buffer
-
-
-@torch.no_grad()
-def _merged_weight(module: Any) -> Tensor | None:
-    """Return an adapted layer's weight with its active adapters, or None if it has none."""
-    if not hasattr(module, "get_delta_weight") or not hasattr(module, "base_layer"):
-        return None
-    weight = module.base_layer.weight.detach().float().cpu()
-    if not module.disable_adapters:
-        for adapter in module.active_adapters:
-            if adapter in module.lora_A:
-                weight = weight + module.get_delta_weight(adapter).detach().float().cpu()
-    return weight.to(module.base_layer.weight.dtype)

@@ -12,8 +12,8 @@ from torch.distributed.fsdp import FSDPModule
 
 STANDARD = frozenset(
     {"cohere", "gemma", "glm", "glm4", "gpt_neox", "granite", "helium", "llama", "mistral"}
-    | {"mixtral", "nemotron", "olmo", "olmo2", "persimmon", "phi", "qwen2", "qwen2_moe", "qwen3"}
-    | {"qwen3_moe", "stablelm", "starcoder2"}
+    | {"mixtral", "nemotron", "olmo", "olmo2", "phi", "qwen2", "qwen2_moe", "qwen3", "qwen3_moe"}
+    | {"stablelm", "starcoder2"}
 )
 """Model types whose forward takes a 4D mask, positions and a cache object, all their layers alike:
 each is tested against whole forward passes. What is not here is slow, not wrong."""
@@ -62,9 +62,14 @@ def plain_class(model: Any) -> Any:
 
 def compute_dtype(model: Any, device: torch.device) -> torch.dtype:
     """Return the dtype that attention computes in: autocast's, or that of the hidden states."""
+    return autocast_dtype(device) or model.get_input_embeddings().weight.dtype
+
+
+def autocast_dtype(device: torch.device) -> torch.dtype | None:
+    """Return the dtype that autocast casts products to, or None where it is off."""
     if torch.is_autocast_enabled(device.type):
         return torch.get_autocast_dtype(device.type)
-    return model.get_input_embeddings().weight.dtype
+    return None
 
 
 @contextmanager

@@ -101,13 +101,12 @@ class Sampler:
             early = counts < self.min_new_tokens
             stop = scores[:, self.stop_token_id]
             scores[:, self.stop_token_id] = stop.masked_fill(early, -torch.inf)
-        scores = self.warpers(ids, scores)
+        scores = self.warpers(ids, scores)  # pyright: ignore[reportArgumentType]
         return invert(scores, uniforms)
 
 
 def invert(scores: Tensor, uniforms: Tensor) -> tuple[Tensor, Tensor]:
-    """Draw from softmax(scores) by inversion: the first token whose cumulative probability
-    reaches 1 - u of the whole.
+    """Draw from softmax(scores): the first token at which the probabilities add up to 1 - u.
 
     One number per row, which no other row's fate touches, in place of torch.multinomial's V
     exponentials. Summed in fp64: at fp32 a rare token's probability would be lost in the sum.
