@@ -11,10 +11,10 @@ UV     := uv==0.13.9
 OFFLINE := HF_HUB_OFFLINE=1 HF_DATASETS_OFFLINE=1 TRANSFORMERS_OFFLINE=1 WANDB_MODE=offline TOKENIZERS_PARALLELISM=false
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo test test-all chaos lint bench simulate gpu lock clean
+.PHONY: help install demo test test-all chaos lint bench bench-generation simulate gpu lock clean
 
 help: ## show this list
-	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "  make %-16s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 install: $(STAMP) ## make .venv with the exact versions of requirements.lock (about a minute)
 
@@ -57,6 +57,10 @@ simulate: install ## play of an iteration on 8 to 1024 ranks, simulated (a few m
 	$(SIMULATE) --batch-seconds 8.4 --score-seconds 0.04
 	$(LONG) --units 64 256 1024
 	$(LONG) --units --mtbf-hours 1000
+
+bench-generation: install ## engine hf beside plain generate on this machine's CPU (about 15 minutes on one core)
+	$(OFFLINE) OMP_NUM_THREADS=1 $(BIN)/python benchmarks/generation.py --shape 10m --prompts 64 --prompt-tokens 64 \
+		--new 192 --mean-response 80 --static --out benchmarks/results/generation_cpu.json
 
 # On a machine that has its own torch for CUDA and no network: make gpu GPU_PYTHON=python3. Nothing is
 # installed then; peers that are missing are named in the result. Its two lines take some ten minutes

@@ -13,6 +13,8 @@ from composer.core.precision import get_precision_context
 
 from spin_composer.self_play.engine import Engine, HFEngine
 from spin_composer.self_play.export import check_exportable, export_opponent
+from spin_composer.self_play.families import autocast_dtype
+from spin_composer.self_play.memory import require_memory
 from spin_composer.self_play.server import ServerEngine
 from spin_composer.self_play.serving import NoEngine, Opponent, served
 from spin_composer.settings import GenerationSettings
@@ -34,6 +36,7 @@ def engine_of(
     folder: Path,
     opponent: str,
     needed: bool,
+    merge: bool,
 ) -> Iterator[Engine]:
     """Yield the engine that answers an iteration's prompts; a collective at entry.
 
@@ -45,6 +48,7 @@ def engine_of(
         folder: The iteration's, for the exported opponent and the server's log.
         opponent: The model's fingerprint.
         needed: Whether any prompt is still to be answered; if not, no server is started.
+        merge: Whether there is room for engine hf to merge LoRA adapters.
     """
     if settings.engine == "hf":
         yield HFEngine(
@@ -54,6 +58,7 @@ def engine_of(
             settings,
             device=_device(state),
             precision=lambda: get_precision_context(state.precision, state.precision_config),
+            merge=merge,
         )
         return
     if not needed:
@@ -83,6 +88,31 @@ def check_engine(settings: GenerationSettings, model: Any) -> None:
     """
     if settings.engine == "server":
         check_exportable(model.model)
+
+
+def require_room(
+    settings: GenerationSettings, state: State, model: Any, prompt_tokens: int
+) -> bool:
+    """Refuse to play with a policy that no device can hold whole; a collective.
+
+    Args:
+        settings: Say which engine; only hf generates with the policy's own parameters.
+        state: For precision and device.
+        model: The SpinLM, whose parameters are not gathered yet.
+        prompt_tokens: Of the longest prompt.
+
+    Returns:
+        Whether there is room to merge LoRA adapters.
+
+    Raises:
+        EnvironmentFailure: Names the numbers and the remedy.
+    """
+    if settings.engine != "hf":
+        return False
+    device = _device(state)
+    with get_precision_context(state.precision, state.precision_config):
+        autocast = autocast_dtype(device)
+    return require_memory(model, model.model, settings, prompt_tokens, autocast, device)
 
 
 def _device(state: State) -> torch.device:

@@ -25,7 +25,7 @@ from torch.utils.data import DataLoader
 
 from spin_composer.data.examples import ExampleDataset
 from spin_composer.data.pairs import Pair
-from spin_composer.engines import engine_of
+from spin_composer.engines import engine_of, require_room
 from spin_composer.errors import InputError, PlayDone, StoreError
 from spin_composer.loss import PairLoss
 from spin_composer.self_play.engine import Engine
@@ -84,11 +84,12 @@ def start_iteration(game: Game, state: State, logger: Logger) -> dict[str, float
     if dist.get_global_rank() == 0 and (warning := idle_ranks(to_make, dist.get_world_size())):
         log.warning(f"iteration {iteration}: {warning}")
     model = composer_model(state)
+    merge = _room(game, state, iteration, units)
     with gathered(model):
         opponent = fingerprint(model.model)
         game.manifest = _manifest(game, state, iteration, len(units)) | {"opponent": opponent}
         from_rank_zero(lambda: _open(game, iteration, units))
-        with _engine(game, state, iteration, units) as engine:
+        with _engine(game, state, iteration, units, merge) as engine:
             wanted = _wanted(game, len(units))
             made = make_units(_player(game, state, engine), iteration, units, wanted)
     if game.settings.play_only is not None:
@@ -168,21 +169,34 @@ def pair_loss(settings: SpinSettings, iteration: int) -> PairLoss:
     )
 
 
-def _engine(
-    game: Game, state: State, iteration: int, units: Sequence[Unit]
-) -> AbstractContextManager[Engine]:
+def _room(game: Game, state: State, iteration: int, units: Sequence[Unit]) -> bool:
+    """Check that what is left to generate can be; see :func:`require_room`."""
+    if not _is_prompt_left(game, iteration, units):
+        return False
+    longest = game.examples.max_prompt_tokens
+    return require_room(game.settings.generation, state, composer_model(state), longest)
+
+
+def _is_prompt_left(game: Game, iteration: int, units: Sequence[Unit]) -> bool:
     wanted = _wanted(game, len(units))
     missing = from_rank_zero(
         lambda: set(wanted).intersection(game.store.missing_units(iteration, len(units)))
     )
+    return any(isinstance(units[u], PlayUnit) for u in missing)
+
+
+def _engine(
+    game: Game, state: State, iteration: int, units: Sequence[Unit], merge: bool
+) -> AbstractContextManager[Engine]:
     return engine_of(
         game.settings.generation,
         state,
         composer_model(state),
         game.examples.stop_token_id,
-        _engine_folder(game, iteration, wanted),
+        _engine_folder(game, iteration, _wanted(game, len(units))),
         game.manifest["opponent"],
-        needed=any(isinstance(units[u], PlayUnit) for u in missing),
+        needed=_is_prompt_left(game, iteration, units),
+        merge=merge,
     )
 
 

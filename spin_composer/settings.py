@@ -49,7 +49,7 @@ class GenerationSettings:
     batch_size: int = 32
     """Prompts per generation batch of one rank. NeMo-Aligner's ``rollout_micro_batch_size``."""
     engine: str = "hf"
-    """Who generates: ``hf``, Hugging Face ``generate`` in the training processes, or ``server``, a
+    """Who generates: ``hf``, the policy itself in the training processes, or ``server``, a
     completion server."""
     server: ServerSettings | None = None
     """The completion server of engine ``server``."""

@@ -15,7 +15,8 @@ import numpy as np
 import pytest
 
 from spin_composer.data.pairs import Pair
-from spin_composer.self_play.store import LENGTH, Row, Store, UnitReport
+from spin_composer.self_play.store import Store
+from spin_composer.self_play.unit import LENGTH, Row, UnitReport
 
 ROOT = Path(__file__).parents[1]
 NEVER = math.inf

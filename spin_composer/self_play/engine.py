@@ -1,28 +1,34 @@
-"""Engines: who answers the prompts. Today ``hf``: Hugging Face generate in the training ranks."""
+"""Engines: who answers the prompts. ``hf``: the policy itself, in the training ranks."""
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass
+from functools import cache
 from typing import Any, Protocol
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import nn
-from transformers import (
-    DynamicCache,
-    GenerationConfig,
-    StoppingCriteria,
-    StoppingCriteriaList,
-    StopStringCriteria,
-)
+from transformers import DynamicCache, GenerationConfig, StoppingCriteriaList
 
+from spin_composer.self_play.adapters import merged_adapters
+from spin_composer.self_play.decode import Decoder
+from spin_composer.self_play.families import (
+    autocast_dtype,
+    compute_dtype,
+    inner_model,
+    masked_attention,
+    obstacle_of,
+)
+from spin_composer.self_play.rows import Ids
+from spin_composer.self_play.sampling import StopStrings, reordered, uniforms_of
 from spin_composer.self_play.unit import LENGTH, STOP, STRING
 from spin_composer.settings import GenerationSettings
 
-Ids = NDArray[np.int32]
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,29 +62,11 @@ class OpaqueCache(DynamicCache):
     """
 
 
-class StopStrings(StoppingCriteria):
-    """Stops a row whose response holds a stop string.
-
-    transformers' own criterion also looks at the prompt: a string that begins there would end a
-    response that does not hold it.
-    """
-
-    def __init__(self, tokenizer: Any, strings: list[str], prompt_width: int):
-        self.within: Any = StopStringCriteria(tokenizer, strings)
-        self.prompt_width = prompt_width
-
-    def __call__(self, input_ids: Any, scores: Any, **_: Any) -> Any:
-        """Tell of each row [B] whether to stop."""
-        return self.within(input_ids[:, self.prompt_width :], scores)
-
-    def holds(self, response: Ids) -> bool:
-        """Tell whether a response [G] ends with a token that completes a stop string."""
-        ids = torch.from_numpy(response)[None].long()
-        return len(response) > 0 and bool(self.within(ids, None))
-
-
 class HFEngine:
-    """Hugging Face ``generate`` on the policy itself, whose parameters are gathered meanwhile.
+    """The policy itself, whose parameters are gathered meanwhile, answers.
+
+    A model with a standard KV cache goes through our decode loop, any other through Hugging Face
+    ``generate``. Both draw from the same distribution.
 
     Args:
         model: The Hugging Face (or PEFT) model; no collective may be needed in its forward.
@@ -87,6 +75,7 @@ class HFEngine:
         settings: Sampling settings.
         device: Where the prompts go.
         precision: Returns the context that forward passes run in (training's autocast).
+        merge: Merge LoRA adapters into copies of the weights meanwhile.
     """
 
     def __init__(
@@ -97,6 +86,7 @@ class HFEngine:
         settings: GenerationSettings,
         device: torch.device,
         precision: Callable[[], AbstractContextManager[Any]] = nullcontext,
+        merge: bool = True,
     ):
         self.model = model
         self.tokenizer = tokenizer
@@ -104,23 +94,53 @@ class HFEngine:
         self.settings = settings
         self.device = device
         self.precision = precision
+        self.merge = merge
+        self._strings = StopStrings(tokenizer, s) if (s := settings.stop_strings) else None
 
     @torch.no_grad()
     def generate(self, prompts: Sequence[Ids], seed: int) -> list[Response]:
-        """Answer the prompts in batches of ``settings.batch_size``; see :class:`Engine`."""
-        responses: list[Response] = []
-        size = self.settings.batch_size
-        with ExitStack() as stack:
-            for context in (_seeded(seed, self.device), _evaluating(self.model), _warning_only()):
-                stack.enter_context(context)
-            stack.enter_context(self.precision())
-            for first in range(0, len(prompts), size):
-                responses += self._generate_batch(prompts[first : first + size])
-        # A cache that transformers keeps for the next call would stay allocated in training.
-        self._inner().__dict__.pop("_cache", None)
-        return responses
+        """Answer the prompts, at most ``settings.batch_size`` at a time; see :class:`Engine`.
 
-    def _generate_batch(self, prompts: Sequence[Ids]) -> list[Response]:
+        The longest come first, so that a batch holds little padding.
+        """
+        order = sorted(range(len(prompts)), key=lambda i: -len(prompts[i]))
+        ordered = [prompts[i] for i in order]
+        longest = len(ordered[0]) + self.settings.max_new_tokens
+        obstacle = obstacle_of(inner_model(self.model), longest)
+        with ExitStack() as stack:
+            for context in (_evaluating(self.model), _warning_only(), self.precision()):
+                stack.enter_context(context)
+            if self.merge:
+                stack.enter_context(merged_adapters(self.model, autocast_dtype(self.device)))
+            if obstacle is None:
+                answers = self._decode(ordered, order, seed)
+            else:
+                _log_once(f"engine hf uses Hugging Face generate: {obstacle}.")
+                stack.enter_context(_seeded(seed, self.device))
+                answers = self._generate(ordered)
+        return [self._cut(ids) for ids in reordered(answers, order)]
+
+    def _decode(self, prompts: Sequence[Ids], order: Sequence[int], seed: int) -> list[Ids]:
+        inner = inner_model(self.model)
+        dtype = compute_dtype(inner, self.device)
+        decoder = Decoder(
+            self.model, self.stop_token_id, self.settings, self.device, dtype, self._strings
+        )
+        uniforms = uniforms_of(len(prompts), self.settings.max_new_tokens, seed)
+        with masked_attention(inner):
+            return decoder.run(prompts, uniforms[list(order)])
+
+    def _generate(self, prompts: Sequence[Ids]) -> list[Ids]:
+        """Answer by Hugging Face ``generate``, batch by batch."""
+        size = self.settings.batch_size
+        answers: list[Ids] = []
+        for first in range(0, len(prompts), size):
+            answers += self._generate_batch(prompts[first : first + size])
+        # A cache that transformers keeps for the next call would stay allocated in training.
+        inner_model(self.model).__dict__.pop("_cache", None)
+        return answers
+
+    def _generate_batch(self, prompts: Sequence[Ids]) -> list[Ids]:
         width = max(len(prompt) for prompt in prompts)
         input_ids = torch.empty((len(prompts), width), dtype=torch.int64)
         mask = torch.zeros_like(input_ids)
@@ -142,19 +162,13 @@ class HFEngine:
             stopping_criteria=StoppingCriteriaList(ends),
             **self._cache(),
         )
-        generated = output[:, width:].cpu().numpy().astype(np.int32)
-        return [self._cut(ids, ends) for ids in generated]
+        return list(output[:, width:].cpu().numpy().astype(np.int32))
 
     def _cache(self) -> dict[str, Any]:
         """Return generate's arguments for the KV cache that the model needs."""
-        if self._own_cache() or not getattr(self._inner(), "_supports_cache_class", False):
+        if self._own_cache() or not inner_model(self.model)._supports_cache_class:
             return {}
         return {"past_key_values": OpaqueCache()}
-
-    def _inner(self) -> Any:
-        """Return the Hugging Face model, without PEFT's and FSDP1's wrappers."""
-        model = getattr(self.model, "_fsdp_wrapped_module", self.model)
-        return model.get_base_model() if hasattr(model, "peft_config") else model
 
     def _own_cache(self) -> str | None:
         """Return the kind of cache that the model's config asks for (Gemma 2: hybrid), if any.
@@ -179,13 +193,18 @@ class HFEngine:
             cache_implementation=self._own_cache(),
         )
 
-    def _cut(self, ids: Ids, ends: Sequence[StopStrings]) -> Response:
-        """Cut a row of generate's output after its first stop token, which padding repeats."""
+    def _cut(self, ids: Ids) -> Response:
+        """Cut a response after its first stop token, which padding repeats."""
         stops = np.flatnonzero(ids == self.stop_token_id)
         end = int(stops[0]) if len(stops) else len(ids)
-        if any(strings.holds(ids[:end]) for strings in ends):
+        if self._strings is not None and self._strings.holds(ids[:end]):
             return Response(ids[:end], STRING)  # a stop token after it is padding
         return Response(ids[: end + 1], STOP) if len(stops) else Response(ids, LENGTH)
+
+
+@cache
+def _log_once(line: str) -> None:
+    log.warning(line)
 
 
 @contextmanager

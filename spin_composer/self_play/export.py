@@ -13,11 +13,12 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.distributed.fsdp import FSDPModule
 from transformers import GenerationConfig
 
 from spin_composer.errors import InputError
+from spin_composer.self_play.adapters import merged_weight
 from spin_composer.self_play.durable import fsync, write_atomically
+from spin_composer.self_play.families import inner_model, plain_class
 from spin_composer.self_play.gather import plain_name
 
 _MARK = "spin_opponent.json"
@@ -70,7 +71,7 @@ def check_exportable(model: Any) -> None:
     Raises:
         InputError: Names the model's class.
     """
-    cls = _plain_class(_base(model))
+    cls = plain_class(inner_model(model))
     if not cls.__module__.startswith("transformers."):
         raise InputError(
             f"spin.generation.engine=server cannot serve a {cls.__name__}: only transformers' own "
@@ -82,12 +83,12 @@ def _save(
     model: Any, tokenizer: Any, stop_token_id: int, dtype: torch.dtype | None, folder: Path
 ) -> None:
     check_exportable(model)
-    base = _base(model)
+    base = inner_model(model)
     config = copy.deepcopy(base.config)
     config.eos_token_id, config.use_cache = stop_token_id, True
     with torch.device("meta"):
         # A twin without weights: save_pretrained would change the config of the model itself.
-        twin = _plain_class(base)(config)
+        twin = plain_class(base)(config)
     state = plain_state(model, dtype)
     wanted = set(twin.state_dict())
     if state.keys() != wanted:
@@ -134,9 +135,9 @@ def _tensors(model: Any) -> Iterator[tuple[str, Tensor]]:
             if at + 1 >= len(parts):
                 continue
             parts = parts[:at] + parts[at + 2 :]
-        merged = _merged_weight(module)
+        merged = merged_weight(module)
         if merged is not None:
-            yield ".".join([*parts, "weight"]), merged
+            yield ".".join([*parts, "weight"]), merged.to(module.base_layer.weight.dtype)
         adapted = parts[-1:] == ["base_layer"]
         parts = [part for part in parts if part != "base_layer"]
         for name, tensor in _own(module):
@@ -153,32 +154,3 @@ def _own(module: nn.Module) -> Iterator[tuple[str, Tensor]]:
     for name, buffer in module._buffers.items():
         if buffer is not None and name not in module._non_persistent_buffers_set:
             yield name, buffer
-
-
-@torch.no_grad()
-def _merged_weight(module: Any) -> Tensor | None:
-    """Return an adapted layer's weight with its active adapters, or None if it has none."""
-    if not hasattr(module, "get_delta_weight") or not hasattr(module, "base_layer"):
-        return None
-    weight = module.base_layer.weight.detach().float().cpu()
-    if not module.disable_adapters:
-        for adapter in module.active_adapters:
-            if adapter in module.lora_A:
-                weight = weight + module.get_delta_weight(adapter).detach().float().cpu()
-    return weight.to(module.base_layer.weight.dtype)
-
-
-def _base(model: Any) -> Any:
-    """Return the Hugging Face model, without PEFT's and FSDP1's wrappers."""
-    model = getattr(model, "_fsdp_wrapped_module", model)
-    model = model.get_base_model() if hasattr(model, "peft_config") else model
-    return getattr(model, "_fsdp_wrapped_module", model)
-
-
-def _plain_class(model: Any) -> Any:
-    """Return the class that FSDP2 has made a subclass of."""
-    return next(
-        cls
-        for cls in type(model).__mro__
-        if issubclass(cls, nn.Module) and not issubclass(cls, FSDPModule)
-    )

@@ -1,0 +1,118 @@
+"""The KV cache of the decode loop: rows of a batch, kept flush right, that come and go.
+
+Dimensions: R rows, H key-value heads, C columns held, L columns filled, P columns of a prompt
+batch, D width of a head.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn.functional import pad
+from transformers.cache_utils import Cache
+
+BLOCK = 64
+"""Columns that the cache grows by: one copy per block in place of one per token."""
+
+
+class RowCache(Cache):
+    """Keys and values [R, H, C, D] of each layer, in the dtype that attention computes in.
+
+    A row's tokens end at column L, whatever its length; the attention mask hides what is left of
+    them, and the columns right of L, which hold zeros. Attention gets whole buffers, which are
+    contiguous: a view of the filled columns would be copied by every layer.
+
+    Not a ``DynamicCache``: those are registered pytree nodes, which FSDP2's ``cast_forward_inputs``
+    takes apart and copies for every layer, losing what the layer appends.
+
+    Args:
+        dtype: That attention computes in. Under autocast rotary embeddings give fp32 keys, all of
+            which attention would cast anew at every token.
+    """
+
+    is_compileable = False
+
+    def __init__(self, dtype: torch.dtype):
+        super().__init__()
+        self.dtype = dtype
+        self.length = 0
+        """L; the decode loop moves it, after all layers have written."""
+        self.capacity = 0
+        """C."""
+        self.layers: list[tuple[Tensor, Tensor]] = []
+
+    def get_seq_length(self, layer_idx: int | None = 0) -> int:
+        """Return L."""
+        return self.length
+
+    def update(
+        self,
+        key_states: Tensor,
+        value_states: Tensor,
+        layer_idx: int,
+        cache_kwargs: dict[str, Any] | None = None,
+    ) -> tuple[Tensor, Tensor]:
+        """Write a layer's new columns at L; return what its attention reads.
+
+        Args:
+            key_states: [R, H, Q, D]: a first batch of P columns, or one column.
+            value_states: Likewise.
+            layer_idx: Which layer.
+            cache_kwargs: Of the rotary embedding; not needed here.
+
+        Returns:
+            Keys and values: of the prompts alone [R, H, P, D], or whole buffers [R, H, C, D].
+        """
+        new = (key_states.to(self.dtype), value_states.to(self.dtype))
+        if layer_idx == len(self.layers):
+            self.layers.append(new)
+            self.capacity = new[0].shape[2]
+            return new
+        layer = self.layers[layer_idx]
+        for held, states in zip(layer, new, strict=True):
+            held[:, :, self.length : self.length + states.shape[2]] = states
+        return layer
+
+    def reserve(self, columns: int) -> bool:
+        """Make room for ``columns`` in all; tell whether the buffers were made anew."""
+        if columns <= self.capacity:
+            return False
+        room = rounded(columns) - self.capacity
+        for index, layer in enumerate(self.layers):  # one layer at a time lives twice
+            self.layers[index] = (pad(layer[0], (0, 0, 0, room)), pad(layer[1], (0, 0, 0, room)))
+        self.capacity += room
+        return True
+
+    def merge(self, keep: Tensor, kept_columns: int, other: RowCache | None) -> None:
+        """Keep some rows and add those of another cache, which is used up.
+
+        Args:
+            keep: [K] int64, the rows that stay, in order.
+            kept_columns: Columns of the longest of them.
+            other: Further rows, or None.
+        """
+        added = 0 if other is None else other.length
+        length = max(kept_columns, added)
+        capacity = rounded(length + 1)
+        for index, layer in enumerate(self.layers):
+            further = (None, None) if other is None else other.layers[index]
+            made = []
+            for held, more in zip(layer, further, strict=True):
+                rows = len(keep) + (0 if more is None else more.shape[0])
+                new = held.new_zeros((rows, held.shape[1], capacity, held.shape[3]))
+                tail = held[:, :, self.length - kept_columns : self.length]
+                new[: len(keep), :, length - kept_columns : length] = tail.index_select(0, keep)
+                if more is not None:
+                    new[len(keep) :, :, length - added : length] = more[:, :, :added]
+                made.append(new)
+            self.layers[index] = (made[0], made[1])
+            if other is not None:
+                other.layers[index] = (keep, keep)  # its storage is free now
+        self.length, self.capacity = length, capacity
+
+
+def rounded(columns: int) -> int:
+    """Return how many columns a cache holds that needs ``columns``."""
+    return -(-columns // BLOCK) * BLOCK
