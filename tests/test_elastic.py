@@ -25,6 +25,8 @@ def check(folder: Path, ranks: str, at: str, checkpoints: str = "full") -> None:
     assert "2 kills, all runs the same as the one not killed" in done.stdout
 
 
+@pytest.mark.slow
+@pytest.mark.timeout(900)
 def test_two_ranks_then_one_then_two_come_to_the_same(tmp_path):
     check(tmp_path, "2,1", IN_TRAINING_THEN_PLAY)
 
