@@ -23,16 +23,17 @@ from torch.utils.data import DataLoader
 
 from spin_composer.data.examples import ExampleDataset
 from spin_composer.data.pairs import Pair
-from spin_composer.engines import engine_of
+from spin_composer.engines import engine_of, held_for_play, server_gap
 from spin_composer.errors import StoreError
 from spin_composer.loss import PairLoss
 from spin_composer.self_play.engine import Engine
-from spin_composer.self_play.gather import fingerprint, gathered
+from spin_composer.self_play.gather import fingerprint, is_sharded, reshard
 from spin_composer.self_play.pair_loader import build_pair_loader, resume_at
 from spin_composer.self_play.plan import PlayUnit, Unit, plan_units
-from spin_composer.self_play.play import Player, PlayReport, finished_play, play
+from spin_composer.self_play.play import Player, PlayReport, Turns, finished_play, one_by_one, play
 from spin_composer.self_play.prepare import in_training, open_iteration
 from spin_composer.self_play.ranks import from_rank_zero
+from spin_composer.self_play.rounds import Rounds
 from spin_composer.self_play.samples import log_samples
 from spin_composer.self_play.store import FORMAT_VERSION, Store
 from spin_composer.settings import SpinSettings, of_iteration
@@ -74,16 +75,19 @@ def start_iteration(game: Game, state: State, logger: Logger) -> dict[str, float
     started = time.perf_counter()
     units = plan_units(game.settings, game.seed, iteration, len(game.examples))
     model = composer_model(state)
-    with gathered(model):
-        opponent = fingerprint(model.model)
+    opponent = fingerprint(model)
+    with held_for_play(game.settings.generation, model):
         game.manifest = _manifest(game, state, iteration, len(units)) | {"opponent": opponent}
         from_rank_zero(lambda: _open(game, iteration, units))
         with _engine(game, state, iteration, units) as engine:
-            report = play(_player(game, state, engine), iteration, units)
+            player = _player(game, state, engine)
+            report = play(player, iteration, units, _turns(game, state))
     seconds = time.perf_counter() - started
     game.play_seconds += seconds
     game.noise = report.noise
     figures = report.metrics() | {"spin/play_seconds": seconds}
+    if player.server_gap is not None:
+        figures |= player.server_gap.metrics()
     logger.log_metrics(figures)
     rows = game.settings.sample_table_rows
     from_rank_zero(
@@ -173,7 +177,15 @@ def _player(game: Game, state: State, engine: Engine) -> Player:
             return composer_model(state).score(state.device.batch_to_device(batch))
 
     score_batch_size = max(1, game.settings.generation.batch_size // 2)  # a pair is two sequences
-    return Player(game.store, engine, score, game.examples, game.seed, score_batch_size)
+    gap = server_gap(game.settings.generation, state, engine)
+    return Player(game.store, engine, score, game.examples, game.seed, score_batch_size, gap)
+
+
+def _turns(game: Game, state: State) -> Turns:
+    model = composer_model(state)
+    if game.settings.generation.engine == "server" and is_sharded(model):
+        return Rounds(state.device.tensor_to_device, lambda: reshard(model))
+    return one_by_one
 
 
 def _open(game: Game, iteration: int, units: Sequence[Unit]) -> None:

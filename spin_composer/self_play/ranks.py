@@ -71,6 +71,7 @@ class SharedWork:
         self._key = from_rank_zero(lambda: f"spin/{uuid.uuid4()}")
         alone = not dist.is_initialized() or dist.get_world_size() == 1
         self._store = None if alone else _get_default_store()
+        self._met = 0
 
     def claims(self) -> Iterator[int]:
         """Yield the pieces that this rank is to do; no other rank gets them."""
@@ -79,6 +80,20 @@ class SharedWork:
             return
         while (position := self._store.add(f"{self._key}/next", 1) - 1) < self.count:
             yield position
+
+    def meet(self) -> None:
+        """Return when all ranks have come here, however long it takes; no collective.
+
+        Raises:
+            RuntimeError: As :meth:`check`, if one of them fails instead.
+        """
+        if self._store is None:
+            return
+        self._met += dist.get_world_size()
+        self._store.add(f"{self._key}/met", 1)
+        while self._store.add(f"{self._key}/met", 0) < self._met:
+            self.check()
+            time.sleep(POLL_SECONDS)
 
     def check(self) -> None:
         """Raise if another rank has failed: what it raised where a user can mend that.
@@ -96,7 +111,12 @@ class SharedWork:
         return self
 
     def __exit__(self, kind: object, error: object, trace: object) -> None:
-        if error is not None and self._store is not None:
+        if error is not None:
+            self.tell(error)
+
+    def tell(self, error: object) -> None:
+        """Tell the other ranks of a failure of this one, unless that is done already."""
+        if self._store is not None and not self._store.check([f"{self._key}/failed"]):  # pyright: ignore
             code, said = (isinstance(error, Exception) and explain(error)) or (1, error)
             text = f"rank {dist.get_global_rank()} failed in play: {said}"
             self._store.set(f"{self._key}/failed", f"{code} {text}")
