@@ -9,7 +9,7 @@ import hashlib
 import json
 import time
 from collections.abc import Sequence
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -28,6 +28,7 @@ from spin_composer.errors import StoreError
 from spin_composer.loss import PairLoss
 from spin_composer.self_play.engine import Engine
 from spin_composer.self_play.gather import fingerprint, is_sharded, reshard
+from spin_composer.self_play.offload import offloaded
 from spin_composer.self_play.pair_loader import build_pair_loader, resume_at
 from spin_composer.self_play.plan import PlayUnit, Unit, plan_units
 from spin_composer.self_play.play import Player, PlayReport, Turns, finished_play, one_by_one, play
@@ -76,7 +77,10 @@ def start_iteration(game: Game, state: State, logger: Logger) -> dict[str, float
     units = plan_units(game.settings, game.seed, iteration, len(game.examples))
     model = composer_model(state)
     opponent = fingerprint(model)
-    with held_for_play(game.settings.generation, model):
+    for optimizer in state.optimizers:
+        optimizer.zero_grad(set_to_none=True)  # the last batch's, which nobody reads any more
+    offload = offloaded(state.optimizers) if game.settings.offload_during_play else nullcontext()
+    with offload, held_for_play(game.settings.generation, model):
         game.manifest = _manifest(game, state, iteration, len(units)) | {"opponent": opponent}
         from_rank_zero(lambda: _open(game, iteration, units))
         with _engine(game, state, iteration, units) as engine:
