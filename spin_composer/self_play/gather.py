@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, cast
 
 import torch
 import xxhash
@@ -203,7 +203,7 @@ def _wrapped(module: Any) -> Iterator[tuple[AbstractContextManager[Any], _Parame
         yield (
             context,
             [
-                (owners, lambda at=owners[0]: at[0]._parameters[at[1]])
+                (owners, lambda at=owners[0]: cast(Tensor, at[0]._parameters[at[1]]))
                 for owners in _owners_fsdp1(module._handle)
             ],
         )
