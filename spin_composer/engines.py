@@ -3,19 +3,32 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 
 import torch
 from composer.core import Precision, State
 from composer.core.precision import get_precision_context
+from composer.utils import dist
 
 from spin_composer.self_play.engine import Engine, HFEngine
-from spin_composer.self_play.export import check_exportable, export_opponent
+from spin_composer.self_play.export import (
+    check_exportable,
+    export_opponent,
+    is_exported,
+    plain_state,
+)
 from spin_composer.self_play.families import autocast_dtype
+from spin_composer.self_play.gather import gathered
 from spin_composer.self_play.memory import require_memory
+from spin_composer.self_play.ranks import from_rank_zero
 from spin_composer.self_play.server import ServerEngine
+from spin_composer.self_play.server_gap import (
+    FP32_TOLERANCE,
+    LOW_PRECISION_TOLERANCE,
+    ServerGap,
+)
 from spin_composer.self_play.serving import NoEngine, Opponent, served
 from spin_composer.settings import GenerationSettings
 
@@ -43,7 +56,7 @@ def engine_of(
     Args:
         settings: Say which engine, and how it samples.
         state: For precision and device.
-        model: The SpinLM, whose parameters are gathered.
+        model: The SpinLM; for engine ``hf`` its parameters are gathered.
         stop_token_id: The one token that ends a response.
         folder: The iteration's, for the exported opponent and the server's log.
         opponent: The model's fingerprint.
@@ -65,10 +78,16 @@ def engine_of(
         yield NoEngine()
         return
 
+    target, dtype = folder / "opponent", _EXPORTED_DTYPE.get(state.precision)
+    what = (stop_token_id, opponent, dtype, target)
+    weights: list[dict[str, torch.Tensor]] = []
+    if not from_rank_zero(lambda: is_exported(*what)):  # reading them takes all ranks
+        keep = dist.get_global_rank() == 0
+        weights.append(plain_state(model.model, dtype, model, keep))
+
     def export() -> None:
-        dtype = _EXPORTED_DTYPE.get(state.precision)
-        target = folder / "opponent"
-        export_opponent(model.model, model.tokenizer, stop_token_id, opponent, dtype, target)
+        if weights:  # which are as large as the model, and not kept while the server runs
+            export_opponent(model.model, model.tokenizer, *what, state=weights.pop())
 
     def make(url: str, check_alive: Callable[[], None]) -> Engine:
         return ServerEngine(url, model.tokenizer, stop_token_id, settings, check_alive)
@@ -76,8 +95,24 @@ def engine_of(
     if torch.cuda.is_available():
         torch.cuda.empty_cache()  # what training has freed, the server may take
     assert settings.server is not None
-    with served(settings.server, Opponent(folder / "opponent", export), make) as engine:
+    with served(settings.server, Opponent(target, export), make) as engine:
         yield engine
+
+
+def held_for_play(settings: GenerationSettings, model: Any) -> AbstractContextManager[None]:
+    """Return the context of play: its parameters gathered, unless a server generates."""
+    return nullcontext() if settings.engine == "server" else gathered(model)
+
+
+def server_gap(settings: GenerationSettings, state: State, engine: Engine) -> ServerGap | None:
+    """Return what compares a server's log-probs with ours; None with engine ``hf``."""
+    if settings.server is None:
+        return None
+    fp32 = state.precision == Precision.FP32
+    tolerance = settings.server.logp_tolerance
+    if tolerance is None:
+        tolerance = FP32_TOLERANCE if fp32 else LOW_PRECISION_TOLERANCE
+    return ServerGap(tolerance, engine)
 
 
 def check_engine(settings: GenerationSettings, model: Any) -> None:

@@ -10,7 +10,7 @@ import json
 import logging
 import time
 from collections.abc import Sequence
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -25,16 +25,25 @@ from torch.utils.data import DataLoader
 
 from spin_composer.data.examples import ExampleDataset
 from spin_composer.data.pairs import Pair
-from spin_composer.engines import engine_of, require_room
+from spin_composer.engines import engine_of, held_for_play, require_room, server_gap
 from spin_composer.errors import InputError, PlayDone, StoreError
 from spin_composer.loss import PairLoss
 from spin_composer.self_play.engine import Engine
-from spin_composer.self_play.gather import fingerprint, gathered
+from spin_composer.self_play.gather import fingerprint, is_sharded, reshard
+from spin_composer.self_play.offload import offloaded
 from spin_composer.self_play.pair_loader import build_pair_loader, resume_at
 from spin_composer.self_play.plan import PlayUnit, Unit, idle_ranks, plan_units
-from spin_composer.self_play.play import Player, PlayReport, finished_play, make_units
+from spin_composer.self_play.play import (
+    Player,
+    PlayReport,
+    Turns,
+    finished_play,
+    make_units,
+    one_by_one,
+)
 from spin_composer.self_play.prepare import in_training, open_iteration
 from spin_composer.self_play.ranks import from_rank_zero
+from spin_composer.self_play.rounds import Rounds
 from spin_composer.self_play.samples import log_samples
 from spin_composer.self_play.store import FORMAT_VERSION, Store
 from spin_composer.settings import SpinSettings, of_iteration
@@ -84,14 +93,19 @@ def start_iteration(game: Game, state: State, logger: Logger) -> dict[str, float
     if dist.get_global_rank() == 0 and (warning := idle_ranks(to_make, dist.get_world_size())):
         log.warning(f"iteration {iteration}: {warning}")
     model = composer_model(state)
-    merge = _room(game, state, iteration, units)
-    with gathered(model):
-        opponent = fingerprint(model.model)
-        game.manifest = _manifest(game, state, iteration, len(units)) | {"opponent": opponent}
-        from_rank_zero(lambda: _open(game, iteration, units))
-        with _engine(game, state, iteration, units, merge) as engine:
-            wanted = _wanted(game, len(units))
-            made = make_units(_player(game, state, engine), iteration, units, wanted)
+    opponent = fingerprint(model)
+    for optimizer in state.optimizers:
+        optimizer.zero_grad(set_to_none=True)  # the last batch's, which nobody reads any more
+    offload = offloaded(state.optimizers) if game.settings.offload_during_play else nullcontext()
+    with offload:
+        merge = _room(game, state, iteration, units)
+        with held_for_play(game.settings.generation, model):
+            game.manifest = _manifest(game, state, iteration, len(units)) | {"opponent": opponent}
+            from_rank_zero(lambda: _open(game, iteration, units))
+            with _engine(game, state, iteration, units, merge) as engine:
+                wanted = _wanted(game, len(units))
+                player = _player(game, state, engine)
+                made = make_units(player, iteration, units, wanted, _turns(game, state))
     if game.settings.play_only is not None:
         raise PlayDone(
             f"iteration {iteration}: {len(made)} units made, {len(wanted) - len(made)} were there, "
@@ -102,6 +116,8 @@ def start_iteration(game: Game, state: State, logger: Logger) -> dict[str, float
     game.play_seconds += seconds
     game.noise = report.noise
     figures = report.metrics() | {"spin/play_seconds": seconds}
+    if player.server_gap is not None:
+        figures |= player.server_gap.metrics()
     logger.log_metrics(figures)
     rows = game.settings.sample_table_rows
     from_rank_zero(
@@ -217,7 +233,15 @@ def _player(game: Game, state: State, engine: Engine) -> Player:
             return composer_model(state).score(state.device.batch_to_device(batch))
 
     score_batch_size = max(1, game.settings.generation.batch_size // 2)  # a pair is two sequences
-    return Player(game.store, engine, score, game.examples, game.seed, score_batch_size)
+    gap = server_gap(game.settings.generation, state, engine)
+    return Player(game.store, engine, score, game.examples, game.seed, score_batch_size, gap)
+
+
+def _turns(game: Game, state: State) -> Turns:
+    model = composer_model(state)
+    if game.settings.generation.engine == "server" and is_sharded(model):
+        return Rounds(state.device.tensor_to_device, lambda: reshard(model))
+    return one_by_one
 
 
 def _open(game: Game, iteration: int, units: Sequence[Unit]) -> None:

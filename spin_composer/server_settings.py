@@ -44,6 +44,9 @@ class ServerSettings:
     pauses between grow to half a minute."""
     concurrency: int = 64
     """Requests in flight at a time, per rank."""
+    logp_tolerance: float | None = None
+    """Nats per token, of a unit's mean, by which the server's log-probs of its responses may differ
+    from ours; beyond, it serves another model and the run stops. null: 0.01 in fp32, else 0.05."""
     keep_export: bool = False
     """Keep the exported opponent (``iter-<k>/opponent`` of the store) after play."""
 
@@ -70,6 +73,9 @@ class ServerSettings:
         check(ok, f"{_AT}.retries", self.retries, "an integer >= 0")
         ok = is_int(self.concurrency) and self.concurrency > 0
         check(ok, f"{_AT}.concurrency", self.concurrency, "a positive integer")
+        value = self.logp_tolerance
+        ok = value is None or (is_number(value) and value > 0)
+        check(ok, f"{_AT}.logp_tolerance", value, "a number > 0, or null")
         check(isinstance(self.keep_export, bool), f"{_AT}.keep_export", self.keep_export, "a bool")
 
     def _check_command(self) -> None:

@@ -173,6 +173,10 @@ class SpinSettings:
     """Divide each side's log-prob sum by its number of tokens."""
     reset_optimizer: bool = True
     """Start each iteration with a fresh optimizer state."""
+    offload_during_play: bool = False
+    """Hold the optimizer's state in host memory during play; of use with ``reset_optimizer: false``
+    only, since else there is none then. Parameters stay: scoring needs them in every unit, and a
+    server keeps the memory that it took at its start. Has not run on a GPU."""
     replay: int = 1
     """How many earlier iterations' pairs are mixed in, rescored by the current opponent."""
     samples_per_iteration: int | str = ALL
@@ -207,7 +211,10 @@ class SpinSettings:
         _check(self.loss in LOSSES, "spin.loss", self.loss, f"one of {', '.join(LOSSES)}")
         ok = _is_number(self.nll_weight) and self.nll_weight >= 0
         _check(ok, "spin.nll_weight", self.nll_weight, "a number >= 0")
-        for name in ("length_normalised", "reset_optimizer", "repair", "deterministic"):
+        for name in (
+            "length_normalised", "reset_optimizer", "offload_during_play", "repair",
+            "deterministic",
+        ):  # fmt: skip
             value = getattr(self, name)
             _check(isinstance(value, bool), f"spin.{name}", value, "true or false")
         for name, least in (("replay", 0), ("sample_table_rows", 0), ("unit_size", 1)):

@@ -37,6 +37,7 @@ WRONG: list[tuple[dict[str, Any], str]] = [
     ({"server": {"command": COMMAND, "concurrency": 0}}, "server.concurrency"),
     ({"server": {"command": COMMAND, "startup_timeout_seconds": 0}}, "server.startup_timeout"),
     ({"server": {"command": COMMAND, "request_timeout_seconds": "1"}}, "server.request_timeout"),
+    ({"server": {"command": COMMAND, "logp_tolerance": 0}}, "server.logp_tolerance must be"),
     ({"server": {"command": COMMAND, "keep_export": 1}}, "server.keep_export"),
     ({"server": {"command": COMMAND}, "min_new_tokens": 3}, "min_new_tokens must be 0 with engine"),
     ({"server": {"command": COMMAND}, "repetition_penalty": 1.1}, "repetition_penalty must be 1"),

@@ -26,6 +26,8 @@ class Reply:
     """The stop string or token, where the server says which."""
     prompt_tokens: int | None
     completion_tokens: int | None
+    logps: list[float] | None = None
+    """Log-prob of each of ``ids``, in nats; None if the server gives none, or not of all."""
 
 
 @dataclass(frozen=True)
@@ -41,6 +43,8 @@ class Dialect:
         ids_hold_stop: The ids end with the stop token of a response that stopped at it.
         stop_strings: The server may look for stop strings: its ids still hold every token that was
             sampled. Where it may not, responses are cut here, after their full length was made.
+        logps: Which log-probs it gives: ``policy``, the model's own; ``sampler``, those after
+            temperature, top_p and top_k, or after they in some versions; None, none.
     """
 
     name: str
@@ -49,6 +53,12 @@ class Dialect:
     read: Callable[[Mapping[str, Any]], Reply]
     ids_hold_stop: bool
     stop_strings: bool
+    logps: str | None = None
+
+    def comparable(self, settings: GenerationSettings) -> bool:
+        """Tell whether the server's log-probs are the policy's under these settings."""
+        neutral = (settings.temperature, settings.top_p, settings.top_k) == (1, 1, 0)
+        return self.logps == "policy" or (self.logps == "sampler" and neutral)
 
     def body(
         self,
@@ -77,13 +87,15 @@ class Dialect:
 
 def _openai_reply(answer: Mapping[str, Any]) -> Reply:
     choice, usage = answer["choices"][0], answer.get("usage") or {}
+    ids = _ids(choice)
     return Reply(
-        ids=_ids(choice),
+        ids=ids,
         text=choice.get("text") or "",
         finish=choice["finish_reason"],
         stopped_by=choice.get("stop_reason", choice.get("matched_stop")),
         prompt_tokens=usage.get("prompt_tokens"),
         completion_tokens=usage.get("completion_tokens"),
+        logps=_of_all(ids, (choice.get("logprobs") or {}).get("token_logprobs")),
     )
 
 
@@ -96,14 +108,22 @@ def _ids(choice: Mapping[str, Any]) -> list[int] | None:
     return None
 
 
+def _of_all(ids: list[int] | None, logps: list[float] | None) -> list[float] | None:
+    return logps if ids and logps and len(ids) == len(logps) else None
+
+
 def _llama_cpp_reply(answer: Mapping[str, Any]) -> Reply:
+    ids = [int(i) for i in answer["tokens"]]
+    # Tokens whose text is no whole UTF-8 character are left out of the probabilities.
+    logps = [found["logprob"] for found in answer.get("completion_probabilities") or []]
     return Reply(
-        ids=[int(i) for i in answer["tokens"]],
+        ids=ids,
         text=answer["content"],
         finish={"limit": "length", "eos": "stop", "word": "stop"}[answer["stop_type"]],
         stopped_by=answer.get("stopping_word") or None,
         prompt_tokens=answer.get("tokens_evaluated"),
         completion_tokens=answer.get("tokens_predicted"),
+        logps=_of_all(ids, logps),
     )
 
 
@@ -126,7 +146,7 @@ def _sglang(settings: GenerationSettings, stop_token_id: int) -> dict[str, Any]:
         "top_k": _all(settings, -1), "min_p": 0.0, "repetition_penalty": 1.0,
         "presence_penalty": 0.0, "frequency_penalty": 0.0, "min_tokens": 0,
         "stop_token_ids": [stop_token_id], "skip_special_tokens": False,
-        "return_token_ids": True,
+        "return_token_ids": True, "logprobs": 1,
     }  # fmt: skip
 
 
@@ -146,7 +166,7 @@ def _llama_cpp(settings: GenerationSettings, stop_token_id: int) -> dict[str, An
     return {
         "n_predict": settings.max_new_tokens, "top_k": _all(settings, -1), "min_p": 0.0,
         "samplers": ["temperature", "top_k", "top_p"], "repeat_penalty": 1.0,
-        "cache_prompt": False, "return_tokens": True,
+        "cache_prompt": False, "return_tokens": True, "n_probs": 1, "post_sampling_probs": False,
     }  # fmt: skip
 
 
@@ -158,9 +178,11 @@ def _any(settings: GenerationSettings, stop_token_id: int) -> dict[str, Any]:
 _PATH = "/v1/completions"
 ANY = Dialect("unknown server", _PATH, _any, _openai_reply, False, False)
 DIALECTS = {
-    "vllm": Dialect("vLLM", _PATH, _vllm, _openai_reply, True, True),
-    "sglang": Dialect("SGLang", _PATH, _sglang, _openai_reply, True, True),
+    "vllm": Dialect("vLLM", _PATH, _vllm, _openai_reply, True, True, "sampler"),
+    "sglang": Dialect("SGLang", _PATH, _sglang, _openai_reply, True, True, "sampler"),
     "tensorrt_llm": Dialect("TensorRT-LLM", _PATH, _tensorrt_llm, _openai_reply, False, False),
-    "llamacpp": Dialect("llama.cpp", "/completion", _llama_cpp, _llama_cpp_reply, True, True),
+    "llamacpp": Dialect(
+        "llama.cpp", "/completion", _llama_cpp, _llama_cpp_reply, True, True, "policy"
+    ),
 }
 """By the ``owned_by`` of the server's ``/v1/models``."""

@@ -38,6 +38,8 @@ class Response:
     ids: Ids
     finish: int
     """``STOP``, ``LENGTH`` or ``STRING``."""
+    logp: float | None = None
+    """Its log-prob sum as a server gave it, in nats; None where that is not the policy's."""
 
 
 class Engine(Protocol):

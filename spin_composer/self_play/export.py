@@ -19,7 +19,7 @@ from spin_composer.errors import InputError
 from spin_composer.self_play.adapters import merged_weight
 from spin_composer.self_play.durable import fsync, write_atomically
 from spin_composer.self_play.families import inner_model, plain_class
-from spin_composer.self_play.gather import plain_name
+from spin_composer.self_play.gather import Owner, each_whole, plain_name, shadowed
 
 _MARK = "spin_opponent.json"
 
@@ -31,8 +31,9 @@ def export_opponent(
     opponent: str,
     dtype: torch.dtype | None,
     folder: Path,
+    state: dict[str, Tensor] | None = None,
 ) -> None:
-    """Write a model whose parameters are gathered, and its tokenizer, to ``folder``; once.
+    """Write a model and its tokenizer to ``folder``; once.
 
     A folder that holds this opponent already is left as it is. The folder's only EOS, in the
     configs and the tokenizer alike, is the run's stop token, so that every server ends responses
@@ -45,16 +46,18 @@ def export_opponent(
         opponent: Fingerprint of the model, kept beside the weights.
         dtype: Of floating-point weights in the files; None keeps the parameters'.
         folder: Where to; it is there whole or not at all.
+        state: The model's :func:`plain_state`, which under FSDP all ranks read together; None: it
+            is read here.
 
     Raises:
         InputError: If the model is of a kind that cannot be exported.
     """
-    mark = json.dumps({"opponent": opponent, "stop_token_id": stop_token_id, "dtype": str(dtype)})
-    if (folder / _MARK).exists() and (folder / _MARK).read_text() == mark:
+    if is_exported(stop_token_id, opponent, dtype, folder):
         return
+    mark = _mark(stop_token_id, opponent, dtype)
     aside = folder.with_name(f".{folder.name}.{uuid.uuid4().hex[:8]}")
     try:
-        _save(model, tokenizer, stop_token_id, dtype, aside)
+        _save(model, tokenizer, stop_token_id, state or plain_state(model, dtype), aside)
         for path in aside.iterdir():
             fsync(path)
         write_atomically(aside / _MARK, mark)
@@ -63,6 +66,18 @@ def export_opponent(
         fsync(folder.parent)
     finally:
         shutil.rmtree(aside, ignore_errors=True)
+
+
+def is_exported(
+    stop_token_id: int, opponent: str, dtype: torch.dtype | None, folder: Path
+) -> bool:
+    """Tell whether a folder holds an opponent already; arguments as of the export."""
+    path = folder / _MARK
+    return path.exists() and path.read_text() == _mark(stop_token_id, opponent, dtype)
+
+
+def _mark(stop_token_id: int, opponent: str, dtype: torch.dtype | None) -> str:
+    return json.dumps({"opponent": opponent, "stop_token_id": stop_token_id, "dtype": str(dtype)})
 
 
 def check_exportable(model: Any) -> None:
@@ -80,7 +95,7 @@ def check_exportable(model: Any) -> None:
 
 
 def _save(
-    model: Any, tokenizer: Any, stop_token_id: int, dtype: torch.dtype | None, folder: Path
+    model: Any, tokenizer: Any, stop_token_id: int, state: dict[str, Tensor], folder: Path
 ) -> None:
     check_exportable(model)
     base = inner_model(model)
@@ -89,7 +104,6 @@ def _save(
     with torch.device("meta"):
         # A twin without weights: save_pretrained would change the config of the model itself.
         twin = plain_class(base)(config)
-    state = plain_state(model, dtype)
     wanted = set(twin.state_dict())
     if state.keys() != wanted:
         wrong = sorted(state.keys() ^ wanted)
@@ -105,24 +119,47 @@ def _save(
     tokenizer.save_pretrained(folder)
 
 
-def plain_state(model: Any, dtype: torch.dtype | None = None) -> dict[str, Tensor]:
-    """Return a gathered model's state dict on the CPU, under plain names, adapters merged.
+def plain_state(
+    model: Any, dtype: torch.dtype | None = None, root: Any = None, keep: bool = True
+) -> dict[str, Tensor]:
+    """Return a model's state dict on the CPU, under plain names, adapters merged.
 
-    ``state_dict()`` itself would shard FSDP2's parameters again. Tensors that are tied stay one.
+    A collective under FSDP, of which no rank holds more than one part whole. ``state_dict()``
+    itself would give the shards. Tensors that are tied stay one.
+
+    Args:
+        model: A Hugging Face causal LM, or a PEFT model of one.
+        dtype: Of floating-point tensors; None keeps the parameters'.
+        root: The outermost module that FSDP has wrapped; None: ``model``.
+        keep: Return the state; ranks that do not need it take part, and return an empty one.
     """
-    copies: dict[int, tuple[Tensor, Tensor]] = {}  # by id of the first, which must stay alive
+    # Adapters are merged in the parameters' precision.
+    early = None if hasattr(model, "peft_config") else dtype
+    copies: list[tuple[list[Owner], Tensor]] = []
+    for whole in each_whole(model if root is None else root):
+        if keep:
+            # Always a copy: FSDP frees the storage.
+            to = _dtype_of(whole.tensor, early)
+            copies.append((whole.owners, whole.tensor.to("cpu", to, copy=True).contiguous()))
+        del whole  # or it would be there beside the next
+    if not keep:
+        return {}
+    held: dict[int, dict[str, Tensor]] = {}  # by id of the module
+    for owners, tensor in copies:
+        for module, name in owners:
+            held.setdefault(id(module), {})[name] = tensor
+    with shadowed(copies):
+        named = list(_tensors(model, held))
+    # By id of the first, so that what is tied stays tied; ``named`` keeps them alive.
+    final = {id(t): t.detach().to("cpu", _dtype_of(t, dtype)).contiguous() for _, t in named}
+    return {name: final[id(tensor)] for name, tensor in named}
 
-    def on_cpu(tensor: Tensor) -> Tensor:
-        if id(tensor) not in copies:
-            to = dtype if dtype is not None and tensor.is_floating_point() else tensor.dtype
-            # Always a copy: FSDP2 frees the storage when it shards again.
-            copies[id(tensor)] = tensor, tensor.detach().to("cpu", to, copy=True).contiguous()
-        return copies[id(tensor)][1]
 
-    return {name: on_cpu(tensor) for name, tensor in _tensors(model)}
+def _dtype_of(tensor: Tensor, dtype: torch.dtype | None) -> torch.dtype:
+    return dtype if dtype is not None and tensor.is_floating_point() else tensor.dtype
 
 
-def _tensors(model: Any) -> Iterator[tuple[str, Tensor]]:
+def _tensors(model: Any, held: dict[int, dict[str, Tensor]]) -> Iterator[tuple[str, Tensor]]:
     """Yield names, as in the model without adapters and wrappers, and tensors, ties twice."""
     prefix = "base_model.model." if hasattr(model, "peft_config") else ""
     for path, module in model.named_modules(remove_duplicate=False):
@@ -140,17 +177,14 @@ def _tensors(model: Any) -> Iterator[tuple[str, Tensor]]:
             yield ".".join([*parts, "weight"]), merged.to(module.base_layer.weight.dtype)
         adapted = parts[-1:] == ["base_layer"]
         parts = [part for part in parts if part != "base_layer"]
-        for name, tensor in _own(module):
+        for name, tensor in _own(module, held):
             if not (adapted and name == "weight"):
                 yield ".".join([*parts, name]), tensor
 
 
-def _own(module: nn.Module) -> Iterator[tuple[str, Tensor]]:
-    """Yield a module's own parameters and persistent buffers."""
-    for name, parameter in module._parameters.items():
-        if parameter is not None:
-            # Under FSDP1 a copy in the forward's dtype may stand before the registered one.
-            yield name, module.__dict__.get(name, parameter)
+def _own(module: nn.Module, held: dict[int, dict[str, Tensor]]) -> Iterator[tuple[str, Tensor]]:
+    """Yield a module's own parameters, whole, and its persistent buffers."""
+    yield from held.get(id(module), {}).items()
     for name, buffer in module._buffers.items():
         if buffer is not None and name not in module._non_persistent_buffers_set:
             yield name, buffer

@@ -1,22 +1,30 @@
-"""Whole parameters for the time of play: gathered once, not once per layer and token.
+"""Whole parameters for the time of play: all at once, or one at a time.
 
 Within :func:`gathered` every rank holds the whole model and a forward pass makes no collective,
-so that ranks generate independently of one another.
+so that ranks generate independently of one another. Where a server generates, the model stays
+sharded, and :func:`each_whole` gathers one parameter after the other for who must read them all.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
-from typing import Any
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
+from dataclasses import dataclass
+from typing import Any, cast
 
 import torch
 import xxhash
-from torch import nn
+from torch import Tensor, nn
 from torch.distributed.fsdp import FSDPModule
 from torch.distributed.fsdp import FullyShardedDataParallel as FSDP1
+from torch.distributed.fsdp._common_utils import TrainingState
+from torch.distributed.fsdp._runtime_utils import _reshard
+from torch.distributed.tensor import DTensor
 
 _SAMPLED_ELEMENTS = 4096
+
+Owner = tuple[nn.Module, str]
+"""A module and the name under which it holds a parameter."""
 
 
 @contextmanager
@@ -39,8 +47,8 @@ def gathered(model: nn.Module) -> Iterator[None]:
 
 @contextmanager
 def _gathered_fsdp2(modules: list[Any]) -> Iterator[None]:
-    states = [module._get_fsdp_state() for module in modules]
-    groups = [s._fsdp_param_group for s in states if s._fsdp_param_group is not None]
+    groups = [_group(module) for module in modules]
+    groups = [group for group in groups if group is not None]
     kept = [group.post_forward_mesh_info for group in groups]
     for group in groups:
         group.post_forward_mesh_info = None
@@ -75,39 +83,173 @@ def _cast_as_in_forward(module: FSDP1) -> Iterator[None]:
     if handle is None:
         yield
         return
-    infos = (*handle.flat_param._param_infos, *handle.flat_param._shared_param_infos)
-    shadowed = []
-    for owner, name in [(info.module, info.param_name) for info in infos]:
-        parameter = getattr(owner, name)
+    copies: list[tuple[list[Owner], Tensor]] = []
+    for owners in _owners_fsdp1(handle):
+        parameter = getattr(*owners[0])
         if parameter.dtype != handle._fwd_bwd_param_dtype:
-            # Beside the registered parameter, which is FSDP's: an instance's own attribute is
-            # found before it.
-            owner.__dict__[name] = parameter.detach().to(handle._fwd_bwd_param_dtype)
-            shadowed.append((owner, name))
+            copies.append((owners, parameter.detach().to(handle._fwd_bwd_param_dtype)))
+    with shadowed(copies):
+        yield
+
+
+@contextmanager
+def shadowed(copies: list[tuple[list[Owner], Tensor]]) -> Iterator[None]:
+    """Let modules' attributes be other tensors; the parameters stay registered as they are.
+
+    An instance's own attribute is found before a registered parameter.
+    """
+    kept = []
     try:
+        for owners, copy in copies:
+            for module, name in owners:
+                kept.append((module, name, module.__dict__.get(name)))
+                module.__dict__[name] = copy
         yield
     finally:
-        for owner, name in shadowed:
-            owner.__dict__.pop(name, None)
+        for module, name, before in reversed(kept):
+            if before is None:
+                module.__dict__.pop(name, None)
+            else:
+                module.__dict__[name] = before
 
 
-def fingerprint(model: nn.Module) -> str:
-    """Return a hash of the parameters that the forward pass computes with.
+def is_sharded(model: nn.Module) -> bool:
+    """Tell whether FSDP, of either kind, has wrapped any part of a model."""
+    return any(isinstance(module, (FSDPModule, FSDP1)) for module in model.modules())
+
+
+def reshard(model: nn.Module) -> None:
+    """Free what a forward without a backward leaves gathered: the parameters of FSDP's root."""
+    for module in model.modules():
+        if isinstance(module, FSDPModule):
+            module.reshard()
+        elif isinstance(module, FSDP1) and module._handle is not None:
+            _reshard(module, module._handle, free_unsharded_flat_param=True)
+
+
+@dataclass(frozen=True)
+class Whole:
+    """A whole parameter, and the modules that hold it (several where it is tied)."""
+
+    name: str
+    """Plain, as the first of its owners has it."""
+    owners: list[Owner]
+    tensor: Tensor
+
+
+def each_whole(root: nn.Module) -> Iterator[Whole]:
+    """Yield the parameters of ``root`` whole, one at a time; a collective for each under FSDP.
+
+    They are those that the optimizer updates, not what mixed precision makes of them for a
+    forward: the same numbers under FSDP1, FSDP2 and neither, on any number of ranks, within
+    :func:`gathered` and without. No more than one FSDP1 unit, or one FSDP2 parameter, is whole at
+    a time, if what is yielded is dropped before the next is asked for.
+
+    Args:
+        root: The outermost module that FSDP has wrapped, or one around it. All ranks must take
+            all its parameters.
+    """
+    order = {id(m): (i, path) for i, (path, m) in enumerate(root.named_modules())}
+
+    def whole(owners: list[Owner], tensor: Tensor) -> Whole:
+        # What FSDP takes for a tied parameter's first owner need not be the plain model's.
+        owners = sorted(owners, key=lambda owner: order[id(owner[0])][0])
+        path = order[id(owners[0][0])][1]
+        return Whole(plain_name(f"{path}.{owners[0][1]}".lstrip(".")), owners, tensor)
+
+    managed: set[tuple[int, str]] = set()
+    for module in list(root.modules()):
+        for context, parameters in _wrapped(module):
+            with context:
+                for owners, read in parameters:
+                    managed.update((id(owner), name) for owner, name in owners)
+                    yield whole(owners, read())
+    others: dict[int, list[Owner]] = {}
+    for module in root.modules():
+        for name, parameter in module._parameters.items():
+            if parameter is not None and (id(module), name) not in managed:
+                others.setdefault(id(parameter), []).append((module, name))
+    for owners in others.values():
+        yield whole(owners, _full(owners[0][0]._parameters[owners[0][1]]))
+
+
+_Parameters = list[tuple[list[Owner], Callable[[], Tensor]]]
+
+
+def _wrapped(module: Any) -> Iterator[tuple[AbstractContextManager[Any], _Parameters]]:
+    """Yield the parameters that FSDP manages for a module, and the context that they are whole in.
+
+    Each comes with its owners and a function that returns it.
+    """
+    if isinstance(module, FSDPModule) and (group := _group(module)) is not None:
+        parameters: _Parameters = []
+        for fsdp_param in group.fsdp_params:
+            info = fsdp_param._module_info
+            owners = [(info.module, info.param_name)]
+            owners += zip(info.shared_modules, info.shared_param_names, strict=True)
+            # What the module holds is the gathered one in the midst of a gathering.
+            held = getattr(*owners[0])
+            shard = held if isinstance(held, DTensor) else fsdp_param.sharded_param
+            parameters.append((owners, lambda shard=shard: _full(shard)))
+        yield nullcontext(), parameters
+    elif isinstance(module, FSDP1) and module._handle is not None:
+        summoned = module.training_state == TrainingState.SUMMON_FULL_PARAMS
+        context: AbstractContextManager[Any] = (
+            nullcontext()
+            if summoned
+            else FSDP1.summon_full_params(module, recurse=False, writeback=False)
+        )
+        # Registered ones: beside them may stand a copy in the forward's dtype (gathered).
+        yield (
+            context,
+            [
+                (owners, lambda at=owners[0]: cast(Tensor, at[0]._parameters[at[1]]))
+                for owners in _owners_fsdp1(module._handle)
+            ],
+        )
+
+
+def _owners_fsdp1(handle: Any) -> list[list[Owner]]:
+    """Return the owners of each parameter of a handle."""
+    flat = handle.flat_param
+    owners = {(id(i.module), i.param_name): [(i.module, i.param_name)] for i in flat._param_infos}
+    for info in flat._shared_param_infos:
+        first = (id(info.prim_module), info.prim_param_name)
+        owners[first].append((info.module, info.param_name))
+    return list(owners.values())
+
+
+def _group(module: Any) -> Any:
+    """Return FSDP2's parameter group of a module; None if it has no parameters of its own."""
+    return module._get_fsdp_state()._fsdp_param_group
+
+
+def _full(parameter: Any) -> Tensor:
+    parameter = parameter.detach()
+    return parameter.full_tensor() if isinstance(parameter, DTensor) else parameter
+
+
+@torch.no_grad()
+def fingerprint(root: nn.Module) -> str:
+    """Return a hash of a model's parameters; a collective under FSDP.
 
     Hashes up to 4096 evenly spaced elements of every parameter: reading all of a 70B model
-    would take minutes. Call it within :func:`gathered`; equal weights give equal fingerprints on
-    any number of ranks.
+    would take minutes. Equal weights give equal fingerprints on any number of ranks, sharded,
+    gathered or plain.
+
+    Args:
+        root: As for :func:`each_whole`.
     """
-    digest = xxhash.xxh64()
-    for name, parameter in sorted(model.named_parameters(), key=lambda item: plain_name(item[0])):
-        flat = parameter.detach().reshape(-1)
-        stride = max(1, flat.numel() // _SAMPLED_ELEMENTS)
-        # A copy always: numpy() would pin the storage that FSDP2 frees when it reshards.
-        sample = flat[::stride].to("cpu", torch.float32, copy=True).contiguous()
-        digest.update(plain_name(name))
-        digest.update(str(tuple(parameter.shape)))
-        digest.update(sample.numpy().tobytes())
-    return digest.hexdigest()
+    digests = {}
+    for whole in each_whole(root):
+        stride = max(1, whole.tensor.numel() // _SAMPLED_ELEMENTS)
+        # A copy always: numpy() would pin the storage that FSDP frees.
+        sample = whole.tensor.reshape(-1)[::stride].to("cpu", torch.float32, copy=True)
+        digest = xxhash.xxh64(str(tuple(whole.tensor.shape)))
+        digest.update(sample.contiguous().numpy().tobytes())
+        digests[whole.name] = digest.hexdigest()
+        del whole  # or it would be there beside the next
+    return xxhash.xxh64(repr(sorted(digests.items()))).hexdigest()
 
 
 def plain_name(name: str) -> str:

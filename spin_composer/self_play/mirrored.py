@@ -194,11 +194,15 @@ class MirroredStore(Store):
         """
         (self.folder(iteration) / "units").mkdir(parents=True, exist_ok=True)
         names = [self._marker(iteration, unit, making) for unit, making in enumerate(makings)]
+
+        def fetch(unit: int) -> None:
+            self._fetch(iteration, unit, makings[unit], remedy)
+
         with ThreadPoolExecutor(_TRANSFERS, "fetch") as pool:
             markers = list(pool.map(self.remote.read_text, names))
             absent = [u for u, text in enumerate(markers) if not self._holds(iteration, u, text)]
             self._require_space(iteration, [_bytes(markers[unit] or "") for unit in absent])
-            list(pool.map(lambda u: self._fetch(iteration, u, makings[u], remedy), absent))
+            list(pool.map(fetch, absent))
 
     def publish(self, name: str) -> None:
         """Upload a file that people read."""

@@ -3,14 +3,14 @@
 Units are taken by ranks from a shared counter, so a slow rank does not hold up the others; what
 a unit holds does not depend on who makes it. No collective is made between the gathering of the
 parameters and the end, and ranks wait for one another by looking at the store: no timeout of the
-process group can end a long play.
+process group can end a long play. Where the parameters are not gathered, see rounds.py.
 """
 
 from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -24,6 +24,7 @@ from spin_composer.self_play.engine import Engine, Response
 from spin_composer.self_play.mirrored import MirroredStore
 from spin_composer.self_play.plan import PLAY, REPLAY, PlayUnit, ReplayUnit, Unit, unit_seed
 from spin_composer.self_play.ranks import check_shared, from_rank_zero
+from spin_composer.self_play.server_gap import ServerGap
 from spin_composer.self_play.shared_work import SharedWork, on_every_node
 from spin_composer.self_play.store import DELETE_IT, Store
 from spin_composer.self_play.unit import LENGTH, Row, UnitReport
@@ -66,6 +67,34 @@ class PlayReport:
 
 
 @dataclass(frozen=True)
+class Draft:
+    """A unit before it is scored: rows without the opponent's sums, in order."""
+
+    index: int
+    unit: Unit
+    rows: list[Row]
+    responses: list[Response]
+    """All that were generated for it, those of rows that were dropped included."""
+    served_logps: list[float | None]
+    """A server's log-prob sum of each row's response, where it gave one."""
+    seconds: float
+    """What answering took."""
+
+
+@dataclass(frozen=True)
+class Scored:
+    """A unit that is ready to be stored."""
+
+    draft: Draft
+    rows: list[Row]
+    report: UnitReport
+
+
+Job = tuple[int, Unit]
+"""A unit that is to be made, and its number."""
+
+
+@dataclass(frozen=True)
 class Player:
     """Makes the units of one iteration on one rank.
 
@@ -77,6 +106,7 @@ class Player:
         examples: The SFT set: ``examples[i]`` has ``prompt`` and ``response`` ids.
         seed: Seed of play.
         score_batch_size: Pairs scored at once.
+        server_gap: Compares a server's log-probs with scoring's; None with engine ``hf``.
     """
 
     store: Store
@@ -85,29 +115,52 @@ class Player:
     examples: Any
     seed: int
     score_batch_size: int
+    server_gap: ServerGap | None = None
 
     def make(self, iteration: int, index: int, unit: Unit) -> UnitReport:
         """Make one unit and commit it; return its report."""
+        return self.commit(iteration, self.scored(self.draft(iteration, index, unit)))
+
+    def draft(self, iteration: int, index: int, unit: Unit) -> Draft:
+        """Answer a unit's prompts, or read the unit that is replayed."""
         started = time.perf_counter()
-        if isinstance(unit, PlayUnit):
-            rows, responses = self._answer(iteration, index, unit)
-        else:
-            rows, responses = list(self.store.read_unit(unit.iteration, unit.unit)), []
-        answered = time.perf_counter()
-        rows, noise = self._rescore(rows)
+        if isinstance(unit, ReplayUnit):
+            rows = list(self.store.read_unit(unit.iteration, unit.unit))
+            return Draft(index, unit, rows, [], [None] * len(rows), 0.0)
+        rows, responses = self._answer(iteration, index, unit)
+        # A dropped row's response equals the real one, so it is not among these.
+        logps = {id(response.ids): response.logp for response in responses}
+        served = [logps[id(row.pair.generated)] for row in rows]
+        return Draft(index, unit, rows, responses, served, time.perf_counter() - started)
+
+    def scored(self, draft: Draft) -> Scored:
+        """Score a draft with the current opponent."""
+        started = time.perf_counter()
+        rows, noise = self._rescore(draft.rows)
+        played = isinstance(draft.unit, PlayUnit)
         report = UnitReport(
-            kind=PLAY if isinstance(unit, PlayUnit) else REPLAY,
-            prompts=len(unit.indices) if isinstance(unit, PlayUnit) else len(rows),
+            kind=PLAY if played else REPLAY,
+            prompts=len(draft.responses) if played else len(rows),
             pairs=len(rows),
-            degenerate=len(responses) - len(rows) if isinstance(unit, PlayUnit) else 0,
-            truncated=sum(r.finish == LENGTH for r in responses),
-            generated_tokens=sum(len(r.ids) for r in responses),
-            generation_seconds=answered - started if responses else 0.0,
-            scoring_seconds=time.perf_counter() - answered,
+            degenerate=len(draft.responses) - len(rows) if played else 0,
+            truncated=sum(r.finish == LENGTH for r in draft.responses),
+            generated_tokens=sum(len(r.ids) for r in draft.responses),
+            generation_seconds=draft.seconds,
+            scoring_seconds=time.perf_counter() - started,
             noise=noise,
         )
-        self.store.commit_unit(iteration, index, rows, report)
-        return report
+        return Scored(draft, rows, report)
+
+    def commit(self, iteration: int, unit: Scored) -> UnitReport:
+        """Store a unit; return its report.
+
+        Raises:
+            EngineError: If another model than the opponent answered it.
+        """
+        if self.server_gap is not None:
+            self.server_gap.check(unit.rows, unit.draft.served_logps, unit.report.noise)
+        self.store.commit_unit(iteration, unit.draft.index, unit.rows, unit.report)
+        return unit.report
 
     def _answer(
         self, iteration: int, index: int, unit: PlayUnit
@@ -154,10 +207,35 @@ def _starts(num_pairs: int) -> range:
     return range(0, num_pairs, max(1, num_pairs // 2))
 
 
+Turns = Callable[[Player, SharedWork, int, Sequence[Job]], Iterator[UnitReport | None]]
+"""Makes jobs of an iteration together with the other ranks; yields the reports of this rank's, and
+None for one that was there after all: made by another job, or by a process that was killed."""
+
+
+def one_by_one(
+    player: Player, work: SharedWork, iteration: int, jobs: Sequence[Job]
+) -> Iterator[UnitReport | None]:
+    """Make units as ranks come to them, each rank for itself: a slow one holds up nobody."""
+    for position in work.claims():
+        there = player.store.take_up_unit(iteration, jobs[position][0])
+        yield None if there else player.make(iteration, *jobs[position])
+
+
 def make_units(
-    player: Player, iteration: int, units: Sequence[Unit], wanted: Sequence[int]
+    player: Player,
+    iteration: int,
+    units: Sequence[Unit],
+    wanted: Sequence[int],
+    turns: Turns = one_by_one,
 ) -> list[int]:
     """Make those of the wanted units that are not in the store yet, on all ranks together.
+
+    Args:
+        player: This rank's; with ``one_by_one`` its model's parameters are gathered.
+        iteration: Whose units.
+        units: All of its units; unit u is stored as unit u.
+        wanted: Which of them to make.
+        turns: How ranks share them.
 
     Returns:
         The units that were missing, the same on every rank.
@@ -178,13 +256,8 @@ def make_units(
         _Progress(iteration, len(wanted), len(missing)) as progress,
         SharedWork(len(missing), progress.show) as work,
     ):
-        for position in work.claims():
-            unit = missing[position]
-            if store.take_up_unit(iteration, unit):  # by another job, or a killed process
-                work.done()
-                continue
-            report = player.make(iteration, unit, units[unit])
-            work.done(report.generated_tokens)
+        for report in turns(player, work, iteration, [(u, units[u]) for u in missing]):
+            work.done(0 if report is None else report.generated_tokens)
         work.wait()
     return missing
 

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import logging
+import math
 import threading
 from collections.abc import Callable, Sequence
 from concurrent.futures import FIRST_EXCEPTION, Future, ThreadPoolExecutor, wait
 from typing import Any
 
 import numpy as np
+from composer.utils import dist
 
 from spin_composer.errors import EngineError, shown
 from spin_composer.self_play.dialects import ANY, DIALECTS, Dialect, Reply
@@ -15,6 +18,8 @@ from spin_composer.self_play.engine import Ids, Response
 from spin_composer.self_play.http_client import HTTPClient
 from spin_composer.self_play.unit import LENGTH, STOP, STRING
 from spin_composer.settings import GenerationSettings
+
+log = logging.getLogger(__name__)
 
 _POLL_SECONDS = 1.0
 _TAIL_TOKENS = 8
@@ -53,6 +58,15 @@ class ServerEngine:
             base_url, server.request_timeout_seconds, server.retries, check_alive
         )
         self.model, self.dialect = self._recognise()
+        self._comparable = self.dialect.comparable(settings)
+        if not self._comparable and dist.get_global_rank() == 0:
+            log.info(
+                f"{self} gives no log-probs of the policy under these sampling settings: that it "
+                "serves the exported opponent is not checked."
+            )
+
+    def __str__(self) -> str:
+        return f"{self.dialect.name} at {self.client.base_url}"
 
     def _recognise(self) -> tuple[str, Dialect]:
         """Return the name of the model that is served, and how this server is spoken to."""
@@ -116,9 +130,9 @@ class ServerEngine:
         stop = ids.index(self.stop_token_id) if self.stop_token_id in ids else None
         end = self._end_of_string(prompt, ids[:stop])
         if end is not None:
-            return _response(ids[:end], STRING)
+            return self._made(ids[:end], STRING, reply)
         if stop is not None:
-            return _response(ids[: stop + 1], STOP)
+            return self._made(ids[: stop + 1], STOP, reply)
         self._check_count(ids, reply)
         if reply.finish == "length":
             if len(ids) != self.settings.max_new_tokens:
@@ -126,11 +140,11 @@ class ServerEngine:
                     f"ended a response after {len(ids)} of {self.settings.max_new_tokens} tokens: "
                     "its context is too short. Raise it (vLLM: --max-model-len)"
                 )
-            return _response(ids, LENGTH)
+            return self._made(ids, LENGTH, reply)
         if reply.finish != "stop":
             raise self._error(f"ended a response with finish_reason {shown(reply.finish)}")
         if reply.stopped_by in self.settings.stop_strings:
-            return _response(ids, STRING)
+            return self._made(ids, STRING, reply)
         if reply.stopped_by not in (None, self.stop_token_id) or (
             reply.ids is not None and self.dialect.ids_hold_stop
         ):
@@ -139,7 +153,13 @@ class ServerEngine:
                 f"token {self.stop_token_id}. Let it take EOS from the exported folder, which "
                 "names only that one"
             )
-        return _response([*ids, self.stop_token_id], STOP)
+        return self._made([*ids, self.stop_token_id], STOP, reply)
+
+    def _made(self, ids: Sequence[int], finish: int, reply: Reply) -> Response:
+        logp = None
+        if self._comparable and reply.logps is not None and len(reply.logps) >= len(ids):
+            logp = math.fsum(reply.logps[: len(ids)])
+        return Response(np.array(ids, np.int32), finish, logp)
 
     def _check_count(self, ids: list[int], reply: Reply) -> None:
         """Compare the number of ids with the number that the server says it sampled."""
@@ -188,14 +208,10 @@ class ServerEngine:
         return high
 
     def _error(self, what: str) -> EngineError:
-        return EngineError(f"{self.dialect.name} at {self.client.base_url} {what}.")
+        return EngineError(f"{self} {what}.")
 
 
 def row_seeds(seed: int, count: int) -> list[int]:
     """Return a sampling seed per row of a unit: 31 bits, which every server takes."""
     states = np.random.SeedSequence(seed).generate_state(count, np.uint32)
     return [int(state >> np.uint32(1)) for state in states]
-
-
-def _response(ids: Sequence[int], finish: int) -> Response:
-    return Response(np.array(ids, np.int32), finish)

@@ -55,7 +55,7 @@ def served(
 
     Args:
         settings: Where the server is, or how it is started.
-        opponent: Whose parameters are gathered.
+        opponent: What is to be served.
         make_engine: Returns the engine, given the server's URL and a check that it is alive.
 
     Raises:

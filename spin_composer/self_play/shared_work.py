@@ -44,6 +44,7 @@ class SharedWork:
         self._key = from_rank_zero(lambda: f"spin/{uuid.uuid4()}")
         self._store = key_value_store()
         self._rank = dist.get_global_rank()
+        self._met = 0
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._beat, daemon=True)
 
@@ -90,8 +91,25 @@ class SharedWork:
     def __exit__(self, kind: object, error: object, trace: object) -> None:
         self._stop.set()
         self._thread.join()
-        if error is None:
-            return
+        if error is not None:
+            self.tell(error)
+
+    def meet(self) -> None:
+        """Return when all ranks have come here, however long it takes; no collective.
+
+        Raises:
+            InputError, StoreError, EnvironmentFailure, RuntimeError: As :meth:`check`, if one of
+                them fails instead.
+        """
+        self._met += dist.get_world_size()
+        self._store.add(f"{self._key}/met", 1)
+        wait = polls()
+        while self._store.add(f"{self._key}/met", 0) < self._met:
+            self.check()
+            next(wait)
+
+    def tell(self, error: object) -> None:
+        """Tell the other ranks of a failure of this one, unless one is told of already."""
         with suppress(RuntimeError):  # the store's process may be what failed
             if not self._store.check([f"{self._key}/failed"]):
                 code, said = (isinstance(error, Exception) and explain(error)) or (1, error)

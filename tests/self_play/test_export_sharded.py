@@ -8,6 +8,7 @@ from __future__ import annotations
 import itertools
 import json
 import os
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -19,8 +20,7 @@ from torch.distributed.fsdp.wrap import ModuleWrapPolicy
 from transformers import AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM
 from transformers.models.llama.modeling_llama import LlamaDecoderLayer
 
-from spin_composer.self_play.export import export_opponent
-from spin_composer.self_play.gather import gathered
+from spin_composer.self_play.export import export_opponent, plain_state
 from tests.self_play.test_gather import spawn
 
 IDS = torch.tensor([[5, 9, 33, 7, 120, 4]])
@@ -52,7 +52,9 @@ def on_rank(rank: int, folder: str, port: int, results: Any) -> None:
 def exported_when_sharded(rank: int, kind: str, tied: bool, target: Path) -> tuple[bool, str, Any]:
     torch.manual_seed(0)
     model: Any = LlamaForCausalLM(LlamaConfig(**TINY, tie_word_embeddings=tied))
-    wanted = logps(model)
+    wanted, plain = logps(model), target.with_name("plain")
+    if rank == 0:
+        export_opponent(model, tokenizers.chatml(), 2, "one", None, plain)
     model.train()
     if kind == "fsdp1":
         model = FullyShardedDataParallel(
@@ -66,10 +68,17 @@ def exported_when_sharded(rank: int, kind: str, tied: bool, target: Path) -> tup
             fully_shard(layer)
         fully_shard(model)
     model(input_ids=IDS).logits.sum().backward()  # past FSDP's lazy start, as in training
-    with gathered(model):
-        if rank == 0:  # alone: a collective in here would never return
-            export_opponent(model, tokenizers.chatml(), 2, "one", None, target)
-        dist.barrier()
+    state = plain_state(model, keep=rank == 0)
+    if rank == 0:  # alone: a collective in here would never return
+        export_opponent(model, tokenizers.chatml(), 2, "one", None, target, state)
+        names = sorted(path.name for path in plain.iterdir())
+        assert sorted(path.name for path in target.iterdir()) == names
+        for name in names:
+            assert (target / name).read_bytes() == (plain / name).read_bytes(), name
+        shutil.rmtree(plain)
+    else:
+        assert state == {}
+    dist.barrier()
     loaded = AutoModelForCausalLM.from_pretrained(target, attn_implementation="eager")
     model(input_ids=IDS).logits.sum().backward()  # and training goes on
     written = json.loads((target / "config.json").read_text())["architectures"]

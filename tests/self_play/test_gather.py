@@ -18,8 +18,9 @@ from torch.distributed.fsdp import (
     fully_shard,
 )
 from torch.distributed.fsdp.wrap import ModuleWrapPolicy
+from torch.distributed.tensor import DTensor
 
-from spin_composer.self_play.gather import fingerprint, gathered
+from spin_composer.self_play.gather import each_whole, fingerprint, gathered, reshard
 
 
 class Block(nn.Module):
@@ -64,11 +65,12 @@ def on_rank(rank: int, kind: str, port: int, results) -> None:
     os.environ.update(MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port))
     dist.init_process_group("gloo", rank=rank, world_size=2)
     net, x = Net(), torch.arange(16.0).view(2, 8) / 16
-    wanted, mark = net(x).detach(), fingerprint(net.model)
+    wanted, mark = net(x).detach(), fingerprint(net)
     shard(net, kind)
     net(x).sum().backward()  # FSDP is past its lazy start when play begins
+    same_mark = fingerprint(net) == mark
     with gathered(net), torch.no_grad():
-        same_mark = fingerprint(net.model) == mark
+        same_mark &= fingerprint(net) == mark
         # rank 0 alone: a collective in here would never return
         gap = float((net(x) - wanted).abs().max()) if rank == 0 else 0.0
     dist.barrier()
@@ -84,17 +86,58 @@ def in_bf16(rank: int, kind: str, port: int, results) -> None:
     dist.init_process_group("gloo", rank=rank, world_size=2)
     net, x = Net(), torch.arange(6)
     net.model.insert(0, nn.Embedding(6, 8))  # FSDP casts what floats; a model's inputs are ids
+    mark = fingerprint(net)
     shard(net, kind, torch.bfloat16)
+    same_marks = [fingerprint(net) == mark]
     with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
         trained = net(x)  # FSDP's own forward: what training computes with
         with gathered(net):
             played = net(x)
+            same_marks.append(fingerprint(net) == mark)
         again = net(x)
-    if kind == "fsdp2":
-        net.reshard()  # pyright: ignore[reportCallIssue]  (its root stays whole after a forward)
+        same_marks.append(fingerprint(net) == mark)  # its root is whole after a forward
+    reshard(net)
     masters = {p.dtype for p in net.parameters()}
     exact = torch.equal(trained, played) and torch.equal(trained, again)
-    results[rank] = (trained.dtype == torch.bfloat16 and exact, masters == {torch.float32})
+    right = trained.dtype == torch.bfloat16 and exact and all(same_marks)
+    results[rank] = (right, masters == {torch.float32})
+    dist.destroy_process_group()
+
+
+class Tied(Net):
+    """A net whose embedding and head are one tensor, in the root's unit."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.model.insert(0, nn.Embedding(5, 8))
+        self.model[-1].weight = self.model[0].weight
+
+
+def whole_bytes(net: nn.Module) -> int:
+    """Return what FSDP's roots hold gathered; nested units free theirs in every forward."""
+    if isinstance(net.model, FullyShardedDataParallel):
+        return net.model._handle.flat_param._full_param_padded.untyped_storage().nbytes()  # pyright: ignore
+    whole = [p for p in net.parameters() if not isinstance(p, DTensor)]
+    return sum(p.untyped_storage().nbytes() for p in whole)
+
+
+def one_at_a_time(rank: int, kind: str, port: int, results) -> None:
+    os.environ.update(MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port))
+    dist.init_process_group("gloo", rank=rank, world_size=2)
+    net, ids = Tied(), torch.arange(5)
+    wanted = {whole.name: whole.tensor.clone() for whole in each_whole(net)}
+    assert wanted.keys() == dict(net.named_parameters()).keys()
+    shard(net, kind)
+    with torch.no_grad():
+        before = net(ids)
+        held = whole_bytes(net)
+        reshard(net)
+        freed = held > 0 == whole_bytes(net)
+        found = {whole.name: whole.tensor.clone() for whole in each_whole(net)}
+        tied = sum(len(whole.owners) for whole in each_whole(net)) - len(found)
+        same = found.keys() == wanted.keys()
+        same = same and all(torch.equal(found[name], wanted[name]) for name in wanted)
+        results[rank] = (same, tied, freed, torch.equal(net(ids), before))
     dist.destroy_process_group()
 
 
@@ -145,6 +188,15 @@ def test_mixed_precision_plays_exactly_as_it_trains(kind):
     for rank, (exact, masters_kept) in spawn(in_bf16, kind).items():
         assert exact, rank
         assert masters_kept
+
+
+@pytest.mark.parametrize("kind", ["fsdp1", "fsdp2"])
+def test_parameters_are_read_one_at_a_time_whole_under_their_plain_names(kind):
+    for rank, (same, tied, freed, trains) in spawn(one_at_a_time, kind).items():
+        assert same, rank
+        assert tied == 1
+        assert freed
+        assert trains
 
 
 def test_gradients_are_averaged_where_gloos_reduce_scatter_sums():

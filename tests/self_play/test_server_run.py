@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 from fixtures.runs import NUM_ROWS, tiny_trainer
 from fixtures.served import COMMAND, Served, served, settings
-from fixtures.yaml_run import books, launch, tiny_config, write_config
+from fixtures.yaml_run import books, launch, save_model, tiny_config, write_config
 
 from spin_composer.errors import EngineError
 from spin_composer.self_play import serving
@@ -76,18 +76,31 @@ def test_a_killed_server_costs_a_unit_and_the_same_command_goes_on(
     trainer(tmp_path / "killed", command="false {model} {port}", concurrency=3).fit()
 
 
-@pytest.mark.slow
-def test_two_sharded_ranks_play_against_one_server(tmp_path: Path) -> None:
-    config = tiny_config(tmp_path)
+def of_one(folder: Path, model_folder: Path) -> dict[str, Any]:
+    config = tiny_config(folder, model_folder)
     config["algorithms"]["spin"]["generation"] = generation()
-    path = write_config(config, tmp_path / "run.yaml")
-    done = launch("composer", "-m", "spin_composer.train", str(path), ranks=2)
-    assert done.returncode == 0, done.stderr[-3000:]
-    for record in books(tmp_path):
-        assert record["spin/pairs"] > 0
-    logs = [tmp_path / f"self-play/iter-00{k}/server.log" for k in (0, 1)]
-    assert all(log.read_text().count("listening at") == 1 for log in logs)
-    assert not list(tmp_path.glob("self-play/iter-*/opponent"))
+    return config
+
+
+@pytest.mark.slow
+def test_two_sharded_ranks_play_in_rounds_what_one_rank_plays(tmp_path: Path) -> None:
+    model = save_model(tmp_path)
+    # Five units: in the last round a rank has none.
+    for ranks, folder in ((1, tmp_path / "one"), (2, tmp_path / "two")):
+        config = of_one(folder, model)
+        path = write_config(config, folder / "run.yaml")
+        done = launch("python", "-m", "spin_composer.train", str(path), ranks=ranks)
+        assert done.returncode == 0, done.stderr[-3000:]
+        for record in books(folder):
+            assert record["spin/pairs"] > 0
+        logs = [folder / f"self-play/iter-00{k}/server.log" for k in (0, 1)]
+        assert all(log.read_text().count("listening at") == 1 for log in logs)
+        assert not list(folder.glob("self-play/iter-*/opponent"))
+    one, two = (Store(tmp_path / name / "self-play") for name in ("one", "two"))
+    assert one.manifest(0) == two.manifest(0)  # the opponent's fingerprint is in it
+    wanted, found = rows(tmp_path / "one"), rows(tmp_path / "two")
+    assert [row[:2] for row in found] == [row[:2] for row in wanted]
+    assert np.allclose([r[2] for r in found], [r[2] for r in wanted], rtol=0, atol=1e-5)
 
 
 # --- a server that runs already ---------------------------------------------------------------
