@@ -57,7 +57,11 @@ def play(rank: int, family: str, dtype: torch.dtype, port: int, results: Any) ->
 
 
 @pytest.mark.parametrize(
-    ("family", "dtype"), [("llama", torch.float32), ("qwen2", torch.bfloat16)]
+    ("family", "dtype"),
+    [
+        ("llama", torch.float32),
+        pytest.param("qwen2", torch.bfloat16, marks=pytest.mark.slow),
+    ],
 )
 def test_a_rank_answers_alone_what_one_process_answers(family: str, dtype: torch.dtype) -> None:
     results = spawn(play, family, dtype)

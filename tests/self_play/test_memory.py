@@ -85,8 +85,8 @@ def test_merged_adapters_are_counted_apart(merge: bool) -> None:
 def test_what_does_not_fit_is_refused_in_one_line_with_the_remedy() -> None:
     model = tiny_model("llama")
     free = free_bytes(CPU)
-    per_row = needs_of(model, model, GenerationSettings(), 1, 4096, None).total()
-    rows = 100 * free // per_row
+    per_row = needs_of(model, model, GenerationSettings(), 1000, 4096, None).cache // 1000
+    rows = 2 * free // per_row
     with pytest.raises(EnvironmentFailure) as refused:
         require_memory(model, model, GenerationSettings(batch_size=rows), 4096, None, CPU)
     assert explain(refused.value) == (EXIT_ENVIRONMENT, str(refused.value))
