@@ -14,7 +14,7 @@ from torch.utils.data import DataLoader
 from spin_composer.books import FILE_NAME as BOOKS
 from spin_composer.books import IterationLog
 from spin_composer.data.loader import examples_of
-from spin_composer.engines import check_engine
+from spin_composer.engines import check_engine, held_for_play
 from spin_composer.errors import InputError
 from spin_composer.iteration import (
     Game,
@@ -25,7 +25,6 @@ from spin_composer.iteration import (
 )
 from spin_composer.model import SpinLM
 from spin_composer.schedule import refresh_learning_rates, require_spin_scheduler
-from spin_composer.self_play.gather import gathered
 from spin_composer.self_play.lock import StoreLock
 from spin_composer.self_play.places import lock_places, open_store
 from spin_composer.self_play.ranks import from_rank_zero
@@ -169,7 +168,7 @@ class SPIN(Algorithm):
         save_at_iteration_ends(state, self.settings.epochs_per_iteration)
         mend_gloo_average(state)
         precision = get_precision_context(state.precision, state.precision_config)
-        with gathered(composer_model(state)), precision:
+        with held_for_play(self.settings.generation, composer_model(state)), precision:
             batch = state.device.batch_to_device(head_check_batch(examples))
             composer_model(state).check_head(batch)
         # The SFT loader's batches are never trained on, so the Trainer must not spin it either;

@@ -222,7 +222,7 @@ def _engine_folder(game: Game, iteration: int, wanted: range) -> Path:
     if game.settings.play_only is None:
         return folder
     folder = folder / f"job-{wanted.start}-{wanted.stop}"
-    folder.mkdir(exist_ok=True)
+    folder.mkdir(parents=True, exist_ok=True)
     return folder
 
 
@@ -248,8 +248,8 @@ def _open(game: Game, iteration: int, units: Sequence[Unit]) -> None:
     """Open the iteration's folder, and check those of the iterations replayed."""
     # A job that only plays leaves the damage to the run, whose lock it does not hold.
     repair = game.settings.repair and game.settings.play_only is None
-    wanted = _wanted(game, len(units))
-    open_iteration(game.store, game.manifest, units, game.examples, repair, wanted)
+    to_make = _wanted(game, len(units))
+    open_iteration(game.store, game.manifest, units, game.examples, repair, to_make)
     same = ("data", "tokenizer", "stop_token_id", "seed")
     for earlier in range(max(0, iteration - game.settings.replay), iteration):
         wanted = game.store.manifest(earlier) | {name: game.manifest[name] for name in same}

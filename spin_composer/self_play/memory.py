@@ -91,10 +91,8 @@ def require_memory(
         smaller //= 2
     if smaller:
         remedy = f"Set spin.generation.batch_size to {smaller}"
-    elif wanted.gathered + wanted.cast <= free:
+    else:  # it scores with the parameters as they are sharded
         remedy = "No generation.batch_size would do. Set spin.generation.engine to server"
-    else:
-        remedy = "Engine server needs the whole parameters too, to score. Use larger devices"
     parts = ", ".join(
         f"{_shown(size)} {name}"
         for name, size in (

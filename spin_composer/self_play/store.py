@@ -37,7 +37,7 @@ from spin_composer.self_play.unit import (
     write_unit,
 )
 
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
 DELETE_IT = (
     "Delete {folder} or set spin.repair=true; the same command makes it again at the iteration's "
     "start."

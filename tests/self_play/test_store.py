@@ -215,7 +215,7 @@ def test_the_same_manifest_is_accepted_and_kept(store: Store) -> None:
     before = (store.folder(0) / "manifest.json").read_bytes()
     store.open_iteration({"iteration": 0, "seed": 3})
     assert (store.folder(0) / "manifest.json").read_bytes() == before
-    assert store.manifest(0) == {"format_version": 1, "iteration": 0, "seed": 3}
+    assert store.manifest(0) == {"format_version": 2, "iteration": 0, "seed": 3}
 
 
 def test_another_runs_manifest_is_refused_by_its_fields(store: Store) -> None:
