@@ -229,7 +229,8 @@ def test_the_scripts_load_nothing_heavy(modules):
     import ast
 
     allowed = set(sys.stdlib_module_names) | {"numpy", *modules}
-    for path in (ROOT / "benchmarks").glob("*.py"):
+    for name in ("simulate_play", "play_events", "unit_times"):
+        path = ROOT / f"benchmarks/{name}.py"
         for node in ast.walk(ast.parse(path.read_text())):
             names = [a.name for a in node.names] if isinstance(node, ast.Import) else []
             names += [str(node.module)] if isinstance(node, ast.ImportFrom) else []
