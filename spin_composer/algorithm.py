@@ -27,7 +27,7 @@ from spin_composer.model import SpinLM
 from spin_composer.schedule import refresh_learning_rates, require_spin_scheduler
 from spin_composer.self_play.lock import StoreLock
 from spin_composer.self_play.places import lock_places, open_store
-from spin_composer.self_play.ranks import from_rank_zero
+from spin_composer.self_play.ranks import from_rank_zero, on_all_ranks
 from spin_composer.self_play.samples import keep_offline_wandb_offline
 from spin_composer.settings import SpinSettings, count_iterations, fill
 from spin_composer.start_checks import (
@@ -159,7 +159,7 @@ class SPIN(Algorithm):
         seed = state.rank_zero_seed if self.settings.seed is None else self.settings.seed
         if self.settings.play_only is None:
             self._take_locks(state)  # fit() may be called again
-        store = open_store(self.settings, state.run_name)
+        store = on_all_ranks(lambda: open_store(self.settings, state.run_name))
         self.game = Game(self.settings, seed, store, examples, loader)
         self.game.play_seconds = self._saved.get("play_seconds", 0.0)
         self.game.manifest = self._saved.get("manifest", {})
@@ -200,6 +200,8 @@ class SPIN(Algorithm):
 
     def _batch_end(self, state: State, logger: Logger) -> None:
         del logger
+        for lock in self._locks:  # rank 0's; when it ends, so do the others
+            lock.check()
         self.books.tally(state)
 
     def _fit_end(self, state: State, logger: Logger) -> None:

@@ -50,6 +50,12 @@ def explain(error: BaseException) -> tuple[int, str] | None:
     return None if line is None else (EXIT_ENVIRONMENT, line)
 
 
+def rebuilt(code: int, line: str) -> Exception:
+    """Return the error of which another rank says the exit code and the line."""
+    kinds = {EXIT_INPUT: InputError, EXIT_STORE: StoreError, EXIT_ENVIRONMENT: EnvironmentFailure}
+    return kinds.get(code, RuntimeError)(line)
+
+
 def _environment(error: BaseException) -> str | None:
     causes = list(_chain(error))
     for cause in causes:

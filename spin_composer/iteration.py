@@ -187,7 +187,8 @@ def pair_loss(settings: SpinSettings, iteration: int) -> PairLoss:
 
 def _room(game: Game, state: State, iteration: int, units: Sequence[Unit]) -> bool:
     """Check that what is left to generate can be; see :func:`require_room`."""
-    if not _is_prompt_left(game, iteration, units):
+    # A repair may set units aside after this.
+    if not game.settings.repair and not _is_prompt_left(game, iteration, units):
         return False
     longest = game.examples.max_prompt_tokens
     return require_room(game.settings.generation, state, composer_model(state), longest)
@@ -219,7 +220,7 @@ def _engine(
 def _engine_folder(game: Game, iteration: int, wanted: range) -> Path:
     """Return where a server's files go: jobs that play at the same time have one each."""
     folder = game.store.folder(iteration)
-    if game.settings.play_only is None:
+    if game.settings.play_only is None or game.settings.generation.engine == "hf":
         return folder
     folder = folder / f"job-{wanted.start}-{wanted.stop}"
     folder.mkdir(parents=True, exist_ok=True)

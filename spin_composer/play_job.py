@@ -7,6 +7,7 @@ units that it was given, and ends. Units that it commits are what the training r
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -83,7 +84,7 @@ def job_config(
         plan = plan_of(plain, settings, where)
         config["load_path"] = str(_start_of(plan, only.iteration, settings).path.absolute())
     if only.iteration and settings.reset_optimizer:
-        config["load_ignore_keys"] = _OPTIMIZER_STATE
+        config["load_ignore_keys"] = [*(plain.get("load_ignore_keys") or []), *_OPTIMIZER_STATE]
     return config
 
 
@@ -107,4 +108,10 @@ def _start_of(plan: Plan, iteration: int, settings: SpinSettings) -> Checkpoint:
             f"{plan.save_folder} has no whole checkpoint of epoch {epoch}, where iteration "
             f"{iteration} starts. Wait until the run has trained the iteration before, or: {remedy}"
         )
-    return min(found, key=lambda checkpoint: checkpoint.counts)  # the boundary's is the earliest
+    start = min(found, key=lambda checkpoint: checkpoint.counts)  # the boundary's is the earliest
+    if start.path.is_dir() and int(os.environ.get("WORLD_SIZE", "1")) == 1:
+        raise InputError(
+            f"{start.path} is sharded, and one process reads full checkpoints only. Start several: "
+            "composer -n 2 -c spin-composer play ..."
+        )
+    return start

@@ -110,7 +110,9 @@ def plan_of(config: Mapping[str, Any], settings: SpinSettings, where: str) -> Pl
     return Plan(
         store=Path(settings.store.format(run_name=name)),
         remote=settings.remote_store and settings.remote_store.format(run_name=name),
-        save_folder=Path(folder.format(run_name=name)) if folder and "://" not in folder else None,
+        save_folder=(
+            Path(folder.replace("{run_name}", name)) if folder and "://" not in folder else None
+        ),
         epochs=epochs,
         iterations=count_iterations(config.get("max_duration"), epochs),
         names=(str(given),) if given else _NAMES,

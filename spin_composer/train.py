@@ -36,7 +36,9 @@ def read_yaml(path: str | Path, overrides: Sequence[str]) -> Any:
         config = OmegaConf.load(path)
         if not isinstance(config, DictConfig):
             raise InputError(f"{path} holds no settings. It must be a YAML mapping.")
-        merged = OmegaConf.merge(config, OmegaConf.from_cli(list(overrides)))
+        # Messages name the algorithm's settings as spin.x.
+        given = [f"algorithms.{x}" if x.startswith("spin.") else x for x in overrides]
+        merged = OmegaConf.merge(config, OmegaConf.from_cli(given))
         OmegaConf.resolve(merged)
     except FileNotFoundError:
         raise InputError(f"{path} does not exist. Give the path of a YAML.") from None

@@ -90,7 +90,10 @@ def require_memory(
     while smaller and needs(smaller).total(merge=False) > free:
         smaller //= 2
     if smaller:
-        remedy = f"Set spin.generation.batch_size to {smaller}"
+        remedy = (
+            "An iteration that is half played must then be deleted, or finished on larger devices: "
+            f"Set spin.generation.batch_size to {smaller}"
+        )
     else:  # it scores with the parameters as they are sharded
         remedy = "No generation.batch_size would do. Set spin.generation.engine to server"
     parts = ", ".join(

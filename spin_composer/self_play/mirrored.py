@@ -69,6 +69,7 @@ class MirroredStore(Store):
         found = self._remote_manifest(iteration)
         if found is not None:
             require_same(found, wanted, self._url(iteration))
+            self.prepare_node(iteration)
         elif self._makings(iteration):
             raise StoreError(
                 f"{self._url(iteration)} has units but no manifest.json, so nothing says what they "
@@ -79,6 +80,32 @@ class MirroredStore(Store):
             self.remote.upload(self.folder(iteration) / "manifest.json", name)
             # Of two jobs that open it at once, the one that wrote first reads the other's.
             require_same(self._remote_manifest(iteration) or {}, wanted, self._url(iteration))
+
+    def prepare_node(self, iteration: int) -> None:
+        """Have the iteration's manifest in this node's folder, and nothing of another play.
+
+        Call it on one rank of every node, before units are made there.
+
+        Raises:
+            StoreError: If the iteration is not open in the object store.
+        """
+        found = self._remote_manifest(iteration)
+        if found is None:
+            raise StoreError(
+                f"{self._url(iteration)}/manifest.json is missing, but its units are being made. "
+                "Give the same command again."
+            )
+        folder = self.folder(iteration)
+        try:
+            if json_object((folder / "manifest.json").read_text()) == found:
+                return
+        except (FileNotFoundError, ValueError):
+            pass
+        if folder.exists():  # nothing says that what is in it was played as this iteration is
+            aside = set_aside(folder, folder.with_name(f"{folder.name}.set-aside"))
+            log.warning(f"{folder} is not of this run's play, and is set aside as {aside}.")
+        (folder / "units").mkdir(parents=True)
+        write_atomically(folder / "manifest.json", json.dumps(found, indent=1))
 
     def manifest(self, iteration: int) -> dict[str, Any]:
         """See :meth:`Store.manifest`; it is brought to this node if it is not there."""
@@ -108,7 +135,12 @@ class MirroredStore(Store):
         """See :meth:`Store.take_up_unit`; uploads a unit that is whole on this node only."""
         if self.has_unit(iteration, unit):
             return True
-        if self.problem(iteration, unit) is not None:
+        folder = self.unit_folder(iteration, unit)
+        if not folder.exists():
+            return False
+        if problem := self.problem(iteration, unit):
+            aside = super().set_unit_aside(iteration, unit)
+            log.warning(f"{problem}: this node's copy is set aside as {aside}, and made again.")
             return False
         self._upload(iteration, unit)
         return True
@@ -165,6 +197,9 @@ class MirroredStore(Store):
         Raises:
             StoreError: If a unit is missing; ``remedy`` says what to do.
         """
+        # A job without the run's lock may have opened it with another opponent at the same moment.
+        found = self._remote_manifest(iteration) or {}
+        require_same(found, self.manifest(iteration), self._url(iteration))
         made = self._makings(iteration)
         name = f"{self._name(iteration)}/complete.json"
         text = self.remote.read_text(name)
@@ -233,7 +268,7 @@ class MirroredStore(Store):
     def _holds(self, iteration: int, unit: int, marker: str | None) -> bool:
         """Tell whether this node has the making of a unit with that marker, whole."""
         path = self.unit_folder(iteration, unit) / REPORT
-        there = path.exists() and path.read_text() == marker
+        there = path.exists() and path.read_text(errors="replace") == marker
         return there and self.problem(iteration, unit) is None
 
     def _fetch(self, iteration: int, unit: int, making: str, remedy: str) -> None:
@@ -249,6 +284,8 @@ class MirroredStore(Store):
                 except FileNotFoundError as error:
                     problem = " ".join(str(error).split())
                 if problem is None:
+                    if self._holds(iteration, unit, (aside / REPORT).read_text()):
+                        return
                     if target.exists():  # another making, or a damaged copy
                         set_aside(target, self.folder(iteration) / "set-aside" / target.name)
                     place(aside, target)

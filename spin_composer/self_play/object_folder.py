@@ -16,7 +16,9 @@ from typing import Any, TypeVar
 
 from composer.utils import maybe_create_object_store_from_uri, parse_uri
 
+from spin_composer.checks import check
 from spin_composer.errors import EnvironmentFailure
+from spin_composer.settings import REMOTE_SCHEMES
 
 log = logging.getLogger(__name__)
 
@@ -33,10 +35,14 @@ class ObjectFolder:
         url: ``s3://bucket/folder``.
 
     Raises:
+        InputError: If the URL is of another kind of store.
         EnvironmentFailure: If the client cannot be made (a package or credentials are missing).
     """
 
     def __init__(self, url: str):
+        scheme = url.partition("://")[0]
+        wanted = "one of " + ", ".join(f"{known}://" for known in REMOTE_SCHEMES)
+        check(scheme in REMOTE_SCHEMES, "the object store's URL", url, wanted)
         self.url = url.rstrip("/")
         self._prefix = f"{parse_uri(self.url)[2].strip('/')}/".lstrip("/")
         self._client: Any = self._tried("opened", lambda: maybe_create_object_store_from_uri(url))
@@ -78,7 +84,7 @@ class ObjectFolder:
                 self.download(name, path)
             except FileNotFoundError:
                 return None
-            return path.read_text()
+            return path.read_text(errors="replace")  # a damaged one is its reader's to refuse
 
     def _key(self, name: str) -> str:
         return self._prefix + name

@@ -246,6 +246,9 @@ def make_units(
     store = player.store
     if store.shared:
         check_shared(store.root)
+    else:
+        assert isinstance(store, MirroredStore)
+        on_every_node(lambda: store.prepare_node(iteration))
     missing: list[int] = from_rank_zero(
         lambda: sorted(set(store.missing_units(iteration, len(units))) & set(wanted))
     )

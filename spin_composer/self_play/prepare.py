@@ -10,6 +10,8 @@ import re
 import shutil
 import time
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
+from pathlib import Path
 from typing import Any
 
 from spin_composer.errors import EnvironmentFailure, StoreError
@@ -129,11 +131,17 @@ def _sweep(store: Store, iteration: int) -> None:
     now = time.time()
     for place in (store.root, folder, folder / "units"):
         for path in list(place.iterdir()) if place.exists() else []:
-            if _ASIDE.fullmatch(path.name) and now - path.stat().st_mtime > _ASIDE_SECONDS:
-                if path.is_dir():
-                    shutil.rmtree(path, ignore_errors=True)
-                else:
-                    path.unlink(missing_ok=True)
+            if _ASIDE.fullmatch(path.name):
+                with suppress(FileNotFoundError):  # a job beside this run has just renamed it
+                    if now - path.stat().st_mtime > _ASIDE_SECONDS:
+                        _remove(path)
+
+
+def _remove(path: Path) -> None:
+    if path.is_dir():
+        shutil.rmtree(path, ignore_errors=True)
+    else:
+        path.unlink(missing_ok=True)
 
 
 def _shown(num_bytes: float) -> str:

@@ -10,13 +10,16 @@ import time
 import uuid
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from composer.utils import dist
 from torch.distributed import HashStore
 from torch.distributed.distributed_c10d import _get_default_store
 
 from spin_composer.errors import StoreError
+from spin_composer.exits import explain, rebuilt
+
+T = TypeVar("T")
 
 POLL_SECONDS = 0.2
 _FIRST_POLL_SECONDS = 0.002
@@ -47,12 +50,13 @@ def polls() -> Iterator[None]:
 def from_rank_zero(make: Callable[[], Any]) -> Any:
     """Return rank 0's value on every rank, however long it takes to make; a collective.
 
-    What it raises is raised on every rank: raised on rank 0 alone, it would leave the others
-    waiting.
+    What it raises is raised on every rank, on the others by its kind and words: raised on rank 0
+    alone, it would leave them waiting.
     """
     if not dist.is_initialized() or dist.get_world_size() == 1:
         return make()
     outcome: list[Any] = [None, None]
+    raised: Exception | None = None
     store = key_value_store()
     key = [f"spin/{uuid.uuid4()}"]
     dist.broadcast_object_list(key, src=0)
@@ -60,7 +64,7 @@ def from_rank_zero(make: Callable[[], Any]) -> Any:
         try:
             outcome[0] = make()
         except Exception as error:
-            outcome[1] = error
+            raised, outcome[1] = error, explain(error) or (1, f"rank 0 failed: {error!r}")
         store.set(key[0], "made")
     else:
         wait = polls()
@@ -68,8 +72,26 @@ def from_rank_zero(make: Callable[[], Any]) -> Any:
             next(wait)
     dist.broadcast_object_list(outcome, src=0)
     if outcome[1] is not None:
-        raise outcome[1]
+        raise raised or rebuilt(*outcome[1])
     return outcome[0]
+
+
+def on_all_ranks(make: Callable[[], T]) -> T:
+    """Return what ``make`` returns on this rank, if it returns on all; a collective.
+
+    What it raises is raised there; the other ranks, which would wait for that one, raise its words.
+    """
+    failure: Exception | None = None
+    made: list[T] = []
+    try:
+        made.append(make())
+    except Exception as error:
+        failure = error
+    said = None if failure is None else explain(failure) or (1, repr(failure))
+    for rank, other in enumerate(dist.all_gather_object(said)):
+        if other is not None:
+            raise failure or rebuilt(other[0], f"rank {rank} failed: {other[1]}")
+    return made[0]
 
 
 def check_shared(root: Path) -> None:

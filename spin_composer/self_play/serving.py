@@ -14,7 +14,7 @@ from composer.utils import dist
 
 from spin_composer.self_play.engine import Engine, Ids, Response
 from spin_composer.self_play.http_client import HTTPClient
-from spin_composer.self_play.ranks import from_rank_zero
+from spin_composer.self_play.ranks import from_rank_zero, on_all_ranks
 from spin_composer.self_play.server_process import free_port, run_to_end, running
 from spin_composer.server_settings import ServerSettings
 
@@ -71,7 +71,7 @@ def served(
             return url
 
         url = from_rank_zero(start)
-        yield make_engine(url, checks[0] if checks else lambda: None)
+        yield on_all_ranks(lambda: make_engine(url, checks[0] if checks else lambda: None))
     if dist.get_global_rank() == 0 and not settings.keep_export:
         shutil.rmtree(opponent.folder, ignore_errors=True)
 

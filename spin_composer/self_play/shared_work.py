@@ -10,13 +10,11 @@ from contextlib import suppress
 
 from composer.utils import dist
 
-from spin_composer.errors import EnvironmentFailure, InputError, StoreError
-from spin_composer.exits import EXIT_ENVIRONMENT, EXIT_INPUT, EXIT_STORE, explain
+from spin_composer.exits import EXIT_ENVIRONMENT, explain, rebuilt
 from spin_composer.self_play.ranks import from_rank_zero, key_value_store, polls
 
 BEAT_SECONDS = 5.0
 SILENT_SECONDS = 180.0
-_KINDS = {EXIT_INPUT: InputError, EXIT_STORE: StoreError, EXIT_ENVIRONMENT: EnvironmentFailure}
 
 
 class SharedWork:
@@ -70,6 +68,7 @@ class SharedWork:
         while self._store.add(f"{self._key}/done", 0) < self.count:
             self.check()
             next(wait)
+        self._show()
 
     def check(self) -> None:
         """Raise if another rank has failed: what it raised where a user can mend that.
@@ -82,7 +81,7 @@ class SharedWork:
         failed = f"{self._key}/failed"
         if self._store.check([failed]):
             code, _, text = self._store.get(failed).decode().partition(" ")
-            raise _KINDS.get(int(code), RuntimeError)(text)
+            raise rebuilt(int(code), text)
 
     def __enter__(self) -> SharedWork:
         self._thread.start()

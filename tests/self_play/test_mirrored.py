@@ -158,15 +158,39 @@ def test_a_manifest_that_is_absent_or_damaged_is_named(a, b, s3):
         reopen(b)
 
 
-def test_a_local_folder_of_another_run_is_refused_and_not_uploaded(a, s3, tmp_path):
+def test_a_node_whose_folder_is_another_runs_sets_it_aside_and_uploads_none_of_it(a, s3, tmp_path):
     (tmp_path / "c").mkdir()
     shutil.copytree(a.root / "iter-000", tmp_path / "c/iter-000")
     path = tmp_path / "c/iter-000/manifest.json"
     path.write_text(json.dumps({**json.loads(path.read_text()), "seed": 4}))
     before = s3.names()
-    with pytest.raises(StoreError, match=r"c/iter-000 was played by another run"):
-        reopen(node(tmp_path, "c"))
+    c = node(tmp_path, "c")
+    c.prepare_node(0)
+    assert (tmp_path / "c/iter-000.set-aside-1/units/unit-00000").is_dir()
+    assert c.manifest(0) == a.manifest(0)
+    assert not c.take_up_unit(0, 2)
     assert s3.names() == before
+
+
+def test_after_a_kill_any_node_may_be_the_first(a, b):
+    b.prepare_node(0)
+    commit(b, 2, make_rows(3, seed=3))
+    reopen(b)  # b is now rank 0's
+    bring(b, 3)
+    assert plain(list(b.read_unit(0, 2))) == plain(make_rows(3, seed=3))
+    assert not list(b.root.glob("*.set-aside*"))
+
+
+def test_nothing_is_made_on_a_node_before_the_iteration_is_open(s3, tmp_path):
+    with pytest.raises(StoreError, match=r"manifest\.json is missing"):
+        node(tmp_path, "d").prepare_node(0)
+
+
+def test_an_opponent_that_another_job_opened_meanwhile_is_found_before_training(a, s3):
+    key = f"{PREFIX}/manifest.json"
+    s3.write(key, json.dumps({**json.loads(s3.read(key)), "opponent": "other"}).encode())
+    with pytest.raises(StoreError, match=r"it differs in opponent"):
+        a.choose(0, 2, "")
 
 
 # --- damage -------------------------------------------------------------------------------------
@@ -191,7 +215,12 @@ def damage_marker(s3: S3) -> None:
     s3.write(f"{PREFIX}/done/unit-00001-{making(s3, 1)}.json", b'{"files": {}}')
 
 
-DAMAGES = [damage_object, truncate_object, lose_object, damage_marker]
+def damage_marker_beyond_ascii(s3: S3) -> None:
+    key = f"{PREFIX}/done/unit-00001-{making(s3, 1)}.json"
+    s3.write(key, s3.read(key).replace(b'"pairs"', b'"\xf0airs"'))
+
+
+DAMAGES = [damage_object, truncate_object, lose_object, damage_marker, damage_marker_beyond_ascii]
 
 
 @pytest.mark.parametrize("damage", DAMAGES)
@@ -237,6 +266,25 @@ def test_a_damaged_copy_on_a_node_is_brought_again(a, damage):
     bring(a)
     assert plain(list(a.read_unit(0, 1))) == plain(make_rows(4, seed=2))
     assert (a.folder(0) / "set-aside/unit-00001-1").is_dir()
+
+
+@pytest.mark.parametrize("damage", [flip, truncate])
+def test_a_unit_damaged_before_its_upload_is_made_again(a, s3, damage):
+    commit(a, 2, make_rows(3, seed=3))
+    for unit in (1, 2):
+        s3.delete(f"{PREFIX}/done/unit-{unit:05d}-{making(s3, unit)}.json")
+    damage(a)  # unit 1
+    assert not a.take_up_unit(0, 1)
+    assert a.take_up_unit(0, 2)
+    commit(a, 1, make_rows(4, seed=2))
+    bring(a, 3)
+    assert plain(list(a.read_unit(0, 1))) == plain(make_rows(4, seed=2))
+
+
+def test_repair_leaves_whole_copies_of_a_node_where_they_are(a):
+    for _ in range(2):
+        reopen(a, repair=True)
+    assert not (a.folder(0) / "set-aside").exists()
 
 
 def test_a_missing_unit_is_named_with_the_remedy(a):
