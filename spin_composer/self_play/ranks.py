@@ -71,9 +71,10 @@ def from_rank_zero(make: Callable[[], Any]) -> Any:
         while not store.check(key):
             next(wait)
     dist.broadcast_object_list(outcome, src=0)
-    if outcome[1] is not None:
-        raise raised or rebuilt(*outcome[1])
-    return outcome[0]
+    value, failure = outcome
+    if failure is not None:
+        raise raised or rebuilt(*failure)
+    return value
 
 
 def on_all_ranks(make: Callable[[], T]) -> T:
