@@ -175,7 +175,7 @@ def exact_chances(model: Any, prompt: np.ndarray, length: int, vocab: int) -> di
     return chances
 
 
-@pytest.mark.parametrize("path", ["loop", "generate"])
+@pytest.mark.parametrize("path", ["loop", pytest.param("generate", marks=pytest.mark.slow)])
 def test_whole_responses_have_their_exact_probabilities(path: str, by_generate: Any) -> None:
     vocab, length, count = 5, 3, 3000
     model = tiny_model("llama", vocab_size=vocab)

@@ -56,12 +56,9 @@ def play(rank: int, family: str, dtype: torch.dtype, port: int, results: Any) ->
     dist.destroy_process_group()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
-    ("family", "dtype"),
-    [
-        ("llama", torch.float32),
-        pytest.param("qwen2", torch.bfloat16, marks=pytest.mark.slow),
-    ],
+    ("family", "dtype"), [("llama", torch.float32), ("qwen2", torch.bfloat16)]
 )
 def test_a_rank_answers_alone_what_one_process_answers(family: str, dtype: torch.dtype) -> None:
     results = spawn(play, family, dtype)

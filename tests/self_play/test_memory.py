@@ -49,7 +49,7 @@ CASES = {
 }
 
 
-QUICK = (("llama", torch.bfloat16), ("long_prompts", None), ("vocabulary", None), ("gpt2", None))
+QUICK = (("llama", torch.bfloat16), ("gpt2", None))
 BOUNDS = [
     pytest.param(case, dtype, marks=() if (case, dtype) in QUICK else pytest.mark.slow)
     for case in CASES
