@@ -11,7 +11,7 @@ from fixtures.yaml_run import save_model, tiny_config, write_config
 from spin_composer.errors import InputError, PlayDone
 from spin_composer.play_job import job_config, play
 from spin_composer.settings import PlayOnly, SpinSettings
-from spin_composer.train import train
+from spin_composer.train import read_yaml, train
 
 NUM_UNITS = {0: 5, 1: 10}
 """24 rows in units of 5; iteration 1 replays iteration 0."""
@@ -90,6 +90,22 @@ def test_a_checkpoint_of_another_iteration_is_refused(tmp_path, model, whole):
     with pytest.raises(InputError, match=r"iteration 1 is to be played, but .* iteration 2"):
         play(yaml, [f"load_path={last}"], 1, "all")
     assert not (tmp_path / "self-play").exists()
+
+
+def test_sharded_checkpoints_are_refused_on_one_process(tmp_path, model):
+    config = tiny_config(tmp_path, model)
+    sharded = tmp_path / "checkpoints/ep2-ba12"
+    sharded.mkdir(parents=True)
+    (sharded / ".metadata").write_bytes(b"not empty")
+    settings = SpinSettings(**config["algorithms"]["spin"])
+    with pytest.raises(InputError, match=r"ep2-ba12 is sharded, and one process reads full"):
+        job_config(config, settings, PlayOnly(1), "run.yaml", False)
+
+
+def test_messages_name_of_a_setting_works_on_the_command_line(tmp_path, model):
+    yaml = write_config(tiny_config(tmp_path, model), tmp_path / "run.yaml")
+    spin = read_yaml(yaml, ["spin.repair=true", "seed=3"]).algorithms.spin
+    assert (spin.repair, spin.unit_size) == (True, 5)
 
 
 @pytest.mark.parametrize(

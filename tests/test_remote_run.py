@@ -108,14 +108,16 @@ def test_an_object_store_that_fails_in_play_exits_4_and_the_same_command_goes_on
     assert weights(tmp_path, epoch=2) == weights(whole, epoch=2)
 
 
-def node(tmp_path: Path, rank: int, port: int, yaml: Path, s3: S3) -> subprocess.Popen[str]:
-    """Start a node of one rank, whose folder ``local`` and shared memory are its own."""
+def node(
+    tmp_path: Path, rank: int, port: int, s3: S3, *arguments: str
+) -> subprocess.Popen[str]:
+    """Start python on a node of one rank, whose folder ``local`` and shared memory are its own."""
     own = tmp_path / f"node-{rank}"
     own.mkdir(exist_ok=True)
     (tmp_path / "local").mkdir(exist_ok=True)
     *unshare, mount, name = OWN_SHM
     mount = mount.replace("exec", f"mount --bind {own} {tmp_path / 'local'} && exec")
-    command = [*unshare, mount, name, sys.executable, "-m", "spin_composer.train"]
+    command = [*unshare, mount, name, sys.executable]
     environment = {
         **os.environ, **s3.environment, "FSDP_VERSION": "2", "OMP_NUM_THREADS": "1",
         "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "RANK": str(rank),
@@ -125,9 +127,14 @@ def node(tmp_path: Path, rank: int, port: int, yaml: Path, s3: S3) -> subprocess
     scratch.mkdir(exist_ok=True)
     with open(tmp_path / f"output-{rank}.txt", "a") as output:
         return subprocess.Popen(
-            [*command, str(yaml)], cwd=scratch, env=environment, text=True,
+            [*command, *arguments], cwd=scratch, env=environment, text=True,
             stdout=output, stderr=subprocess.STDOUT, start_new_session=True,
         )  # fmt: skip
+
+
+def two_nodes(tmp_path: Path, s3: S3, *arguments: str) -> list[subprocess.Popen[str]]:
+    port = free_port()
+    return [node(tmp_path, rank, port, s3, *arguments) for rank in range(2)]
 
 
 @pytest.mark.slow
@@ -137,7 +144,7 @@ def test_two_nodes_with_folders_of_their_own_share_a_store(tmp_path, s3, model):
     yaml = remote_yaml(tmp_path, model, run_name="nodes")
     text = yaml.read_text().replace(str(tmp_path / "self-play"), str(tmp_path / "local/self-play"))
     yaml.write_text(text)
-    nodes = [node(tmp_path, rank, port, yaml, s3) for port in [free_port()] for rank in range(2)]
+    nodes = two_nodes(tmp_path, s3, "-m", "spin_composer.train", str(yaml))
     deadline = time.monotonic() + 400
     while len(s3.names("nodes/self-play/iter-000/done/")) < 2 and time.monotonic() < deadline:
         time.sleep(0.05)
@@ -147,7 +154,7 @@ def test_two_nodes_with_folders_of_their_own_share_a_store(tmp_path, s3, model):
     made = s3.names("nodes/self-play/iter-000/done/")
     assert 2 <= len(made) < 5, (tmp_path / "output-0.txt").read_text()[-3000:]
     shutil.rmtree(tmp_path / "node-1")  # and node 1 is replaced by a new machine
-    nodes = [node(tmp_path, rank, port, yaml, s3) for port in [free_port()] for rank in range(2)]
+    nodes = two_nodes(tmp_path, s3, "-m", "spin_composer.train", str(yaml))
     codes = [process.wait(timeout=400) for process in nodes]
     said = [(tmp_path / f"output-{rank}.txt").read_text()[-3000:] for rank in range(2)]
     assert codes == [0, 0], "\n".join(said)
@@ -156,3 +163,24 @@ def test_two_nodes_with_folders_of_their_own_share_a_store(tmp_path, s3, model):
     assert stores[0] == stores[1]
     assert len({name.split("/units/")[0] for name in stores[0]}) == 2
     assert (tmp_path / "checkpoints/huggingface/ep4/model.safetensors").exists()
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(900)
+@pytest.mark.skipif(not can_have_own_shm(), reason="needs user namespaces (unshare -rm)")
+def test_a_job_on_two_nodes_plays_what_a_run_elsewhere_trains_on(tmp_path, s3, model, whole):
+    yaml = remote_yaml(tmp_path, model, run_name="job")
+    text = yaml.read_text().replace(str(tmp_path / "self-play"), str(tmp_path / "local/self-play"))
+    (tmp_path / "job.yaml").write_text(text)
+    code = "from spin_composer.cli import main; import sys; sys.argv[1:] = ['play', "
+    code += f"'{tmp_path / 'job.yaml'}', '--iteration', '0', '--units', '0:4']; main()"
+    nodes = two_nodes(tmp_path, s3, "-c", code)
+    codes = [process.wait(timeout=400) for process in nodes]
+    said = [(tmp_path / f"output-{rank}.txt").read_text()[-3000:] for rank in range(2)]
+    assert codes == [0, 0], "\n".join(said)
+    assert "4 units made, 0 were there, of the 4 asked for; it has 5" in said[1]
+    done = s3.names("job/self-play/iter-000/done/")
+    assert len(done) == 4
+    assert main([str(yaml)]) == 0
+    assert set(done) <= set(s3.names("job/self-play/iter-000/done/"))
+    assert weights(tmp_path) == weights(whole)

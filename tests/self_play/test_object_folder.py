@@ -7,7 +7,7 @@ from collections import Counter
 import pytest
 from fixtures.s3 import BUCKET, s3_server
 
-from spin_composer.errors import EnvironmentFailure
+from spin_composer.errors import EnvironmentFailure, InputError
 from spin_composer.self_play import object_folder
 from spin_composer.self_play.object_folder import ObjectFolder
 
@@ -80,6 +80,13 @@ def test_a_bucket_that_does_not_exist_is_said_at_once(s3):
     with pytest.raises(EnvironmentFailure, match=r"cannot be listed.*See that the bucket exists"):
         folder.names()
     assert len(s3.requests) < 8  # the client may look for its region; nothing was tried again
+
+
+def test_another_kind_of_store_is_refused_before_anything_is_asked(s3):
+    before = len(s3.requests)
+    with pytest.raises(InputError, match=r"URL must be one of s3://, gs://, oci://, got 'hdfs://"):
+        ObjectFolder("hdfs://name/x")
+    assert len(s3.requests) == before
 
 
 def test_missing_credentials_are_said_at_once(s3, monkeypatch):

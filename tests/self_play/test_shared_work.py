@@ -7,6 +7,7 @@ import multiprocessing
 import os
 import signal
 import socket
+import threading
 import time
 from collections.abc import Callable
 from typing import Any
@@ -16,7 +17,7 @@ import torch.distributed as torch_dist
 
 from spin_composer.errors import EnvironmentFailure, StoreError
 from spin_composer.exits import explain
-from spin_composer.self_play.ranks import from_rank_zero
+from spin_composer.self_play.ranks import from_rank_zero, on_all_ranks
 from spin_composer.self_play.shared_work import SharedWork, on_every_node
 
 PATIENCE_SECONDS = 120
@@ -168,6 +169,42 @@ def die_on_rank_zero(rank: int) -> None:
 def test_the_death_of_rank_zero_is_the_environments_failure() -> None:
     _, said, code = on_ranks(die_on_rank_zero, wanted=1)[1]
     assert code == 4, said
+
+
+class Unpicklable(Exception):
+    def __init__(self) -> None:
+        super().__init__("odd")
+        self.lock = threading.Lock()
+
+
+def raise_what_cannot_travel(rank: int) -> None:
+    def make() -> None:
+        raise Unpicklable
+
+    from_rank_zero(make)
+
+
+def test_an_error_that_cannot_be_sent_is_known_to_all_ranks() -> None:
+    found = on_ranks(raise_what_cannot_travel)
+    assert found[0][0] == "Unpicklable"
+    assert found[1] == ("RuntimeError", "rank 0 failed: Unpicklable('odd')", 1)
+
+
+def make_on_one_rank_only(rank: int) -> str:
+    def make() -> str:
+        if rank == 1:
+            raise EnvironmentFailure("gpu7 cannot be reached. Set a host.")
+        return "made"
+
+    return on_all_ranks(make)
+
+
+def test_what_one_rank_cannot_make_ends_the_others_at_once() -> None:
+    found = on_ranks(make_on_one_rank_only)
+    said = "gpu7 cannot be reached. Set a host."
+    assert found[1] == ("EnvironmentFailure", said, 4)
+    assert found[0] == ("EnvironmentFailure", f"rank 1 failed: {said}", 4)
+    assert on_all_ranks(lambda: "made") == "made"  # alone
 
 
 def slow_but_alive(rank: int) -> bool:
