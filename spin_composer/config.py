@@ -10,8 +10,9 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from spin_composer.data.config import check_loader_keys, read_config
+from spin_composer.data.config import DatasetConfig, check_loader_keys, read_config
 from spin_composer.errors import InputError, shown
+from spin_composer.eval_loaders import check_eval_loaders, route_eval_loaders
 from spin_composer.settings import SpinSettings, check_scheduler, count_iterations, fill, nearest
 
 _MODELS = {"hf_causal_lm": "hf_spin_lm", "mpt_causal_lm": "mpt_spin_lm"}
@@ -57,8 +58,11 @@ def transform(cfg: dict[str, Any]) -> dict[str, Any]:
         InputError: If a setting cannot work; see :func:`validate`.
     """
     if not is_spin(cfg):
+        check_eval_loaders(cfg, training=None)  # of SFT beside SPIN, measured alike
+        route_eval_loaders(cfg)
         return cfg
     validate(cfg)
+    route_eval_loaders(cfg)
     cfg.setdefault("eval_first", True)
     if cfg.get("save_folder") and not cfg.get("save_weights_only"):
         callbacks = cfg["callbacks"] = cfg.get("callbacks") or {}
@@ -111,8 +115,7 @@ def validate(cfg: Mapping[str, Any]) -> SpinSettings:
     settings.check_iterations(count_iterations(cfg.get("max_duration"), epochs))
     _check_model(_section(cfg, "model"))
     _check_scheduler(_section(cfg, "scheduler"))
-    _check_loader(_section(cfg, "train_loader"))
-    _check_eval_loaders(cfg.get("eval_loader") or cfg.get("eval_loaders"))
+    check_eval_loaders(cfg, _check_loader(_section(cfg, "train_loader")))
     _section(cfg, "tokenizer")
     _section(cfg, "optimizer")
     subset = cfg.get("train_subset_num_batches", -1)
@@ -189,16 +192,7 @@ def _check_scheduler(scheduler: Mapping[str, Any]) -> None:
     check_scheduler(**{key: value for key, value in scheduler.items() if key != "name"})
 
 
-def _check_eval_loaders(given: Any) -> None:
-    for loader in given if isinstance(given, list) else [given or {}]:
-        if isinstance(loader, Mapping) and loader.get("name") == "spin":
-            raise InputError(
-                "eval_loader.name=spin gives no batches to evaluate. Use name: finetuning with "
-                "held-out rows."
-            )
-
-
-def _check_loader(loader: Mapping[str, Any]) -> None:
+def _check_loader(loader: Mapping[str, Any]) -> DatasetConfig:
     if loader["name"] != "spin":
         raise InputError(
             f"train_loader.name={loader['name']} gives no prompts to play. Use name: spin; the "
@@ -211,4 +205,4 @@ def _check_loader(loader: Mapping[str, Any]) -> None:
             f"train_loader.dataset must be a mapping that names the data, got {shown(dataset)}. "
             "Give it the dataset block of an SFT YAML (hf_name or local/remote, max_seq_len, ...)."
         )
-    read_config(dataset)
+    return read_config(dataset)

@@ -20,7 +20,10 @@ LAYERS: tuple[frozenset[str], ...] = (
     frozenset({"errors", "exits", "checks", "server_settings", "settings", "save_folder"}),
     frozenset({"data", "loss", "head", "dropout", "logprobs", "metrics", "report"}),
     frozenset({"model", "self_play"}),
-    frozenset({"schedule", "start_checks", "engines", "iteration", "books", "algorithm", "config"}),
+    frozenset(
+        {"schedule", "start_checks", "engines", "iteration", "books", "algorithm", "config"}
+        | {"eval_loaders"}
+    ),
     frozenset({"train", "status", "play_job", "demo", "cli", "__main__"}),
 )
 LAYER_OF = {name: number for number, names in enumerate(LAYERS) for name in names}

@@ -156,8 +156,8 @@ def read_config(dataset: Mapping[str, Any], where: str = "train_loader.dataset")
     return config
 
 
-def check_loader_keys(given: Iterable[str]) -> None:
-    """Refuse keys that the ``train_loader`` block does not have.
+def check_loader_keys(given: Iterable[str], where: str = "train_loader") -> None:
+    """Refuse keys that the block of a loader ``spin`` does not have.
 
     Raises:
         InputError: Names the key and the nearest known one.
@@ -166,7 +166,7 @@ def check_loader_keys(given: Iterable[str]) -> None:
         if key not in LOADER_KEYS:
             near = difflib.get_close_matches(key, LOADER_KEYS, n=1)
             hint = f"Did you mean {near[0]}?" if near else f"Known: {', '.join(LOADER_KEYS)}."
-            raise InputError(f"train_loader.{key}: no such key. {hint}")
+            raise InputError(f"{where}.{key}: no such key. {hint}")
 
 
 def _plain(value: Any) -> Any:

@@ -1,7 +1,8 @@
 """The ``spin`` data loader: what a YAML's ``train_loader`` block builds.
 
 It carries the SFT examples to the algorithm ``spin``, which swaps it for a loader of pairs before
-the first batch. Its own batches must never be trained on, so making one is an error.
+the first batch. Its own batches must never be trained on, so making one is an error. As an
+``eval_loader`` it makes batches of held-out rows, of the same ids as training's.
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ from torch.utils.data import DataLoader
 
 from spin_composer.data.config import check_loader_keys, read_config
 from spin_composer.data.examples import Example, ExampleDataset
+from spin_composer.data.held_out import HeldOutRows, held_out_collator, held_out_data_spec
 from spin_composer.data.pairs import num_pairs, num_tokens, split_pairs
 from spin_composer.data.sources import read_rows
 from spin_composer.data.tokenise import build_examples
@@ -38,6 +40,7 @@ def build_spin_dataloader(
     prefetch_factor: int | None = 2,
     persistent_workers: bool = True,
     timeout: float = 0,
+    evaluation: bool = False,
     **unknown: Any,
 ) -> DataSpec:
     """Read and tokenise the SFT data, and wrap it for Composer's Trainer and the algorithm.
@@ -55,6 +58,8 @@ def build_spin_dataloader(
         prefetch_factor: As of torch's DataLoader.
         persistent_workers: As of torch's DataLoader.
         timeout: As of torch's DataLoader, in seconds.
+        evaluation: Make what :func:`build_spin_eval_dataloader` does; the config transform sets it
+            in an ``eval_loader`` of the name ``spin``.
         unknown: Nothing: any other key is an error.
 
     Returns:
@@ -64,30 +69,31 @@ def build_spin_dataloader(
     Raises:
         InputError: A setting, file or row that cannot work.
     """
-    check_loader_keys(unknown)
+    where = "eval_loader" if evaluation else "train_loader"
+    check_loader_keys(unknown, where)
     if tokenizer is None:
         raise InputError("tokenizer=None: SPIN's data needs the model's tokenizer. Give one.")
     if not isinstance(dataset, Mapping):
         raise InputError(
-            f"train_loader.dataset={shown(dataset)}: it names no data. Give it the dataset block "
+            f"{where}.dataset={shown(dataset)}: it names no data. Give it the dataset block "
             "of an SFT YAML (hf_name or local/remote, max_seq_len, ...)."
         )
-    size = int(device_batch_size)
-    if size != device_batch_size or size < 1:
-        raise InputError(
-            f"device_batch_size={device_batch_size} must be a whole number of pairs, 1 or more. "
-            "Set global_train_batch_size to a multiple of the number of ranks."
-        )
+    size = _batch_size(device_batch_size, evaluation)
     start = time.monotonic()
-    config = read_config(dataset)
-    examples = build_examples(read_rows(config), tokenizer, config)
+    examples = _examples(dataset, tokenizer, where)
     log.info("SPIN data: %d examples in %.1f s.", len(examples), time.monotonic() - start)
+    if evaluation and drop_last and len(examples) < size * dist.get_world_size():
+        raise InputError(
+            f"eval_loader.drop_last=true leaves none of the {len(examples)} rows: a batch of all "
+            f"ranks has {size * dist.get_world_size()}. Set it to false."
+        )
     loader = DataLoader(
-        examples,
+        HeldOutRows(examples) if evaluation else examples,
         batch_size=size,
+        # Makes ranks take equally many; the Trainer's evaluation leaves out what it repeats for it.
         sampler=dist.get_sampler(examples, shuffle=False, drop_last=drop_last),
         drop_last=drop_last,
-        collate_fn=refuse_to_train,
+        collate_fn=held_out_collator(tokenizer) if evaluation else refuse_to_train,
         num_workers=num_workers,
         pin_memory=pin_memory,
         timeout=timeout,
@@ -95,7 +101,59 @@ def build_spin_dataloader(
         prefetch_factor=prefetch_factor if num_workers else None,
         persistent_workers=persistent_workers and num_workers > 0,
     )
-    return pair_data_spec(loader)
+    return held_out_data_spec(loader) if evaluation else pair_data_spec(loader)
+
+
+def build_spin_eval_dataloader(
+    tokenizer: PreTrainedTokenizerBase | None,
+    device_batch_size: int | float,
+    dataset: Mapping[str, Any] | None = None,
+    **loader: Any,
+) -> DataSpec:
+    """Read and tokenise held-out rows into the ids that training has of such rows.
+
+    For ``Trainer(eval_dataloader=...)``: ``metrics/eval/LanguageCrossEntropy`` is then the mean
+    negative log-likelihood per response token, stop token included, over all rows and ranks.
+
+    Args:
+        tokenizer: The model's tokenizer.
+        device_batch_size: Rows in a rank's batch.
+        dataset: The ``dataset:`` block, as of :func:`build_spin_dataloader`; what changes the ids
+            must be as it is there.
+        loader: ``num_workers``, ``drop_last`` and so on, as of :func:`build_spin_dataloader`.
+
+    Returns:
+        A DataSpec of SFT batches: ``input_ids``, ``labels``, ``attention_mask``.
+
+    Raises:
+        InputError: A setting, file or row that cannot work.
+    """
+    return build_spin_dataloader(tokenizer, device_batch_size, dataset, **loader, evaluation=True)
+
+
+def _batch_size(given: int | float, evaluation: bool) -> int:
+    if not isinstance(given, (int, float)) or int(given) != given or given < 1:
+        what, setting = ("pairs", "global_train_batch_size to a multiple of the number of ranks")
+        if evaluation:
+            what, setting = "rows", "device_eval_batch_size"
+        raise InputError(
+            f"device_batch_size={shown(given)} must be a whole number of {what}, 1 or more. "
+            f"Set {setting}."
+        )
+    return int(given)
+
+
+def _examples(
+    dataset: Mapping[str, Any], tokenizer: PreTrainedTokenizerBase, where: str
+) -> ExampleDataset:
+    try:
+        config = read_config(dataset, f"{where}.dataset")
+        return build_examples(read_rows(config), tokenizer, config)
+    except InputError as error:
+        if where == "train_loader":
+            raise
+        # Messages about rows name the block that they are usually of.
+        raise InputError(str(error).replace("train_loader.", f"{where}.")) from error
 
 
 def pair_data_spec(loader: DataLoader) -> DataSpec:
