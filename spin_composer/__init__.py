@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from spin_composer.algorithm import SPIN
-    from spin_composer.data.loader import build_spin_dataloader, build_spin_eval_dataloader
+    from spin_composer.data.loader import build_spin_dataloader, build_spin_evaluator
     from spin_composer.model import HFSpinLM, MPTSpinLM
     from spin_composer.schedule import SpinScheduler
 
@@ -23,7 +23,7 @@ _EXPORTS = {
     "HFSpinLM": "spin_composer.model",
     "MPTSpinLM": "spin_composer.model",
     "build_spin_dataloader": "spin_composer.data.loader",
-    "build_spin_eval_dataloader": "spin_composer.data.loader",
+    "build_spin_evaluator": "spin_composer.data.loader",
 }
 
 __all__ = [
@@ -33,7 +33,7 @@ __all__ = [
     "SpinScheduler",
     "__version__",
     "build_spin_dataloader",
-    "build_spin_eval_dataloader",
+    "build_spin_evaluator",
 ]
 
 

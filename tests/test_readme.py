@@ -57,13 +57,17 @@ def test_the_python_example_runs(tmp_path, monkeypatch):
     code = re.search(r"```python\n(.*?)```", README, re.DOTALL)[1]  # pyright: ignore
     model = save_model(tmp_path)
     rows = write_rows(tmp_path / "sft.jsonl")
+    write_rows(tmp_path / "heldout.jsonl", num_rows=7, seed=1)
     code = code.replace("alignment-handbook/zephyr-7b-sft-full", str(model))
     code = code.replace("sft.jsonl", str(rows)).replace("2048", "48")
     code = code.replace('"max_new_tokens": 512', '"max_new_tokens": 8')
     monkeypatch.chdir(tmp_path)
     names: dict = {}
     exec(code, names)  # the README's own lines
-    assert int(names["trainer"].state.timestamp.iteration) == 3
+    state = names["trainer"].state
+    assert int(state.timestamp.iteration) == 3
+    nll = float(state.eval_metrics["eval"]["LanguageCrossEntropy"].compute())
+    assert 0 < nll < 10
 
 
 @pytest.mark.parametrize(

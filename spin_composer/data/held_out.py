@@ -16,6 +16,8 @@ from torch.utils.data import DataLoader, Dataset
 
 from spin_composer.data.examples import Example, ExampleDataset
 
+METRICS = ("LanguageCrossEntropy", "LanguagePerplexity", "TokenAccuracy")
+"""Composer's and llm-foundry's, of the models' evaluation metrics those that SFT batches have."""
 IGNORED = -100
 """The label of a position that no likelihood is asked of; Composer's metrics leave it out."""
 

@@ -12,13 +12,18 @@ import time
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, NoReturn
 
-from composer.core import DataSpec
+from composer.core import DataSpec, Evaluator
 from composer.utils import dist
 from torch.utils.data import DataLoader
 
 from spin_composer.data.config import check_loader_keys, read_config
 from spin_composer.data.examples import Example, ExampleDataset
-from spin_composer.data.held_out import HeldOutRows, held_out_collator, held_out_data_spec
+from spin_composer.data.held_out import (
+    METRICS,
+    HeldOutRows,
+    held_out_collator,
+    held_out_data_spec,
+)
 from spin_composer.data.pairs import num_pairs, num_tokens, split_pairs
 from spin_composer.data.sources import read_rows
 from spin_composer.data.tokenise import build_examples
@@ -58,13 +63,13 @@ def build_spin_dataloader(
         prefetch_factor: As of torch's DataLoader.
         persistent_workers: As of torch's DataLoader.
         timeout: As of torch's DataLoader, in seconds.
-        evaluation: Make what :func:`build_spin_eval_dataloader` does; the config transform sets it
-            in an ``eval_loader`` of the name ``spin``.
+        evaluation: Make batches of held-out rows instead; the config transform sets it in an
+            ``eval_loader`` of the name ``spin``. In Python, see :func:`build_spin_evaluator`.
         unknown: Nothing: any other key is an error.
 
     Returns:
         A DataSpec whose ``dataloader.dataset`` is the ``ExampleDataset``, and which splits and
-        counts pair batches.
+        counts pair batches; for evaluation, one of SFT batches.
 
     Raises:
         InputError: A setting, file or row that cannot work.
@@ -104,15 +109,16 @@ def build_spin_dataloader(
     return held_out_data_spec(loader) if evaluation else pair_data_spec(loader)
 
 
-def build_spin_eval_dataloader(
+def build_spin_evaluator(
     tokenizer: PreTrainedTokenizerBase | None,
     device_batch_size: int | float,
     dataset: Mapping[str, Any] | None = None,
+    label: str = "eval",
     **loader: Any,
-) -> DataSpec:
+) -> Evaluator:
     """Read and tokenise held-out rows into the ids that training has of such rows.
 
-    For ``Trainer(eval_dataloader=...)``: ``metrics/eval/LanguageCrossEntropy`` is then the mean
+    For ``Trainer(eval_dataloader=...)``: ``metrics/<label>/LanguageCrossEntropy`` is then the mean
     negative log-likelihood per response token, stop token included, over all rows and ranks.
 
     Args:
@@ -120,15 +126,18 @@ def build_spin_eval_dataloader(
         device_batch_size: Rows in a rank's batch.
         dataset: The ``dataset:`` block, as of :func:`build_spin_dataloader`; what changes the ids
             must be as it is there.
+        label: Of the metrics.
         loader: ``num_workers``, ``drop_last`` and so on, as of :func:`build_spin_dataloader`.
 
     Returns:
-        A DataSpec of SFT batches: ``input_ids``, ``labels``, ``attention_mask``.
+        An Evaluator of SFT batches: ``input_ids``, ``labels``, ``attention_mask``. Without it, the
+        Trainer would ask these batches for llm-foundry's in-context learning metrics too.
 
     Raises:
         InputError: A setting, file or row that cannot work.
     """
-    return build_spin_dataloader(tokenizer, device_batch_size, dataset, **loader, evaluation=True)
+    spec = build_spin_dataloader(tokenizer, device_batch_size, dataset, **loader, evaluation=True)
+    return Evaluator(label=label, dataloader=spec, metric_names=list(METRICS))
 
 
 def _batch_size(given: int | float, evaluation: bool) -> int:

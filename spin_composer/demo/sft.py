@@ -68,8 +68,17 @@ def sft(
             "trust_remote_code": False,
         },
         "tokenizer": {"name": str(model), "kwargs": {"model_max_length": max_seq_len}},
-        "train_loader": _loader(train_rows, max_seq_len, shuffle=True),
-        "eval_loader": _loader(held_out_rows, max_seq_len, shuffle=False),
+        "train_loader": _train_loader(train_rows, max_seq_len),
+        "eval_loader": {
+            "name": "spin",  # the rows' ids as SPIN measures them
+            "dataset": {
+                "hf_name": str(held_out_rows),
+                "split": "train",
+                "max_seq_len": max_seq_len,
+            },
+            "num_workers": 0,
+            "pin_memory": False,
+        },
         "max_duration": duration,
         "eval_interval": duration,
         "optimizer": dict(optimizer),
@@ -99,7 +108,7 @@ def sft(
     return SftResult(folder, float(nll), int(time.batch), int(time.token))
 
 
-def _loader(rows: Path, max_seq_len: int, shuffle: bool) -> dict[str, Any]:
+def _train_loader(rows: Path, max_seq_len: int) -> dict[str, Any]:
     return {
         "name": "finetuning",
         "dataset": {
@@ -109,9 +118,9 @@ def _loader(rows: Path, max_seq_len: int, shuffle: bool) -> dict[str, Any]:
             "max_seq_len": max_seq_len,
             "decoder_only_format": True,
             "allow_pad_trimming": True,
-            "shuffle": shuffle,
+            "shuffle": True,
         },
-        "drop_last": shuffle,
+        "drop_last": True,
         "num_workers": 0,
         "pin_memory": False,
         "prefetch_factor": None,

@@ -11,7 +11,7 @@ import torch
 from composer import Trainer
 from composer.core import Evaluator
 
-from spin_composer import HFSpinLM, MPTSpinLM, build_spin_eval_dataloader
+from spin_composer import HFSpinLM, MPTSpinLM, build_spin_evaluator
 from spin_composer.data.held_out import IGNORED, HeldOutRows
 from spin_composer.data.loader import build_spin_dataloader, examples_of
 from spin_composer.errors import InputError
@@ -24,7 +24,7 @@ LENGTHS = [PLAIN[i % len(PLAIN)] | {"response": "She sold " * (1 + i) + "."} for
 
 def build(tokenizer, path, size=2, dataset=None, **loader):
     dataset = {"hf_name": str(path), "max_seq_len": 512, **(dataset or {})}
-    return build_spin_eval_dataloader(tokenizer, size, dataset, pin_memory=False, **loader)
+    return build_spin_evaluator(tokenizer, size, dataset, pin_memory=False, **loader).dataloader
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -33,7 +33,7 @@ def test_batches_hold_trainings_ids_and_ask_for_the_responses_only(any_tokenizer
     dataset = {"hf_name": str(path), "max_seq_len": 60, "max_prompt_len": 40}
     dataset |= {"truncate_prompt": "left"}
     trained = examples_of(build_spin_dataloader(any_tokenizer, 2, dataset, pin_memory=False))
-    spec = build_spin_eval_dataloader(any_tokenizer, 2, dataset, pin_memory=False)
+    spec = build_spin_evaluator(any_tokenizer, 2, dataset, pin_memory=False).dataloader
     rows = iter(trained)
     for batch in spec.dataloader:
         assert {(t.dtype, t.shape) for t in batch.values()} == {
@@ -115,9 +115,9 @@ def test_what_cannot_work_is_said_of_the_eval_loader(gpt2, jsonl):
     with pytest.raises(InputError, match=r"device_batch_size='auto' .*device_eval_batch_size"):
         build(gpt2, path, size="auto")
     with pytest.raises(InputError, match=r"eval_loader\.dataset=None"):
-        build_spin_eval_dataloader(gpt2, 1)
+        build_spin_evaluator(gpt2, 1)
     with pytest.raises(InputError, match=r"eval_loader\.dataset\.max_seq_len is not set"):
-        build_spin_eval_dataloader(gpt2, 1, {"hf_name": str(path)})
+        build_spin_evaluator(gpt2, 1, {"hf_name": str(path)})
     with pytest.raises(InputError, match=r"drop_last=true leaves none of the 4 rows"):
         build(gpt2, path, size=5, drop_last=True)
     too_long = {"max_seq_len": 4, "on_bad_row": "skip"}

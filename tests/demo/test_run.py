@@ -76,4 +76,4 @@ def test_yaml_of_the_demo_passes_the_checks_of_a_real_run():
     config = OmegaConf.to_container(read_yaml(run.YAML, ["variables.folder=elsewhere"]))
     settings = validate(config)
     assert settings.store == "elsewhere/spin/self-play"
-    assert config["eval_loader"]["dataset"]["hf_kwargs"]["data_files"].startswith("elsewhere/")
+    assert config["eval_loader"]["dataset"]["hf_name"].startswith("elsewhere/")
