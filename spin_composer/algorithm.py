@@ -16,6 +16,7 @@ from spin_composer.books import IterationLog
 from spin_composer.data.loader import examples_of
 from spin_composer.engines import check_engine, held_for_play
 from spin_composer.errors import InputError
+from spin_composer.first_batch import FirstBatchCheck
 from spin_composer.iteration import (
     Game,
     check_play_only,
@@ -31,7 +32,6 @@ from spin_composer.self_play.ranks import from_rank_zero, on_all_ranks
 from spin_composer.self_play.samples import keep_offline_wandb_offline
 from spin_composer.settings import SpinSettings, count_iterations, fill
 from spin_composer.start_checks import (
-    check_first_batch,
     check_lengths,
     check_writable,
     evaluate_at_iteration_ends,
@@ -48,8 +48,8 @@ class SPIN(Algorithm):
 
     In every iteration the policy is frozen as the opponent, answers the prompts of the SFT set,
     and is then trained to tell the real responses from the opponent's. Runs on
-    ``ITERATION_START`` (play), ``BATCH_START`` (learning rate), ``AFTER_FORWARD`` (the check of
-    an iteration's first batch) and ``ITERATION_END`` (books).
+    ``ITERATION_START`` (play), ``BATCH_START`` (learning rate), ``AFTER_FORWARD`` and
+    ``AFTER_TRAIN_BATCH`` (the check of an iteration's first batch) and ``ITERATION_END`` (books).
 
     Args:
         settings: The fields of :class:`~spin_composer.settings.SpinSettings` by keyword.
@@ -80,7 +80,7 @@ class SPIN(Algorithm):
         self.books = IterationLog()
         self._locks: list[StoreLock] = []
         self._saved: dict[str, Any] = {}
-        self._first_batch = False
+        self._first_batch = FirstBatchCheck()
         self._clock = 0.0
 
     def match(self, event: Event, state: State) -> bool:
@@ -99,7 +99,9 @@ class SPIN(Algorithm):
             Event.FIT_START: self._fit_start,
             Event.ITERATION_START: self._iteration_start,
             Event.BATCH_START: self._batch_start,
-            Event.AFTER_FORWARD: self._after_forward,
+            Event.BEFORE_TRAIN_BATCH: self._first_batch.before_train_batch,
+            Event.AFTER_FORWARD: self._first_batch.after_forward,
+            Event.AFTER_TRAIN_BATCH: self._first_batch.after_train_batch,
             Event.BATCH_END: self._batch_end,
             Event.ITERATION_END: self._iteration_end,
             Event.FIT_END: self._fit_end,
@@ -184,19 +186,11 @@ class SPIN(Algorithm):
         assert self.game is not None
         from_rank_zero(lambda: [lock.check() for lock in self._locks] and None)
         self.books.start(start_iteration(self.game, state, logger))
-        self._first_batch = True
+        self._first_batch.expect(self.game.noise)
 
     def _batch_start(self, state: State, logger: Logger) -> None:
         del logger
         refresh_learning_rates(state)
-
-    def _after_forward(self, state: State, logger: Logger) -> None:
-        if not self._first_batch:
-            return
-        assert self.game is not None
-        gap = check_first_batch(state.outputs, state.batch, self.game.noise, state)  # pyright: ignore
-        logger.log_metrics({"spin/first_batch_gap": gap})
-        self._first_batch = False
 
     def _batch_end(self, state: State, logger: Logger) -> None:
         del logger

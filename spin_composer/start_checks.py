@@ -1,4 +1,4 @@
-"""What must hold before, and at the first batch of, an iteration: checked, not assumed."""
+"""What must hold before a run and an iteration: checked, not assumed."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 from composer.callbacks import CheckpointSaver
-from composer.core import Event, Precision, State
+from composer.core import Event, State
 from composer.utils import dist, format_name_with_dist, format_name_with_dist_and_time
 from llmfoundry.callbacks.hf_checkpointer import HuggingFaceCheckpointer
 from torch.distributed.fsdp import FSDPModule
@@ -23,9 +23,6 @@ from spin_composer.settings import SpinSettings
 
 log = logging.getLogger(__name__)
 
-_FP32_TOLERANCE = 1e-5
-_LOW_PRECISION_TOLERANCE = 5e-3
-_NOISE_MULTIPLE = 4.0
 _CHECKED_TOKENS = 64
 
 
@@ -71,41 +68,6 @@ def head_check_batch(examples: ExampleDataset) -> dict[str, torch.Tensor]:
     first = examples[0]
     response = first.response[:_CHECKED_TOKENS]
     return collate_pairs([Pair(first.prompt[-_CHECKED_TOKENS:], response, response)])
-
-
-def check_first_batch(
-    outputs: dict[str, torch.Tensor], batch: dict[str, torch.Tensor], noise: float, state: State
-) -> float:
-    """Check that the policy equals the opponent at an iteration's first batch.
-
-    Args:
-        outputs: The model's: ``policy_logps`` [B, 2], ``lengths`` [B, 2].
-        batch: A pair batch with the opponent's sums.
-        noise: Of scoring, in nats per token, measured at play.
-        state: For the precision.
-
-    Returns:
-        Mean |policy - opponent| per token, in nats, of the first microbatch of all ranks.
-
-    Raises:
-        RuntimeError: If it exceeds the tolerance: wrong template, stale store, wrong checkpoint
-            or wrong reference.
-    """
-    gap = (outputs["policy_logps"].detach().double() - batch["opponent_logps"].double()).abs()
-    sums = torch.stack([gap.sum(), outputs["lengths"].sum().double()])
-    dist.all_reduce(sums)  # all ranks decide alike: one that raised alone would leave the others
-    per_token = float(sums[0] / sums[1])
-    floor = _FP32_TOLERANCE if state.precision == Precision.FP32 else _LOW_PRECISION_TOLERANCE
-    tolerance = max(floor, _NOISE_MULTIPLE * noise)
-    if not per_token <= tolerance:
-        raise RuntimeError(
-            f"iteration {int(state.timestamp.iteration)}: at its first batch the policy must equal "
-            f"the opponent, but their log-probs differ by {per_token:.3g} nats per token "
-            f"(tolerance {tolerance:.3g}). The store was scored with other weights, another "
-            "template or another precision than is trained: delete the iteration's folder and "
-            "start from the checkpoint at the iteration's start."
-        )
-    return per_token
 
 
 def check_writable(state: State) -> None:

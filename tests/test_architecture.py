@@ -23,6 +23,7 @@ LAYERS: tuple[frozenset[str], ...] = (
     frozenset(
         {"schedule", "start_checks", "engines", "iteration", "books", "algorithm", "config"}
         | {"eval_loaders"}
+        | {"first_batch"}
     ),
     frozenset({"train", "status", "play_job", "demo", "cli", "__main__"}),
 )

@@ -2,65 +2,18 @@
 
 from __future__ import annotations
 
-import datetime
-import multiprocessing
 import os
 import signal
-import socket
 import threading
 import time
-from collections.abc import Callable
 from typing import Any
 
 import pytest
-import torch.distributed as torch_dist
+from fixtures.ranks import on_ranks
 
 from spin_composer.errors import EnvironmentFailure, StoreError
-from spin_composer.exits import explain
 from spin_composer.self_play.ranks import from_rank_zero, on_all_ranks
 from spin_composer.self_play.shared_work import SharedWork, on_every_node
-
-PATIENCE_SECONDS = 120
-Body = Callable[[int], Any]
-
-
-def be_rank(rank: int, world_size: int, port: int, body: Body, results: Any) -> None:
-    os.environ.update(MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port), RANK=str(rank))
-    # Nodes of one rank each.
-    os.environ.update(WORLD_SIZE=str(world_size), LOCAL_WORLD_SIZE="1", LOCAL_RANK="0")
-    os.environ["NODE_RANK"] = str(rank)
-    torch_dist.init_process_group(
-        "gloo", rank=rank, world_size=world_size, timeout=datetime.timedelta(seconds=4)
-    )
-    try:
-        outcome = body(rank)
-    except Exception as error:
-        outcome = (type(error).__name__, str(error), (explain(error) or (1,))[0])
-    results.put((rank, outcome))
-    time.sleep(1.0)  # rank 0 holds the key-value store
-
-
-def on_ranks(body: Body, world_size: int = 2, wanted: int | None = None) -> dict[int, Any]:
-    """Run ``body`` on ranks of their own; return what it returned, or raised, on each."""
-    context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["spin_composer.self_play.shared_work"])
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-    results = context.Queue()
-    ranks = [
-        context.Process(target=be_rank, args=(rank, world_size, port, body, results), daemon=True)
-        for rank in range(world_size)
-    ]
-    for process in ranks:
-        process.start()
-    try:
-        count = world_size if wanted is None else wanted
-        return dict(results.get(timeout=PATIENCE_SECONDS) for _ in range(count))
-    finally:
-        for process in ranks:
-            process.kill()
-            process.join()
 
 
 def test_alone_a_process_does_every_piece_in_order() -> None:

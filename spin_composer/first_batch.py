@@ -1,0 +1,118 @@
+"""At an iteration's first batch the policy equals the opponent: measured, and decided together.
+
+Within a batch ranks may be at different places: with ``device_train_microbatch_size: auto`` one
+that runs out of memory leaves its forward or backward for Composer's own collectives, and would
+meet with ours there. So each rank measures alone, and all decide when all have done the batch.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from composer.core import Precision, State
+from composer.loggers import Logger
+from composer.trainer.trainer import OOM_FOUND_ON_OTHER_RANK
+from composer.utils import dist
+from torch import Tensor
+
+_FP32_TOLERANCE = 1e-5
+_LOW_PRECISION_TOLERANCE = 5e-3
+_NOISE_MULTIPLE = 4.0
+
+
+class FirstBatchCheck:
+    """Compares policy and opponent at the first microbatch of an iteration.
+
+    Its methods are called at Composer's events. Nothing has been learnt when it decides: the
+    optimizer's step comes after ``AFTER_TRAIN_BATCH``.
+    """
+
+    def __init__(self) -> None:
+        self.noise: float | None = None
+        """Of scoring, in nats per token; None when there is nothing to check."""
+        self._sums: Tensor | None = None
+
+    def expect(self, noise: float) -> None:
+        """Check the next batch. ``noise``: of scoring, in nats per token, measured at play."""
+        self.noise = noise
+
+    def before_train_batch(self, state: State, logger: Logger) -> None:
+        """Begin the batch, perhaps anew: one that ran out of memory is split finer."""
+        del state, logger
+        self._sums = None
+
+    def after_forward(self, state: State, logger: Logger) -> None:
+        """Measure the batch's first microbatch; no collective."""
+        del logger
+        if self.noise is not None and self._sums is None:
+            outputs: Any = state.outputs
+            self._sums = gap_sums(outputs, state.batch)
+
+    def after_train_batch(self, state: State, logger: Logger) -> None:
+        """Decide; a collective of an iteration's first batch.
+
+        Raises:
+            RuntimeError: See :func:`check_gap`.
+        """
+        if self.noise is None:
+            return
+        assert self._sums is not None
+        meet_after_backward(state)
+        dist.all_reduce(self._sums)
+        gap = check_gap(float(self._sums[0] / self._sums[1]), self.noise, state)
+        logger.log_metrics({"spin/first_batch_gap": gap})
+        self.noise = None
+
+
+def gap_sums(outputs: dict[str, Tensor], batch: dict[str, Tensor]) -> Tensor:
+    """Return the sum of |policy - opponent|, in nats, and of the tokens: [2], fp64.
+
+    Args:
+        outputs: The model's: ``policy_logps`` [B, 2], ``lengths`` [B, 2].
+        batch: A pair batch with the opponent's sums.
+    """
+    gap = (outputs["policy_logps"].detach().double() - batch["opponent_logps"].double()).abs()
+    return torch.stack([gap.sum(), outputs["lengths"].sum().double()])
+
+
+def check_gap(per_token: float, noise: float, state: State) -> float:
+    """Return the mean |policy - opponent| per token, in nats, if it is no more than noise.
+
+    Raises:
+        RuntimeError: If it exceeds the tolerance: wrong template, stale store, wrong checkpoint
+            or wrong reference.
+    """
+    floor = _FP32_TOLERANCE if state.precision == Precision.FP32 else _LOW_PRECISION_TOLERANCE
+    tolerance = max(floor, _NOISE_MULTIPLE * noise)
+    if not per_token <= tolerance:
+        raise RuntimeError(
+            f"iteration {int(state.timestamp.iteration)}: at its first batch the policy must equal "
+            f"the opponent, but their log-probs differ by {per_token:.3g} nats per token "
+            f"(tolerance {tolerance:.3g}). The store was scored with other weights, another "
+            "template or another precision than is trained: delete the iteration's folder and "
+            "start from the checkpoint at the iteration's start."
+        )
+    return per_token
+
+
+def meet_after_backward(state: State) -> None:
+    """Let a collective of ours at ``AFTER_TRAIN_BATCH`` meet only itself on other ranks.
+
+    With ``auto`` microbatching a rank that is out of memory waits in Composer's collectives, a
+    pair of them, until all are. Answered by the same pair, as each forward of Composer's does, it
+    waits on, and this rank leaves its batch too; if none is out of memory, all ranks are here.
+    A collective; nothing without ``auto``.
+
+    Raises:
+        RuntimeError: Composer's own, which the Trainer catches: another rank is out of memory.
+    """
+    if not state.auto_microbatching:
+        return
+    to_device = state.device.tensor_to_device
+    out_of_memory = to_device(torch.tensor([0], dtype=torch.uint8))
+    dist.all_reduce(out_of_memory, reduce_operation="MAX")
+    not_done = to_device(torch.tensor([0], dtype=torch.uint8))
+    dist.all_reduce(not_done, reduce_operation="MIN")
+    if out_of_memory.item():
+        raise RuntimeError(OOM_FOUND_ON_OTHER_RANK)
