@@ -14,8 +14,9 @@ from torch.utils.data import DataLoader
 from spin_composer.books import FILE_NAME as BOOKS
 from spin_composer.books import IterationLog
 from spin_composer.data.loader import examples_of
-from spin_composer.engines import check_engine, held_for_play
+from spin_composer.engines import check_engine
 from spin_composer.errors import InputError
+from spin_composer.exports import export_at_the_end, name_exports
 from spin_composer.first_batch import FirstBatchCheck
 from spin_composer.iteration import (
     Game,
@@ -26,6 +27,7 @@ from spin_composer.iteration import (
 )
 from spin_composer.model import SpinLM
 from spin_composer.schedule import refresh_learning_rates, require_spin_scheduler
+from spin_composer.self_play.gather import reshard
 from spin_composer.self_play.lock import StoreLock
 from spin_composer.self_play.places import lock_places, open_store
 from spin_composer.self_play.ranks import from_rank_zero, on_all_ranks
@@ -168,11 +170,14 @@ class SPIN(Algorithm):
         self.books.open(self.game.store.root, state)
         evaluate_at_iteration_ends(state, self.settings.epochs_per_iteration)
         save_at_iteration_ends(state, self.settings.epochs_per_iteration)
+        export_at_the_end(state)
+        name_exports(state)
         mend_gloo_average(state)
         precision = get_precision_context(state.precision, state.precision_config)
-        with held_for_play(self.settings.generation, composer_model(state)), precision:
+        with precision:  # an ordinary forward, layer by layer under FSDP: nothing is gathered
             batch = state.device.batch_to_device(head_check_batch(examples))
             composer_model(state).check_head(batch)
+        reshard(composer_model(state))
         # The SFT loader's batches are never trained on, so the Trainer must not spin it either;
         # the loader of the pairs is set to its position by resume_iteration.
         state.dataset_resumption["train"] = True
@@ -185,6 +190,7 @@ class SPIN(Algorithm):
     def _iteration_start(self, state: State, logger: Logger) -> None:
         assert self.game is not None
         from_rank_zero(lambda: [lock.check() for lock in self._locks] and None)
+        name_exports(state)
         self.books.start(start_iteration(self.game, state, logger))
         self._first_batch.expect(self.game.noise)
 

@@ -71,7 +71,7 @@ def transform(cfg: dict[str, Any]) -> dict[str, Any]:
             {
                 "save_folder": cfg["save_folder"],
                 "save_interval": "1iter",
-                "huggingface_folder_name": "ep{epoch}",
+                "huggingface_folder_name": "iter{iteration}",
             },
         )
     if cfg.get("autoresume") is None:

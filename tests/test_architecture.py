@@ -22,7 +22,7 @@ LAYERS: tuple[frozenset[str], ...] = (
     frozenset({"model", "self_play"}),
     frozenset(
         {"schedule", "start_checks", "engines", "iteration", "books", "algorithm", "config"}
-        | {"eval_loaders"}
+        | {"eval_loaders", "exports"}
         | {"first_batch"}
     ),
     frozenset({"train", "status", "play_job", "demo", "cli", "__main__"}),

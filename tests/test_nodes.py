@@ -225,4 +225,4 @@ def test_two_nodes_play_together_on_loopback(launcher: str, tmp_path: Path):
     ]  # fmt: skip
     printed = [node.communicate(timeout=800)[0] for node in nodes]
     assert [node.returncode for node in nodes] == [0, 0], "\n".join(p[-3000:] for p in printed)
-    assert sorted(p.name for p in (tmp_path / "hf").rglob("ep*")) == ["ep2", "ep4"]
+    assert sorted(p.name for p in (tmp_path / "hf").rglob("iter*")) == ["iter0", "iter1"]

@@ -34,7 +34,7 @@ def units(folder: Path, iteration: int) -> dict[str, bytes]:
 
 
 def weights(folder: Path) -> bytes:
-    return (folder / "checkpoints/huggingface/ep4/model.safetensors").read_bytes()
+    return (folder / "checkpoints/huggingface/iter1/model.safetensors").read_bytes()
 
 
 @pytest.fixture(scope="module")

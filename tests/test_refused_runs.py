@@ -189,7 +189,7 @@ def test_damage_at_an_iterations_start_is_one_line_and_repair_mends_it(finished,
 
 def same_weights(one: Path, other: Path) -> None:
     a, b = (
-        AutoModelForCausalLM.from_pretrained(f / "checkpoints/huggingface/ep4").state_dict()
+        AutoModelForCausalLM.from_pretrained(f / "checkpoints/huggingface/iter1").state_dict()
         for f in (one, other)
     )
     assert all(torch.equal(a[name], b[name]) for name in a)
@@ -239,7 +239,7 @@ def test_no_room_while_saving_exits_4_and_the_same_command_goes_on(
         code, line = run.command(save_interval=interval)
     assert code == 4
     assert "give the same command again" in line
-    exported = (run.folder / "checkpoints/huggingface/ep2").exists()
+    exported = (run.folder / "checkpoints/huggingface/iter0").exists()
     assert exported == (saved == "export")
     assert run.command(save_interval=interval)[0] == 0
     same_weights(finished, run.folder)

@@ -51,8 +51,8 @@ def remote_yaml(folder: Path, model: Path, **overrides: Any) -> Path:
     return write_config(config, folder / "run.yaml")
 
 
-def weights(folder: Path, epoch: int = 4) -> bytes:
-    return (folder / f"checkpoints/huggingface/ep{epoch}/model.safetensors").read_bytes()
+def weights(folder: Path, iteration: int = 1) -> bytes:
+    return (folder / f"checkpoints/huggingface/iter{iteration}/model.safetensors").read_bytes()
 
 
 def units(store: Path) -> dict[str, bytes]:
@@ -71,7 +71,7 @@ def test_a_run_in_an_object_store_goes_on_where_its_folder_is_lost(tmp_path, s3,
     assert units(tmp_path / "self-play") == units(whole / "self-play")
     # In the midst of iteration 1, on a new machine: no store, and a checkpoint of epoch 3.
     shutil.rmtree(tmp_path / "self-play")
-    shutil.rmtree(tmp_path / "checkpoints/huggingface/ep4")
+    shutil.rmtree(tmp_path / "checkpoints/huggingface/iter1")
     for path in (tmp_path / "checkpoints").glob("ep4-*.pt"):
         path.unlink()
     printed = CliRunner().invoke(app, ["status", str(yaml)], env={"COLUMNS": "200"}).output
@@ -105,7 +105,7 @@ def test_an_object_store_that_fails_in_play_exits_4_and_the_same_command_goes_on
     # The unit that was whole on this machine was uploaded, not made again.
     local = tmp_path / "self-play/iter-000/units/unit-00003/index.json"
     assert local.read_bytes() == units(whole / "self-play")["iter-000/units/unit-00003/index.json"]
-    assert weights(tmp_path, epoch=2) == weights(whole, epoch=2)
+    assert weights(tmp_path, iteration=0) == weights(whole, iteration=0)
 
 
 def node(
@@ -162,7 +162,7 @@ def test_two_nodes_with_folders_of_their_own_share_a_store(tmp_path, s3, model):
     stores = [units(tmp_path / f"node-{rank}/self-play") for rank in range(2)]
     assert stores[0] == stores[1]
     assert len({name.split("/units/")[0] for name in stores[0]}) == 2
-    assert (tmp_path / "checkpoints/huggingface/ep4/model.safetensors").exists()
+    assert (tmp_path / "checkpoints/huggingface/iter1/model.safetensors").exists()
 
 
 @pytest.mark.slow

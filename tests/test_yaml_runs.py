@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 from pathlib import Path
 
@@ -13,6 +14,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from spin_composer.self_play.store import Store
 from spin_composer.train import train
 
+COUNT_GATHERS = Path(__file__).parent / "fixtures" / "count_gathers.py"
 PLAYED = ("generated_length", "truncated_fraction", "degenerate_fraction", "pairs")
 
 
@@ -54,14 +56,20 @@ def one_rank(tmp_path_factory):
 
 def test_two_ranks_under_fsdp2_give_the_same_store_and_losses(one_rank, tmp_path):
     folder, _ = one_rank
-    config = tiny_config(tmp_path, model_folder=folder / "model")
+    config = tiny_config(tmp_path, model_folder=folder / "model", code_paths=[str(COUNT_GATHERS)])
     yaml = write_config(config, tmp_path / "run.yaml")
-    result = launch("composer", "-m", "spin_composer.train", str(yaml), ranks=2)
+    command = ("composer", "-m", "spin_composer.train", str(yaml))
+    result = launch(*command, ranks=2, GATHERS_FOLDER=str(tmp_path))
     assert result.returncode == 0, result.stderr[-2000:]
+    for rank in range(2):  # the head's check, at the start: two layers and the rest, never all
+        gathers = json.loads((tmp_path / f"gathers-{rank}.json").read_text())
+        assert gathers["groups"] == 3
+        assert 1 <= gathers["whole_at_once"] < 3
+        assert (gathers["whole_afterwards"], gathers["explicit"]) == (0, 0)
     assert_same_store(folder, tmp_path)
     assert_same_books(folder, tmp_path, rel=1e-5)
     one, two = (
-        AutoModelForCausalLM.from_pretrained(f / "checkpoints/huggingface/ep4").state_dict()
+        AutoModelForCausalLM.from_pretrained(f / "checkpoints/huggingface/iter1").state_dict()
         for f in (folder, tmp_path)
     )
     for name, value in one.items():  # by norms: RMSprop makes a step of a gradient that is rounding
@@ -143,18 +151,16 @@ def test_llmfoundry_train_runs_the_same_yaml_alike(one_rank, tmp_path):
 def test_each_iteration_exports_a_folder_that_transformers_loads_with_equal_logits(one_rank):
     folder, trainer = one_rank
     exports = folder / "checkpoints/huggingface"
-    assert sorted(path.name for path in exports.iterdir()) == ["ep2", "ep4"]
-    tokenizer = AutoTokenizer.from_pretrained(exports / "ep4")
+    assert sorted(path.name for path in exports.iterdir()) == ["iter0", "iter1"]
+    tokenizer = AutoTokenizer.from_pretrained(exports / "iter1")
     eager = {"attn_implementation": "eager"}  # as trained; others round differently
-    model = AutoModelForCausalLM.from_pretrained(exports / "ep4", **eager)
+    model = AutoModelForCausalLM.from_pretrained(exports / "iter1", **eager)
     ids = torch.tensor([tokenizer("red green blue :")["input_ids"]])
     trained = trainer.state.model.model.eval()
     assert torch.equal(model.eval()(ids).logits, trained(ids).logits)
 
 
 def test_validation_runs_before_the_first_iteration_and_at_each_iterations_end(one_rank):
-    import json
-
     folder, _ = one_rank
     log = json.loads((folder / "self-play/iterations.json").read_text())
     name = "eval/eval/LanguageCrossEntropy"
@@ -177,7 +183,7 @@ def test_mpt_plays_and_exports_with_equal_logits(tmp_path):
     }
     trainer = run_in_process(tmp_path, model=mpt, max_duration="1iter")
     assert books(tmp_path)[0]["batches"] == 12
-    export = tmp_path / "checkpoints/huggingface/ep2"
+    export = tmp_path / "checkpoints/huggingface/iter0"
     model = AutoModelForCausalLM.from_pretrained(export, trust_remote_code=True).eval()
     ids = torch.tensor([[5, 6, 7, 8]])
     mine = trainer.state.model.model.eval()
@@ -201,7 +207,7 @@ def test_lora_trains_the_adapters_only_and_exports_them(tmp_path):
     trained = trainer.state.model.model.get_base_model().state_dict()
     assert torch.equal(trained["lm_head.weight"], before.lm_head.weight)
     assert books(tmp_path)[0]["train/SpinMargin"] > 0
-    files = {path.name for path in (tmp_path / "checkpoints/huggingface/ep2").iterdir()}
+    files = {path.name for path in (tmp_path / "checkpoints/huggingface/iter0").iterdir()}
     assert "adapter_config.json" in files
 
 

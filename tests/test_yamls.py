@@ -88,5 +88,5 @@ def test_yaml_plays_its_iterations_with_the_tiny_twin(name: str, tmp_path: Path)
 
     trainer = train(OmegaConf.create(tiny(name, tmp_path)))
     assert int(trainer.state.timestamp.iteration) == 3
-    exported = sorted(path.name for path in (tmp_path / "hf").rglob("ep*"))
-    assert exported == ["ep2", "ep4", "ep6"], "one folder per iteration, named in the YAML"
+    exported = sorted(path.name for path in (tmp_path / "hf").rglob("iter*"))
+    assert exported == ["iter0", "iter1", "iter2"], "one folder per iteration, named in the YAML"

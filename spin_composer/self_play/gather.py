@@ -123,8 +123,8 @@ def reshard(model: nn.Module) -> None:
     for module in model.modules():
         if isinstance(module, FSDPModule):
             module.reshard()
-        elif isinstance(module, FSDP1) and module._handle is not None:
-            _reshard(module, module._handle, free_unsharded_flat_param=True)
+        elif isinstance(module, FSDP1) and (h := module._handle) and h.uses_sharded_strategy:
+            _reshard(module, h, free_unsharded_flat_param=True)
 
 
 @dataclass(frozen=True)

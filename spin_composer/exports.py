@@ -1,0 +1,50 @@
+"""The Hugging Face folders that a run exports: named by iteration, and one of the run's end."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from composer.core import Event, State
+from llmfoundry.callbacks.hf_checkpointer import HuggingFaceCheckpointer
+
+_ITERATION = "{iteration}"
+
+
+def exporters(state: State) -> list[HuggingFaceCheckpointer]:
+    """Return the callbacks that export Hugging Face folders."""
+    return [c for c in state.callbacks if isinstance(c, HuggingFaceCheckpointer)]
+
+
+def name_exports(state: State) -> None:
+    """Put the iteration that is in training into the names of the exports to come.
+
+    Composer's format strings know no ``{iteration}``, and at an iteration's end, when the folder is
+    written, its clock already shows the next one. Call it at an iteration's start, and where a run
+    goes on in its midst.
+    """
+    for callback in exporters(state):
+        given: Any = callback.__dict__.setdefault(
+            "spin_folder_name", callback.huggingface_folder_name_fstr
+        )
+        name = str(given).replace(_ITERATION, str(int(state.timestamp.iteration)))
+        callback.huggingface_folder_name_fstr = name
+
+
+def export_at_the_end(state: State) -> None:
+    """Make every exporter also write the policy that the run ends with, whatever its interval.
+
+    llm-foundry's own end of training is missed by an interval such as ``2iter`` of three
+    iterations: it looks at batches and epochs, and iterations end after them.
+    """
+    for callback in exporters(state):
+        interval = callback.check_interval
+        if getattr(interval, "spin_end", False):
+            continue
+
+        def due(state: State, event: Event, interval: Any = interval) -> bool:
+            elapsed = state.get_elapsed_duration()
+            ends = elapsed is not None and elapsed >= 1.0
+            return interval(state, event) or (event == Event.ITERATION_CHECKPOINT and ends)
+
+        due.spin_end = True  # pyright: ignore[reportFunctionMemberAccess]
+        callback.check_interval = due

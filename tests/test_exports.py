@@ -1,0 +1,32 @@
+"""Hugging Face folders: named by iteration, and always one of the policy that the run ends with."""
+
+from __future__ import annotations
+
+import torch
+from fixtures.runs import tiny_trainer
+from llmfoundry.callbacks import HuggingFaceCheckpointer
+from transformers import AutoModelForCausalLM
+
+INTERVALS = ["1iter", "2iter", "100ba", "0.5dur", "1dur", "4ep", "7ba"]
+
+
+def test_whatever_the_interval_the_run_ends_with_an_export_of_its_policy(tmp_path):
+    exporters = [
+        HuggingFaceCheckpointer(str(tmp_path / interval), interval, "iter{iteration}-ba{batch}")
+        for interval in INTERVALS
+    ]
+    trainer = tiny_trainer(tmp_path, callbacks=exporters, max_duration="3iter")
+    trainer.fit()
+    last = trainer.state.model.model.state_dict()
+    batches = int(trainer.state.timestamp.batch)
+    for interval in INTERVALS:
+        names = [path.name for path in (tmp_path / interval / "huggingface").iterdir()]
+        assert f"iter2-ba{batches}" in names, (interval, names)
+        saved = AutoModelForCausalLM.from_pretrained(
+            tmp_path / interval / "huggingface" / f"iter2-ba{batches}"
+        ).state_dict()
+        assert all(torch.equal(saved[name], last[name]) for name in saved), interval
+    every = sorted(path.name for path in (tmp_path / "1iter/huggingface").iterdir())
+    assert [name.partition("-")[0] for name in every] == ["iter0", "iter1", "iter2"]
+    within = sorted(path.name for path in (tmp_path / "7ba/huggingface").iterdir())
+    assert within[0] == "iter0-ba7"  # its number is the iteration's that is trained
