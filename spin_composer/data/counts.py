@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
 
-from spin_composer.data.formats import BadRow
+if TYPE_CHECKING:
+    from spin_composer.data.faults import BadRow
 
 _NUM_SHOWN_FAULTS = 10
+_NUM_SHOWN_IGNORED = 12
 
 
 @dataclass
@@ -25,12 +28,27 @@ class DataReport:
     """Kept rows whose prompt was cut at its start."""
     faults: list[str] = field(default_factory=list)
     """The messages of the first bad rows."""
+    ignored: dict[str, int] = field(default_factory=dict)
+    """Keys of turns that were not read, by name: how often."""
+    unread: set[str] = field(default_factory=set)
+    """Columns that were not read."""
+    notes: list[str] = field(default_factory=list)
+    """What the user should know of the data besides, a line each."""
 
     def drop(self, fault: BadRow) -> None:
         """Count a row that is left out."""
         self.dropped[fault.reason] = self.dropped.get(fault.reason, 0) + 1
         if len(self.faults) < _NUM_SHOWN_FAULTS:
             self.faults.append(str(fault))
+
+    def ignore(self, key: str) -> None:
+        """Count a key that is not read."""
+        self.ignored[key] = self.ignored.get(key, 0) + 1
+
+    def note(self, line: str) -> None:
+        """Keep a line for the user, once."""
+        if line not in self.notes:
+            self.notes.append(line)
 
     def summary(self) -> str:
         """Return the counts in one line."""
@@ -42,4 +60,12 @@ class DataReport:
             text += f"; {self.truncated_responses} responses cut at max_seq_len"
         if self.truncated_prompts:
             text += f"; {self.truncated_prompts} prompts cut at their start"
+        if self.ignored:
+            text += f"; not read: {self.ignored_keys()}"
         return text
+
+    def ignored_keys(self) -> str:
+        """Return the names of the keys that were not read, the most frequent first."""
+        named = sorted(self.ignored.items(), key=lambda item: (-item[1], item[0]))
+        more = ", ..." if len(named) > _NUM_SHOWN_IGNORED else ""
+        return ", ".join(f"{key} ({n} times)" for key, n in named[:_NUM_SHOWN_IGNORED]) + more

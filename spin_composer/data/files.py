@@ -2,30 +2,44 @@
 
 from __future__ import annotations
 
+import csv
 import gzip
+import io
 import json
+import sys
 import zlib
 from collections.abc import Iterator
 from pathlib import Path
 from typing import IO, Any, cast
 
-from spin_composer.data.formats import BadRow, Where
+from spin_composer.data.faults import BadRow, Where
 from spin_composer.errors import InputError, shown
 
 # A raw row with its place; a row that could not even be decoded comes as its error.
 RawRow = tuple[Where, Any]
 
-READABLE = (".jsonl", ".jsonl.gz", ".json", ".json.gz", ".parquet")
+_TEXT = (".jsonl", ".ndjson", ".json", ".csv", ".tsv")
+_PACKED = (".gz", ".zst")
+READABLE = (*_TEXT, *(end + packed for end in _TEXT for packed in _PACKED), ".parquet")
+_MAGIC = {
+    b"\x1f\x8b": ".gz", b"\x28\xb5\x2f\xfd": ".zst", b"PAR1": ".parquet",
+    b"PK\x03\x04": ".zip", b"BZh": ".bz2", b"\xfd7zXZ": ".xz",
+}  # fmt: skip
 
 
 def suffix(path: str | Path) -> str:
     """Return the file's ending in lower case, with ``.gz`` and what stands before it."""
     ends = [end.lower() for end in Path(path).suffixes]
-    return "".join(ends[-2:]) if ends[-1:] == [".gz"] else "".join(ends[-1:])
+    return "".join(ends[-2:]) if ends[-1:] and ends[-1] in _PACKED else "".join(ends[-1:])
+
+
+def known_endings() -> str:
+    """Return the endings that are read, for messages."""
+    return f"{', '.join(_TEXT)} (also with {' or '.join(_PACKED)}) or .parquet"
 
 
 def read_file(path: str | Path) -> Iterator[RawRow]:
-    """Yield the rows of one jsonl, json or parquet file.
+    """Yield the rows of one file.
 
     Args:
         path: A file with one of the endings in ``READABLE``.
@@ -41,28 +55,49 @@ def read_file(path: str | Path) -> Iterator[RawRow]:
     if not path.is_file():
         raise InputError(f"{path}: no such file. Check the path (it is relative to {Path.cwd()}).")
     ending = suffix(path)
+    if ending not in READABLE:
+        raise InputError(
+            f"{path}: a file ending in {ending!r} is not known. Use {known_endings()}."
+        )
+    _check_magic(path, ending)
     if ending == ".parquet":
         yield from _read_parquet(path)
-    elif ending in READABLE:
-        yield from _read_json(path, ending)
     else:
+        yield from _read_text(path, ending)
+
+
+def _check_magic(path: Path, ending: str) -> None:
+    """Refuse a file whose first bytes are of another kind than its name says."""
+    with path.open("rb") as file:
+        head = file.read(8)
+    found = next((end for magic, end in _MAGIC.items() if head.startswith(magic)), "")
+    packed = ending if ending == ".parquet" else Path(path).suffix.lower()
+    packed = packed if packed in (*_PACKED, ".parquet") else ""
+    if not head or found == packed:
+        return
+    if packed and not found:
         raise InputError(
-            f"{path}: a file ending in {ending!r} is not known. Use {', '.join(READABLE)}."
+            f"{path}: not a readable {packed} file (it begins with {shown(head)}). Give it the "
+            "ending of what it is, or copy or compress the file again."
         )
+    remedy = f"Name it so: ...{found}" if found in (*_PACKED, ".parquet") else "Unpack it"
+    raise InputError(f"{path}: its content is that of a {found} file. {remedy}.")
 
 
-def _read_json(path: Path, ending: str) -> Iterator[RawRow]:
-    """Read one object per line, or (``.json`` only) one list of objects."""
+def _read_text(path: Path, ending: str) -> Iterator[RawRow]:
+    """Read one object per line, one list of objects (``.json`` only), or a table with a header."""
     number = 0
     try:
         with _open(path) as file:
-            if not ending.startswith(".jsonl") and _first_byte(path) == b"[":
-                yield from _read_json_list(path, file)
-                return
-            for number, line in enumerate(file, start=1):
-                if line.strip():
-                    where = Where(str(path), number)
-                    yield where, _decoded(line, where)
+            if ending.startswith((".csv", ".tsv")):
+                rows = _read_table(path, file, "\t" if ending.startswith(".tsv") else ",")
+            elif ending.startswith(".json") and not ending.startswith(".jsonl"):
+                rows = _read_json(path, file)
+            else:
+                rows = _read_lines(path, file)
+            for where, row in rows:
+                number = where.number
+                yield where, row
     except (OSError, EOFError, zlib.error) as error:
         raise InputError(
             f"{path}: not readable after line {number} ({type(error).__name__}: "
@@ -70,10 +105,41 @@ def _read_json(path: Path, ending: str) -> Iterator[RawRow]:
         ) from error
 
 
+def _open(path: Path) -> IO[bytes]:
+    if path.suffix.lower() == ".gz":
+        return cast(IO[bytes], gzip.open(path, "rb"))
+    if path.suffix.lower() == ".zst":
+        import pyarrow
+
+        return cast(IO[bytes], io.BufferedReader(pyarrow.input_stream(str(path), "zstd")))  # type: ignore
+    return path.open("rb")
+
+
+def _read_lines(path: Path, file: IO[bytes]) -> Iterator[RawRow]:
+    for number, line in enumerate(file, start=1):
+        if line.strip(b" \t\r\n\xef\xbb\xbf"):
+            where = Where(str(path), number)
+            yield where, _decoded(line, where)
+
+
+class _Twice(ValueError):
+    """A name that an object has twice."""
+
+
+def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """Make an object of its pairs; of a name that stands twice json would keep the last alone."""
+    made = dict(pairs)
+    if len(made) < len(pairs):
+        names = [name for name, _ in pairs]
+        raise _Twice(next(name for name in names if names.count(name) > 1))
+    return made
+
+
 def _decoded(line: bytes, where: Where) -> Any:
     """Return the line's JSON value, or the BadRow that says why it has none."""
     try:
-        return json.loads(line.decode("utf-8-sig" if where.number == 1 else "utf-8"))
+        text = line.decode("utf-8-sig" if where.number == 1 else "utf-8")
+        return json.loads(text, object_pairs_hook=_object)
     except json.JSONDecodeError as error:
         return BadRow(
             where, "not JSON",
@@ -85,6 +151,11 @@ def _decoded(line: bytes, where: Where) -> Any:
             where, "not UTF-8", f"{shown(line[:40])} is not UTF-8 text ({error.reason})",
             "Save the file as UTF-8.",
         )  # fmt: skip
+    except _Twice as error:
+        return BadRow(
+            where, "a name twice", f"the field {shown(str(error))} stands twice in one object",
+            "Keep one of them.",
+        )  # fmt: skip
     except (ValueError, RecursionError) as error:  # a huge integer, or thousands of brackets
         return BadRow(
             where, "not JSON",
@@ -93,20 +164,62 @@ def _decoded(line: bytes, where: Where) -> Any:
         )  # fmt: skip
 
 
-def _open(path: Path) -> IO[bytes]:
-    if path.suffix.lower() == ".gz":
-        return cast(IO[bytes], gzip.open(path, "rb"))
-    return path.open("rb")
+def _read_json(path: Path, file: IO[bytes]) -> Iterator[RawRow]:
+    """Read a ``.json``: one list of objects, or one object per line as in jsonl."""
+    head = file.read(4096)
+    with _open(path) as again:
+        if head.decode("utf-8-sig", errors="replace").lstrip()[:1] == "[":
+            yield from _read_json_list(path, again)
+            return
+        lines = _read_lines(path, again)
+        first = next(lines, None)
+        if first is None:
+            return
+        if _is_fault(first[1]) or _holder(first[1]):
+            _refuse_one_object(path)
+        yield first
+        yield from lines
 
 
-def _first_byte(path: Path) -> bytes:
+def _is_fault(row: Any) -> bool:
+    return isinstance(row, BadRow) and row.reason == "not JSON"
+
+
+def _holder(row: Any) -> str | None:
+    """Return the field of an object that holds the rows, if it looks like one."""
+    if not isinstance(row, dict) or set(row) & {"messages", "conversations", "prompt", "input"}:
+        return None
+    return next(
+        (key for key, value in row.items()
+         if isinstance(value, list) and value and all(isinstance(one, dict) for one in value)
+         and not all("role" in one or "from" in one for one in value)), None
+    )  # fmt: skip
+
+
+def _refuse_one_object(path: Path) -> None:
+    """Name the field that holds the rows of a ``.json`` that is one object."""
     with _open(path) as file:
-        return file.read(4096).decode("utf-8-sig", errors="replace").lstrip()[:1].encode()
+        try:
+            whole = json.loads(file.read().decode("utf-8-sig"))
+        except (ValueError, RecursionError):
+            return  # no JSON as a whole either: the line's own error is the better one
+    field = _holder(whole)
+    remedy = (
+        f"Set dataset.hf_kwargs: {{field: {field}}}, where the rows are, or save them as jsonl."
+        if field is not None
+        else "Write one object per line (jsonl), or a list of objects."
+    )
+    keys = shown(sorted(map(str, whole)) if isinstance(whole, dict) else whole, 120)
+    raise InputError(f"{path}: the file is one object with the fields {keys}, not rows. {remedy}")
 
 
 def _read_json_list(path: Path, file: IO[bytes]) -> Iterator[RawRow]:
     try:
-        rows = json.loads(file.read().decode("utf-8-sig"))
+        rows = json.loads(file.read().decode("utf-8-sig"), object_pairs_hook=_object)
+    except _Twice as error:
+        raise InputError(
+            f"{path}: the field {shown(str(error))} stands twice in one object. Keep one of them."
+        ) from None
     except (ValueError, RecursionError) as error:
         raise InputError(
             f"{path}: not a JSON list ({shown(str(error), 160)}). Mend it, or use jsonl."
@@ -115,16 +228,57 @@ def _read_json_list(path: Path, file: IO[bytes]) -> Iterator[RawRow]:
         yield Where(str(path), number, "row"), row
 
 
+def _read_table(path: Path, file: IO[bytes], delimiter: str) -> Iterator[RawRow]:
+    """Read a table with a header; each cell is the text that stands there."""
+    csv.field_size_limit(min(sys.maxsize, 2**31 - 1))
+    text = io.TextIOWrapper(cast(Any, file), encoding="utf-8-sig", newline="")
+    rows = csv.reader(text, delimiter=delimiter, strict=True)
+    names: list[str] = []
+    line = 1
+    try:
+        for cells in rows:
+            where, line = Where(str(path), line), rows.line_num + 1
+            if not cells:
+                continue
+            if not names:
+                names = cells
+                if len(set(names)) < len(names):
+                    raise InputError(
+                        f"{where}: the header {shown(names, 120)} has a name twice. Rename one."
+                    )
+            elif len(cells) != len(names):
+                yield where, BadRow(
+                    where, "cells and header differ",
+                    f"the row has {len(cells)} cells where the header has {len(names)} names",
+                    f"Quote texts that hold {delimiter!r}, quotes or line ends.",
+                )  # fmt: skip
+            else:
+                yield where, dict(zip(names, cells, strict=True))
+    except UnicodeDecodeError as error:
+        raise InputError(
+            f"{path}: not UTF-8 text after line {line} ({error.reason}). Save it as UTF-8."
+        ) from error
+    except csv.Error as error:
+        raise InputError(
+            f"{path}: not a table after line {line} ({error}). Quote texts that hold "
+            f"{delimiter!r}, quotes or line ends, or use jsonl."
+        ) from error
+
+
 def _read_parquet(path: Path) -> Iterator[RawRow]:
     import pyarrow
     import pyarrow.parquet
 
     number = 0
     try:
-        for batch in pyarrow.parquet.ParquetFile(path).iter_batches(batch_size=1024):
+        table = pyarrow.parquet.ParquetFile(path)
+        names = table.schema_arrow.names
+        if twice := sorted({name for name in names if names.count(name) > 1}):
+            raise InputError(f"{path}: the column {twice[0]!r} stands twice. Rename one.")
+        for batch in table.iter_batches(batch_size=1024):
             for row in batch.to_pylist():
                 number += 1
-                yield Where(str(path), number, "row"), row
+                yield Where(str(path), number, "row", filled=True), row
     except (pyarrow.ArrowException, OSError) as error:
         raise InputError(
             f"{path}: not a readable parquet file after row {number} ({shown(str(error), 120)}). "

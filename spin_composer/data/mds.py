@@ -12,8 +12,8 @@ from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
 from spin_composer.data.config import DatasetConfig
+from spin_composer.data.faults import Where
 from spin_composer.data.files import RawRow
-from spin_composer.data.formats import Where
 from spin_composer.errors import InputError, shown
 
 if TYPE_CHECKING:

@@ -8,7 +8,7 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from spin_composer.data.config import DatasetConfig
-from spin_composer.data.formats import BadRow, Where
+from spin_composer.data.faults import BadRow, Where
 from spin_composer.errors import InputError, shown
 
 

@@ -5,10 +5,11 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from spin_composer.data.turns import carries_text
 from spin_composer.errors import InputError, shown
 
 
-def first_round(row: Mapping[str, Any]) -> dict[str, list[dict[str, str]]]:
+def first_round(row: Mapping[str, Any]) -> dict[str, Any]:
     """Return the first user turn and its answer, after a system turn if there is one.
 
     A ``preprocessing_fn`` for llm-foundry's loaders and ours:
@@ -16,10 +17,11 @@ def first_round(row: Mapping[str, Any]) -> dict[str, list[dict[str, str]]]:
     conversation of UltraChat (arXiv 2401.01335, section 6.1).
 
     Args:
-        row: Has ``messages``, a list of ``{"role", "content"}``; other columns are dropped.
+        row: Has ``messages``, a list of ``{"role", "content"}``, perhaps with further keys that
+            carry text, and perhaps ``tools`` and ``chat_template_kwargs``; all else is dropped.
 
     Returns:
-        ``{"messages": [...]}``, ending with the first assistant turn.
+        ``{"messages": [...]}``, ending with the first assistant turn, and the tools.
 
     Raises:
         InputError: If there is no assistant turn.
@@ -28,7 +30,12 @@ def first_round(row: Mapping[str, Any]) -> dict[str, list[dict[str, str]]]:
     for position, message in enumerate(messages or []):
         if message.get("role") == "assistant":
             kept = (messages or [])[: position + 1]
-            return {"messages": [{k: m[k] for k in ("role", "content")} for m in kept]}
+            turns = [
+                {k: v for k, v in m.items() if k in ("role", "content") or carries_text(k, v)}
+                for m in kept
+            ]
+            beside = ("tools", "chat_template_kwargs")
+            return {"messages": turns, **{key: row[key] for key in beside if row.get(key)}}
     raise InputError(
         f"messages={shown(messages)}: no assistant turn. Leave the row out (on_bad_row: skip)."
     )

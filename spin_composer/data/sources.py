@@ -11,15 +11,19 @@ from pathlib import Path
 from typing import Any
 
 from spin_composer.data.config import DatasetConfig
-from spin_composer.data.files import READABLE, RawRow, read_file, suffix
-from spin_composer.data.formats import Where
+from spin_composer.data.faults import Where
+from spin_composer.data.files import READABLE, RawRow, known_endings, read_file, suffix
 from spin_composer.data.mds import read_mds
 from spin_composer.data.splits import split_rows
 from spin_composer.errors import InputError, shown
 
 log = logging.getLogger(__name__)
 
-_BUILDERS = {"json": (".json", ".jsonl", ".json.gz", ".jsonl.gz"), "parquet": (".parquet",)}
+_BUILDERS = {
+    "json": tuple(end for end in READABLE if end.startswith((".json", ".ndjson"))),
+    "csv": (".csv", ".csv.gz", ".csv.zst"),
+    "parquet": (".parquet",),
+}
 _WHERE = "train_loader.dataset"
 
 
@@ -55,7 +59,7 @@ def read_rows(config: DatasetConfig) -> Iterator[RawRow]:
         files = _local_data_files(config)
         if files is not None and all(suffix(file) in _BUILDERS[name] for file in files):
             return _read_files(files, config)
-    elif name not in ("csv", "text", *_BUILDERS) and _looks_like_a_path(name):
+    elif name not in ("text", *_BUILDERS) and _looks_like_a_path(name):
         raise InputError(
             f"{_WHERE}.hf_name={shown(name, 200)}: no such file or folder. "
             f"Check the path (it is relative to {Path.cwd()})."
@@ -97,15 +101,20 @@ def _looks_like_a_path(name: str) -> bool:
 def _read_files(files: list[str], config: DatasetConfig) -> Iterator[RawRow]:
     others = sorted(set(config.hf_kwargs) - {"data_files"})
     if others or any(suffix(file) not in READABLE for file in files):
-        by_ending = {suffix(file).removesuffix(".gz").lstrip(".") for file in files}
+        by_ending = {suffix(file).removesuffix(".gz").removesuffix(".zst")[1:] for file in files}
         builder = by_ending.pop() if len(by_ending) == 1 else ""
-        builder = {"jsonl": "json", "txt": "text"}.get(builder, builder)
+        more: dict[str, Any] = {"data_files": files}
+        if builder == "tsv" and "delimiter" not in others and "sep" not in others:
+            more["delimiter"] = "\t"
+        builder = {"jsonl": "json", "ndjson": "json", "tsv": "csv", "txt": "text"}.get(
+            builder, builder
+        )
         if builder not in ("json", "csv", "parquet", "text"):
             raise InputError(
                 f"{_WHERE}.hf_name={shown(config.hf_name)}: files of this kind are not known. "
-                f"Use {', '.join(READABLE)} or .csv."
+                f"Use {known_endings()}."
             )
-        return _load_dataset(builder, config, {"data_files": files}, default_split="train")
+        return _load_dataset(builder, config, more, default_split="train")
     return (row for file in files for row in read_file(file))
 
 
@@ -309,7 +318,7 @@ def _safe_download(name: str, arguments: dict[str, Any]) -> str:
 
 
 def _numbered(rows: Any, source: str) -> Iterator[RawRow]:
-    return ((Where(source, i, "row"), row) for i, row in enumerate(rows, start=1))
+    return ((Where(source, i, "row", filled=True), row) for i, row in enumerate(rows, start=1))
 
 
 def _require_split(config: DatasetConfig) -> str:

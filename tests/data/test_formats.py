@@ -29,8 +29,8 @@ def test_all_chat_formats_mean_the_same():
         assert to_foundry_row(nemo_chat(row), HERE) == ("chat", {"messages": turns})
         pair = {"real": turns, "generated": [USER, {"role": "assistant", "content": ""}]}
         assert to_foundry_row(pair, HERE) == ("chat", {"messages": turns})
-        noted = [{**turn, "name": "x"} for turn in turns]
-        extra = {"messages": noted, "prompt": "Hello there", "prompt_id": 1}
+        noted = [{**turn, "id": "x", "weight": 1, "name": None} for turn in turns]
+        extra = {"messages": noted, "prompt": turns[-2]["content"], "prompt_id": 1}
         assert to_foundry_row(extra, HERE) == ("chat", {"messages": turns})
 
 

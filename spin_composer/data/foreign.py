@@ -1,0 +1,210 @@
+"""Formats that are not read by themselves: named, with the mapping that reads them."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from spin_composer.data.faults import BadRow, Where
+from spin_composer.errors import shown
+
+KEY_PAIRS = (("prompt", "response"), ("prompt", "completion"), ("input", "output"))
+_FORMATS = (
+    "prompt + response (or completion), messages, input + output, conversations, chosen + "
+    "rejected, real + generated"
+)
+PROMPTS = ("instruction", "question", "query", "prompt", "problem", "inputs", "input")
+"""What single-turn data sets call the prompt; in this order where there are several."""
+ANSWERS = (
+    "output", "response", "answer", "completion", "chosen", "solution", "targets", "target",
+)  # fmt: skip
+"""What they call the answer."""
+CONTEXTS = ("input", "context")
+"""What they call the text that an instruction is about."""
+SYSTEMS = ("system", "system_prompt", "system_message")
+"""What they call the system's text."""
+_TURNS = ("messages", "conversations", "conversation", "dialogue", "dialog", "chat", "real")
+_MAPPINGS = "spin_composer.data.mappings"
+
+
+def is_known(name: str) -> bool:
+    """Tell whether a column of this name is read, or named when it is not."""
+    return name in {*PROMPTS, *ANSWERS, *CONTEXTS, *SYSTEMS, *_TURNS, "tools"}
+
+
+def are_turns(value: object) -> bool:
+    """Tell whether a value is a list of turns."""
+    return (
+        isinstance(value, (list, tuple))
+        and bool(value)
+        and all(isinstance(turn, Mapping) and ("role" in turn or "from" in turn) for turn in value)
+    )
+
+
+def ends_with_answer(turns: Sequence[Any]) -> bool:
+    """Tell whether turns are a whole conversation, and not a prompt only."""
+    last = turns[-1] if turns else None
+    speaker = (last.get("role") or last.get("from")) if isinstance(last, Mapping) else None
+    return str(speaker).lower() not in ("user", "human", "prompter", "tool", "system")
+
+
+def unknown_format(row: Mapping, where: Where) -> BadRow:
+    """Return the error of a row that has none of the formats' keys."""
+    special = _tokens(row, where) or _tree(row, where) or _turns_as_text(row, where)
+    if special is not None:
+        return special
+    if row.get("chosen") is not None:
+        return no_prompt(row, where)
+    for first, second in KEY_PAIRS:
+        for have, lack, others in ((first, second, ANSWERS), (second, first, PROMPTS)):
+            if have in row:
+                near = [key for key in others if _is_text(row.get(key)) and key != have]
+                if near:
+                    return single_turn(row, near[0] if lack == first else have, where)
+                return BadRow(
+                    where,
+                    f"missing {lack}",
+                    f"the field {lack} is missing beside {have}={shown(row[have])}",
+                    "Add it, or name the columns: "
+                    "dataset.preprocessing_fn: {prompt: ..., response: ...}.",
+                )
+    if "generated" in row:
+        return BadRow(
+            where,
+            "missing real",
+            f"the field real is missing beside generated={shown(row['generated'])}",
+            "Add the real conversation, a list of turns.",
+        )
+    return _by_names(row, where)
+
+
+def _is_text(value: object) -> bool:
+    return isinstance(value, str) and bool(value.strip())
+
+
+def single_turn(row: Mapping, prompt: str, where: Where) -> BadRow:
+    """Return the error of a question and an answer under other names (Alpaca, Dolly, OpenOrca).
+
+    Args:
+        row: The row.
+        prompt: The column that holds its prompt, or the first part of it.
+        where: Its place.
+    """
+    if prompt == "instruction":
+        rest = [key for key in CONTEXTS if _is_text(row.get(key))]
+        beside = " and ".join([*rest, *(key for key in ANSWERS if key in row)][:3]) or "no answer"
+        name = "Dolly's" if "context" in row else "Alpaca's"
+        return BadRow(
+            where, "instruction column" if rest else "unknown format",
+            f"the field instruction={shown(row['instruction'])} stands beside {beside} "
+            f"({name} format)" + (", and would be lost" if rest else ""),
+            f"Set dataset.preprocessing_fn: {_MAPPINGS}:as_chat for a model with a chat template, "
+            f"{_MAPPINGS}:as_alpaca for one tuned on Alpaca's own prompts, or a module:function of "
+            "yours.",
+        )  # fmt: skip
+    answer = next(key for key in ANSWERS if _is_text(row.get(key)) and key != prompt)
+    lost = [key for key in (*SYSTEMS, *CONTEXTS) if _is_text(row.get(key)) and key != prompt]
+    if lost:
+        remedy = f"{_MAPPINGS}:as_chat, which makes turns of {', '.join([*lost, prompt, answer])}"
+    else:
+        remedy = f"{{prompt: {prompt}, response: {answer}}}"
+    return BadRow(
+        where, "unknown format",
+        f"the fields {shown(sorted(map(str, row)))} are no known format; {prompt}="
+        f"{shown(row[prompt], 40)} and {answer}={shown(row[answer], 40)} look like prompt and "
+        "response", f"Set dataset.preprocessing_fn: {remedy}.",
+    )  # fmt: skip
+
+
+def no_prompt(row: Mapping, where: Where) -> BadRow:
+    """Return the error of preferences whose prompt is missing, or within both texts."""
+    chosen = row["chosen"]
+    for key in PROMPTS:
+        if _is_text(row.get(key)) and _is_text(chosen) and "rejected" in row:
+            return single_turn({**row, "chosen": chosen}, key, where)
+    if isinstance(chosen, str) and "\n\nHuman:" in chosen:
+        remedy = f"Set dataset.preprocessing_fn: {_MAPPINGS}:human_assistant, which splits it."
+    else:
+        remedy = "Add the prompt, a text or a list of turns."
+    return BadRow(
+        where, "missing prompt", f"the field prompt is missing beside chosen={shown(chosen)}",
+        remedy,
+    )  # fmt: skip
+
+
+def _tokens(row: Mapping, where: Where) -> BadRow | None:
+    if row.get("input_ids") is None:
+        return None
+    return BadRow(
+        where, "tokenised row",
+        f"input_ids={shown(row['input_ids'])}: the row is tokenised already, and the prompt's and "
+        "response's borders are lost", "Give the rows as text.",
+    )  # fmt: skip
+
+
+def _tree(row: Mapping, where: Where) -> BadRow | None:
+    if isinstance(row.get("prompt"), Mapping) and "replies" in row["prompt"]:
+        return BadRow(
+            where, "tree of messages",
+            f"prompt={shown(row['prompt'])} is a tree of messages (OpenAssistant)",
+            f"Set dataset.preprocessing_fn: {_MAPPINGS}:best_path, which takes each turn's "
+            "best-ranked reply.",
+        )  # fmt: skip
+    if "parent_id" in row and "message_id" in row:
+        return BadRow(
+            where, "single message",
+            f"message_id={shown(row['message_id'])}: the row is one message of a tree "
+            "(OpenAssistant), not a conversation",
+            f"Use the file of trees with dataset.preprocessing_fn: {_MAPPINGS}:best_path.",
+        )  # fmt: skip
+    return None
+
+
+def _turns_as_text(row: Mapping, where: Where) -> BadRow | None:
+    for key in (*_TURNS, "text"):
+        value = row.get(key)
+        if key == "text" and _is_text(value) and not any(_is_text(row.get(k)) for k in ANSWERS):
+            if "\n\nHuman:" in str(value):
+                remedy = f"Set dataset.preprocessing_fn: {_MAPPINGS}:human_assistant."
+            else:
+                remedy = "Split it with dataset.preprocessing_fn: module:function."
+            return BadRow(
+                where, "text only",
+                f"text={shown(value)} has no border between prompt and response",
+                f"Give both, as prompt and response or as messages. {remedy}",
+            )  # fmt: skip
+        if key != "text" and key in row and value not in (None, "", []):
+            return BadRow(
+                where, "wrong type", f"{key}={shown(value)} is no list of turns",
+                'Write [{"role": "user", "content": "..."}, {"role": "assistant", "content": '
+                '"..."}], or make it of the column with dataset.preprocessing_fn: module:function.',
+            )  # fmt: skip
+    return None
+
+
+def _by_names(row: Mapping, where: Where) -> BadRow:
+    """Return the error of columns whose names or spelling tell what they are."""
+    names = {str(key).strip().lower(): key for key in row}
+    prompt = next((names[key] for key in PROMPTS if _is_text(row.get(names.get(key)))), None)
+    answer = next(
+        (names[key] for key in ANSWERS
+         if _is_text(row.get(names.get(key))) and names[key] != prompt), None
+    )  # fmt: skip
+    if prompt in PROMPTS and answer in ANSWERS:
+        return single_turn(row, prompt, where)
+    remedy = (
+        f"Known are {_FORMATS}; other columns need "
+        "dataset.preprocessing_fn: {prompt: ..., response: ...}."
+    )
+    if prompt is not None and answer is not None:
+        remedy = f"Set dataset.preprocessing_fn: {{prompt: {prompt!r}, response: {answer!r}}}."
+    else:
+        turns = next((names[key] for key in _TURNS if key in names), None)
+        if turns is not None:
+            remedy = f"Rename the field {turns!r} to {str(turns).strip().lower()}."
+        elif set(names) == {"data"} or (len(names) < 4 and "data" in names):
+            remedy = "If the rows are in the field data, set dataset.hf_kwargs: {field: data}."
+    return BadRow(
+        where, "unknown format",
+        f"the fields {shown(sorted(map(str, row)), 200)} are no known format", remedy,
+    )  # fmt: skip

@@ -1,0 +1,173 @@
+"""Functions for ``dataset.preprocessing_fn`` that read other people's formats.
+
+Each takes a row and returns one of a known format. They are named by the errors of rows that they
+read, and by the README.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from spin_composer.data.foreign import ANSWERS, CONTEXTS, PROMPTS, SYSTEMS
+from spin_composer.errors import InputError, shown
+
+# The two prompts that Stanford's Alpaca and its descendants were tuned on.
+_ALPACA = (
+    "Below is an instruction that describes a task. Write a response that appropriately completes "
+    "the request.\n\n### Instruction:\n{instruction}\n\n### Response:\n"
+)
+_ALPACA_INPUT = (
+    "Below is an instruction that describes a task, paired with an input that provides further "
+    "context. Write a response that appropriately completes the request.\n\n### Instruction:\n"
+    "{instruction}\n\n### Input:\n{input}\n\n### Response:\n"
+)
+
+
+def as_chat(row: Mapping[str, Any]) -> dict[str, Any]:
+    """Return a question and its answer as turns, whatever their columns are called.
+
+    Args:
+        row: Alpaca's, Dolly's, OpenOrca's and similar: the prompt is ``instruction``,
+            ``question``, ``query``, ``prompt``, ``problem`` or ``input``; ``input`` or ``context``
+            beside it follows after an empty line; ``system`` or ``system_prompt`` makes a system
+            turn, ``history`` (pairs of texts) earlier turns, and ``reasoning`` or ``thinking`` the
+            answer's ``reasoning_content``.
+
+    Returns:
+        ``{"messages": [...]}``, and the row's ``tools`` where it has them.
+
+    Raises:
+        InputError: A part is missing, or there are two of it.
+    """
+    prompt_key, prompt, answer = _parts(row)
+    context = _one(row, CONTEXTS, without=prompt_key)
+    system = _one(row, SYSTEMS)
+    turns = [{"role": "system", "content": system}] if system else []
+    for pair in row.get("history") or ():
+        question, reply = pair
+        turns += [{"role": "user", "content": question}, {"role": "assistant", "content": reply}]
+    user = f"{prompt}\n\n{context}" if context else prompt
+    thought = _one(row, ("reasoning_content", "reasoning", "thinking"))
+    more = {"reasoning_content": thought} if thought else {}
+    turns += [{"role": "user", "content": user}, {"role": "assistant", "content": answer, **more}]
+    return {"messages": turns, **({"tools": row["tools"]} if row.get("tools") else {})}
+
+
+def as_alpaca(row: Mapping[str, Any]) -> dict[str, str]:
+    """Return a row of Alpaca's or Dolly's format with Stanford Alpaca's prompt around it.
+
+    Args:
+        row: Has ``instruction``, ``output`` (or ``response``) and perhaps ``input`` (``context``).
+
+    Returns:
+        ``{"prompt": str, "response": str}``.
+
+    Raises:
+        InputError: A part is missing, or the row has one that the prompt has no place for.
+    """
+    prompt_key, prompt, answer = _parts(row)
+    for key in (*SYSTEMS, "history", "tools"):
+        if row.get(key):
+            raise InputError(f"{key}={shown(row[key])} has no place in Alpaca's prompt (as_chat)")
+    context = _one(row, CONTEXTS, without=prompt_key)
+    form = _ALPACA_INPUT if context else _ALPACA
+    return {"prompt": form.format(instruction=prompt, input=context), "response": answer}
+
+
+def messages_only(row: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the row's turns, and its tools, without any other column."""
+    kept = ("messages", "tools", "chat_template_kwargs")
+    return {key: row[key] for key in kept if row.get(key) is not None}
+
+
+def best_path(row: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the best-ranked path through a tree of messages (OpenAssistant).
+
+    Args:
+        row: Has ``prompt``, whose ``replies`` have replies of their own; ``rank`` 0 is the best.
+
+    Returns:
+        ``{"messages": [...]}``, ending with the path's last answer of the assistant.
+
+    Raises:
+        InputError: No answer is on the path.
+    """
+    node, path = row.get("prompt"), []
+    while isinstance(node, Mapping):
+        path.append({"role": node.get("role"), "content": node.get("text")})
+        replies = [reply for reply in node.get("replies") or () if not reply.get("deleted")]
+        ranked = [reply.get("rank") for reply in replies]
+        order = [len(replies) if rank is None else rank for rank in ranked]
+        node = replies[order.index(min(order))] if replies else None
+    while path and path[-1]["role"] != "assistant":
+        path.pop()
+    if not path:
+        raise InputError(f"prompt={shown(row.get('prompt'))} has no answer")
+    return {"messages": path}
+
+
+def human_assistant(row: Mapping[str, Any]) -> dict[str, Any]:
+    r"""Return the turns of a text with ``\n\nHuman:`` and ``\n\nAssistant:`` before them.
+
+    Args:
+        row: Has the text as ``chosen`` (Anthropic's HH-RLHF) or ``text``.
+
+    Returns:
+        ``{"messages": [...]}``.
+
+    Raises:
+        InputError: There is no such text.
+    """
+    text = row.get("chosen") or row.get("text")
+    if not isinstance(text, str) or "\n\nHuman:" not in text:
+        raise InputError(f"chosen={shown(text)} is no text with Human: and Assistant: turns")
+    roles = {"Human:": "user", "Assistant:": "assistant"}
+    turns: list[dict[str, str]] = []
+    for part in text.split("\n\n"):
+        mark = next((mark for mark in roles if part.startswith(mark)), None)
+        if mark is not None:
+            turns.append({"role": roles[mark], "content": part[len(mark) :].strip()})
+        elif turns:
+            turns[-1]["content"] += f"\n\n{part}"
+        elif part.strip():
+            raise InputError(f"{shown(part)} stands before the first turn")
+    return {"messages": [{**turn, "content": turn["content"].strip()} for turn in turns]}
+
+
+def input_output_turns(row: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the turns of a ``conversation`` (Capybara) whose parts hold ``input`` and ``output``.
+
+    Raises:
+        InputError: A part lacks one of them.
+    """
+    turns = []
+    for part in row.get("conversation") or ():
+        if not isinstance(part, Mapping) or not {"input", "output"} <= set(part):
+            raise InputError(f"conversation holds {shown(part)}, which lacks input or output")
+        turns += [{"role": "user", "content": part["input"]},
+                  {"role": "assistant", "content": part["output"]}]  # fmt: skip
+    return {"messages": turns, **{key: row[key] for key in SYSTEMS if row.get(key)}}
+
+
+def _parts(row: Mapping[str, Any]) -> tuple[str, str, str]:
+    """Return the prompt's column and text, and the answer."""
+    prompt_key = next((key for key in PROMPTS if _has_text(row, key)), None)
+    answer = _one(row, ANSWERS, without=prompt_key)
+    if prompt_key is None or answer is None:
+        lacks = PROMPTS if prompt_key is None else ANSWERS
+        raise InputError(f"none of the fields {', '.join(lacks)} holds a text")
+    return prompt_key, row[prompt_key], answer
+
+
+def _has_text(row: Mapping[str, Any], key: str) -> bool:
+    value = row.get(key)
+    return isinstance(value, str) and bool(value.strip())
+
+
+def _one(row: Mapping[str, Any], keys: Sequence[str], without: str | None = None) -> str | None:
+    """Return the one text that the columns hold; None if there is none."""
+    found = [key for key in keys if key != without and _has_text(row, key)]
+    if len({row[key] for key in found}) > 1:
+        raise InputError(f"the fields {' and '.join(found)} hold different texts: keep one")
+    return row[found[0]] if found else None

@@ -1,0 +1,164 @@
+"""Tools and calls of tools in a row: every spelling, turned into the one that templates read.
+
+Chat templates expect OpenAI's newer form: ``tool_calls: [{"type": "function", "function": {"name",
+"arguments"}}]`` with the arguments as an object (transformers' documentation of tool use; vLLM
+parses them too), and ``tools`` as a list of objects. Data often holds JSON text instead, or
+OpenAI's older ``function_call``.
+"""
+
+from __future__ import annotations
+
+import copy
+import json
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from spin_composer.data.faults import BadRow, Where
+from spin_composer.errors import shown
+
+_CALL = '[{"type": "function", "function": {"name": "...", "arguments": {...}}}]'
+_TOOL = '[{"type": "function", "function": {"name": "...", "parameters": {...}}}]'
+
+
+def parsed(value: Any) -> Any:
+    """Return the object or list that a JSON text holds, and anything else as it is."""
+    if not isinstance(value, str) or value.lstrip()[:1] not in ("{", "["):
+        return value
+    try:
+        return json.loads(value)
+    except (ValueError, RecursionError):
+        return value
+
+
+def without_nulls(value: Any) -> Any:
+    """Return ``value`` without the keys of objects that are null, at any depth."""
+    if isinstance(value, Mapping):
+        return {key: without_nulls(item) for key, item in value.items() if item is not None}
+    if isinstance(value, (list, tuple)):
+        return [without_nulls(item) for item in value]
+    return value
+
+
+def checked_json(value: Any, field: str, where: Where) -> Any:
+    """Return ``value``, a part of a row that is not text, if JSON can hold it.
+
+    Raises:
+        BadRow: It cannot: a date, bytes, NaN.
+    """
+    if where.filled:
+        value = without_nulls(value)
+    try:
+        json.dumps(value, allow_nan=False)
+    except (TypeError, ValueError, RecursionError) as error:
+        raise BadRow(
+            where, "not JSON", f"{field}={shown(value)} cannot be written as JSON ({error})",
+            "Write it with texts, finite numbers, lists and objects.",
+        ) from error  # fmt: skip
+    return value
+
+
+def checked_tools(value: Any, field: str, where: Where) -> list[Any]:
+    """Return a row's tools as a list of objects; an empty list if there are none.
+
+    Args:
+        value: The column's value: a list, JSON text of one, or None.
+        field: Its name, ``tools`` or OpenAI's older ``functions``.
+        where: The row's place.
+
+    Raises:
+        BadRow: It is neither.
+    """
+    tools = parsed(value)
+    if isinstance(tools, str) and not tools.strip():
+        return []
+    if isinstance(tools, Mapping):
+        tools = [tools]
+    tools = [] if tools is None else tools
+    if isinstance(tools, Sequence) and not isinstance(tools, str):
+        tools = [parsed(tool) for tool in tools]
+    if isinstance(tools, str) or not all(isinstance(tool, Mapping) for tool in tools):
+        raise BadRow(
+            where, "wrong type", f"{field}={shown(value)} is no list of tools", f"Write {_TOOL}."
+        )
+    if field == "functions":  # as `function_call`, of before tools of other types were thought of
+        tools = [{"type": "function", "function": tool} for tool in tools]
+    return checked_json(tools, field, where)
+
+
+def checked_calls(value: Any, field: str, where: Where) -> list[dict[str, Any]]:
+    """Return a turn's calls, each with its arguments as an object.
+
+    Args:
+        value: The turn's ``tool_calls``: a list, or JSON text of one.
+        field: Its place within the row.
+        where: The row's place.
+
+    Raises:
+        BadRow: A call has no name, or its arguments are no object.
+    """
+    calls = parsed(value)
+    if isinstance(calls, Mapping):
+        calls = [calls]
+    if isinstance(calls, str) or not isinstance(calls, Sequence):
+        raise BadRow(
+            where, "wrong type", f"{field}={shown(value)} is no list of calls", f"Write {_CALL}."
+        )
+    return [_checked_call(call, f"{field}[{i}]", where) for i, call in enumerate(calls)]
+
+
+def call_of(value: Any, field: str, where: Where) -> list[dict[str, Any]]:
+    """Return the one call of an older ``function_call``: an object or JSON text with a name.
+
+    Raises:
+        BadRow: As of :func:`checked_calls`.
+    """
+    call = parsed(value)
+    if isinstance(call, Mapping) and "function" not in call:
+        call = {"type": "function", "function": dict(call)}
+    return checked_calls([call], field, where)
+
+
+def _checked_call(call: Any, field: str, where: Where) -> dict[str, Any]:
+    call = parsed(call)
+    if isinstance(call, Mapping) and call.get("function") is None and call.get("name"):
+        # The function's own object alone, as some data sets have it.
+        outer = {key: call[key] for key in ("id", "type") if call.get(key) is not None}
+        inner = {key: item for key, item in call.items() if key not in outer}
+        call = {"type": "function", **outer, "function": inner}
+    function = call.get("function") if isinstance(call, Mapping) else None
+    if not isinstance(function, Mapping) or not isinstance(function.get("name"), str):
+        raise BadRow(
+            where, "wrong type", f"{field}={shown(call)} is no call with a function's name",
+            f"Write tool_calls: {_CALL}.",
+        )  # fmt: skip
+    call = {key: item for key, item in call.items() if item is not None}
+    given = function.get("arguments")
+    arguments = parsed(given)
+    if arguments is None or (isinstance(arguments, str) and not arguments.strip()):
+        arguments = {}
+    if not isinstance(arguments, Mapping):
+        raise BadRow(
+            where, "wrong type",
+            f"{field}.function.arguments={shown(given)} is no object, nor JSON text of one",
+            'Write {"name of an argument": value, ...}.',
+        )  # fmt: skip
+    if where.filled and not isinstance(given, str):
+        arguments = without_nulls(arguments)
+    inner = {key: item for key, item in function.items() if item is not None}
+    made = {**call, "function": {**inner, "arguments": dict(arguments)}}
+    checked_json(made["function"]["arguments"], f"{field}.function.arguments",
+                 Where(where.source, where.number, where.unit))  # fmt: skip
+    return made
+
+
+def with_text_arguments(messages: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+    """Return copies of the turns whose calls hold their arguments as JSON text.
+
+    For the few templates (DeepSeek's) that join them to text instead of writing them as JSON.
+    """
+    made = [copy.deepcopy(dict(message)) for message in messages]
+    for message in made:
+        for call in message.get("tool_calls") or ():
+            function = call["function"]
+            function["arguments"] = json.dumps(function["arguments"], ensure_ascii=False)
+    return made

@@ -1,0 +1,317 @@
+"""Turns of a conversation: every spelling, turned into what chat templates read.
+
+A turn becomes ``{"role", "content"}`` and those of its further keys that carry training text, such
+as ``tool_calls`` or ``reasoning_content``. ``content`` is None only beside ``tool_calls``.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
+
+from spin_composer.data.faults import BadRow, Where
+from spin_composer.data.tool_calls import call_of, checked_calls, checked_json, parsed
+from spin_composer.errors import shown
+
+if TYPE_CHECKING:
+    from spin_composer.data.counts import DataReport
+
+_CALLER = "function_call"
+_ROLES = {
+    **dict.fromkeys(("system", "developer"), "system"),
+    **dict.fromkeys(("user", "human", "prompter"), "user"),
+    **dict.fromkeys(("assistant", "gpt", "bot", "chatbot", "model", "ai"), "assistant"),
+    **dict.fromkeys(("tool", "function", "observation", "ipython"), "tool"),
+    **dict.fromkeys(("function_response", "tool_response", "tool_result"), "tool"),
+    **dict.fromkeys(("function_call", "tool_call"), _CALLER),  # ShareGPT's: the call is the text
+}
+# What may come before a turn; None is the start of the conversation.
+_MAY_FOLLOW: dict[str, tuple[str | None, ...]] = {
+    "system": (None,),
+    "user": (None, "system", "assistant", "tool"),
+    "assistant": ("user", "tool"),
+    "tool": ("assistant", "tool"),
+}
+_ROLE_KEYS = ("role", "from", "speaker")
+_CONTENT_KEYS = ("content", "value", "text")
+_TEXT_PARTS = ("text", "input_text", "output_text")
+_HANDED_ON = ("name", "tool_call_id")
+# Names of a turn's keys that hold what the model is to write or to read.
+_CARRIES_TEXT = re.compile(
+    r"think|thought|reasoning|rationale|analysis|scratchpad|(^|_)cot$|tool|function|refusal"
+    r"|(^|_)plan$|^prefix$|image|audio|video|document|citation|attachment|^parts$"
+)
+_TRAINED_IF_TRUE = (
+    "weight", "loss_weight", "train", "trainable", "training", "trained", "train_on", "loss",
+    "loss_mask",
+)  # fmt: skip
+_FLAGS = {"false": False, "no": False, "0": False, "0.0": False, "true": True, "1": True}
+_TRAINED_IF_FALSE = ("masked", "ignore", "ignored", "skip", "no_loss")
+
+
+def checked_text(
+    value: object, field: str, empty: str, where: Where, blank_is_empty: bool = True
+) -> str:
+    """Return ``value`` if it is text with something in it; ``empty`` is the fault's reason."""
+    if not isinstance(value, str):
+        raise BadRow(
+            where,
+            "wrong type",
+            f"{field}={shown(value)} is of type {type(value).__name__}, not text",
+            "Make it a string.",
+        )
+    if not value or (blank_is_empty and not value.strip()):
+        raise BadRow(
+            where,
+            empty,
+            f"{field}={shown(value)} is empty",
+            "Give it a text, or drop such rows with dataset.on_bad_row: skip.",
+        )
+    return value
+
+
+def checked_turns(
+    turns: object,
+    field: str,
+    where: Where,
+    report: DataReport | None = None,
+    mask: str | None = None,
+    old: bool = False,
+) -> list[dict[str, Any]]:
+    """Check a list of turns that leads up to the assistant's answer.
+
+    Args:
+        turns: The list, or JSON text of one.
+        field: The column's name.
+        where: The row's place.
+        report: Counts the keys that are not read.
+        mask: NeMo-Aligner's: the speaker whose turns are not trained on; all others but the
+            system answer. Without it the speakers are known by name.
+        old: Only role and content of each turn, and no marks of what not to train on: what was
+            read before the other keys had a meaning.
+
+    Raises:
+        BadRow: Names the turn and the key.
+    """
+    checked = read_turns(turns, field, where, report, mask, old)
+    check_order(checked, field, where)
+    return checked
+
+
+def read_turns(
+    turns: object,
+    field: str,
+    where: Where,
+    report: DataReport | None = None,
+    mask: str | None = None,
+    old: bool = False,
+) -> list[dict[str, Any]]:
+    """Check turns one by one, in whatever order; see :func:`checked_turns`."""
+    given = parsed(turns)
+    if not isinstance(given, (list, tuple)) or not given:
+        problem = "is not a list of turns" if not isinstance(given, (list, tuple)) else "is empty"
+        raise BadRow(
+            where,
+            "no assistant turn" if problem == "is empty" else "wrong type",
+            f"{field}={shown(turns)} {problem}",
+            'Write [{"role": "user", "content": "..."}, {"role": "assistant", "content": "..."}].',
+        )
+    checked = []
+    for i, turn in enumerate(given):
+        name = f"{field}[{i}]"
+        if not isinstance(turn, Mapping):
+            raise BadRow(
+                where, "wrong type", f"{name}={shown(turn)} is not an object",
+                'Write {"role": "...", "content": "..."}.',
+            )  # fmt: skip
+        checked.append(_turn(turn, name, where, report, mask, old))
+    if not old:
+        _refuse_untrained([parsed(turn) for turn in given], field, where)
+    return checked
+
+
+def _turn(
+    turn: Mapping[Any, Any], name: str, where: Where, report: DataReport | None, mask: str | None,
+    old: bool,
+) -> dict[str, Any]:  # fmt: skip
+    """Return one turn; a key that is null is absent (Arrow fills them in)."""
+    role_key = next((key for key in _ROLE_KEYS if turn.get(key) is not None), None)
+    content_key = _content_key(turn, name, where)
+    if role_key is None:
+        raise _missing("from" if content_key == "value" else "role", turn, name, where)
+    speaker = checked_text(turn[role_key], f"{name}.{role_key}", "empty role", where)
+    role = _role_of(speaker, mask, f"{name}.{role_key}", where)
+    more = {} if old else _further(turn, role_key, content_key, name, where, report)
+    content = turn[content_key] if content_key is not None else None
+    if role == _CALLER:
+        more["tool_calls"] = call_of(content, f"{name}.{content_key}", where)
+        role, content, content_key = "assistant", None, "content"
+    calls = "tool_calls" in more and role == "assistant"
+    if content_key is None and not calls:
+        raise _missing("value" if role_key == "from" else "content", turn, name, where)
+    if content is not None or not calls:
+        content = _content(content, f"{name}.{content_key}", where)
+        if role == "user":
+            checked_text(content, f"{name}.{content_key}", "empty prompt", where)
+    return {"role": role, "content": content, **more}
+
+
+def _content_key(turn: Mapping, name: str, where: Where) -> str | None:
+    """Return which of the spellings the turn has; two that differ are an error."""
+    found = [key for key in _CONTENT_KEYS if turn.get(key) is not None]
+    if len(found) > 1 and any(turn[key] != turn[found[0]] for key in found):
+        both = " and ".join(f"{key}={shown(turn[key], 40)}" for key in found)
+        raise BadRow(
+            where, "two keys for one", f"{name} has both {both}", f"Keep one, as {found[0]}."
+        )
+    return found[0] if found else next((key for key in _CONTENT_KEYS if key in turn), None)
+
+
+def _missing(key: str, turn: Mapping, name: str, where: Where) -> BadRow:
+    remedy = f"Add the {key}."
+    if {"input", "output"} <= set(turn):
+        remedy = "Set dataset.preprocessing_fn: spin_composer.data.mappings:input_output_turns."
+    return BadRow(where, f"missing {key}", f"{name}={shown(dict(turn))} has no {key}", remedy)
+
+
+def _role_of(speaker: str, mask: str | None, field: str, where: Where) -> str:
+    known = _ROLES.get(speaker.strip().lower())
+    if mask is not None:
+        if known == "system":
+            return "system"
+        return "user" if speaker == mask else "assistant"
+    if known is None:
+        raise BadRow(
+            where,
+            "unknown role",
+            f"{field}={shown(speaker)} is not a known role",
+            "Roles are system, user, assistant and tool (or human, gpt, model, developer, "
+            "function, observation, function_call).",
+        )
+    return known
+
+
+def _content(content: object, field: str, where: Where) -> str:
+    """Return a turn's text; a list of parts is joined if all of them are text."""
+    if isinstance(content, str):
+        return content
+    if not isinstance(content, (list, tuple)):
+        return checked_text(content, field, "wrong type", where)
+    texts = []
+    for part in content:
+        kind = part.get("type", "text") if isinstance(part, Mapping) else None
+        text = part.get("text") if isinstance(part, Mapping) else None
+        if kind not in _TEXT_PARTS or not isinstance(text, str):
+            raise BadRow(
+                where, "wrong type",
+                f"{field}={shown(content)} holds {shown(part)}, which is no part with text",
+                'Write one string, or parts such as {"type": "text", "text": "..."}: SPIN trains '
+                "on text only.",
+            )  # fmt: skip
+        texts.append(text)
+    return "".join(texts)
+
+
+def _further(
+    turn: Mapping, role_key: str, content_key: str | None, name: str, where: Where,
+    report: DataReport | None,
+) -> dict[str, Any]:  # fmt: skip
+    """Return the turn's other keys that carry text, and count those that do not."""
+    kept: dict[str, Any] = {}
+    for key, value in turn.items():
+        if key in (role_key, content_key, *_ROLE_KEYS, *_CONTENT_KEYS) or value is None:
+            continue
+        field = f"{name}.{key}"
+        if isinstance(value, (str, list, tuple, Mapping)) and not value:
+            continue
+        if key == "tool_calls":
+            if calls := checked_calls(value, field, where):
+                kept[key] = calls
+        elif key == "function_call":
+            kept["tool_calls"] = call_of(value, field, where)
+        elif key in _HANDED_ON and isinstance(value, str):
+            kept[key] = value
+        elif carries_text(str(key), value):
+            value = checked_json(value, field, where)
+            if value:  # Arrow may have filled it with nothing but nulls
+                kept[str(key)] = value
+        elif report is not None:
+            report.ignore(f"a turn's {key}")
+    return kept
+
+
+def carries_text(key: str, value: object) -> bool:
+    """Tell whether a turn's further key holds text for the model; flags and numbers never do."""
+    filled = isinstance(value, (str, list, tuple, Mapping)) and bool(value)
+    return filled and bool(_CARRIES_TEXT.search(key.lower()))
+
+
+def untrained_mark(fields: Mapping[Any, Any]) -> str | None:
+    """Return the key that says of a turn or row that it is not to be trained on, if there is one.
+
+    OpenAI writes ``weight: 0``, axolotl ``train: false``, ms-swift ``loss: false``.
+    """
+    for key, value in fields.items():
+        name, said = str(key).lower(), _truth(value)
+        if (name in _TRAINED_IF_TRUE and said is False) or (
+            name in _TRAINED_IF_FALSE and said is True
+        ):
+            return str(key)
+    return None
+
+
+def _truth(value: object) -> bool | None:
+    """Return what a flag says; None if it is none."""
+    if isinstance(value, str):
+        value = _FLAGS.get(value.strip().lower())
+    return bool(value) if isinstance(value, (bool, int, float)) else None
+
+
+def _refuse_untrained(turns: list[Any], field: str, where: Where) -> None:
+    """Refuse a last turn that its own keys say not to train on."""
+    last, key = turns[-1], untrained_mark(turns[-1])
+    # `mask` alone says neither "trained" nor "left out"; the same one on both sides is unclear.
+    if key is None and _truth(last.get("mask")) is not None:
+        first = next((turn.get("mask") for turn in turns[:-1]), None)
+        key = "mask" if first is not None and _truth(first) == _truth(last["mask"]) else None
+    if key is not None:
+        raise BadRow(
+            where, "not to be trained on",
+            f"{field}[{len(turns) - 1}].{key}={shown(last[key])} says that the last turn, which is "
+            "the response, is not to be trained on",
+            "Cut the conversation after the answer that is, remove the key, or drop such rows "
+            "with dataset.on_bad_row: skip.",
+        )  # fmt: skip
+
+
+def check_order(turns: list[dict[str, Any]], field: str, where: Where) -> None:
+    """Refuse a conversation that does not lead up to an answer of the assistant."""
+    previous: str | None = None
+    if all(turn["role"] != "assistant" for turn in turns):
+        raise BadRow(
+            where,
+            "no assistant turn",
+            f"{field} has {len(turns)} turns and none of role assistant",
+            "The last assistant turn is the response: add it.",
+        )
+    for i, turn in enumerate(turns):
+        if previous not in _MAY_FOLLOW[turn["role"]]:
+            before = "at the start" if previous is None else f"after {previous!r}"
+            raise BadRow(
+                where,
+                "roles out of order",
+                f"{field}[{i}].role={turn['role']!r} stands {before}",
+                "Roles go: system (or none), then user and assistant in turns; tool after a call.",
+            )
+        previous = turn["role"]
+    last = turns[-1]
+    if last["role"] != "assistant":
+        raise BadRow(
+            where,
+            "last turn not the assistant's",
+            f"{field}[{len(turns) - 1}].role={last['role']!r} is the last turn",
+            "End the conversation with the assistant's answer, or cut what follows it.",
+        )
+    if "tool_calls" not in last:
+        checked_text(last["content"], f"{field}[{len(turns) - 1}].content", "empty response", where)
