@@ -96,10 +96,18 @@ def status(
         raise typer.Exit(EXIT_STORE)
 
 
-Source = Annotated[str, typer.Argument(help="File, folder, Hugging Face name or MDS.")]
-Split = Annotated[str, typer.Option(help="Split of the source.")]
-BadRows = Annotated[str, typer.Option(help="error: stop at a bad row; skip: leave it out.")]
-Preprocess = Annotated[str | None, typer.Option(help="module:function applied to each row first.")]
+_SETTINGS = {"allow_extra_args": True, "ignore_unknown_options": True}
+Source = Annotated[
+    str, typer.Argument(help="File, folder, Hugging Face name or MDS; or a run's YAML.")
+]
+Split = Annotated[str | None, typer.Option(help="Split of the source; train if not given.")]
+Subset = Annotated[str | None, typer.Option(help="Subset (config) of a Hugging Face data set.")]
+BadRows = Annotated[str | None, typer.Option(help="error: stop at a bad row; skip: leave it out.")]
+Preprocess = Annotated[
+    str | None,
+    typer.Option(help="module:function for each row, or {prompt: column, response: column}."),
+]
+RemoteCode = Annotated[bool, typer.Option(help="Let the tokenizer run code of its repository.")]
 
 
 @app.command()
@@ -115,74 +123,79 @@ def demo(
     main(folder, seed)
 
 
-@data_app.command()
+@data_app.command(context_settings=_SETTINGS)
 def convert(
+    context: typer.Context,
     source: Source,
     destination: Annotated[str, typer.Argument(help="New folder of the MDS data set.")],
-    split: Split = "train",
-    on_bad_row: BadRows = "error",
+    tokenizer: Annotated[
+        str | None,
+        typer.Option(help="Tokenizer's name or folder: rows are then checked as training does."),
+    ] = None,
+    split: Split = None,
+    subset: Subset = None,
+    on_bad_row: BadRows = None,
     preprocessing_fn: Preprocess = None,
     compression: Annotated[str | None, typer.Option(help="Streaming's, e.g. zstd.")] = None,
+    trust_remote_code: RemoteCode = False,
 ) -> None:
-    """Write SFT data of any supported format as MDS."""
-    from spin_composer.data.convert import convert_dataset
+    """Write SFT data of any supported format as MDS: of a source, or of a run's YAML.
 
-    done = convert_dataset(
-        source,
-        destination,
-        split=split,
-        on_bad_row=_choice("--on-bad-row", on_bad_row, ("error", "skip")),
-        preprocessing_fn=preprocessing_fn,
-        compression=compression,
-    )
+    Further arguments are key=value: settings of the YAML, or of its dataset block.
+    """
+    from spin_composer.data.convert import convert_config
+    from spin_composer.data_commands import read_given
+
+    flags = {"split": split, "subset": subset, "on_bad_row": on_bad_row,
+             "preprocessing_fn": preprocessing_fn}  # fmt: skip
+    given = read_given(source, context.args, flags, tokenizer, trust_remote_code)
+    done = convert_config(given.config, destination, given.title, given.tokenizer,
+                          given.tokenizer_kwargs, compression)  # fmt: skip
     dropped = sum(done.dropped.values())
     print(f"{done.rows} rows written to {destination}, {dropped} bad ones left out")
 
 
-@data_app.command()
+@data_app.command(context_settings=_SETTINGS)
 def check(
+    context: typer.Context,
     source: Source,
-    tokenizer: Annotated[str, typer.Option(help="Tokenizer's name or folder.")],
-    split: Split = "train",
-    max_seq_len: Annotated[int, typer.Option(help="Most tokens of a row.")] = 2048,
+    tokenizer: Annotated[
+        str | None, typer.Option(help="Tokenizer's name or folder; a YAML has its own.")
+    ] = None,
+    split: Split = None,
+    subset: Subset = None,
+    max_seq_len: Annotated[
+        int | None, typer.Option(help="Most tokens of a row; 2048 if nothing says otherwise.")
+    ] = None,
     max_prompt_len: Annotated[
         int | None, typer.Option(help="Most tokens of a prompt; needed by --truncate-prompt left.")
     ] = None,
-    truncate_prompt: Annotated[str, typer.Option(help="none, or left: cut long prompts.")] = "none",
-    on_bad_row: BadRows = "error",
+    truncate_prompt: Annotated[
+        str | None, typer.Option(help="none, or left: cut long prompts.")
+    ] = None,
+    on_bad_row: BadRows = None,
     preprocessing_fn: Preprocess = None,
-    trust_remote_code: Annotated[
-        bool, typer.Option(help="Let the tokenizer run code of its repository.")
-    ] = False,
+    trust_remote_code: RemoteCode = False,
     row: Annotated[int, typer.Option(help="Which kept row to show, from 1.")] = 1,
 ) -> None:
-    """Print what training would read from SFT data: counts, lengths, drops, an example."""
+    """Print what training would read: counts, lengths, drops, an example; of data or of a YAML.
+
+    Further arguments are key=value: settings of the YAML, or of its dataset block.
+    """
     from rich.console import Console
 
-    from spin_composer.data.check import check_dataset, print_report
+    from spin_composer.data_commands import read_given
 
-    result = check_dataset(
-        source,
-        tokenizer,
-        split=split,
-        max_seq_len=max_seq_len,
-        max_prompt_len=max_prompt_len,
-        truncate_prompt=_choice("--truncate-prompt", truncate_prompt, ("none", "left")),
-        on_bad_row=_choice("--on-bad-row", on_bad_row, ("error", "skip")),
-        preprocessing_fn=preprocessing_fn,
-        trust_remote_code=trust_remote_code,
-        row=row,
-    )
+    flags = {"split": split, "subset": subset, "max_seq_len": max_seq_len,
+             "max_prompt_len": max_prompt_len, "truncate_prompt": truncate_prompt,
+             "on_bad_row": on_bad_row, "preprocessing_fn": preprocessing_fn}  # fmt: skip
+    given = read_given(source, context.args, flags, tokenizer, trust_remote_code)
+    name = given.required_tokenizer()
+    from spin_composer.data.check import check_config, print_report  # imports numpy
+
+    result = check_config(given.config, name, given.tokenizer_kwargs, given.title, row)
     print_report(result, Console())
     result.raise_for_bad_rows()
-
-
-def _choice(name: str, value: str, known: tuple[str, ...]) -> Any:
-    from spin_composer.errors import InputError
-
-    if value not in known:
-        raise InputError(f"{name}={value} is not known. Use {' or '.join(known)}.")
-    return value
 
 
 def main() -> None:

@@ -25,7 +25,7 @@ LAYERS: tuple[frozenset[str], ...] = (
         | {"eval_loaders", "exports"}
         | {"first_batch"}
     ),
-    frozenset({"train", "status", "play_job", "demo", "cli", "__main__"}),
+    frozenset({"train", "status", "play_job", "demo", "data_commands", "cli", "__main__"}),
 )
 LAYER_OF = {name: number for number, names in enumerate(LAYERS) for name in names}
 

@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
 from itertools import chain, islice
 from typing import TYPE_CHECKING, Any, Literal, cast
 
 import numpy as np
 
-from spin_composer.data.config import read_config
+from spin_composer.data.config import DatasetConfig, read_config
 from spin_composer.data.counts import DataReport
 from spin_composer.data.formats import Kind
 from spin_composer.data.sources import read_rows, source_keys
-from spin_composer.errors import InputError, shown
+from spin_composer.data.tokenizers import load_tokenizer
+from spin_composer.errors import InputError
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -21,6 +23,7 @@ if TYPE_CHECKING:
     from spin_composer.data.examples import ExampleDataset
 
 _NUM_BINS = 12
+_NUM_FIRST = 8
 _BAR_WIDTH = 40
 
 
@@ -48,6 +51,14 @@ class CheckReport:
     """That example's response."""
     on_bad_row: Literal["error", "skip"] = "error"
     """Whether bad rows are an error."""
+    generation_prompt: str | None = None
+    """What the chat template puts after the last turn before the response; None for plain rows."""
+    prompt_end: list[str] = field(default_factory=list)
+    """The example's last tokens before the response."""
+    response_start: list[str] = field(default_factory=list)
+    """The example's first tokens of the response."""
+    special_tokens: dict[str, dict[str, int]] = field(default_factory=dict)
+    """Control tokens of all prompts and of all responses: how often each."""
 
     def raise_for_bad_rows(self) -> None:
         """Raise the InputError of the first bad row, unless bad rows are to be skipped."""
@@ -65,7 +76,7 @@ def check_dataset(
     max_prompt_len: int | None = None,
     truncate_prompt: Literal["none", "left"] = "none",
     on_bad_row: Literal["error", "skip"] = "error",
-    preprocessing_fn: str | None = None,
+    preprocessing_fn: str | Mapping[str, str] | None = None,
     trust_remote_code: bool = False,
     row: int = 1,
 ) -> CheckReport:
@@ -82,7 +93,7 @@ def check_dataset(
         max_prompt_len: Most tokens of a prompt; ``max_seq_len - 1`` if not given.
         truncate_prompt: ``left`` to cut a too long prompt at its start.
         on_bad_row: Whether ``raise_for_bad_rows`` raises.
-        preprocessing_fn: ``module:function`` applied to each row first.
+        preprocessing_fn: ``module:function`` applied to each row first, or a mapping.
         trust_remote_code: Let the tokenizer run code of its repository.
         row: Which kept row to show, from 1.
 
@@ -98,21 +109,43 @@ def check_dataset(
             "max_seq_len": max_seq_len,
             "max_prompt_len": max_prompt_len,
             "truncate_prompt": truncate_prompt,
-            "on_bad_row": "skip",
+            "on_bad_row": on_bad_row,
             "preprocessing_fn": preprocessing_fn,
         },
         where="data check",
     )
+    kwargs = {"trust_remote_code": True} if trust_remote_code else {}
+    return check_config(config, tokenizer_name, kwargs, source, row)
+
+
+def check_config(
+    config: DatasetConfig,
+    tokenizer_name: str,
+    tokenizer_kwargs: Mapping[str, Any] | None = None,
+    title: str | None = None,
+    row: int = 1,
+) -> CheckReport:
+    """Check the data of a dataset block; see :func:`check_dataset`.
+
+    Args:
+        config: The block, checked.
+        tokenizer_name: The tokenizer's name or folder.
+        tokenizer_kwargs: ``tokenizer.kwargs``.
+        title: What to call the data; the block's source if not given.
+        row: Which kept row to show, from 1.
+    """
+    title = title if title is not None else config.source
+    counting = replace(config, on_bad_row="skip")
     # A missing file is found before the slow imports and the tokenizer's download.
-    rows = read_rows(config)
+    rows = read_rows(counting)
     first = list(islice(rows, 1))
     if not first:
-        raise InputError(f"{source}: it has no rows. Give it at least one.")
+        raise InputError(f"{title}: it has no rows. Give it at least one.")
     from spin_composer.data.tokenise import build_examples
 
-    tokenizer = _load_tokenizer(tokenizer_name, trust_remote_code)
-    examples = build_examples(chain(first, rows), tokenizer, config)
-    return report_on(examples, tokenizer, source, on_bad_row, row)
+    tokenizer = load_tokenizer(tokenizer_name, tokenizer_kwargs)
+    examples = build_examples(chain(first, rows), tokenizer, counting)
+    return report_on(examples, tokenizer, title, config.on_bad_row, row)
 
 
 def report_on(
@@ -139,19 +172,39 @@ def report_on(
         prompt_text=tokens.decode(example.prompt, skip_special_tokens=False),
         response_text=tokens.decode(example.response, skip_special_tokens=False),
         on_bad_row=on_bad_row,
+        generation_prompt=_generation_prompt(tokens) if examples.kind == "chat" else None,
+        prompt_end=tokens.convert_ids_to_tokens(example.prompt[-_NUM_FIRST:].tolist()),
+        response_start=tokens.convert_ids_to_tokens(example.response[:_NUM_FIRST].tolist()),
+        special_tokens={
+            "prompts": _special_tokens([one.prompt for one in examples], tokens),
+            "responses": _special_tokens([one.response for one in examples], tokens),
+        },
     )
 
 
-def _load_tokenizer(name: str, trust_remote_code: bool) -> Any:
-    from transformers import AutoTokenizer
-
+def _generation_prompt(tokenizer: Any) -> str | None:
+    """Return what the template adds for the assistant to go on from; None if it does not say."""
+    turns = [{"role": "user", "content": "a"}]
     try:
-        return AutoTokenizer.from_pretrained(name, trust_remote_code=trust_remote_code)
-    except Exception as error:
-        raise InputError(
-            f"tokenizer={shown(name)} cannot be loaded ({type(error).__name__}: "
-            f"{shown(str(error), 160)}). Give a Hugging Face name or a tokenizer's folder."
-        ) from error
+        without, with_prompt = (
+            tokenizer.apply_chat_template(turns, tokenize=False, add_generation_prompt=added)
+            for added in (False, True)
+        )
+    except Exception:  # the template's own: there is none, or it wants other turns
+        return None
+    return with_prompt[len(without) :] if with_prompt.startswith(without) else None
+
+
+def _special_tokens(parts: list[np.ndarray], tokenizer: Any) -> dict[str, int]:
+    """Count the control tokens among ids, the most frequent first."""
+    added = {i for i, token in tokenizer.added_tokens_decoder.items() if token.content.strip()}
+    ids, counts = np.unique(np.concatenate(parts), return_counts=True)
+    special = np.isin(ids, sorted(added | set(tokenizer.all_special_ids)))
+    order = np.argsort(-counts[special], kind="stable")
+    return {
+        str(tokenizer.convert_ids_to_tokens(int(i))): int(n)
+        for i, n in zip(ids[special][order], counts[special][order], strict=True)
+    }
 
 
 def histogram(lengths: np.ndarray, num_bins: int = _NUM_BINS) -> list[tuple[int, int, int]]:
@@ -183,7 +236,18 @@ def print_report(report: CheckReport, console: Console) -> None:
         counts.add_row(f"dropped: {escape(reason)}", str(count))
     counts.add_row("prompts cut at their start", str(rows.truncated_prompts))
     counts.add_row("responses cut at max_seq_len", str(rows.truncated_responses))
+    if report.generation_prompt is not None:
+        counts.add_row("generation prompt", escape(repr(report.generation_prompt)))
+    counts.add_row("the example's prompt ends with", escape(" ".join(map(repr, report.prompt_end))))
+    counts.add_row("its response begins with", escape(" ".join(map(repr, report.response_start))))
     counts.add_row("stop token", escape(report.stop_token))
+    for name, tokens in report.special_tokens.items():
+        text = ", ".join(f"{token} {count}" for token, count in tokens.items()) or "none"
+        counts.add_row(f"special tokens in {name}", escape(text))
+    if rows.unread:
+        counts.add_row("columns not read", escape(", ".join(sorted(rows.unread))))
+    if rows.ignored:
+        counts.add_row("keys not read", escape(rows.ignored_keys()))
     counts.add_row("fingerprint", report.fingerprint)
     console.print(counts)
     for name, lengths in (
@@ -196,6 +260,8 @@ def print_report(report: CheckReport, console: Console) -> None:
     # Colour does not survive a file or a pipe: there the response is given by itself as well.
     if not console.is_terminal:
         console.print(Panel(Text(report.response_text), title="its response"))
+    for note in rows.notes:
+        console.print(Text(note, style="yellow"))
     for fault in rows.faults:
         console.print(Text(fault, style="red"))
 

@@ -1,7 +1,8 @@
 """``spin-composer data convert``: any supported SFT data set as MDS shards.
 
-Columns are text or JSON, never pickled: ``prompt`` and ``response``, or ``messages``. SPIN's
-loader and llm-foundry's own StreamingFinetuningDataset both read the result.
+Columns are text or JSON, never pickled: ``prompt`` and ``response``, or ``messages``, with
+``tools`` and ``chat_template_kwargs`` where rows have them. SPIN's loader reads the result, and
+llm-foundry's own StreamingFinetuningDataset too where turns have role and content only.
 """
 
 from __future__ import annotations
@@ -9,24 +10,32 @@ from __future__ import annotations
 import os
 import shutil
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from itertools import chain, islice
 from pathlib import Path
 from typing import Any, Literal
 
-from spin_composer.data.config import DatasetConfig
+from spin_composer.data.config import DatasetConfig, read_config
 from spin_composer.data.counts import DataReport
-from spin_composer.data.formats import BadRow, Kind, to_foundry_row
+from spin_composer.data.faults import BadRow, Where
+from spin_composer.data.formats import Kind, to_foundry_row
 from spin_composer.data.preprocess import make_preprocessor, preprocess_row
 from spin_composer.data.sources import read_rows, source_keys
+from spin_composer.data.tokenizers import load_tokenizer
 from spin_composer.errors import InputError
 
 _COLUMNS: dict[Kind, dict[str, str]] = {
     "plain": {"prompt": "str", "response": "str"},
     "chat": {"messages": "json"},
 }
+# Columns that are written if one of the rows has them.
+_AT_NEED = ("tools", "chat_template_kwargs")
+
+
+class _NeedsColumn(Exception):
+    """A row has a column that the shards written so far do not have."""
 
 
 @dataclass
@@ -51,7 +60,7 @@ def convert_dataset(
     source: str,
     destination: str,
     split: str = "train",
-    preprocessing_fn: str | None = None,
+    preprocessing_fn: str | Mapping[str, str] | None = None,
     on_bad_row: Literal["error", "skip"] = "error",
     compression: str | None = None,
     shard_bytes: int = 1 << 26,
@@ -63,7 +72,7 @@ def convert_dataset(
         source: A file, folder, Hugging Face name, MDS folder or MDS URI.
         destination: The folder to make; it must not exist (an empty one may).
         split: The source's split.
-        preprocessing_fn: ``module:function`` applied to each row first.
+        preprocessing_fn: ``module:function`` applied to each row first, or a mapping.
         on_bad_row: ``error``, or ``skip`` to leave bad rows out and count them.
         compression: Streaming's name of a compression, such as ``zstd``; none by default.
         shard_bytes: Largest size of a shard before compression.
@@ -75,24 +84,69 @@ def convert_dataset(
     Raises:
         InputError: The destination exists, or a row is bad, or the source cannot be read.
     """
+    _checked_destination(destination)
+    config = read_config(
+        {
+            **source_keys(source, split),
+            "max_seq_len": 2,
+            "preprocessing_fn": preprocessing_fn,
+            "on_bad_row": on_bad_row,
+        },
+        where="data convert",
+    )
+    return convert_config(config, destination, source, None, None, compression, shard_bytes,
+                          progress)  # fmt: skip
+
+
+def convert_config(
+    config: DatasetConfig,
+    destination: str,
+    title: str | None = None,
+    tokenizer_name: str | None = None,
+    tokenizer_kwargs: Mapping[str, Any] | None = None,
+    compression: str | None = None,
+    shard_bytes: int = 1 << 26,
+    progress: bool = True,
+) -> ConvertReport:
+    """Write the data of a dataset block as MDS; see :func:`convert_dataset`.
+
+    Args:
+        config: The block, checked.
+        destination: The folder to make.
+        title: What to call the data; the block's source if not given.
+        tokenizer_name: With it each row is also tokenised, and must pass what training asks of it.
+        tokenizer_kwargs: ``tokenizer.kwargs``.
+        compression: Streaming's name of a compression.
+        shard_bytes: Largest size of a shard before compression.
+        progress: Show a progress bar.
+    """
     target = _checked_destination(destination)
-    config = DatasetConfig(
-        max_seq_len=2, preprocessing_fn=preprocessing_fn, on_bad_row=on_bad_row,
-        **source_keys(source, split),
-    )  # fmt: skip
+    check = None if tokenizer_name is None else _Check(config, tokenizer_name, tokenizer_kwargs)
     report = DataReport()
-    rows = _formatted(config, report)
-    # Before the slow import of streaming and the bar: a missing or bad source fails at once.
+    rows = _formatted(config, report, check)
+    # Before the slow imports and the bar: a missing or bad source fails at once.
     first = list(islice(rows, 1))
     if not first:
         seen = f" First: {report.faults[0]}" if report.faults else ""
-        raise InputError(f"{source}: it has no usable row. Give it at least one.{seen}")
+        raise InputError(
+            f"{title or config.source}: it has no usable row. Give it at least one.{seen}"
+        )
     _check_compression(compression)
+    kind = first[0][0]
+    columns, rows = dict(_COLUMNS[kind]), chain(first, rows)
     aside = _folder_beside(target, destination)
     try:
         with _progress_bar(f"Writing {target}", progress) as advance:
-            kind = first[0][0]
-            _write(kind, chain(first, rows), aside, compression, shard_bytes, advance)
+            while True:
+                try:
+                    _write(columns, rows, aside, compression, shard_bytes, advance)
+                    break
+                except _NeedsColumn as needed:  # rare: once more, with the column for all rows
+                    columns[str(needed)] = "json"
+                    shutil.rmtree(aside)
+                    os.mkdir(aside)
+                    report = DataReport()
+                    rows = _formatted(config, report, check)
         os.chmod(aside, 0o755)  # mkdtemp makes private folders
         if target.is_dir():
             target.rmdir()
@@ -105,6 +159,22 @@ def convert_dataset(
         str(target), kind, report.kept, len(shards), sum(file.stat().st_size for file in shards),
         report.dropped,
     )  # fmt: skip
+
+
+class _Check:
+    """Tokenises rows, for the errors of those that cannot be trained on."""
+
+    def __init__(self, config: DatasetConfig, name: str, kwargs: Mapping[str, Any] | None) -> None:
+        self._config, self._name, self._kwargs = config, name, kwargs
+        self._tokenise: Any = None
+
+    def __call__(self, kind: Kind, row: dict[str, Any], where: Where, report: DataReport) -> None:
+        if self._tokenise is None:  # at the first row: a missing source is found before
+            from spin_composer.data.tokenise import _Tokeniser
+
+            tokenizer = load_tokenizer(self._name, self._kwargs)
+            self._tokenise = _Tokeniser(tokenizer, self._config)
+        self._tokenise(kind, row, where, report)
 
 
 def _checked_destination(destination: str) -> Path:
@@ -156,7 +226,9 @@ def _check_compression(compression: str | None) -> None:
         )
 
 
-def _formatted(config: DatasetConfig, report: DataReport) -> Iterator[tuple[Kind, dict[str, Any]]]:
+def _formatted(
+    config: DatasetConfig, report: DataReport, check: _Check | None = None
+) -> Iterator[tuple[Kind, dict[str, Any]]]:
     """Yield each row's kind and llm-foundry's form of it, counting into ``report``."""
     rows = read_rows(config)  # before the preprocessor, which imports llm-foundry
     preprocess = make_preprocessor(config)
@@ -168,7 +240,9 @@ def _formatted(config: DatasetConfig, report: DataReport) -> Iterator[tuple[Kind
                 raise row
             if preprocess is not None:
                 row = preprocess_row(preprocess, row, where)
-            kind, formatted = to_foundry_row(row, where)
+            kind, formatted = to_foundry_row(row, where, report)
+            if check is not None and kind == (first or kind):
+                check(kind, formatted, where, report)
         except BadRow as fault:
             if config.on_bad_row == "error":
                 raise
@@ -185,29 +259,32 @@ def _formatted(config: DatasetConfig, report: DataReport) -> Iterator[tuple[Kind
 
 
 def _write(
-    kind: Kind,
+    columns: Mapping[str, str],
     rows: Iterator[tuple[Kind, dict[str, Any]]],
     folder: str,
     compression: str | None,
     shard_bytes: int,
     advance: Any,
 ) -> None:
-    """Write all rows into ``folder``."""
+    """Write all rows into ``folder``.
+
+    Raises:
+        _NeedsColumn: A row has a column that is not among ``columns``.
+    """
     from streaming import MDSWriter
 
     # No `with`: leaving it by an exception would still write an index.json.
     writer = MDSWriter(
-        out=folder, columns=_COLUMNS[kind], compression=compression, hashes=["xxh64"],
+        out=folder, columns=dict(columns), compression=compression, hashes=["xxh64"],
         size_limit=shard_bytes,
     )  # fmt: skip
     for _, row in rows:
-        writer.write(_in_column_order(kind, row))
+        for column in _AT_NEED:
+            if column in row and column not in columns:
+                raise _NeedsColumn(column)
+        writer.write({column: row.get(column) for column in columns})
         advance()
     writer.finish()
-
-
-def _in_column_order(kind: Kind, row: dict[str, Any]) -> dict[str, Any]:
-    return {column: row[column] for column in _COLUMNS[kind]}
 
 
 @contextmanager

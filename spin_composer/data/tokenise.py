@@ -63,7 +63,7 @@ def build_examples(
                     raise row
                 if preprocess is not None:
                     row = preprocess_row(preprocess, row, where)
-                kind, formatted = to_foundry_row(row, where)
+                kind, formatted = to_foundry_row(row, where, report)
                 examples.append(tokenise(kind, formatted, where, report))
             except BadRow as fault:
                 if config.on_bad_row == "error":

@@ -1,0 +1,25 @@
+"""The tokenizer of a data command, made just as a training run makes it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from spin_composer.errors import InputError, shown
+
+
+def load_tokenizer(name: str, kwargs: Mapping[str, Any] | None = None) -> Any:
+    """Return the tokenizer that ``tokenizer: {name, kwargs}`` of a YAML means.
+
+    Raises:
+        InputError: It cannot be loaded, or has no EOS token.
+    """
+    from llmfoundry.utils.builders import build_tokenizer
+
+    try:
+        return build_tokenizer(name, dict(kwargs or {}))
+    except Exception as error:
+        raise InputError(
+            f"tokenizer={shown(name)} cannot be loaded ({type(error).__name__}: "
+            f"{shown(str(error), 160)}). Give a Hugging Face name or a tokenizer's folder."
+        ) from error

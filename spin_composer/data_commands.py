@@ -1,0 +1,142 @@
+"""What a data command was given: a run's YAML, or a source with settings on the command line."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from spin_composer.data.config import DatasetConfig, read_config
+from spin_composer.data.sources import source_keys
+from spin_composer.errors import InputError, shown
+
+_BLOCK = "train_loader.dataset"
+
+
+@dataclass(frozen=True)
+class Given:
+    """The data and the tokenizer that a command means."""
+
+    config: DatasetConfig
+    """The checked dataset block."""
+    title: str
+    """What the user called it."""
+    tokenizer: str | None
+    """The tokenizer's name or folder."""
+    tokenizer_kwargs: dict[str, Any] = field(default_factory=dict)
+    """``tokenizer.kwargs``."""
+
+    def required_tokenizer(self) -> str:
+        """Return the tokenizer's name.
+
+        Raises:
+            InputError: None was given.
+        """
+        if self.tokenizer is None:
+            raise InputError(
+                f"{self.title}: the tokenizer is missing. Give --tokenizer NAME, or the run's YAML "
+                "in place of the data."
+            )
+        return self.tokenizer
+
+
+def read_given(
+    source: str,
+    overrides: Sequence[str],
+    flags: Mapping[str, Any],
+    tokenizer: str | None = None,
+    trust_remote_code: bool = False,
+) -> Given:
+    """Return what the arguments of a data command mean.
+
+    Args:
+        source: A run's YAML, or a file, folder, Hugging Face name or MDS.
+        overrides: ``key=value``: of the YAML, or of the dataset block where there is none.
+        flags: Keys of the dataset block given as options; None for those that were not. ``subset``
+            is ``hf_kwargs.name``.
+        tokenizer: Its name, where given.
+        trust_remote_code: Let the tokenizer run code of its repository.
+
+    Raises:
+        InputError: Names the argument or the key that cannot work.
+    """
+    given = {key: value for key, value in flags.items() if value is not None}
+    mapping = given.get("preprocessing_fn")
+    if isinstance(mapping, str):
+        given["preprocessing_fn"] = _mapping(mapping)
+    if Path(source).suffix.lower() in (".yaml", ".yml"):
+        dataset, named = _of_yaml(source, overrides)
+    else:
+        dataset, named = _of_source(source, overrides, str(given.pop("split", "train")))
+    subset = given.pop("subset", None)
+    if subset is not None:
+        dataset["hf_kwargs"] = {**(dataset.get("hf_kwargs") or {}), "name": subset}
+    kwargs = dict(named.get("kwargs") or {})
+    if trust_remote_code:
+        kwargs["trust_remote_code"] = True
+    name = tokenizer if tokenizer is not None else named.get("name")
+    return Given(read_config({**dataset, **given}, _BLOCK), source, name, kwargs)
+
+
+def _of_yaml(path: str, overrides: Sequence[str]) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Return the dataset block and the tokenizer's of a run's YAML."""
+    from omegaconf import OmegaConf
+
+    from spin_composer.train import read_yaml
+
+    config: Any = OmegaConf.to_container(read_yaml(path, overrides))
+    loader = config.get("train_loader")
+    dataset = loader.get("dataset") if isinstance(loader, Mapping) else None
+    if not isinstance(dataset, Mapping):
+        raise InputError(
+            f"{path}: {_BLOCK}={shown(dataset)} names no data. Give the YAML of a run, whose "
+            "train_loader has a dataset block, or the data themselves."
+        )
+    named = config.get("tokenizer") or {}
+    if not isinstance(named, Mapping):
+        raise InputError(
+            f"{path}: tokenizer={shown(named)} is no mapping. Write tokenizer: {{name: ...}}."
+        )
+    return dict(dataset), dict(named)
+
+
+def _of_source(
+    source: str, overrides: Sequence[str], split: str
+) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Return the dataset block of a source, and the tokenizer's keys given beside it."""
+    from omegaconf import OmegaConf
+    from omegaconf.errors import OmegaConfBaseException
+    from yaml import YAMLError
+
+    for override in overrides:
+        if "=" not in override or override.startswith("-"):
+            raise InputError(
+                f"{override!r} is no setting. Write key=value, a key of {_BLOCK} such as "
+                "hf_kwargs.name=main."
+            )
+    try:
+        given: Any = OmegaConf.to_container(
+            OmegaConf.from_cli([override.removeprefix(f"{_BLOCK}.") for override in overrides])
+        )
+    except (OmegaConfBaseException, YAMLError, TypeError, ValueError) as error:
+        raise InputError(f"{' '.join(overrides)}: {' '.join(str(error).split())}") from None
+    named = given.pop("tokenizer", None) or {}
+    split = str(given.pop("split", split))
+    return {"max_seq_len": 2048, **source_keys(source, split), **given}, dict(named)
+
+
+def _mapping(text: str) -> str | dict[str, Any]:
+    """Return the mapping that ``{prompt: a, response: b}`` spells, or the text itself."""
+    if not text.lstrip().startswith("{"):
+        return text
+    import yaml
+
+    try:
+        made = yaml.safe_load(text)
+    except yaml.YAMLError as error:
+        raise InputError(
+            f"--preprocessing-fn {text}: {' '.join(str(error).split())}. Write "
+            "'{prompt: column, response: column}'."
+        ) from None
+    return made
