@@ -23,13 +23,16 @@ CONTEXTS = ("input", "context")
 """What they call the text that an instruction is about."""
 SYSTEMS = ("system", "system_prompt", "system_message")
 """What they call the system's text."""
-_TURNS = ("messages", "conversations", "conversation", "dialogue", "dialog", "chat", "real")
+TWO_SIDES = (("input", "user", "human"), ("output", "assistant", "bot", "gpt"))
+"""What turns that hold a question and its answer together (Capybara, MOSS) call them."""
+TURNS = ("messages", "conversations", "conversation", "dialogue", "dialog", "chat", "real")
+"""What columns of turns are called."""
 _MAPPINGS = "spin_composer.data.mappings"
 
 
 def is_known(name: str) -> bool:
     """Tell whether a column of this name is read, or named when it is not."""
-    return name in {*PROMPTS, *ANSWERS, *CONTEXTS, *SYSTEMS, *_TURNS, "tools"}
+    return name in {*PROMPTS, *ANSWERS, *CONTEXTS, *SYSTEMS, *TURNS, "tools"}
 
 
 def are_turns(value: object) -> bool:
@@ -120,8 +123,8 @@ def no_prompt(row: Mapping, where: Where) -> BadRow:
     """Return the error of preferences whose prompt is missing, or within both texts."""
     chosen = row["chosen"]
     for key in PROMPTS:
-        if _is_text(row.get(key)) and _is_text(chosen) and "rejected" in row:
-            return single_turn({**row, "chosen": chosen}, key, where)
+        if _is_text(row.get(key)) and _is_text(chosen):
+            return single_turn(row, key, where)
     if isinstance(chosen, str) and "\n\nHuman:" in chosen:
         remedy = f"Set dataset.preprocessing_fn: {_MAPPINGS}:human_assistant, which splits it."
     else:
@@ -161,7 +164,7 @@ def _tree(row: Mapping, where: Where) -> BadRow | None:
 
 
 def _turns_as_text(row: Mapping, where: Where) -> BadRow | None:
-    for key in (*_TURNS, "text"):
+    for key in (*TURNS, "text"):
         value = row.get(key)
         if key == "text" and _is_text(value) and not any(_is_text(row.get(k)) for k in ANSWERS):
             if "\n\nHuman:" in str(value):
@@ -174,12 +177,23 @@ def _turns_as_text(row: Mapping, where: Where) -> BadRow | None:
                 f"Give both, as prompt and response or as messages. {remedy}",
             )  # fmt: skip
         if key != "text" and key in row and value not in (None, "", []):
+            if isinstance(value, (list, tuple)) and all(map(_is_text, value)):
+                return texts_for_turns(key, value, where)
             return BadRow(
                 where, "wrong type", f"{key}={shown(value)} is no list of turns",
                 'Write [{"role": "user", "content": "..."}, {"role": "assistant", "content": '
                 '"..."}], or make it of the column with dataset.preprocessing_fn: module:function.',
             )  # fmt: skip
     return None
+
+
+def texts_for_turns(key: str, value: object, where: Where) -> BadRow:
+    """Return the error of a list of texts where turns should stand (LIMA)."""
+    return BadRow(
+        where, "wrong type", f"{key}={shown(value)} is a list of texts, and not of turns",
+        'Write [{"role": "user", "content": "..."}, ...], or, if user and assistant take turns, '
+        f"set dataset.preprocessing_fn: {_MAPPINGS}:alternating.",
+    )  # fmt: skip
 
 
 def _by_names(row: Mapping, where: Where) -> BadRow:
@@ -199,7 +213,7 @@ def _by_names(row: Mapping, where: Where) -> BadRow:
     if prompt is not None and answer is not None:
         remedy = f"Set dataset.preprocessing_fn: {{prompt: {prompt!r}, response: {answer!r}}}."
     else:
-        turns = next((names[key] for key in _TURNS if key in names), None)
+        turns = next((names[key] for key in TURNS if key in names), None)
         if turns is not None:
             remedy = f"Rename the field {turns!r} to {str(turns).strip().lower()}."
         elif set(names) == {"data"} or (len(names) < 4 and "data" in names):

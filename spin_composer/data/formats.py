@@ -3,19 +3,24 @@
 A row becomes either ``{"prompt": str, "response": str}`` (kind ``plain``) or
 ``{"messages": [...]}`` whose last turn is the assistant's (kind ``chat``; see ``turns``), with
 ``tools`` and ``chat_template_kwargs`` beside it where the row has them. A row that cannot be used,
-or a part of which would be lost, raises ``BadRow``: one line with file,
-line, field, value and remedy.
+or a part of which would be lost, raises ``BadRow``: one line with file, line, field, value and
+remedy.
 """
 
 from __future__ import annotations
 
-import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Literal
 
 from spin_composer.data import foreign
 from spin_composer.data.faults import BadRow, Where
 from spin_composer.data.foreign import SYSTEMS
+from spin_composer.data.lost_text import (
+    refuse_lost,
+    refuse_other_texts,
+    refuse_surrogates,
+    refuse_twins,
+)
 from spin_composer.data.tool_calls import checked_json, checked_tools, parsed
 from spin_composer.data.turns import (
     check_order,
@@ -35,13 +40,6 @@ Kind = Literal["plain", "chat"]
 
 _CHAT = ("messages", "conversations")
 _CHAT_IF_TURNS = ("conversation", "dialogue", "dialog", "chat", "real")
-_BESIDE_MESSAGES = ("prompt", "response", "completion", "output", "chosen")
-_THOUGHTS = ("reasoning_content", "reasoning", "thinking", "rationale", "chain_of_thought", "cot")
-# Columns that say something to the model, and have no place in a plain row.
-_BESIDE_PLAIN = (
-    *SYSTEMS, "instruction", "context", "input", "history", "tools", "functions", "documents",
-    *_THOUGHTS,
-)  # fmt: skip
 _BESIDE_CHAT = (*SYSTEMS, "tools", "functions", "chat_template_kwargs", "mask", "type")
 
 
@@ -71,8 +69,8 @@ def to_foundry_row(
             'Write one object per line, such as {"prompt": "...", "response": "..."}.',
         )
     if not old:
-        _refuse_twins(row, where)
-        if (key := untrained_mark(row)) is not None:
+        refuse_twins(row, where)
+        if (key := untrained_mark(row, of_row=True)) is not None:
             raise BadRow(
                 where, "not to be trained on",
                 f"{key}={shown(row[key])} says that the row is not to be trained on",
@@ -91,12 +89,15 @@ def to_foundry_row(
         kind, made = _preferred(row, form[0], where, report)
     else:
         kind, made = _pair(row, form, where, report)
-    if not old:
-        if kind == "chat":
-            made |= _for_template(row, where)
-        else:
-            _refuse_lost(row, form, made, where)
-    _refuse_surrogates(made, where)
+    if kind == "chat" and (form == "conversations" or not old):
+        keys = ("system",) if old else SYSTEMS
+        made["messages"] = _with_system(row, made["messages"], where, keys)
+    if kind == "chat" and not old:
+        refuse_other_texts(row, form, made["messages"], where)
+        made |= _for_template(row, where)
+    elif not old:
+        refuse_lost(row, form, made, where)
+    refuse_surrogates(made, where)
     if report is not None:
         read = {form, *_BESIDE_CHAT} if kind == "chat" and isinstance(form, str) else set(form)
         report.unread.update(str(key) for key in present - read)
@@ -121,7 +122,7 @@ def _form_of(keys: set[Any], row: Mapping, where: Where) -> Any:
         if not whole:
             pairs = [(found.pop(0) if found else "prompt", "chosen")]
     found += pairs
-    if len(found) > 1 and not _same(row, found):
+    if len(found) > 1 and not _same(row, found, where):
         names = " and ".join("+".join(f) if isinstance(f, tuple) else f for f in found)
         raise BadRow(
             where,
@@ -133,22 +134,12 @@ def _form_of(keys: set[Any], row: Mapping, where: Where) -> Any:
     return found[0] if found else None
 
 
-def _same(row: Mapping, found: list[Any]) -> bool:
-    return all(isinstance(key, str) and row[key] == row[found[0]] for key in found)
-
-
-def _refuse_twins(row: Mapping, where: Where) -> None:
-    """Refuse columns that differ in case or spaces only: which is meant cannot be told."""
-    seen: dict[str, Any] = {}
-    for key in row:
-        twin = seen.setdefault(str(key).strip().lower(), key)
-        known = foreign.is_known(str(key).strip().lower())
-        if twin != key and known and row[twin] != row[key]:
-            raise BadRow(
-                where, "two columns of one name",
-                f"the fields {twin}={shown(row[twin], 40)} and {key}={shown(row[key], 40)} differ "
-                "in case or spaces only", "Remove or rename one of them.",
-            )  # fmt: skip
+def _same(row: Mapping, found: list[Any], where: Where) -> bool:
+    """Tell whether several columns hold the same turns, perhaps in different spellings."""
+    if not all(isinstance(key, str) for key in found):
+        return False
+    first, *others = (read_turns(row[key], key, where) for key in found)
+    return all(turns == first for turns in others)
 
 
 def _chat(
@@ -166,18 +157,14 @@ def _chat(
             )
         if (mask := row.get("mask")) is not None:
             mask = checked_text(mask, "mask", "wrong type", where)
-    turns = read_turns(row[field], field, where, report, mask, old)
-    if field == "conversations" or not old:
-        turns = _with_system(row, turns, where)
-    check_order(turns, field, where)
-    if not old:
-        _refuse_other_texts(row, field, turns, where)
-    return {"messages": turns}
+    return {"messages": checked_turns(row[field], field, where, report, mask, old)}
 
 
-def _with_system(row: Mapping, turns: list[dict[str, Any]], where: Where) -> list[dict[str, Any]]:
+def _with_system(
+    row: Mapping, turns: list[dict[str, Any]], where: Where, keys: Sequence[str]
+) -> list[dict[str, Any]]:
     """Put the row's system text before the turns, unless they begin with it."""
-    for key in SYSTEMS:
+    for key in keys:
         text = row.get(key)
         if text is None or text == "":
             continue
@@ -192,28 +179,6 @@ def _with_system(row: Mapping, turns: list[dict[str, Any]], where: Where) -> lis
                 "(spin_composer.data.mappings:messages_only keeps the turn's).",
             )  # fmt: skip
     return turns
-
-
-def _refuse_other_texts(
-    row: Mapping, field: str, turns: list[dict[str, Any]], where: Where
-) -> None:
-    """Refuse a prompt or response beside the turns that is none of theirs.
-
-    UltraChat, UltraFeedback and No Robots repeat the first prompt in a column of its own.
-    """
-    texts = [" ".join(text.split()) for turn in turns for text in turn.values()
-             if isinstance(text, str)]  # fmt: skip
-    for key in (*_BESIDE_MESSAGES, *_THOUGHTS):
-        text = row.get(key)
-        if key == field or not isinstance(text, str) or not text.strip():
-            continue
-        if not any(" ".join(text.split()) in one for one in texts):
-            raise BadRow(
-                where, "two formats in one row",
-                f"{key}={shown(text)} stands beside {field}, and is in none of its turns",
-                "Join it to the turns, or leave it out with dataset.preprocessing_fn: "
-                "spin_composer.data.mappings:messages_only.",
-            )  # fmt: skip
 
 
 def _pair(
@@ -292,7 +257,7 @@ def _preferred(
     if all(turn["role"] == "assistant" for turn in read):
         _refuse_hidden_turns("chosen", chosen, where)
     check_order(read, "chosen", where)
-    _refuse_other_texts({"prompt": prompt}, "chosen", read, where)
+    refuse_other_texts({"prompt": prompt}, "chosen", read, where)  # the prompt is a column's
     return "chat", {"messages": read}
 
 
@@ -323,39 +288,3 @@ def _for_template(row: Mapping, where: Where) -> dict[str, Any]:
             "Write them into a turn, with dataset.preprocessing_fn: module:function.",
         )  # fmt: skip
     return more
-
-
-def _refuse_lost(row: Mapping, form: tuple[str, str], made: dict[str, Any], where: Where) -> None:
-    """Refuse a plain row with a column that the model was to read, and that would be lost."""
-    for key in _BESIDE_PLAIN:
-        value = row.get(key)
-        if key in form or not isinstance(value, (str, list, tuple, Mapping)) or not value:
-            continue
-        if isinstance(value, str):
-            text = value.strip()
-            if not text or text in made["prompt"] or text in made["response"]:
-                continue
-            if parsed(value) in ([], {}):
-                continue
-        pair = f"{{prompt: {form[0]}, response: {form[1]}}}"
-        function = "module:function" if key in ("documents", "rationale", "chain_of_thought", "cot",
-                    "functions") else "spin_composer.data.mappings:as_chat"  # fmt: skip
-        raise BadRow(
-            where, f"{key} column",
-            f"{key}={shown(value)} stands beside {form[0]} and {form[1]}, and would be lost",
-            f"Make it a part of the row with dataset.preprocessing_fn: {function}, or leave it out "
-            f"with preprocessing_fn: {pair}.",
-        )  # fmt: skip
-
-
-def _refuse_surrogates(row: dict[str, Any], where: Where) -> None:
-    """Refuse half of a surrogate pair, which JSON can spell and no tokenizer encodes."""
-    text = json.dumps(row, ensure_ascii=False)
-    try:
-        text.encode()
-    except UnicodeEncodeError as error:
-        near = text[max(0, error.start - 20) : error.end + 20]
-        raise BadRow(
-            where, "lone surrogate", f"{shown(near)} holds half of a surrogate pair, which is no "
-            "character", "Write the whole pair, or remove it.",
-        ) from error  # fmt: skip

@@ -9,7 +9,16 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from spin_composer.data.foreign import ANSWERS, CONTEXTS, PROMPTS, SYSTEMS
+from spin_composer.data.foreign import (
+    ANSWERS,
+    CONTEXTS,
+    PROMPTS,
+    SYSTEMS,
+    TURNS,
+    TWO_SIDES,
+    are_turns,
+)
+from spin_composer.data.tool_calls import parsed
 from spin_composer.errors import InputError, shown
 
 # The two prompts that Stanford's Alpaca and its descendants were tuned on.
@@ -76,9 +85,21 @@ def as_alpaca(row: Mapping[str, Any]) -> dict[str, str]:
 
 
 def messages_only(row: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the row's turns, and its tools, without any other column."""
-    kept = ("messages", "tools", "chat_template_kwargs")
-    return {key: row[key] for key in kept if row.get(key) is not None}
+    """Return the row's first column of turns, and its tools, without any other column.
+
+    Raises:
+        InputError: No column holds turns.
+    """
+    beside = ("tools", "functions", "chat_template_kwargs")
+    more = {key: row[key] for key in beside if row.get(key) is not None}
+    for key in TURNS:
+        if are_turns(parsed(row.get(key))):
+            return {"messages": row[key], **more}
+    prompt = next((key for key in PROMPTS if are_turns(row.get(key))), None)
+    answer = next((key for key in ANSWERS if row.get(key) and key != prompt), None)
+    if prompt is None or answer is None:
+        raise InputError(f"none of the fields {', '.join(TURNS)} holds turns")
+    return {"prompt": row[prompt], "completion": row[answer], **more}
 
 
 def best_path(row: Mapping[str, Any]) -> dict[str, Any]:
@@ -136,18 +157,39 @@ def human_assistant(row: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def input_output_turns(row: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the turns of a ``conversation`` (Capybara) whose parts hold ``input`` and ``output``.
+    """Return the turns of a ``conversation`` whose parts hold a question and its answer.
+
+    Args:
+        row: Its ``conversation`` (or ``conversations``, ``messages``) is a list of objects with
+            ``input`` and ``output`` (Capybara), ``human`` and ``assistant`` (MOSS) or the like.
 
     Raises:
         InputError: A part lacks one of them.
     """
     turns = []
-    for part in row.get("conversation") or ():
-        if not isinstance(part, Mapping) or not {"input", "output"} <= set(part):
-            raise InputError(f"conversation holds {shown(part)}, which lacks input or output")
-        turns += [{"role": "user", "content": part["input"]},
-                  {"role": "assistant", "content": part["output"]}]  # fmt: skip
+    for part in _listed(row):
+        sides = [[key for key in names if isinstance(part, Mapping) and part.get(key)]
+                 for names in TWO_SIDES]  # fmt: skip
+        if [len(found) for found in sides] != [1, 1]:
+            raise InputError(f"{shown(part)} is not one question with one answer")
+        turns += [{"role": role, "content": part[found[0]]}
+                  for role, found in zip(("user", "assistant"), sides, strict=True)]  # fmt: skip
     return {"messages": turns, **{key: row[key] for key in SYSTEMS if row.get(key)}}
+
+
+def alternating(row: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the turns of a list of texts, the user's first (LIMA's ``conversations``)."""
+    roles = ("user", "assistant")
+    turns = [{"role": roles[i % 2], "content": text} for i, text in enumerate(_listed(row))]
+    return {"messages": turns, **{key: row[key] for key in SYSTEMS if row.get(key)}}
+
+
+def _listed(row: Mapping[str, Any]) -> Sequence[Any]:
+    """Return the row's list of turns, under whichever name."""
+    for key in TURNS:
+        if isinstance(row.get(key), (list, tuple)):
+            return row[key]
+    raise InputError(f"none of the fields {', '.join(TURNS)} is a list")
 
 
 def _parts(row: Mapping[str, Any]) -> tuple[str, str, str]:

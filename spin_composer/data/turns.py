@@ -11,6 +11,7 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 from spin_composer.data.faults import BadRow, Where
+from spin_composer.data.foreign import TWO_SIDES, texts_for_turns
 from spin_composer.data.tool_calls import call_of, checked_calls, checked_json, parsed
 from spin_composer.errors import shown
 
@@ -21,7 +22,8 @@ _CALLER = "function_call"
 _ROLES = {
     **dict.fromkeys(("system", "developer"), "system"),
     **dict.fromkeys(("user", "human", "prompter"), "user"),
-    **dict.fromkeys(("assistant", "gpt", "bot", "chatbot", "model", "ai"), "assistant"),
+    **dict.fromkeys(("assistant", "gpt", "chatgpt", "bot", "chatbot"), "assistant"),
+    **dict.fromkeys(("model", "ai"), "assistant"),
     **dict.fromkeys(("tool", "function", "observation", "ipython"), "tool"),
     **dict.fromkeys(("function_response", "tool_response", "tool_result"), "tool"),
     **dict.fromkeys(("function_call", "tool_call"), _CALLER),  # ShareGPT's: the call is the text
@@ -46,6 +48,7 @@ _TRAINED_IF_TRUE = (
     "weight", "loss_weight", "train", "trainable", "training", "trained", "train_on", "loss",
     "loss_mask",
 )  # fmt: skip
+_MARKS_OF_ROWS = ("weight", "loss_weight", "train", "trainable")
 _FLAGS = {"false": False, "no": False, "0": False, "0.0": False, "true": True, "1": True}
 _TRAINED_IF_FALSE = ("masked", "ignore", "ignored", "skip", "no_loss")
 
@@ -117,6 +120,8 @@ def read_turns(
             f"{field}={shown(turns)} {problem}",
             'Write [{"role": "user", "content": "..."}, {"role": "assistant", "content": "..."}].',
         )
+    if all(isinstance(turn, str) and turn.strip() for turn in given):
+        raise texts_for_turns(field, turns, where)
     checked = []
     for i, turn in enumerate(given):
         name = f"{field}[{i}]"
@@ -170,7 +175,7 @@ def _content_key(turn: Mapping, name: str, where: Where) -> str | None:
 
 def _missing(key: str, turn: Mapping, name: str, where: Where) -> BadRow:
     remedy = f"Add the {key}."
-    if {"input", "output"} <= set(turn):
+    if all(any(side in turn for side in sides) for sides in TWO_SIDES):
         remedy = "Set dataset.preprocessing_fn: spin_composer.data.mappings:input_output_turns."
     return BadRow(where, f"missing {key}", f"{name}={shown(dict(turn))} has no {key}", remedy)
 
@@ -247,16 +252,16 @@ def carries_text(key: str, value: object) -> bool:
     return filled and bool(_CARRIES_TEXT.search(key.lower()))
 
 
-def untrained_mark(fields: Mapping[Any, Any]) -> str | None:
+def untrained_mark(fields: Mapping[Any, Any], of_row: bool = False) -> str | None:
     """Return the key that says of a turn or row that it is not to be trained on, if there is one.
 
-    OpenAI writes ``weight: 0``, axolotl ``train: false``, ms-swift ``loss: false``.
+    OpenAI writes ``weight: 0``, axolotl ``train: false``, ms-swift ``loss: false``. Of a row only
+    the first few names are such marks: its ``loss`` is a figure.
     """
+    if_true, if_false = (_MARKS_OF_ROWS, ()) if of_row else (_TRAINED_IF_TRUE, _TRAINED_IF_FALSE)
     for key, value in fields.items():
         name, said = str(key).lower(), _truth(value)
-        if (name in _TRAINED_IF_TRUE and said is False) or (
-            name in _TRAINED_IF_FALSE and said is True
-        ):
+        if (name in if_true and said is False) or (name in if_false and said is True):
             return str(key)
     return None
 

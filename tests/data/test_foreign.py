@@ -24,6 +24,17 @@ def test_conversations_beside_what_repeats_them_are_read():
         {"id": "x", "messages": [U, A], "source": "ai2"},
         {"conversation": [{**U, "toxic": False}, {**A, "language": "en"}], "model": "m"},
         {"messages": [U, A], "prompt": "", "response": None, "conversations": []},
+        {
+            "messages": [U, A],
+            "loss": 0.0,
+            "train": True,
+            "weight": 1,
+            "reasoning": "on",
+            "conversations": [
+                {"from": "human", "value": "Hi there", "weight": 0.0},
+                {"from": "gpt", "value": "Hello", "weight": 1.0},
+            ],
+        },
     ):
         assert to_foundry_row(row, HERE) == CHAT
 
@@ -35,6 +46,18 @@ def test_prompt_and_completion_may_be_turns():
         {"input": [{"from": "human", "value": "Hi there"}], "output": A},
     ):
         assert to_foundry_row(row, HERE) == CHAT
+
+
+def test_a_system_column_goes_before_every_kind_of_turns():
+    system = {"role": "system", "content": "s"}
+    for row in (
+        {"messages": [U, A], "system": "s"},
+        {"conversation": [U, A], "system_prompt": "s"},
+        {"input": [U], "output": "Hello", "system_prompt": "s", "reasoning": "off"},
+        {"prompt": [U], "chosen": [A], "rejected": [BAD_ANSWER], "system": "s"},
+        {"messages": [system, U, A], "system": "s "},
+    ):
+        assert to_foundry_row(row, HERE) == ("chat", {"messages": [system, U, A]})
 
 
 def test_of_preferences_the_chosen_side_is_the_response():
@@ -88,17 +111,29 @@ NAMED = {
                  {"prompt": "q", "response": "a"}),
     "system column": ({"prompt": "q", "response": "a", "system": "s"}, "system column",
                       {"messages": [{"role": "system", "content": "s"}, *turns("q", "a")]}),
-    "reasoning column": ({"prompt": "q", "response": "a", "reasoning": "r"}, "reasoning column",
+    "reasoning column": ({"prompt": "q", "response": "a", "reasoning": "r s"}, "reasoning column",
                          {"messages": [turns("q")[0], {**turns("q", "a")[1],
-                                                       "reasoning_content": "r"}]}),
+                                                       "reasoning_content": "r s"}]}),
     "hh": ({"chosen": "\n\nHuman: a\n\nb\n\nAssistant: c", "rejected": "\n\nHuman: a"},
            "missing prompt", {"messages": turns("a\n\nb", "c")}),
     "oasst": ({"message_tree_id": "x", "prompt": TREE}, "tree of messages",
               {"messages": turns("Q", "best")}),
     "capybara": ({"conversation": [{"input": "a", "output": "b"}], "source": "x"}, "missing role",
                  {"messages": turns("a", "b")}),
+    "moss": ({"conversation": [{"human": "a", "assistant": "b"}]}, "missing role",
+             {"messages": turns("a", "b")}),
+    "lima": ({"conversations": ["a", "b"], "source": "x"}, "wrong type",
+             {"messages": turns("a", "b")}),
+    "dialogue of texts": ({"dialogue": ["a", "b"], "system": "s"}, "wrong type",
+                          {"messages": [{"role": "system", "content": "s"}, *turns("a", "b")]}),
+    "chosen alone": ({"prompt": "q", "chosen": "a"}, "unknown format",
+                     {"prompt": "q", "response": "a"}),
     "messages and another prompt": ({"prompt": "other", "messages": turns("a", "b")},
                                     "two formats in one row", {"messages": turns("a", "b")}),
+    "two conversations": ({"conversation": turns("a", "c"), "conversations": turns("a", "b")},
+                          "two formats in one row", {"messages": turns("a", "b")}),
+    "turns and a thought": ({"prompt": turns("a"), "completion": "b", "thinking": "c d"},
+                            "two formats in one row", {"messages": turns("a", "b")}),
     "two systems": ({"system": "s", "messages": [{"role": "system", "content": "t"},
                                                  *turns("a", "b")]}, "two system texts",
                     {"messages": [{"role": "system", "content": "t"}, *turns("a", "b")]}),
@@ -145,7 +180,6 @@ REFUSED = [
     ({"message_id": "x", "parent_id": None, "text": "t", "role": "prompter"}, "single message",
      "one message of a tree"),
     ({"chat": "USER: a ASSISTANT: b", "system": "s"}, "wrong type", "chat='USER: a"),
-    ({"dialogue": ["a", "b"]}, "wrong type", "dialogue=['a', 'b']"),
     ({"prompt": "a", "completion": [A]}, "wrong type", "completion=[{'role'"),
     ({"prompt": '[{"role": "user", "content": "a"}]', "response": "b"}, "wrong type",
      "JSON text of turns"),
@@ -155,7 +189,11 @@ REFUSED = [
     ({"prompt": "a", "response": "b", "weight": 0}, "not to be trained on", "weight=0"),
     ({"prompt": "a", "Prompt": "c", "response": "b"}, "two columns of one name", "Prompt='c'"),
     ({"messages": [U, A], "response": "Bye"}, "two formats in one row", "response='Bye'"),
-    ({"messages": [U, A], "thinking": "Hm"}, "two formats in one row", "thinking='Hm'"),
+    ({"messages": [U, A], "thinking": "Hm so"}, "two formats in one row", "thinking='Hm so'"),
+    ({"messages": [U, A], "conversation": [U, BAD_ANSWER]}, "two formats in one row",
+     "messages and conversation"),
+    ({"prompt": [U], "completion": [A], "reasoning": "So it is."}, "two formats in one row",
+     "reasoning='So it is.'"),
     ({"messages": [U, A], "documents": [{"text": "x"}]}, "documents", "would be lost"),
     ({"messages": [U, A], "tools": "get_weather"}, "wrong type", "tools='get_weather'"),
     ({"messages": {"role": ["user"], "content": ["a"]}}, "wrong type", "messages={'role'"),
@@ -173,6 +211,8 @@ def test_what_cannot_be_read_is_refused_by_name(row, reason, said):
 
 
 def test_columns_within_the_prompt_are_not_lost():
+    twins = {"prompt": "q", "Prompt": None, "response": "a"}
+    assert to_foundry_row(twins, HERE) == ("plain", {"prompt": "q", "response": "a"})
     row = {"instruction": "Add.", "input": "1 2", "prompt": "### Add.\n1 2\n###", "response": "3",
            "system": "", "tools": "[]", "history": []}  # fmt: skip
     assert to_foundry_row(row, HERE) == ("plain", {"prompt": row["prompt"], "response": "3"})

@@ -88,6 +88,10 @@ def test_what_a_store_of_before_read_is_read_again():
     turns = [USER, {**ANSWER, "reasoning_content": "Look.", "weight": 0}]
     row = {"messages": turns, "system": "s", "tools": [TOOL], "prompt": "other"}
     assert to_foundry_row(row, HERE, old=True)[1] == {"messages": [USER, ANSWER]}
+    nemo = {"conversations": [{"from": "human", "value": "a"}, {"from": "gpt", "value": "b"}],
+            "system": "s", "system_prompt": "t"}  # fmt: skip
+    system = to_foundry_row(nemo, HERE, old=True)[1]["messages"][0]
+    assert system == {"role": "system", "content": "s"}
     plain = {"prompt": "a", "response": "b", "system": "s", "train": False, "Prompt": "c"}
     assert to_foundry_row(plain, HERE, old=True)[1] == {"prompt": "a", "response": "b"}
 

@@ -1,0 +1,100 @@
+"""Texts of a row that stand beside those that are read, and would be lost without a word."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from typing import Any
+
+from spin_composer.data import foreign
+from spin_composer.data.faults import BadRow, Where
+from spin_composer.data.foreign import SYSTEMS
+from spin_composer.data.tool_calls import parsed
+from spin_composer.errors import shown
+
+_BESIDE_MESSAGES = ("prompt", "response", "completion", "output", "chosen")
+_THOUGHTS = ("reasoning_content", "reasoning", "thinking", "rationale", "chain_of_thought", "cot")
+# Columns that say something to the model, and have no place in a plain row.
+_BESIDE_PLAIN = (
+    *SYSTEMS, "instruction", "context", "input", "history", "tools", "functions", "documents",
+    *_THOUGHTS,
+)  # fmt: skip
+
+
+def refuse_twins(row: Mapping, where: Where) -> None:
+    """Refuse columns that differ in case or spaces only: which is meant cannot be told."""
+    seen: dict[str, Any] = {}
+    for key in (key for key, value in row.items() if value is not None):
+        twin = seen.setdefault(str(key).strip().lower(), key)
+        if twin == key or row[twin] == row[key]:
+            continue
+        if foreign.is_known(str(key).strip().lower()):
+            raise BadRow(
+                where, "two columns of one name",
+                f"the fields {twin}={shown(row[twin], 40)} and {key}={shown(row[key], 40)} differ "
+                "in case or spaces only", "Remove or rename one of them.",
+            )  # fmt: skip
+
+
+def refuse_other_texts(
+    row: Mapping, form: str | tuple[str, str], turns: list[dict[str, Any]], where: Where
+) -> None:
+    """Refuse a prompt, response or thought beside the turns that is none of theirs.
+
+    UltraChat, UltraFeedback and No Robots repeat the first prompt in a column of its own.
+    """
+    own = (form,) if isinstance(form, str) else form
+    texts = [" ".join(text.split()) for turn in turns for text in turn.values()
+             if isinstance(text, str)]  # fmt: skip
+    for key in (*_BESIDE_MESSAGES, *_THOUGHTS):
+        text = row.get(key)
+        if key in own or not isinstance(text, str) or not text.strip():
+            continue
+        if key in _THOUGHTS and len(text.split()) == 1:  # a flag: Nemotron's reasoning: "on"
+            continue
+        if not any(" ".join(text.split()) in one for one in texts):
+            raise BadRow(
+                where, "two formats in one row",
+                f"{key}={shown(text)} stands beside {' and '.join(own)}, and is in none of their "
+                "turns",
+                "Join it to the turns, or leave it out with dataset.preprocessing_fn: "
+                "spin_composer.data.mappings:messages_only.",
+            )  # fmt: skip
+
+
+def refuse_lost(row: Mapping, form: tuple[str, str], made: dict[str, Any], where: Where) -> None:
+    """Refuse a plain row with a column that the model was to read, and that would be lost."""
+    for key in _BESIDE_PLAIN:
+        value = row.get(key)
+        if key in form or not isinstance(value, (str, list, tuple, Mapping)) or not value:
+            continue
+        if isinstance(value, str):
+            text = value.strip()
+            if not text or text in made["prompt"] or text in made["response"]:
+                continue
+            if key in _THOUGHTS and len(text.split()) == 1:
+                continue
+            if parsed(value) in ([], {}):
+                continue
+        pair = f"{{prompt: {form[0]}, response: {form[1]}}}"
+        function = "module:function" if key in ("documents", "rationale", "chain_of_thought", "cot",
+                    "functions") else "spin_composer.data.mappings:as_chat"  # fmt: skip
+        raise BadRow(
+            where, f"{key} column",
+            f"{key}={shown(value)} stands beside {form[0]} and {form[1]}, and would be lost",
+            f"Make it a part of the row with dataset.preprocessing_fn: {function}, or leave it out "
+            f"with preprocessing_fn: {pair}.",
+        )  # fmt: skip
+
+
+def refuse_surrogates(row: dict[str, Any], where: Where) -> None:
+    """Refuse half of a surrogate pair, which JSON can spell and no tokenizer encodes."""
+    text = json.dumps(row, ensure_ascii=False)
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:
+        near = text[max(0, error.start - 20) : error.end + 20]
+        raise BadRow(
+            where, "lone surrogate", f"{shown(near)} holds half of a surrogate pair, which is no "
+            "character", "Write the whole pair, or remove it.",
+        ) from error  # fmt: skip
