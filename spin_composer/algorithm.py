@@ -34,12 +34,13 @@ from spin_composer.self_play.ranks import from_rank_zero, on_all_ranks
 from spin_composer.self_play.samples import keep_offline_wandb_offline
 from spin_composer.settings import SpinSettings, count_iterations, fill
 from spin_composer.start_checks import (
-    check_lengths,
+    check_fit,
     check_writable,
     evaluate_at_iteration_ends,
     head_check_batch,
     mend_checkpoints,
     mend_gloo_average,
+    rehearse,
     save_at_iteration_ends,
     warn_unfaithful,
 )
@@ -118,6 +119,7 @@ class SPIN(Algorithm):
             )
         if composer_model(state).tokenizer is None:
             raise InputError("the model needs its tokenizer, got None. Give it to the model.")
+        rehearse(state, composer_model(state))
         state._iteration_length = Time.from_timestring(str(self.settings.iteration_length))
 
     def _before_load(self, state: State, logger: Logger) -> None:
@@ -125,6 +127,9 @@ class SPIN(Algorithm):
         epochs = self.settings.epochs_per_iteration
         self.settings.check_iterations(count_iterations(state.max_duration, epochs))
         warn_unfaithful(self.settings)
+        if state.train_dataloader is not None:  # else fit() is given it
+            loader = cast("DataLoader[Any]", state.train_dataloader)
+            check_fit(self.settings, loader, composer_model(state))
         if self.settings.play_only is None:
             self._take_locks(state)  # before the save folder is touched: it may be another run's
             check_writable(state)
@@ -158,7 +163,7 @@ class SPIN(Algorithm):
         examples = examples_of(loader)
         loader = cast("DataLoader[Any]", loader)
         require_spin_scheduler(state)
-        check_lengths(self.settings, examples, composer_model(state).config)
+        check_fit(self.settings, loader, composer_model(state))
         check_engine(self.settings.generation, composer_model(state))
         seed = state.rank_zero_seed if self.settings.seed is None else self.settings.seed
         if self.settings.play_only is None:

@@ -6,13 +6,15 @@ training config; a config without ``spin`` passes unchanged.
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any
 
+from spin_composer.checks import is_int
 from spin_composer.data.config import DatasetConfig, check_loader_keys, read_config
-from spin_composer.errors import InputError, shown
+from spin_composer.errors import InputError, shown, together
 from spin_composer.eval_loaders import check_eval_loaders, route_eval_loaders
+from spin_composer.launch import EVALUATIONS, check_places, launch_checks
 from spin_composer.settings import SpinSettings, check_scheduler, count_iterations, fill, nearest
 
 _MODELS = {"hf_causal_lm": "hf_spin_lm", "mpt_causal_lm": "mpt_spin_lm"}
@@ -61,9 +63,15 @@ def transform(cfg: dict[str, Any]) -> dict[str, Any]:
         check_eval_loaders(cfg, training=None)  # of SFT beside SPIN, measured alike
         route_eval_loaders(cfg)
         return cfg
-    validate(cfg)
+    from spin_composer.registered import check_registered  # imports llm-foundry, who calls this
+
+    settings = validate(cfg)
+    cfg.setdefault("device_train_microbatch_size", "auto")
+    check_launch(cfg, settings, int(os.environ.get("WORLD_SIZE", "1")))
+    check_registered(cfg)
     route_eval_loaders(cfg)
-    cfg.setdefault("eval_first", True)
+    _tell_loaders(cfg, settings)
+    cfg.setdefault("eval_first", any(cfg.get(key) for key in EVALUATIONS))
     if cfg.get("save_folder") and not cfg.get("save_weights_only"):
         callbacks = cfg["callbacks"] = cfg.get("callbacks") or {}
         callbacks.setdefault(
@@ -77,6 +85,29 @@ def transform(cfg: dict[str, Any]) -> dict[str, Any]:
     if cfg.get("autoresume") is None:
         cfg["autoresume"] = _can_resume_itself(cfg)
     return cfg
+
+
+def _tell_loaders(cfg: dict[str, Any], settings: SpinSettings) -> None:
+    """Tell SPIN's loaders what their rows must fit; llm-foundry builds them before the model."""
+    evaluated = cfg.get("eval_loader") or cfg.get("eval_loaders") or []
+    evaluated = evaluated if isinstance(evaluated, list) else [evaluated]
+    limits = [
+        (loader.get("dataset") or {}).get("max_seq_len")
+        for loader in evaluated
+        if isinstance(loader, Mapping) and loader.get("name") == "finetuning"
+    ]
+    saves = cfg.get("save_folder") or settings.generation.engine == "server"
+    run = {
+        "model": dict(cfg["model"]),
+        "max_new_tokens": settings.generation.max_new_tokens,
+        "samples_per_iteration": settings.samples_per_iteration,
+        "max_eval_tokens": max((limit for limit in limits if is_int(limit)), default=0),
+        "saves": bool(saves or "hf_checkpointer" in (cfg.get("callbacks") or {})),
+    }
+    cfg["train_loader"]["run"] = run
+    for loader in evaluated:
+        if isinstance(loader, dict) and loader.get("name") == "spin":
+            loader["run"] = run | {"max_new_tokens": 0, "saves": False}
 
 
 def _can_resume_itself(cfg: Mapping[str, Any]) -> bool:
@@ -110,14 +141,26 @@ def validate(cfg: Mapping[str, Any]) -> SpinSettings:
         raise InputError(
             f"algorithms must hold spin, got {shown(found)}. Add `algorithms: {{spin: {{}}}}`."
         )
-    settings = fill(SpinSettings, algorithms["spin"] or {}, "algorithms.spin")
+    settings, *_ = together(
+        lambda: _check_game(algorithms["spin"], cfg.get("max_duration")),
+        lambda: _check_model(_section(cfg, "model")),
+        lambda: _check_scheduler(_section(cfg, "scheduler")),
+        lambda: check_eval_loaders(cfg, _check_loader(_section(cfg, "train_loader"))),
+        lambda: _section(cfg, "tokenizer"),
+        lambda: _section(cfg, "optimizer"),
+        lambda: _check_batch(cfg),
+    )
+    return settings
+
+
+def _check_game(given: Any, max_duration: Any) -> SpinSettings:
+    settings = fill(SpinSettings, given or {}, "algorithms.spin")
     epochs = settings.epochs_per_iteration
-    settings.check_iterations(count_iterations(cfg.get("max_duration"), epochs))
-    _check_model(_section(cfg, "model"))
-    _check_scheduler(_section(cfg, "scheduler"))
-    check_eval_loaders(cfg, _check_loader(_section(cfg, "train_loader")))
-    _section(cfg, "tokenizer")
-    _section(cfg, "optimizer")
+    settings.check_iterations(count_iterations(max_duration, epochs))
+    return settings
+
+
+def _check_batch(cfg: Mapping[str, Any]) -> None:
     subset = cfg.get("train_subset_num_batches", -1)
     if subset != -1:
         raise InputError(
@@ -129,37 +172,33 @@ def validate(cfg: Mapping[str, Any]) -> SpinSettings:
         raise InputError(
             f"global_train_batch_size must be a positive number of pairs, got {shown(batch)}."
         )
-    return settings
 
 
-def check_launch(cfg: Mapping[str, Any], world_size: int) -> None:
-    """Check what only the start of a run shows: unknown keys, local folders, one process.
+def check_launch(cfg: Mapping[str, Any], settings: SpinSettings, world_size: int) -> None:
+    """Check what only the start of a run shows: its machine, its folders, its number of ranks.
 
     Args:
         cfg: A SPIN run's config that :func:`validate` accepts.
+        settings: Its algorithm's.
         world_size: Number of processes.
 
     Raises:
-        InputError: Names the setting, its value and the remedy.
+        InputError: A line for each problem: the setting, its value and the remedy.
+        OSError: A folder that the run writes to cannot be written.
     """
-    for key in cfg:
-        if key not in _TOP_LEVEL_KEYS:
-            raise InputError(
+    together(lambda: _check_keys(cfg), *launch_checks(cfg, settings, world_size))
+    check_places(cfg, settings)
+
+
+def _check_keys(cfg: Mapping[str, Any]) -> None:
+    unknown = [key for key in cfg if key not in _TOP_LEVEL_KEYS]
+    if unknown:
+        raise InputError(
+            "\n".join(
                 f"{key} is no key of llm-foundry's training config. "
                 f"{nearest(key, sorted(_TOP_LEVEL_KEYS))}"
+                for key in unknown
             )
-    names = {
-        "tokenizer.name": cfg["tokenizer"]["name"],
-        "model.pretrained_model_name_or_path": cfg["model"].get("pretrained_model_name_or_path"),
-    }
-    for where, name in names.items():
-        local = isinstance(name, str) and (name.startswith((".", "/", "~")) or name.count("/") > 1)
-        if local and not Path(name).expanduser().exists():
-            raise InputError(f"{where}={name} does not exist. Give a folder or a Hub name.")
-    if world_size == 1 and cfg["model"].get("init_device") == "mixed":
-        raise InputError(
-            "model.init_device=mixed needs FSDP, which one process does not use. Start several "
-            "ranks (composer -n 8 -m spin_composer.train ...) or set model.init_device=cpu."
         )
 
 
@@ -198,7 +237,7 @@ def _check_loader(loader: Mapping[str, Any]) -> DatasetConfig:
             f"train_loader.name={loader['name']} gives no prompts to play. Use name: spin; the "
             "other keys of llm-foundry's finetuning loader stay as they are."
         )
-    check_loader_keys(loader)
+    check_loader_keys(key for key in loader if key != "run")  # transform()'s own
     dataset = loader.get("dataset")
     if not isinstance(dataset, Mapping):
         raise InputError(

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from typing import Any
+
 
 class InputError(ValueError):
     """A setting, file or row that cannot work: the message names it, its value and the remedy."""
@@ -27,3 +30,21 @@ def shown(value: object, limit: int = 60) -> str:
     """Return ``repr(value)`` shortened to ``limit`` characters, for error messages."""
     text = repr(value)
     return text if len(text) <= limit else text[: limit - 3] + "..."
+
+
+def together(*checks: Callable[[], Any]) -> list[Any]:
+    """Run every check and return what each returns.
+
+    Raises:
+        InputError: One line for each check that failed.
+    """
+    results: list[Any] = []
+    faults: list[str] = []
+    for check in checks:
+        try:
+            results.append(check())
+        except InputError as error:
+            faults.append(str(error))
+    if faults:
+        raise InputError("\n".join(faults))
+    return results

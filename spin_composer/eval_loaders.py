@@ -16,6 +16,8 @@ _IDS_DEPEND_ON = ("tokenize", "generation_prompt", "date_string", "special_token
 """Keys of the dataset block that say how a row becomes ids."""
 _LIMITS = ("max_seq_len", "max_prompt_len", "truncate_prompt")
 """Keys that say what is left of a long row."""
+_NOT_THE_LOADERS = ("label", "evaluation", "run")
+"""The evaluation's own key, and those that the config transform sets."""
 _PLAIN_TEXT = ("special_tokens_in_text", "text")
 """The one value of that key that changes ids; the others say what is done about such a row."""
 
@@ -46,7 +48,7 @@ def check_eval_loaders(cfg: Mapping[str, Any], training: DatasetConfig | None) -
     for where, loader in ours:
         if where != "eval_loader" and not loader.get("label"):
             raise InputError(f"{where}.label is not set. Name each of several evaluation sets.")
-        check_loader_keys((key for key in loader if key not in ("label", "evaluation")), where)
+        check_loader_keys((key for key in loader if key not in _NOT_THE_LOADERS), where)
         dataset = loader.get("dataset")
         if not isinstance(dataset, Mapping):
             raise InputError(

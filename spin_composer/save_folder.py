@@ -55,6 +55,19 @@ class Checkpoint:
     """When it was written last."""
 
 
+def try_to_write(folder: Path) -> None:
+    """Try to write where a folder is, or will be made; nothing is left.
+
+    Raises:
+        OSError: The system's own, with the file's name.
+    """
+    while not folder.exists():
+        folder = folder.parent
+    probe = folder / f".writable-{uuid.uuid4().hex[:8]}"
+    probe.touch()
+    probe.unlink()
+
+
 def name_pattern(name: str, run_name: str) -> re.Pattern[str]:
     """Return a pattern of the names that Composer's format string ``name`` gives."""
     pattern = ""

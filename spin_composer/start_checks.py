@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import uuid
 from pathlib import Path
 from typing import Any
 
@@ -13,11 +12,16 @@ from composer.core import Event, State
 from composer.utils import dist, format_name_with_dist, format_name_with_dist_and_time
 from llmfoundry.callbacks.hf_checkpointer import HuggingFaceCheckpointer
 from torch.distributed.fsdp import FSDPModule
+from torch.utils.data import DataLoader
 
 from spin_composer.data.examples import ExampleDataset
+from spin_composer.data.loader import examples_of
 from spin_composer.data.pairs import Pair, collate_pairs
-from spin_composer.errors import InputError, shown
-from spin_composer.save_folder import mend_folder, name_pattern, require_readable
+from spin_composer.errors import shown
+from spin_composer.exports import exporters
+from spin_composer.preflight import check_first_batch_is_whole, check_rows, model_facts
+from spin_composer.rehearsal import rehearse_export, rehearse_metadata, rehearse_tokenizer
+from spin_composer.save_folder import mend_folder, name_pattern, require_readable, try_to_write
 from spin_composer.self_play.ranks import from_rank_zero
 from spin_composer.settings import SpinSettings
 
@@ -26,30 +30,42 @@ log = logging.getLogger(__name__)
 _CHECKED_TOKENS = 64
 
 
-def check_lengths(settings: SpinSettings, examples: ExampleDataset, config: Any) -> None:
-    """Refuse generation settings that run past the model's positions.
+def check_fit(settings: SpinSettings, loader: DataLoader[Any], model: Any) -> None:
+    """Refuse rows that the model has no positions for, or that fill no batch.
+
+    Args:
+        settings: The game's.
+        loader: The SFT loader.
+        model: The SpinLM.
 
     Raises:
         InputError: Names the numbers.
     """
-    positions = getattr(config, "max_position_embeddings", None)
-    if positions is None:  # llm-foundry's MPT
-        positions = getattr(config, "max_seq_len", None)
-    if positions is None:
+    examples, facts = examples_of(loader), model_facts(model.config)
+    check_rows(examples, facts, settings.generation.max_new_tokens)
+    batch = (loader.batch_size or 1) * dist.get_world_size()
+    check_first_batch_is_whole(examples, settings.samples_per_iteration, batch)
+
+
+def rehearse(state: State, model: Any) -> None:
+    """Try what the run's checkpoints and exports will write; a collective.
+
+    Call it before FSDP wraps the model.
+
+    Raises:
+        InputError: Names what cannot be written, and the remedy.
+    """
+    found = exporters(state)
+    if not found and not any(isinstance(c, CheckpointSaver) for c in state.callbacks):
         return
-    real = int(examples.lengths.sum(axis=1).max())
-    if real > positions:
-        raise InputError(
-            f"the longest row has {real} tokens, more than the model's {positions} positions. "
-            "Lower max_seq_len of the train_loader's dataset."
-        )
-    longest = examples.max_prompt_tokens + settings.generation.max_new_tokens
-    if longest > positions:
-        raise InputError(
-            f"spin.generation.max_new_tokens={settings.generation.max_new_tokens} after the "
-            f"longest prompt ({examples.max_prompt_tokens} tokens) is more than the model's "
-            f"{positions} positions. Lower it, or max_prompt_len of the train_loader's dataset."
-        )
+
+    def try_all() -> None:
+        rehearse_metadata(model)
+        for exporter in found:
+            rehearse_tokenizer(model.tokenizer, exporter.transform_config(model.config))
+            rehearse_export(model.model, exporter.transform_config)
+
+    from_rank_zero(try_all)
 
 
 def warn_unfaithful(settings: SpinSettings) -> None:
@@ -88,11 +104,7 @@ def check_writable(state: State) -> None:
     def write() -> None:
         for name in folders:
             at = Path(format_name_with_dist_and_time(name, state.run_name, state.timestamp))
-            while not at.exists():  # it will be made when it is needed
-                at = at.parent
-            probe = at / f".writable-{uuid.uuid4().hex[:8]}"
-            probe.touch()
-            probe.unlink()
+            try_to_write(at)
 
     from_rank_zero(write)
 

@@ -68,8 +68,8 @@ def train_config(config: Any) -> Any:
 
     plain = OmegaConf.to_container(config)
     if is_spin(plain):  # pyright: ignore[reportArgumentType]
-        validate(plain)  # pyright: ignore[reportArgumentType]
-        check_launch(plain, int(os.environ.get("WORLD_SIZE", "1")))  # pyright: ignore
+        settings = validate(plain)  # pyright: ignore[reportArgumentType]
+        check_launch(plain, settings, int(os.environ.get("WORLD_SIZE", "1")))  # pyright: ignore
     from llmfoundry.command_utils import train
 
     return train(config)
@@ -100,7 +100,8 @@ def exit_code(run: Callable[[], object], name: str) -> int:
         if explained is None:
             raise
         code, line = explained
-        print(f"error: {line}", file=sys.stderr)
+        for part in line.splitlines():  # one for each problem found
+            print(f"error: {part}", file=sys.stderr)
         return code
     finally:
         release_locks()

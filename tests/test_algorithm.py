@@ -125,7 +125,7 @@ def test_another_loader_is_refused(tmp_path):
 
 
 def test_a_batch_larger_than_the_pairs_is_refused(tmp_path):
-    with pytest.raises(InputError, match="more than the 24 pairs of iteration 0"):
+    with pytest.raises(InputError, match="more than the 24 rows: an iteration would have no"):
         tiny_trainer(tmp_path, device_batch_size=25).fit()
 
 

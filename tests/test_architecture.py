@@ -18,11 +18,14 @@ KERNELS = ROOT / "kernels" / "spin_kernels"
 # here: a new one belongs in this list before it belongs in the package.
 LAYERS: tuple[frozenset[str], ...] = (
     frozenset({"errors", "exits", "checks", "server_settings", "settings", "save_folder"}),
-    frozenset({"data", "loss", "head", "dropout", "logprobs", "metrics", "report"}),
+    frozenset(
+        {"data", "loss", "head", "dropout", "logprobs", "metrics", "report"}
+        | {"preflight", "rehearsal"}
+    ),
     frozenset({"model", "self_play"}),
     frozenset(
         {"schedule", "start_checks", "engines", "iteration", "books", "algorithm", "config"}
-        | {"eval_loaders", "exports"}
+        | {"eval_loaders", "exports", "launch", "registered"}
         | {"first_batch"}
     ),
     frozenset({"train", "status", "play_job", "demo", "data_commands", "cli", "__main__"}),

@@ -28,6 +28,9 @@ def config(**changes: Any) -> dict[str, Any]:
         "tokenizer": {"name": "some/tokenizer"},
         "model": {"name": "hf_spin_lm", "pretrained_model_name_or_path": "some/model"},
         "global_train_batch_size": 4,
+        "device_train_microbatch_size": 2,
+        "max_seq_len": 64,
+        "precision": "fp32",
         "optimizer": {"name": "rmsprop", "lr": 5e-7},
         "scheduler": {"name": "spin", "t_warmup": "0.1dur"},
         "algorithms": {"spin": {"beta": [0.1, 0.1, 5.0]}},
@@ -133,22 +136,25 @@ def test_one_sign_of_spin_is_enough_to_be_checked(section: str) -> None:
 
 
 def test_defaults_are_set_where_nothing_is_said() -> None:
+    held_out = {"name": "finetuning", "dataset": {"max_seq_len": 64}}
+    assert transform(config(eval_loader=held_out))["eval_first"] is True
     cfg = transform(config(save_folder="runs/x"))
-    assert cfg["eval_first"] is True
+    assert cfg["eval_first"] is False, "there is nothing to evaluate"
     assert cfg["callbacks"]["hf_checkpointer"]["save_interval"] == "1iter"
-    mine = {"hf_checkpointer": {"save_folder": "elsewhere"}}
+    mine = {"hf_checkpointer": {"save_folder": "elsewhere", "save_interval": "1ep"}}
     cfg = transform(config(save_folder="runs/x", eval_first=False, callbacks=mine))
     assert cfg["eval_first"] is False
     assert cfg["callbacks"] == mine
     assert "callbacks" not in transform(config())
 
 
+UPLOADER = {"bucket_uri": "s3://bucket", "num_concurrent_uploads": 2}
 RESUMABLE = {"run_name": "x", "save_folder": "runs/x"}
 
 
 def test_a_run_with_a_name_and_checkpoints_resumes_itself_unless_told_otherwise() -> None:
     assert transform(config(**RESUMABLE))["autoresume"] is True
-    assert transform(config(**RESUMABLE, load_path="sft/latest-rank0.pt"))["autoresume"] is True
+    assert transform(config(**RESUMABLE, load_path=__file__))["autoresume"] is True
     for said in (True, False):
         assert transform(config(**RESUMABLE, autoresume=said))["autoresume"] is said
 
@@ -161,11 +167,15 @@ def test_a_run_with_a_name_and_checkpoints_resumes_itself_unless_told_otherwise(
         {"save_overwrite": True},
         {"save_weights_only": True},
         {"save_num_checkpoints_to_keep": 0},
-        {"loggers": {"remote_uploader_downloader": {"num_concurrent_uploads": 2}}},
+        {"loggers": {"remote_uploader_downloader": UPLOADER}},
     ],
     ids=str,
 )
 def test_a_run_that_cannot_resume_itself_is_not_told_to(changes: dict[str, Any]) -> None:
+    from composer.loggers import RemoteUploaderDownloader
+    from llmfoundry import registry
+
+    registry.loggers.register("remote_uploader_downloader", func=RemoteUploaderDownloader)
     assert transform(config(**{**RESUMABLE, **changes}))["autoresume"] is False
     assert transform(config())["autoresume"] is False
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 from pathlib import Path
 from typing import Any
+from unittest.mock import ANY
 
 import pytest
 from fixtures.yaml_run import books, tiny_config, write_config
@@ -68,7 +69,7 @@ def test_other_limits_are_named_in_the_log(caplog: pytest.LogCaptureFixture) -> 
 
 def test_the_loader_is_told_that_it_evaluates_also_beside_sft() -> None:
     cfg = transform(evaluated(ours()))
-    assert cfg["eval_loader"] == {**ours(), "evaluation": True}
+    assert cfg["eval_loader"] == {**ours(), "evaluation": True, "run": ANY}
     assert transform(copy.deepcopy(cfg)) == cfg, "twice is once"
     cfg = transform(evaluated(ours("a"), {**ours("b"), "name": "finetuning"}))
     assert [loader.get("evaluation") for loader in cfg["eval_loaders"]] == [True, None]
@@ -81,7 +82,7 @@ def test_the_loader_is_told_that_it_evaluates_also_beside_sft() -> None:
 def test_a_label_of_a_single_loader_names_its_metrics() -> None:
     cfg = transform(evaluated(ours("valid")))
     assert "eval_loader" not in cfg
-    assert cfg["eval_loaders"] == [{**ours("valid"), "evaluation": True}]
+    assert cfg["eval_loaders"] == [{**ours("valid"), "evaluation": True, "run": ANY}]
 
 
 def test_a_run_measures_held_out_rows_beside_llm_foundrys_loader(tmp_path: Path) -> None:

@@ -102,3 +102,8 @@ class ExampleDataset(Dataset):
     def max_response_tokens(self) -> int:
         """The longest response's tokens, its stop token included."""
         return int(self.lengths[:, 1].max())
+
+    @property
+    def max_token_id(self) -> int:
+        """The highest id of all rows and the stop token."""
+        return max(int(self._tokens.max()), self.stop_token_id)
