@@ -19,7 +19,7 @@ from spin_composer.errors import InputError, shown
 from spin_composer.save_folder import try_to_write
 from spin_composer.settings import SpinSettings
 
-_INTERVAL = re.compile(r"\d+(\.\d*)?(e-?\d+)?(iter|ep|ba|sp|tok|dur|sec)", re.IGNORECASE)
+_INTERVAL = re.compile(r"[\d_]+(\.\d*)?(e-?\d+)?\s*(iter|ep|ba|sp|tok|dur|sec)", re.IGNORECASE)
 _PRECISIONS = ("fp32", "amp_fp16", "amp_bf16", "amp_fp8")
 _OUTPUT_LAYERS = ("lm_head", "embed_out", "output_layer")
 EVALUATIONS = ("eval_loader", "eval_loaders", "icl_tasks", "icl_tasks_str")

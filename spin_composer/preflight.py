@@ -8,6 +8,7 @@ algorithm calls the same functions with the model that it has.
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
@@ -16,7 +17,6 @@ from composer.utils import dist
 
 from spin_composer.errors import InputError, shown
 from spin_composer.exits import explain, rebuilt
-from spin_composer.rehearsal import rehearse_generation_config, rehearse_tokenizer
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -239,6 +239,8 @@ def check_run(run: Mapping[str, Any], tokenizer: PreTrainedTokenizerBase) -> Mod
     check_tokenizer(tokenizer, facts, resized)
     if resized and facts.vocabulary is not None:
         facts = replace(facts, vocabulary=max(facts.vocabulary, len(tokenizer)))
+    if isinstance(model.get("peft_config"), Mapping):
+        _from_rank_zero(lambda: _check_targets(model))
     if run.get("saves"):
         _from_rank_zero(lambda: _rehearse(model, tokenizer))
     longest = run.get("max_eval_tokens", 0)
@@ -251,9 +253,35 @@ def check_run(run: Mapping[str, Any], tokenizer: PreTrainedTokenizerBase) -> Mod
     return facts
 
 
+def _check_targets(model: Mapping[str, Any]) -> None:
+    """Refuse LoRA on modules that the model does not have: peft's own error comes after loading."""
+    from llmfoundry.models.utils import init_empty_weights
+    from transformers import AutoModelForCausalLM
+
+    targets = model["peft_config"].get("target_modules")
+    if targets == "all-linear" or not isinstance(targets, (str, list)):
+        return
+    with init_empty_weights(include_buffers=False):
+        trusted = bool(model.get("trust_remote_code", False))
+        twin = AutoModelForCausalLM.from_config(build_config(model), trust_remote_code=trusted)
+    names = [name for name, _ in twin.named_modules()]
+    if isinstance(targets, str):
+        found = any(re.fullmatch(targets, name) for name in names)
+    else:
+        found = any(f".{name}".endswith(f".{target}") for name in names for target in targets)
+    if not found:
+        leaves = sorted({n.split(".")[-1] for n, m in twin.named_modules() if hasattr(m, "weight")})
+        raise InputError(
+            f"model.peft_config.target_modules={shown(targets)} names no module of a "
+            f"{type(twin).__name__}. It has {', '.join(leaves)}."
+        )
+
+
 def _rehearse(model: Mapping[str, Any], tokenizer: Any) -> None:
     """Try what checkpoints and exports write and need no weights for."""
     from transformers import GenerationConfig
+
+    from spin_composer.rehearsal import rehearse_generation_config, rehearse_tokenizer
 
     name = model.get("pretrained_model_name_or_path")
     rehearse_tokenizer(tokenizer, build_config(model))

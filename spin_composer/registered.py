@@ -41,6 +41,10 @@ def check_registered(cfg: Mapping[str, Any]) -> None:
             _OF_PARAMETER_GROUPS,
         ),
     ]  # fmt: skip
+    if isinstance(adapters := model.get("peft_config"), Mapping):
+        from peft import LoraConfig
+
+        checks.append(lambda: _fits("model.peft_config", LoraConfig, "LoRA", adapters))
     for section, registries in (
         ("algorithms", [registry.algorithms]),
         ("callbacks", [registry.callbacks, registry.callbacks_with_config]),
@@ -64,7 +68,7 @@ def _device(cfg: Mapping[str, Any]) -> None:
         return
     problems = []
     precision = cfg.get("precision", "amp_bf16")  # llm-foundry's default
-    if precision != "fp32":
+    if precision not in ("fp32", None):
         problems.append(f"precision={shown(precision)} needs a GPU. Set precision=fp32 on a CPU.")
     if cfg.get("device_train_microbatch_size", "auto") == "auto":
         problems.append(
@@ -85,8 +89,13 @@ def _built(where: str, known: Any, name: Any, given: Any, others: frozenset[str]
     _known(f"{where}.name" if where in ("model", "optimizer") else where, known, name)
     if not isinstance(given, Mapping):
         raise InputError(f"{where} must be a mapping of settings, got {shown(given)}.")
-    arguments, required = _arguments(known.get(name))
-    lines = [f"{where}.{key} is not set, and {name} needs it." for key in required - set(given)]
+    _fits(where, known.get(name), name, given, others)
+
+
+def _fits(where: str, built: Any, name: str, given: Any, others: frozenset[str] = _NONE) -> None:
+    arguments, required = _arguments(built)
+    missing = sorted(required - set(given))
+    lines = [f"{where}.{key} is not set, and {name} needs it." for key in missing]
     if arguments is not None:
         lines += [
             f"{where}.{key} is no setting of {name}. {nearest(key, sorted(arguments | others))}"

@@ -107,6 +107,10 @@ REGISTERED: list[tuple[dict[str, Any], str]] = [
      "callbacks.hf_checkpointer.save_interval is not set, and hf_checkpointer needs it"),
     ({"loggers": {"wand": {}}}, "loggers.wand='wand' is not registered. Did you mean 'wandb'?"),
     ({"model.pretraned": True}, "model.pretraned is no setting of hf_spin_lm. Did you mean"),
+    (
+        {"model.peft_config": {**LORA, "alpha": 8}},
+        "model.peft_config.alpha is no setting of LoRA. Did you mean",
+    ),
     ({"model": {"name": "hf_spin_lm"}}, "model.pretrained_model_name_or_path is not set"),
     ({"eval_loader": {"name": "finetune"}}, "eval_loader.name='finetune' is not registered."),
     ({"precision": "amp_bf16"}, "precision='amp_bf16' needs a GPU. Set precision=fp32 on a CPU."),

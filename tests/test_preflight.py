@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 import transformers
 from fixtures import models, tokenizers
+from fixtures.ranks import on_ranks
 from fixtures.runs import tiny_trainer
 from fixtures.yaml_run import books, save_model, tiny_config, write_config
 from llmfoundry.models.mpt import MPTConfig
@@ -19,7 +20,13 @@ from typer.testing import CliRunner
 from spin_composer import HFSpinLM
 from spin_composer.cli import app
 from spin_composer.errors import InputError
-from spin_composer.preflight import ModelFacts, build_config, check_tokenizer, model_facts
+from spin_composer.preflight import (
+    ModelFacts,
+    _from_rank_zero,
+    build_config,
+    check_tokenizer,
+    model_facts,
+)
 from spin_composer.train import main
 
 YARN = {"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 32}
@@ -175,6 +182,11 @@ CASES: dict[str, tuple[Callable[[Path], None], list[str], list[str]]] = {
         broken_sentencepiece, [],
         ["so the first checkpoint would fail", "remove the file tokenizer.model beside it"],
     ),
+    "LoRA on modules that are not there": (
+        as_it_is,
+        ["model.peft_config={peft_type: LORA, task_type: CAUSAL_LM, target_modules: [q_proj]}"],
+        ["target_modules=['q_proj'] names no module of a GPT2LMHeadModel. It has c_attn, c_fc"],
+    ),
     "no model's config": (no_config, [], ["its config cannot be read (ValueError"]),
     "an override that the config does not have": (
         as_it_is, ["+model.config_overrides.n_poistions=3"], ["its config cannot be read ("],
@@ -206,6 +218,19 @@ def test_a_run_without_an_eval_loader_trains_without_a_held_out_metric(tmp_path)
     assert not [name for name in record if name.startswith("eval/")]
     printed = CliRunner().invoke(app, ["report", str(tmp_path / "self-play")])
     assert printed.exit_code == 0, printed.output
+
+
+def raise_on_rank_zero(rank: int) -> None:
+    def make() -> None:
+        assert rank == 0, "others do not read it"
+        raise InputError("model: no config.\ntokenizer: too large.")
+
+    _from_rank_zero(make)
+
+
+def test_what_rank_zero_finds_every_rank_raises():
+    said = ("InputError", "model: no config.\ntokenizer: too large.", 2)
+    assert on_ranks(raise_on_rank_zero) == {0: said, 1: said}
 
 
 # --- in Python -------------------------------------------------------------------------------
