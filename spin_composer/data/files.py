@@ -2,21 +2,19 @@
 
 from __future__ import annotations
 
-import csv
 import gzip
 import io
 import json
-import sys
 import zlib
 from collections.abc import Iterator
 from pathlib import Path
 from typing import IO, Any, cast
 
 from spin_composer.data.faults import BadRow, Where
+from spin_composer.data.tables import RawRow, read_parquet, read_table
 from spin_composer.errors import InputError, shown
 
-# A raw row with its place; a row that could not even be decoded comes as its error.
-RawRow = tuple[Where, Any]
+__all__ = ["READABLE", "RawRow", "known_endings", "read_file", "suffix"]
 
 _TEXT = (".jsonl", ".ndjson", ".json", ".csv", ".tsv")
 _PACKED = (".gz", ".zst")
@@ -38,11 +36,15 @@ def known_endings() -> str:
     return f"{', '.join(_TEXT)} (also with {' or '.join(_PACKED)}) or .parquet"
 
 
-def read_file(path: str | Path) -> Iterator[RawRow]:
+def read_file(
+    path: str | Path, field: str | None = None, delimiter: str | None = None
+) -> Iterator[RawRow]:
     """Yield the rows of one file.
 
     Args:
         path: A file with one of the endings in ``READABLE``.
+        field: Of a ``.json`` that is one object: the field that holds the list of rows.
+        delimiter: Of a table, where it is not its ending's.
 
     Yields:
         The place and the decoded row, or in the row's stead a ``BadRow`` for the caller to
@@ -61,9 +63,9 @@ def read_file(path: str | Path) -> Iterator[RawRow]:
         )
     _check_magic(path, ending)
     if ending == ".parquet":
-        yield from _read_parquet(path)
+        yield from read_parquet(path)
     else:
-        yield from _read_text(path, ending)
+        yield from _read_text(path, ending, field, delimiter)
 
 
 def _check_magic(path: Path, ending: str) -> None:
@@ -84,13 +86,18 @@ def _check_magic(path: Path, ending: str) -> None:
     raise InputError(f"{path}: its content is that of a {found} file. {remedy}.")
 
 
-def _read_text(path: Path, ending: str) -> Iterator[RawRow]:
+def _read_text(
+    path: Path, ending: str, field: str | None, delimiter: str | None
+) -> Iterator[RawRow]:
     """Read one object per line, one list of objects (``.json`` only), or a table with a header."""
     number = 0
     try:
         with _open(path) as file:
             if ending.startswith((".csv", ".tsv")):
-                rows = _read_table(path, file, "\t" if ending.startswith(".tsv") else ",")
+                usual = "\t" if ending.startswith(".tsv") else ","
+                rows = read_table(path, file, delimiter or usual)
+            elif field is not None:
+                rows = _read_json_list(path, file, field)
             elif ending.startswith(".json") and not ending.startswith(".jsonl"):
                 rows = _read_json(path, file)
             else:
@@ -213,7 +220,7 @@ def _refuse_one_object(path: Path) -> None:
     raise InputError(f"{path}: the file is one object with the fields {keys}, not rows. {remedy}")
 
 
-def _read_json_list(path: Path, file: IO[bytes]) -> Iterator[RawRow]:
+def _read_json_list(path: Path, file: IO[bytes], field: str | None = None) -> Iterator[RawRow]:
     try:
         rows = json.loads(file.read().decode("utf-8-sig"), object_pairs_hook=_object)
     except _Twice as error:
@@ -224,63 +231,14 @@ def _read_json_list(path: Path, file: IO[bytes]) -> Iterator[RawRow]:
         raise InputError(
             f"{path}: not a JSON list ({shown(str(error), 160)}). Mend it, or use jsonl."
         ) from None
+    if field is not None:
+        inner = rows.get(field) if isinstance(rows, dict) else None
+        if not isinstance(inner, list):
+            keys = shown(sorted(map(str, rows)) if isinstance(rows, dict) else rows, 120)
+            raise InputError(
+                f"{path}: hf_kwargs.field={field!r} names no list of rows: the file has {keys}. "
+                "Name the field that holds them."
+            )
+        rows = inner
     for number, row in enumerate(rows, start=1):
         yield Where(str(path), number, "row"), row
-
-
-def _read_table(path: Path, file: IO[bytes], delimiter: str) -> Iterator[RawRow]:
-    """Read a table with a header; each cell is the text that stands there."""
-    csv.field_size_limit(min(sys.maxsize, 2**31 - 1))
-    text = io.TextIOWrapper(cast(Any, file), encoding="utf-8-sig", newline="")
-    rows = csv.reader(text, delimiter=delimiter, strict=True)
-    names: list[str] = []
-    line = 1
-    try:
-        for cells in rows:
-            where, line = Where(str(path), line), rows.line_num + 1
-            if not cells:
-                continue
-            if not names:
-                names = cells
-                if len(set(names)) < len(names):
-                    raise InputError(
-                        f"{where}: the header {shown(names, 120)} has a name twice. Rename one."
-                    )
-            elif len(cells) != len(names):
-                yield where, BadRow(
-                    where, "cells and header differ",
-                    f"the row has {len(cells)} cells where the header has {len(names)} names",
-                    f"Quote texts that hold {delimiter!r}, quotes or line ends.",
-                )  # fmt: skip
-            else:
-                yield where, dict(zip(names, cells, strict=True))
-    except UnicodeDecodeError as error:
-        raise InputError(
-            f"{path}: not UTF-8 text after line {line} ({error.reason}). Save it as UTF-8."
-        ) from error
-    except csv.Error as error:
-        raise InputError(
-            f"{path}: not a table after line {line} ({error}). Quote texts that hold "
-            f"{delimiter!r}, quotes or line ends, or use jsonl."
-        ) from error
-
-
-def _read_parquet(path: Path) -> Iterator[RawRow]:
-    import pyarrow
-    import pyarrow.parquet
-
-    number = 0
-    try:
-        table = pyarrow.parquet.ParquetFile(path)
-        names = table.schema_arrow.names
-        if twice := sorted({name for name in names if names.count(name) > 1}):
-            raise InputError(f"{path}: the column {twice[0]!r} stands twice. Rename one.")
-        for batch in table.iter_batches(batch_size=1024):
-            for row in batch.to_pylist():
-                number += 1
-                yield Where(str(path), number, "row", filled=True), row
-    except (pyarrow.ArrowException, OSError) as error:
-        raise InputError(
-            f"{path}: not a readable parquet file after row {number} ({shown(str(error), 120)}). "
-            "Write it again."
-        ) from error

@@ -25,6 +25,8 @@ _BUILDERS = {
     "parquet": (".parquet",),
 }
 _WHERE = "train_loader.dataset"
+# Arguments of load_dataset that our own readers know.
+_READ_BY_US = {"field", "delimiter", "sep"}
 
 
 def read_rows(config: DatasetConfig) -> Iterator[RawRow]:
@@ -48,10 +50,12 @@ def read_rows(config: DatasetConfig) -> Iterator[RawRow]:
     if "://" in name:
         return _read_remote_folder(name, config)
     if os.path.isfile(name):
-        if suffix(name) in READABLE and not config.hf_kwargs:
+        if suffix(name) in READABLE and set(config.hf_kwargs) <= _READ_BY_US:
+            own = _own_options(config)
             return split_rows(
-                lambda: read_file(name), lambda: sum(1 for _ in read_file(name)), config.split, name
-            )
+                lambda: read_file(name, **own), lambda: sum(1 for _ in read_file(name, **own)),
+                config.split, name,
+            )  # fmt: skip
         return _read_files([name], config)
     if os.path.isdir(name):
         return _read_folder(name, config)
@@ -98,13 +102,19 @@ def _looks_like_a_path(name: str) -> bool:
     return name.startswith((".", "/")) or name.count("/") > 1 or suffix(name) in READABLE
 
 
+def _own_options(config: DatasetConfig) -> dict[str, Any]:
+    """Return what ``hf_kwargs`` says to our own readers."""
+    given = config.hf_kwargs
+    return {"field": given.get("field"), "delimiter": given.get("delimiter") or given.get("sep")}
+
+
 def _read_files(files: list[str], config: DatasetConfig) -> Iterator[RawRow]:
-    others = sorted(set(config.hf_kwargs) - {"data_files"})
+    others = sorted(set(config.hf_kwargs) - {"data_files", "data_dir"} - _READ_BY_US)
     if others or any(suffix(file) not in READABLE for file in files):
         by_ending = {suffix(file).removesuffix(".gz").removesuffix(".zst")[1:] for file in files}
         builder = by_ending.pop() if len(by_ending) == 1 else ""
         more: dict[str, Any] = {"data_files": files}
-        if builder == "tsv" and "delimiter" not in others and "sep" not in others:
+        if builder == "tsv" and not {"delimiter", "sep"} & set(config.hf_kwargs):
             more["delimiter"] = "\t"
         builder = {"jsonl": "json", "ndjson": "json", "tsv": "csv", "txt": "text"}.get(
             builder, builder
@@ -115,7 +125,8 @@ def _read_files(files: list[str], config: DatasetConfig) -> Iterator[RawRow]:
                 f"Use {known_endings()}."
             )
         return _load_dataset(builder, config, more, default_split="train")
-    return (row for file in files for row in read_file(file))
+    own = _own_options(config)
+    return (row for file in files for row in read_file(file, **own))
 
 
 def _local_data_files(config: DatasetConfig) -> list[str] | None:
@@ -287,18 +298,19 @@ def _load_dataset(
     arguments = {**config.hf_kwargs, **(more or {})}
     # Said outright: an environment variable must not turn it on behind the user's back.
     arguments.setdefault("trust_remote_code", False)
-    source = name
+    source = config.source
     try:
         if config.safe_load and not os.path.isdir(name):
             name = _safe_download(name, arguments)
         loaded = datasets.load_dataset(name, split=split, **arguments)
     except Exception as error:
+        inner = error.__cause__ or error  # DatasetGenerationError says nothing itself
         raise InputError(
-            f"{_WHERE}.hf_name={shown(source)}, split={split!r}: datasets.load_dataset fails with "
-            f"{type(error).__name__}: {shown(str(error), 200)}. Check the name, the split and "
+            f"{_WHERE}.hf_name={shown(source, 200)}, split={split!r}: datasets.load_dataset fails "
+            f"with {type(inner).__name__}: {shown(str(inner), 200)}. Check the name, the split and "
             "hf_kwargs."
         ) from error
-    return _numbered(loaded, f"{name}[{split}]")
+    return _numbered(loaded, f"{source}[{split}]")
 
 
 def _safe_download(name: str, arguments: dict[str, Any]) -> str:

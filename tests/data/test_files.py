@@ -132,12 +132,38 @@ def test_a_column_that_stands_twice_is_named(tmp_path):
         rows_of(tmp_path / "a.parquet")
 
 
-def test_the_field_of_a_json_file_is_read_by_its_name(tmp_path, monkeypatch):
-    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "cache")
-    path = tmp_path / "rows.json"
+def test_the_field_of_a_json_file_and_the_delimiter_of_a_table_are_given(tmp_path):
+    path, table = tmp_path / "rows.json", tmp_path / "rows.csv"
     path.write_text(json.dumps({"version": 1, "data": CHAT}))
-    config = read_config({"max_seq_len": 9, "hf_name": str(path), "hf_kwargs": {"field": "data"}})
-    assert [row for _, row in read_rows(config)] == CHAT
+    table.write_text("prompt;response\na,b;c\n")
+
+    def read(**dataset):
+        config = read_config({"max_seq_len": 9, **dataset})
+        return [row for _, row in read_rows(config)]
+
+    for named in ({"hf_name": str(path)}, {"hf_name": "json", "data_files": str(path)}):
+        files = {key: named[key] for key in ("data_files",) if key in named}
+        kwargs = {"field": "data", **files}
+        assert read(hf_name=named["hf_name"], hf_kwargs=kwargs) == CHAT
+        with pytest.raises(InputError, match=r"field='rows' names no list .*'data', 'version'"):
+            read(hf_name=named["hf_name"], hf_kwargs={**kwargs, "field": "rows"})
+    with pytest.raises(InputError, match=r"rows\.csv:1: .*hf_kwargs: \{delimiter: ';'\}"):
+        read(hf_name=str(table))
+    rows = read(hf_name=str(table), hf_kwargs={"delimiter": ";"})
+    assert rows == [{"prompt": "a,b", "response": "c"}]
+
+
+def test_what_datasets_reads_is_named_by_the_file(tmp_path, monkeypatch):
+    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "cache")
+    (tmp_path / "a.txt").write_text("hello\n")
+    (tmp_path / "b.jsonl").write_text("{")
+    config = read_config({"max_seq_len": 9, "hf_name": str(tmp_path / "a.txt")})
+    where, _ = next(read_rows(config))
+    assert str(where) == f"{tmp_path / 'a.txt'}[train] row 1"
+    more = {"hf_name": str(tmp_path / "b.jsonl"), "split": "train", "hf_kwargs": {"chunksize": 10}}
+    with pytest.raises(InputError, match=r"b\.jsonl', split='train': .*JSON") as caught:
+        next(read_rows(read_config({"max_seq_len": 9, **more})))
+    assert "\n" not in str(caught.value)
 
 
 def test_a_folder_of_several_files_is_read_in_order(tmp_path):
