@@ -119,7 +119,7 @@ class SPIN(Algorithm):
             )
         if composer_model(state).tokenizer is None:
             raise InputError("the model needs its tokenizer, got None. Give it to the model.")
-        rehearse(state, composer_model(state))
+        rehearse(state, self.settings, composer_model(state))
         state._iteration_length = Time.from_timestring(str(self.settings.iteration_length))
 
     def _before_load(self, state: State, logger: Logger) -> None:

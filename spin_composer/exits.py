@@ -32,6 +32,18 @@ _LOST = (
     "remote process exited or there was a network error",
 )
 
+# llm-foundry's errors that are its user's, but for those of a loss that its callbacks stop at.
+_FOUNDRYS_KIND = "llmfoundry.utils.exceptions.UserError"
+_OF_TRAINING = ("LossSpikeError", "HighLossError")
+# What transformers, and llm-foundry's builder of tokenizers, say of a name or folder.
+_NOT_FOUND = (
+    "is not a valid model identifier",
+    "Can't load tokenizer for",
+    "does not appear to have a file named",
+    "We couldn't connect to",
+    "must have an eos_token",
+)
+
 
 def explain(error: BaseException) -> tuple[int, str] | None:
     """Return the exit code of an error that a user can mend and the line that says it.
@@ -46,6 +58,8 @@ def explain(error: BaseException) -> tuple[int, str] | None:
     ):
         if isinstance(error, kind):
             return code, str(error)
+    if (line := _of_foundry(error)) is not None:
+        return EXIT_INPUT, line
     line = _environment(error)
     return None if line is None else (EXIT_ENVIRONMENT, line)
 
@@ -54,6 +68,16 @@ def rebuilt(code: int, line: str) -> Exception:
     """Return the error of which another rank says the exit code and the line."""
     kinds = {EXIT_INPUT: InputError, EXIT_STORE: StoreError, EXIT_ENVIRONMENT: EnvironmentFailure}
     return kinds.get(code, RuntimeError)(line)
+
+
+def _of_foundry(error: BaseException) -> str | None:
+    """Return what llm-foundry or transformers say of a user's data, tokenizer or model's name."""
+    kinds = {f"{kind.__module__}.{kind.__name__}" for kind in type(error).__mro__}
+    said = " ".join(str(error).split())
+    if _FOUNDRYS_KIND in kinds and type(error).__name__ not in _OF_TRAINING:
+        return said
+    named = isinstance(error, (OSError, ValueError)) and any(text in said for text in _NOT_FOUND)
+    return f"{said[:400]} (See tokenizer.name and the model's name.)" if named else None
 
 
 def _environment(error: BaseException) -> str | None:

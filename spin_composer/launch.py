@@ -46,7 +46,7 @@ def launch_checks(
         _model(cfg, world_size),
         _adapters(cfg["model"].get("peft_config")),
         _loaded(cfg),
-        _server(settings),
+        _server(cfg, settings),
     ]
     return [lambda problems=problems: _raise(problems) for problems in found]
 
@@ -184,8 +184,13 @@ def _loaded(cfg: Config) -> Problems:
     yield f"load_path={path} does not exist. Give a checkpoint's file or folder."
 
 
-def _server(settings: SpinSettings) -> Problems:
+def _server(cfg: Config, settings: SpinSettings) -> Problems:
     server = settings.generation.server
+    if server is not None and cfg["model"]["name"] == "mpt_spin_lm":
+        yield (
+            "spin.generation.engine=server cannot serve llm-foundry's MPT: only transformers' own "
+            "classes load elsewhere as they are here. Use engine: hf."
+        )
     if server is None or os.environ.get("RANK", "0") != "0":  # rank 0's machine runs it
         return
     for key in ("command", "reload_command"):

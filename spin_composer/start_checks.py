@@ -47,7 +47,7 @@ def check_fit(settings: SpinSettings, loader: DataLoader[Any], model: Any) -> No
     check_first_batch_is_whole(examples, settings.samples_per_iteration, batch)
 
 
-def rehearse(state: State, model: Any) -> None:
+def rehearse(state: State, settings: SpinSettings, model: Any) -> None:
     """Try what the run's checkpoints and exports will write; a collective.
 
     Call it before FSDP wraps the model.
@@ -56,7 +56,8 @@ def rehearse(state: State, model: Any) -> None:
         InputError: Names what cannot be written, and the remedy.
     """
     found = exporters(state)
-    if not found and not any(isinstance(c, CheckpointSaver) for c in state.callbacks):
+    saves = any(isinstance(c, CheckpointSaver) for c in state.callbacks)
+    if not (found or saves or settings.generation.engine == "server"):
         return
 
     def try_all() -> None:

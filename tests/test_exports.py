@@ -15,7 +15,14 @@ def test_whatever_the_interval_the_run_ends_with_an_export_of_its_policy(tmp_pat
         HuggingFaceCheckpointer(str(tmp_path / interval), interval, "iter{iteration}-ba{batch}")
         for interval in INTERVALS
     ]
-    trainer = tiny_trainer(tmp_path, callbacks=exporters, max_duration="3iter")
+    trainer = tiny_trainer(
+        tmp_path,
+        callbacks=exporters,
+        max_duration="3iter",
+        save_folder=str(tmp_path / "checkpoints"),
+        save_interval="2iter",
+        save_filename="ba{batch}.pt",
+    )
     trainer.fit()
     last = trainer.state.model.model.state_dict()
     batches = int(trainer.state.timestamp.batch)
@@ -26,6 +33,7 @@ def test_whatever_the_interval_the_run_ends_with_an_export_of_its_policy(tmp_pat
             tmp_path / interval / "huggingface" / f"iter2-ba{batches}"
         ).state_dict()
         assert all(torch.equal(saved[name], last[name]) for name in saved), interval
+    assert (tmp_path / f"checkpoints/ba{batches}.pt").exists()
     every = sorted(path.name for path in (tmp_path / "1iter/huggingface").iterdir())
     assert [name.partition("-")[0] for name in every] == ["iter0", "iter1", "iter2"]
     within = sorted(path.name for path in (tmp_path / "7ba/huggingface").iterdir())

@@ -18,6 +18,7 @@ from tests.test_config import HEAVY, config
 
 LORA = {"peft_type": "LORA", "task_type": "CAUSAL_LM", "r": 4, "target_modules": ["q_proj"]}
 SERVER = {"generation": {"engine": "server", "server": {"command": "no-such x {model} {port}"}}}
+SHELL = {"generation": {"engine": "server", "server": {"command": "sh {model} {port}"}}}
 ENV = {"generation": {"engine": "server", "server": {"command": "env A=b no-such {model} {port}"}}}
 
 REFUSED: list[tuple[dict[str, Any], str]] = [
@@ -43,6 +44,10 @@ REFUSED: list[tuple[dict[str, Any], str]] = [
     ({"load_path": "no/such.pt", "save_folder": "tests", "autoresume": False}, "no/such.pt does"),
     ({"algorithms.spin": SERVER}, "spin.generation.server.command starts no-such, which is not"),
     ({"algorithms.spin": ENV}, "spin.generation.server.command starts no-such, which is not"),
+    (
+        {"model": {"name": "mpt_spin_lm"}, "algorithms.spin": SHELL},
+        "spin.generation.engine=server cannot serve llm-foundry's MPT",
+    ),
     ({"max_sequence_len": 3}, "max_sequence_len is no key of llm-foundry's training config"),
     ({"tokenizer.name": "./nowhere"}, "tokenizer.name=./nowhere does not exist"),
 ]  # fmt: skip

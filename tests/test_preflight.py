@@ -140,6 +140,16 @@ def edit(path: Path, **values: Any) -> None:
     path.write_text(json.dumps({**json.loads(path.read_text()), **values}))
 
 
+def no_tokenizer(folder: Path) -> None:
+    for path in folder.glob("*token*"):
+        path.unlink()
+
+
+def no_eos(folder: Path) -> None:
+    edit(folder / "tokenizer_config.json", eos_token=None)
+    edit(folder / "special_tokens_map.json", eos_token=None)
+
+
 def as_it_is(folder: Path) -> None:
     del folder
 
@@ -182,6 +192,21 @@ CASES: dict[str, tuple[Callable[[Path], None], list[str], list[str]]] = {
         broken_sentencepiece, [],
         ["so the first checkpoint would fail", "remove the file tokenizer.model beside it"],
     ),
+    "held-out rows for less than a batch": (
+        as_it_is,
+        ["eval_loader.name=finetuning", "eval_loader.drop_last=true", "device_eval_batch_size=64"],
+        ["samples, but your minimum batch size is 64"],
+    ),
+    "a folder that holds no tokenizer": (
+        no_tokenizer,
+        [],
+        ["(See tokenizer.name and the model's name.)"],
+    ),
+    "a tokenizer without EOS": (
+        no_eos,
+        [],
+        ["must have an eos_token"],
+    ),
     "LoRA on modules that are not there": (
         as_it_is,
         ["model.peft_config={peft_type: LORA, task_type: CAUSAL_LM, target_modules: [q_proj]}"],
@@ -189,7 +214,7 @@ CASES: dict[str, tuple[Callable[[Path], None], list[str], list[str]]] = {
     ),
     "no model's config": (no_config, [], ["its config cannot be read (ValueError"]),
     "an override that the config does not have": (
-        as_it_is, ["+model.config_overrides.n_poistions=3"], ["its config cannot be read ("],
+        as_it_is, ["model.config_overrides.n_poistions=3"], ["its config cannot be read ("],
     ),
 }  # fmt: skip
 
@@ -202,11 +227,26 @@ def test_it_is_refused_before_the_weights_and_nothing_is_written(case, gpt2, tmp
     change(model)
     path = write_config(tiny_config(tmp_path, model), tmp_path / "run.yaml")
     before = sorted(tmp_path.rglob("*"))
-    assert main([str(path), *(o.removeprefix("+") for o in overrides)]) == 2
+    assert main([str(path), *overrides]) == 2
     errors = [x for x in capsys.readouterr().err.splitlines() if x.startswith("error: ")]
     for text in said:
         assert any(text in line for line in errors), errors
     assert sorted(tmp_path.rglob("*")) == before
+
+
+MPT = {
+    "name": "mpt_spin_lm", "d_model": 32, "n_heads": 4, "n_layers": 2, "vocab_size": 384,
+    "attn_config": {"attn_impl": "torch"},
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("attn", [{"alibi": True}, {}], ids=["alibi", "learned"])
+def test_mpts_rows_must_fit_before_it_is_made(attn, tmp_path, capsys):
+    model = {**MPT, "max_seq_len": 24, "attn_config": {"attn_impl": "torch", **attn}}
+    config = tiny_config(tmp_path, model=model)
+    config["eval_loader"]["dataset"]["max_seq_len"] = 24
+    assert main([str(write_config(config, tmp_path / "run.yaml"))]) == 2
+    assert "tokens, more than the model's 24 positions" in capsys.readouterr().err
 
 
 def test_a_run_without_an_eval_loader_trains_without_a_held_out_metric(tmp_path):
