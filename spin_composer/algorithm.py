@@ -44,6 +44,7 @@ from spin_composer.start_checks import (
     save_at_iteration_ends,
     warn_unfaithful,
 )
+from spin_composer.stopping import Stopping
 
 
 class SPIN(Algorithm):
@@ -84,6 +85,7 @@ class SPIN(Algorithm):
         self._locks: list[StoreLock] = []
         self._saved: dict[str, Any] = {}
         self._first_batch = FirstBatchCheck()
+        self._stopping = Stopping(self.settings.save_on_signal)
         self._clock = 0.0
 
     def match(self, event: Event, state: State) -> bool:
@@ -101,11 +103,13 @@ class SPIN(Algorithm):
             Event.AFTER_LOAD: self._after_load,
             Event.FIT_START: self._fit_start,
             Event.ITERATION_START: self._iteration_start,
+            Event.BEFORE_DATALOADER: self._stopping.before_dataloader,
             Event.BATCH_START: self._batch_start,
             Event.BEFORE_TRAIN_BATCH: self._first_batch.before_train_batch,
             Event.AFTER_FORWARD: self._first_batch.after_forward,
             Event.AFTER_TRAIN_BATCH: self._first_batch.after_train_batch,
             Event.BATCH_END: self._batch_end,
+            Event.EVAL_BATCH_END: self._stopping.eval_batch_end,
             Event.ITERATION_END: self._iteration_end,
             Event.FIT_END: self._fit_end,
         }
@@ -158,6 +162,7 @@ class SPIN(Algorithm):
 
     def _fit_start(self, state: State, logger: Logger) -> None:
         del logger
+        self._stopping.begin(state)
         # A second fit() finds the pairs' loader of the first one's last iteration.
         loader = self.game.sft_loader if self.game else state.train_dataloader
         examples = examples_of(loader)
@@ -174,7 +179,7 @@ class SPIN(Algorithm):
         self.game.manifest = self._saved.get("manifest", {})
         self.books.open(self.game.store.root, state)
         evaluate_at_iteration_ends(state, self.settings.epochs_per_iteration)
-        save_at_iteration_ends(state, self.settings.epochs_per_iteration)
+        save_at_iteration_ends(state, self.settings.epochs_per_iteration, self._stopping.wants_save)
         export_at_the_end(state)
         name_exports(state)
         mend_gloo_average(state)
@@ -194,6 +199,7 @@ class SPIN(Algorithm):
 
     def _iteration_start(self, state: State, logger: Logger) -> None:
         assert self.game is not None
+        self._stopping.iteration_start(state, logger)
         from_rank_zero(lambda: [lock.check() for lock in self._locks] and None)
         name_exports(state)
         self.books.start(start_iteration(self.game, state, logger))
@@ -204,13 +210,14 @@ class SPIN(Algorithm):
         refresh_learning_rates(state)
 
     def _batch_end(self, state: State, logger: Logger) -> None:
-        del logger
         for lock in self._locks:  # rank 0's; when it ends, so do the others
             lock.check()
         self.books.tally(state)
+        self._stopping.batch_end(state, logger)
 
     def _fit_end(self, state: State, logger: Logger) -> None:
         del state, logger
+        self._stopping.fit_end()
         for lock in self._locks:
             lock.release()
 

@@ -201,9 +201,12 @@ def check(
 def main() -> None:
     """Run the command line; what a user can mend is one line on stderr, and an exit code."""
     from spin_composer.exits import explain
+    from spin_composer.interrupt import leave
 
     try:
         app()
+    except SystemExit as done:
+        leave(done.code)
     except Exception as error:
         explained = explain(error)
         if explained is None:

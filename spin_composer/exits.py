@@ -1,5 +1,7 @@
 """What a command's exit code says: 2 bad input, 3 a bad self-play store, 4 the environment.
 
+128 and a signal's number more: the signal ended it.
+
 Whatever else goes wrong is a defect, and keeps its traceback and exit code 1.
 """
 
@@ -10,6 +12,7 @@ import os
 import re
 from collections.abc import Iterator
 
+from spin_composer import interrupt
 from spin_composer.errors import EnvironmentFailure, InputError, StoreError
 
 EXIT_INPUT, EXIT_STORE, EXIT_ENVIRONMENT = 2, 3, 4
@@ -58,14 +61,18 @@ def explain(error: BaseException) -> tuple[int, str] | None:
     ):
         if isinstance(error, kind):
             return code, str(error)
+    if isinstance(error, interrupt.Interrupted):
+        return 128 + error.number, interrupt.LINE
     if (line := _of_foundry(error)) is not None:
         return EXIT_INPUT, line
     line = _environment(error)
     return None if line is None else (EXIT_ENVIRONMENT, line)
 
 
-def rebuilt(code: int, line: str) -> Exception:
+def rebuilt(code: int, line: str) -> BaseException:
     """Return the error of which another rank says the exit code and the line."""
+    if code > 128:
+        return interrupt.stopped(code - 128)
     kinds = {EXIT_INPUT: InputError, EXIT_STORE: StoreError, EXIT_ENVIRONMENT: EnvironmentFailure}
     return kinds.get(code, RuntimeError)(line)
 

@@ -197,6 +197,9 @@ class SpinSettings:
     """Bitwise repeatable runs: deterministic kernels, slower on GPUs."""
     repair: bool = False
     """Set damaged units of the store aside and make them again, at the iteration's start."""
+    save_on_signal: bool = False
+    """Save a checkpoint before stopping at Ctrl-C, SIGTERM, SIGUSR1 or SIGUSR2 (Slurm's
+    ``--signal``), at the end of the batch under way."""
     sample_table_rows: int = 8
     """Rows of the table of samples that each iteration logs."""
     generation: GenerationSettings = field(default_factory=GenerationSettings)
@@ -213,7 +216,7 @@ class SpinSettings:
         _check(ok, "spin.nll_weight", self.nll_weight, "a number >= 0")
         for name in (
             "length_normalised", "reset_optimizer", "offload_during_play", "repair",
-            "deterministic",
+            "deterministic", "save_on_signal",
         ):  # fmt: skip
             value = getattr(self, name)
             _check(isinstance(value, bool), f"spin.{name}", value, "true or false")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -151,8 +152,12 @@ def evaluate_at_iteration_ends(state: State, epochs_per_iteration: int) -> None:
         evaluator.eval_interval = due
 
 
-def save_at_iteration_ends(state: State, epochs_per_iteration: int) -> None:
-    """Make checkpoints also be saved at each iteration's end, whatever the interval.
+def save_at_iteration_ends(
+    state: State,
+    epochs_per_iteration: int,
+    also: Callable[[Event], bool] = lambda event: False,
+) -> None:
+    """Save checkpoints at each iteration's end, and where ``also`` says so, whatever the interval.
 
     That of the iteration's last batch or epoch is put off until then: a run resumed from it would
     have to do again, or would miss, what is done at an iteration's end.
@@ -171,7 +176,7 @@ def save_at_iteration_ends(state: State, epochs_per_iteration: int) -> None:
             continue
 
         def due(state: State, event: Event, interval: Any = interval) -> bool:
-            wanted = interval(state, event)
+            wanted = interval(state, event) or also(event)
             return event == Event.ITERATION_CHECKPOINT or (
                 wanted and not _ends_iteration(state, event, epochs_per_iteration)
             )

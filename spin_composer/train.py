@@ -13,6 +13,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+from spin_composer import interrupt
 from spin_composer.errors import InputError, PlayDone
 from spin_composer.exits import EXIT_INPUT, explain
 
@@ -72,6 +73,8 @@ def train_config(config: Any) -> Any:
         check_launch(plain, settings, int(os.environ.get("WORLD_SIZE", "1")))  # pyright: ignore
     from llmfoundry.command_utils import train
 
+    if interrupt.is_owned():
+        interrupt.install()  # Composer, just imported, has installed its own
     return train(config)
 
 
@@ -87,12 +90,16 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def exit_code(run: Callable[[], object], name: str) -> int:
     """Do a run, print in one line what a user can mend, and return the exit code."""
     try:
+        interrupt.install(owned=True)
         run()
     except PlayDone as done:
         print(f"{name}: {done}", file=sys.stderr)
-    except (KeyboardInterrupt, SystemExit):
-        raise
     except BaseException as error:  # that of a failed sharded save is no Exception
+        if number := interrupt.cause_of(error):
+            interrupt.say()
+            return 128 + number
+        if isinstance(error, (KeyboardInterrupt, SystemExit)):
+            raise
         if isinstance(error, ValueError) and _FINISHED in str(error):  # raised by Trainer.fit()
             print(f"{name}: the run is finished already; nothing to do.", file=sys.stderr)
             return 0
@@ -105,6 +112,7 @@ def exit_code(run: Callable[[], object], name: str) -> int:
         return code
     finally:
         release_locks()
+        interrupt.uninstall()
     return 0
 
 
@@ -116,4 +124,4 @@ def release_locks() -> None:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    interrupt.leave(main())

@@ -17,7 +17,10 @@ KERNELS = ROOT / "kernels" / "spin_kernels"
 # A module may import those of its own layer and of the layers below. Every module has its place
 # here: a new one belongs in this list before it belongs in the package.
 LAYERS: tuple[frozenset[str], ...] = (
-    frozenset({"errors", "exits", "checks", "server_settings", "settings", "save_folder"}),
+    frozenset(
+        {"errors", "exits", "checks", "server_settings", "settings", "save_folder"}
+        | {"interrupt"}
+    ),
     frozenset(
         {"data", "loss", "head", "dropout", "logprobs", "metrics", "report"}
         | {"preflight", "rehearsal"}
@@ -26,7 +29,7 @@ LAYERS: tuple[frozenset[str], ...] = (
     frozenset(
         {"schedule", "start_checks", "engines", "iteration", "books", "algorithm", "config"}
         | {"eval_loaders", "exports", "launch", "registered"}
-        | {"first_batch"}
+        | {"first_batch", "stopping"}
     ),
     frozenset({"train", "status", "play_job", "demo", "data_commands", "cli", "__main__"}),
 )

@@ -139,6 +139,28 @@ def test_slurm_node_starts_torchrun(tmp_path: Path):
     check_training_arguments(args.training_script, args.training_script_args)
 
 
+def test_slurm_node_waits_for_ranks_that_a_signal_makes_save(tmp_path: Path):
+    stubs = stub(tmp_path / "bin", "composer")
+    # Slurm signals every process of a step: the shell, the launcher, which dies of SIGUSR1 unless
+    # it is ignored, and the ranks.
+    (stubs / "composer").write_text(
+        "#!/bin/bash\nkill -USR1 $PPID $$\nkill -TERM $PPID\nsleep 0.3\necho saved\nexit 138\n"
+    )
+    environment = {
+        "PATH": f"{stubs}:{os.environ['PATH']}",
+        "SLURM_NNODES": "1",
+        "SLURM_NODEID": "0",
+        "MASTER_ADDR": "node-0",
+        "MASTER_PORT": "29500",
+        "GPUS_PER_NODE": "8",
+    }
+    done = subprocess.run(
+        ["bash", NODE, "x.yaml"],
+        cwd=tmp_path, env=environment, capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    assert (done.returncode, done.stdout) == (138, "saved\n")
+
+
 def test_slurm_node_says_what_is_missing(tmp_path: Path):
     environment = {"PATH": os.environ["PATH"], "SLURM_NNODES": "2"}
     done = subprocess.run(

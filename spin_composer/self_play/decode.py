@@ -20,6 +20,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from spin_composer import interrupt
 from spin_composer.self_play.families import inner_model
 from spin_composer.self_play.rows import Ids, Rows
 from spin_composer.self_play.sampling import Sampler, StopStrings
@@ -84,6 +85,7 @@ class Decoder:
         waiting = deque(range(len(prompts)))
         rows: Rows | None = None
         while True:
+            interrupt.check()
             done = [] if rows is None else self._look(rows)
             keep = [row for row, is_done in enumerate(done) if not is_done]
             if rows is None or self._is_due(rows, len(keep)):

@@ -12,8 +12,9 @@ from typing import Any, Protocol
 import numpy as np
 import torch
 from torch import nn
-from transformers import DynamicCache, GenerationConfig, StoppingCriteriaList
+from transformers import DynamicCache, GenerationConfig, StoppingCriteria, StoppingCriteriaList
 
+from spin_composer import interrupt
 from spin_composer.self_play.adapters import merged_adapters
 from spin_composer.self_play.decode import Decoder
 from spin_composer.self_play.families import (
@@ -53,6 +54,14 @@ class Engine(Protocol):
             seed: Seed of the sampling.
         """
         ...
+
+
+class _Interruptible(StoppingCriteria):
+    """Looks, at each step of Hugging Face ``generate``, whether a signal was noted."""
+
+    def __call__(self, input_ids: torch.Tensor, scores: Any, **_: Any) -> Any:
+        interrupt.check()
+        return torch.zeros(len(input_ids), dtype=torch.bool, device=input_ids.device)
 
 
 class OpaqueCache(DynamicCache):
@@ -153,6 +162,7 @@ class HFEngine:
             mask[row, width - len(prompt) :] = 1
         strings = self.settings.stop_strings
         ends = [StopStrings(self.tokenizer, strings, width)] if strings else []
+        ends = [_Interruptible(), *ends]
         output = self.model.generate(
             input_ids=input_ids.to(self.device),
             attention_mask=mask.to(self.device),

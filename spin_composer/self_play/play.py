@@ -19,6 +19,7 @@ import torch
 from composer.utils import dist
 from tqdm import tqdm
 
+from spin_composer import interrupt
 from spin_composer.data.pairs import Pair, collate_pairs
 from spin_composer.self_play.engine import Engine, Response
 from spin_composer.self_play.mirrored import MirroredStore
@@ -181,6 +182,7 @@ class Player:
         size = self.score_batch_size
         noise = 0.0
         for first in range(0, len(rows), size):
+            interrupt.check()
             pairs = [row.pair for row in rows[first : first + size]]
             sums[first : first + size] = self.score(collate_pairs(pairs)).double().cpu().numpy()
             if first == 0:

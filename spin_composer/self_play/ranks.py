@@ -18,6 +18,7 @@ from torch.distributed.distributed_c10d import _get_default_store
 
 from spin_composer.errors import StoreError
 from spin_composer.exits import explain, rebuilt
+from spin_composer.interrupt import Interrupted
 
 T = TypeVar("T")
 
@@ -56,14 +57,14 @@ def from_rank_zero(make: Callable[[], Any]) -> Any:
     if not dist.is_initialized() or dist.get_world_size() == 1:
         return make()
     outcome: list[Any] = [None, None]
-    raised: Exception | None = None
+    raised: BaseException | None = None
     store = key_value_store()
     key = [f"spin/{uuid.uuid4()}"]
     dist.broadcast_object_list(key, src=0)
     if dist.get_global_rank() == 0:
         try:
             outcome[0] = make()
-        except Exception as error:
+        except (Exception, Interrupted) as error:
             raised, outcome[1] = error, explain(error) or (1, f"rank 0 failed: {error!r}")
         store.set(key[0], "made")
     else:
@@ -82,11 +83,11 @@ def on_all_ranks(make: Callable[[], T]) -> T:
 
     What it raises is raised there; the other ranks, which would wait for that one, raise its words.
     """
-    failure: Exception | None = None
+    failure: BaseException | None = None
     made: list[T] = []
     try:
         made.append(make())
-    except Exception as error:
+    except (Exception, Interrupted) as error:
         failure = error
     said = None if failure is None else explain(failure) or (1, repr(failure))
     for rank, other in enumerate(dist.all_gather_object(said)):

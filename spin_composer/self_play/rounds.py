@@ -18,6 +18,7 @@ from composer.utils import dist
 from torch import Tensor
 
 from spin_composer.data.pairs import Pair, PairBatch, collate_pairs
+from spin_composer.interrupt import Interrupted
 from spin_composer.self_play.play import Job, Player
 from spin_composer.self_play.shared_work import SharedWork
 from spin_composer.self_play.unit import UnitReport
@@ -52,7 +53,7 @@ class Rounds:
             try:
                 done = [replace(player, score=step).scored(draft) for draft in drafts]
                 step.until_all_are_done()
-            except Exception as error:
+            except (Exception, Interrupted) as error:
                 work.check()  # what another rank's failure broke here is that rank's to say
                 work.tell(error)
                 step.give_up()

@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 from composer.utils import dist
 
+from spin_composer import interrupt
 from spin_composer.errors import EngineError, shown
 from spin_composer.self_play.dialects import ANY, DIALECTS, Dialect, Reply
 from spin_composer.self_play.engine import Ids, Response
@@ -106,6 +107,7 @@ class ServerEngine:
         waiting = set(futures)
         while waiting:
             done, waiting = wait(waiting, _POLL_SECONDS, FIRST_EXCEPTION)
+            interrupt.check()
             for future in done:
                 future.result()
             self.client.check_alive()

@@ -10,6 +10,7 @@ from contextlib import suppress
 
 from composer.utils import dist
 
+from spin_composer import interrupt
 from spin_composer.exits import EXIT_ENVIRONMENT, explain, rebuilt
 from spin_composer.self_play.ranks import from_rank_zero, key_value_store, polls
 
@@ -20,7 +21,8 @@ SILENT_SECONDS = 180.0
 class SharedWork:
     """A count of pieces of work that ranks take one by one, in order; a collective to make.
 
-    As a context, it tells the other ranks if this one fails within, and each rank's heartbeat to
+    As a context, it defers signals, for which whoever works within looks between steps; it tells
+    the other ranks if this one fails within, and each rank's heartbeat to
     rank 0, which ends the work if one is not heard any more: the launcher of another node may not
     know that it has died.
 
@@ -48,9 +50,10 @@ class SharedWork:
 
     def claims(self) -> Iterator[int]:
         """Yield the pieces that this rank is to do; no other rank gets them."""
+        interrupt.check()
         while (position := self._store.add(f"{self._key}/next", 1) - 1) < self.count:
             yield position
-            self.check()
+            self._look()
 
     def done(self, tokens: int = 0) -> None:
         """Count a piece as done, and the tokens that were generated for it."""
@@ -66,7 +69,7 @@ class SharedWork:
         """
         wait = polls()
         while self._store.add(f"{self._key}/done", 0) < self.count:
-            self.check()
+            self._look()
             next(wait)
         self._show()
 
@@ -83,11 +86,18 @@ class SharedWork:
             code, _, text = self._store.get(failed).decode().partition(" ")
             raise rebuilt(int(code), text)
 
+    def _look(self) -> None:
+        interrupt.check()
+        self.check()
+
     def __enter__(self) -> SharedWork:
+        self._deferred = interrupt.deferred()
+        self._deferred.__enter__()
         self._thread.start()
         return self
 
-    def __exit__(self, kind: object, error: object, trace: object) -> None:
+    def __exit__(self, kind: object, error: BaseException | None, trace: object) -> None:
+        self._deferred.__exit__(None, None, None)
         self._stop.set()
         self._thread.join()
         if error is not None:
@@ -104,14 +114,14 @@ class SharedWork:
         self._store.add(f"{self._key}/met", 1)
         wait = polls()
         while self._store.add(f"{self._key}/met", 0) < self._met:
-            self.check()
+            self._look()
             next(wait)
 
-    def tell(self, error: object) -> None:
+    def tell(self, error: BaseException) -> None:
         """Tell the other ranks of a failure of this one, unless one is told of already."""
         with suppress(RuntimeError):  # the store's process may be what failed
             if not self._store.check([f"{self._key}/failed"]):
-                code, said = (isinstance(error, Exception) and explain(error)) or (1, error)
+                code, said = explain(error) or (1, error)
                 self._fail(code, f"rank {self._rank} failed in play: {said}")
 
     def _fail(self, code: int, text: str) -> None:
@@ -127,11 +137,20 @@ class SharedWork:
         while not self._stop.wait(min(BEAT_SECONDS, self._silent_seconds / 4)):
             try:
                 self._store.add(self._pulse(self._rank), 1)
+                self._hear_of_signals()
                 if self._rank == 0:
                     self._show()
                     self._listen(heard)
             except RuntimeError:
                 return  # the store's process is gone, which the rank's own thread meets as well
+
+    def _hear_of_signals(self) -> None:
+        """Stop this rank's work, wherever it is, if another rank was interrupted."""
+        failed = f"{self._key}/failed"
+        if self._store.check([failed]):
+            code = int(self._store.get(failed).split()[0])
+            if code > 128:
+                interrupt.note(code - 128)
 
     def _listen(self, heard: dict[int, tuple[int, float]]) -> None:
         """Compare every rank's pulse with the last one heard; end the work if one is silent."""

@@ -20,6 +20,11 @@ fi
 # LLM Foundry's ranks wait for each other by files in the working directory, named alike on all
 # nodes: in a folder that the nodes share, one node removes the file that another one waits for. So
 # each node works in a folder of its own, with links to everything that lies here.
+# Slurm sends a step's signals to this shell and to the launcher too. Only ranks know what to do with
+# SIGUSR1 (save_on_signal); at the others the launcher ends them, and this shell waits for it.
+trap '' USR1 USR2
+trap : TERM INT
+
 mkdir -p runs
 scratch="$(mktemp -d)"
 trap 'rm -rf "$scratch"' EXIT

@@ -1,0 +1,121 @@
+"""Ctrl-C, SIGTERM and the like: where runs stop, what they leave, and how they go on."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+from fixtures.interrupted import CASES, MORE_CASES, Case
+
+from spin_composer import interrupt
+from spin_composer.exits import explain, rebuilt
+
+TESTS = Path(__file__).parent
+LINE = "interrupted; the same command goes on"
+
+
+def results_of(cases: list[Case], folder: Path) -> dict[str, Any]:
+    names = [case.name for case in cases]
+    program = [sys.executable, "-m", "fixtures.interrupted", str(folder), *names]
+    done = subprocess.run(
+        program, capture_output=True, text=True, check=False, timeout=900, cwd=TESTS
+    )
+    assert (folder / "results.json").exists(), done.stderr[-3000:]
+    found = json.loads((folder / "results.json").read_text())
+    assert set(found) == set(names), done.stderr[-3000:]
+    return found
+
+
+@pytest.fixture(scope="module")
+def results(tmp_path_factory) -> dict[str, Any]:
+    return results_of(CASES, tmp_path_factory.mktemp("interrupted"))
+
+
+@pytest.fixture(scope="module")
+def more_results(tmp_path_factory) -> dict[str, Any]:
+    return results_of(MORE_CASES, tmp_path_factory.mktemp("interrupted"))
+
+
+def check(case: Case, found: dict[str, Any]) -> None:
+    assert "failed" not in found, found["failed"]
+    assert found["codes"] == [128 + case.number] * case.ranks, found["outputs"]
+    assert [output.count(LINE) for output in found["outputs"]] == [1] + [0] * (case.ranks - 1)
+    for output in found["outputs"]:
+        assert "Traceback" not in output
+        assert "error:" not in output  # neither the disk nor a lost rank is blamed
+        assert "DEBUG" not in output.partition(LINE)[2]
+    assert found["lock"] == case.stuck  # else given back
+    assert not found.get("problems")  # no checkpoint is half
+    if case.resumes:  # and the result was compared
+        assert found["resumed"] == [0] * case.ranks
+        assert found["aside"] == []
+    if case.save:
+        assert found["all_batches" if case.resumes else "batches"] == (36 if case.resumes else 8)
+
+
+@pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
+def test_a_signal_stops_all_ranks_in_one_line_and_the_same_command_goes_on(case, results):
+    check(case, results[case.name])
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("case", MORE_CASES, ids=lambda case: case.name)
+def test_a_signal_stops_them_at_other_moments_too(case, more_results):
+    check(case, more_results[case.name])
+
+
+def test_a_unit_under_way_is_dropped_and_nothing_else(results):
+    found = results["decode"]
+    assert found["units"] == found["generated"] == 1
+    assert found["all_generated"] == 10  # as many as of a run that is not interrupted
+    assert results["two ranks, one decodes"]["units"] < 5
+
+
+def test_a_save_that_a_signal_meets_is_finished_first(results):
+    assert results["save"]["checkpoints"] == ["ep0-ba5-rank0.pt", "latest-rank0.pt"]
+
+
+def test_a_signal_is_answered_by_a_checkpoint_of_that_batch_if_told_to(results):
+    for name in ("saved", "two ranks, saved"):
+        assert "ep1-ba8-rank0.pt" in results[name]["checkpoints"]
+        line = f"{LINE} from epoch 1, batch 8, which was saved before\n"
+        assert line in results[name]["outputs"][0]
+
+
+def test_status_tells_what_an_interrupted_run_will_do(results):
+    owner, then = results["decode"]["status"]
+    assert owner == "none"
+    assert then == "the same command plays 4 units of iteration 0"
+    assert results["saved"]["status"][1] == (
+        "the same command trains iteration 0 from epoch 1, batch 8"
+    )
+
+
+def test_an_interruption_travels_between_ranks_as_its_exit_code():
+    code, line = explain(interrupt.Interrupted(15))  # pyright: ignore[reportGeneralTypeIssues]
+    assert (code, line) == (143, LINE)
+    again = rebuilt(code, line)
+    interrupt.uninstall()
+    assert isinstance(again, interrupt.Interrupted)
+    assert (again.number, again.code) == (15, 143)
+
+
+def test_a_forked_child_dies_of_the_signals_that_its_parent_notes(monkeypatch):
+    interrupt.install(owned=True)
+    try:
+        interrupt.hold(True)
+        pid = os.fork()
+        if pid == 0:
+            os.kill(os.getpid(), 2)  # ignored while there is work to finish
+            os.kill(os.getpid(), 15)
+            os._exit(0)
+        _, status = os.waitpid(pid, 0)
+        assert os.waitstatus_to_exitcode(status) == -15
+        assert interrupt.noted() == 0
+    finally:
+        interrupt.uninstall()
