@@ -35,6 +35,11 @@ def is_known(name: str) -> bool:
     return name in {*PROMPTS, *ANSWERS, *CONTEXTS, *SYSTEMS, *TURNS, "tools"}
 
 
+def is_empty(value: object) -> bool:
+    """Tell whether a value is none, or holds nothing (an array, of MDS, is never asked)."""
+    return value is None or (isinstance(value, (str, list, tuple, Mapping)) and not value)
+
+
 def are_turns(value: object) -> bool:
     """Tell whether a value is a list of turns."""
     return (
@@ -62,7 +67,7 @@ def unknown_format(row: Mapping, where: Where) -> BadRow:
         for have, lack, others in ((first, second, ANSWERS), (second, first, PROMPTS)):
             if have in row:
                 near = [key for key in others if _is_text(row.get(key)) and key != have]
-                if near:
+                if near and _is_text(row[have]):
                     return single_turn(row, near[0] if lack == first else have, where)
                 return BadRow(
                     where,
@@ -136,11 +141,12 @@ def no_prompt(row: Mapping, where: Where) -> BadRow:
 
 
 def _tokens(row: Mapping, where: Where) -> BadRow | None:
-    if row.get("input_ids") is None:
+    key = next((key for key in ("input_ids", "tokens") if not is_empty(row.get(key))), None)
+    if key is None or isinstance(row[key], (str, int)):
         return None
     return BadRow(
         where, "tokenised row",
-        f"input_ids={shown(row['input_ids'])}: the row is tokenised already, and the prompt's and "
+        f"{key}={shown(row[key])}: the row is tokenised already, and the prompt's and "
         "response's borders are lost", "Give the rows as text.",
     )  # fmt: skip
 
@@ -176,7 +182,7 @@ def _turns_as_text(row: Mapping, where: Where) -> BadRow | None:
                 f"text={shown(value)} has no border between prompt and response",
                 f"Give both, as prompt and response or as messages. {remedy}",
             )  # fmt: skip
-        if key != "text" and key in row and value not in (None, "", []):
+        if key != "text" and not is_empty(value):
             if isinstance(value, (list, tuple)) and all(map(_is_text, value)):
                 return texts_for_turns(key, value, where)
             return BadRow(
@@ -199,11 +205,11 @@ def texts_for_turns(key: str, value: object, where: Where) -> BadRow:
 def _by_names(row: Mapping, where: Where) -> BadRow:
     """Return the error of columns whose names or spelling tell what they are."""
     names = {str(key).strip().lower(): key for key in row}
-    prompt = next((names[key] for key in PROMPTS if _is_text(row.get(names.get(key)))), None)
+    texts = {name: key for name, key in names.items() if _is_text(row[key])}
+    prompt = next((texts[name] for name in PROMPTS if name in texts), None)
     answer = next(
-        (names[key] for key in ANSWERS
-         if _is_text(row.get(names.get(key))) and names[key] != prompt), None
-    )  # fmt: skip
+        (texts[name] for name in ANSWERS if name in texts and texts[name] != prompt), None
+    )
     if prompt in PROMPTS and answer in ANSWERS:
         return single_turn(row, prompt, where)
     remedy = (

@@ -77,7 +77,7 @@ def to_foundry_row(
                 "Drop such rows with dataset.on_bad_row: skip, or remove the field.",
             )  # fmt: skip
     present = {key for key, value in row.items() if value is not None}
-    filled = {key for key in present if row[key] not in ("", [], {})}
+    filled = {key for key in present if not foreign.is_empty(row[key])}
     form = next(
         (form for keys in (filled, present, set(row)) if (form := _form_of(keys, row, where))), None
     )
@@ -148,7 +148,7 @@ def _chat(
     """Read a column of turns, with the system text that stands beside it."""
     mask = None
     if field == "conversations":
-        if row.get("type") == "TEXT_TO_VALUE":
+        if str(row.get("type")) == "TEXT_TO_VALUE":
             raise BadRow(
                 where,
                 "label prediction row",
@@ -166,7 +166,7 @@ def _with_system(
     """Put the row's system text before the turns, unless they begin with it."""
     for key in keys:
         text = row.get(key)
-        if text is None or text == "":
+        if foreign.is_empty(text):
             continue
         checked_text(text, key, "wrong type", where)
         if turns[0]["role"] != "system":
@@ -244,7 +244,7 @@ def _preferred(
         )
     prompt, chosen = row.get(prompt_key), row["chosen"]
     turns = parsed(chosen)
-    if prompt is None or prompt in ("", []):
+    if foreign.is_empty(prompt):
         if not foreign.are_turns(turns):
             raise foreign.no_prompt(row, where)
         return "chat", {"messages": checked_turns(turns, "chosen", where, report)}
@@ -274,7 +274,7 @@ def _for_template(row: Mapping, where: Where) -> dict[str, Any]:
         if tools:
             more["tools"] = tools
     options = parsed(row.get("chat_template_kwargs"))
-    if options:
+    if not foreign.is_empty(options):
         if not isinstance(options, Mapping):
             raise BadRow(
                 where, "wrong type", f"chat_template_kwargs={shown(options)} is not an object",
@@ -282,9 +282,9 @@ def _for_template(row: Mapping, where: Where) -> dict[str, Any]:
             )  # fmt: skip
         options = checked_json(options, "chat_template_kwargs", where)
         more |= {"chat_template_kwargs": options} if options else {}
-    if documents := row.get("documents"):
+    if not foreign.is_empty(row.get("documents")):
         raise BadRow(
-            where, "documents", f"documents={shown(documents)} would be lost",
+            where, "documents", f"documents={shown(row['documents'])} would be lost",
             "Write them into a turn, with dataset.preprocessing_fn: module:function.",
         )  # fmt: skip
     return more

@@ -26,9 +26,9 @@ def refuse_twins(row: Mapping, where: Where) -> None:
     seen: dict[str, Any] = {}
     for key in (key for key, value in row.items() if value is not None):
         twin = seen.setdefault(str(key).strip().lower(), key)
-        if twin == key or row[twin] == row[key]:
-            continue
-        if foreign.is_known(str(key).strip().lower()):
+        if twin != key and foreign.is_known(str(key).strip().lower()) and (
+            repr(row[twin]) != repr(row[key])
+        ):  # fmt: skip
             raise BadRow(
                 where, "two columns of one name",
                 f"the fields {twin}={shown(row[twin], 40)} and {key}={shown(row[key], 40)} differ "

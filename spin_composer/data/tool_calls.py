@@ -74,9 +74,9 @@ def checked_tools(value: Any, field: str, where: Where) -> list[Any]:
     if isinstance(tools, Mapping):
         tools = [tools]
     tools = [] if tools is None else tools
-    if isinstance(tools, Sequence) and not isinstance(tools, str):
+    if isinstance(tools, (list, tuple)):
         tools = [parsed(tool) for tool in tools]
-    if isinstance(tools, str) or not all(isinstance(tool, Mapping) for tool in tools):
+    if not isinstance(tools, list) or not all(isinstance(tool, Mapping) for tool in tools):
         raise BadRow(
             where, "wrong type", f"{field}={shown(value)} is no list of tools", f"Write {_TOOL}."
         )
@@ -99,7 +99,7 @@ def checked_calls(value: Any, field: str, where: Where) -> list[dict[str, Any]]:
     calls = parsed(value)
     if isinstance(calls, Mapping):
         calls = [calls]
-    if isinstance(calls, str) or not isinstance(calls, Sequence):
+    if not isinstance(calls, (list, tuple)):
         raise BadRow(
             where, "wrong type", f"{field}={shown(value)} is no list of calls", f"Write {_CALL}."
         )

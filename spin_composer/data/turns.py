@@ -165,7 +165,7 @@ def _turn(
 def _content_key(turn: Mapping, name: str, where: Where) -> str | None:
     """Return which of the spellings the turn has; two that differ are an error."""
     found = [key for key in _CONTENT_KEYS if turn.get(key) is not None]
-    if len(found) > 1 and any(turn[key] != turn[found[0]] for key in found):
+    if len(found) > 1 and any(repr(turn[key]) != repr(turn[found[0]]) for key in found):
         both = " and ".join(f"{key}={shown(turn[key], 40)}" for key in found)
         raise BadRow(
             where, "two keys for one", f"{name} has both {both}", f"Keep one, as {found[0]}."
@@ -207,7 +207,7 @@ def _content(content: object, field: str, where: Where) -> str:
     for part in content:
         kind = part.get("type", "text") if isinstance(part, Mapping) else None
         text = part.get("text") if isinstance(part, Mapping) else None
-        if kind not in _TEXT_PARTS or not isinstance(text, str):
+        if str(kind) not in _TEXT_PARTS or not isinstance(text, str):
             raise BadRow(
                 where, "wrong type",
                 f"{field}={shown(content)} holds {shown(part)}, which is no part with text",

@@ -216,3 +216,15 @@ def test_columns_within_the_prompt_are_not_lost():
     row = {"instruction": "Add.", "input": "1 2", "prompt": "### Add.\n1 2\n###", "response": "3",
            "system": "", "tools": "[]", "history": []}  # fmt: skip
     assert to_foundry_row(row, HERE) == ("plain", {"prompt": row["prompt"], "response": "3"})
+
+
+def test_arrays_beside_texts_are_no_trouble():
+    import numpy as np
+
+    ids = np.array([1, 2], dtype=np.int32)
+    row = {"prompt": "q", "response": "a", "documents": None, "embedding": ids, "Embedding": ids}
+    assert to_foundry_row(row, HERE) == ("plain", {"prompt": "q", "response": "a"})
+    with pytest.raises(BadRow, match=r"tokens=array.*: the row is tokenised already"):
+        to_foundry_row({"tokens": ids}, HERE)
+    with pytest.raises(BadRow, match=r"prompt=array.* not text"):
+        to_foundry_row({"prompt": ids, "response": "a"}, HERE)
