@@ -91,7 +91,8 @@ def rehearse_generation_config(config: GenerationConfig | None, name: str) -> No
             said = said.partition("Thrown during validation: ")[2] or said
             raise InputError(
                 f"{name}: its generation_config.json cannot be saved, so the first export would "
-                f"fail: {said[:400]} Mend that file (do_sample: true, or no sampling settings)."
+                f"fail: {said[:400]} Mend it in a copy of the model (do_sample: true, or no "
+                "sampling settings)."
             ) from error
 
 

@@ -192,6 +192,16 @@ CASES: dict[str, tuple[Callable[[Path], None], list[str], list[str]]] = {
         broken_sentencepiece, [],
         ["so the first checkpoint would fail", "remove the file tokenizer.model beside it"],
     ),
+    "SPIN's held-out rows longer than the positions": (
+        few_positions,
+        [
+            "train_loader.dataset.max_seq_len=24",
+            "train_loader.dataset.on_bad_row=skip",
+            "train_loader.dataset.max_prompt_len=20",
+            "algorithms.spin.generation.max_new_tokens=4",
+        ],
+        ["more than the model's 24 positions. Lower eval_loader.dataset.max_seq_len"],
+    ),
     "held-out rows for less than a batch": (
         as_it_is,
         ["eval_loader.name=finetuning", "eval_loader.drop_last=true", "device_eval_batch_size=64"],
