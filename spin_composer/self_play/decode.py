@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import inspect
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -61,6 +61,8 @@ class Decoder:
         self.device = device
         self.dtype = dtype
         self.strings = strings
+        self.heard: Callable[[int, int], None] = lambda answered, tokens: None
+        """Called with the prompts that are answered, and the tokens made, so far."""
         self.sampler = Sampler(settings, stop_token_id)
         self._sound = torch.ones((), dtype=torch.bool, device=device)
         takes = inspect.signature(inner_model(model).forward).parameters
@@ -88,6 +90,9 @@ class Decoder:
             interrupt.check()
             done = [] if rows is None else self._look(rows)
             keep = [row for row, is_done in enumerate(done) if not is_done]
+            if rows is not None:
+                made = sum(map(len, answers.values())) + sum(rows.counts)
+                self.heard(len(answers) + sum(done), made)
             if rows is None or self._is_due(rows, len(keep)):
                 answers |= {} if rows is None else rows.responses(done)
                 rows = self._changed(rows, keep, prompts, uniforms, waiting)

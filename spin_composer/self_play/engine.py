@@ -44,7 +44,11 @@ class Response:
 
 
 class Engine(Protocol):
-    """Answers a unit's prompts. The same seed and prompts give the same responses."""
+    """Answers a unit's prompts. The same seed and prompts give the same responses.
+
+    Its attribute ``heard``, if it is set, may be called meanwhile with the number of prompts that
+    are answered and the tokens made so far, in this call.
+    """
 
     def generate(self, prompts: Sequence[Ids], seed: int) -> list[Response]:
         """Return one response per prompt, in order.
@@ -56,11 +60,24 @@ class Engine(Protocol):
         ...
 
 
-class _Interruptible(StoppingCriteria):
-    """Looks, at each step of Hugging Face ``generate``, whether a signal was noted."""
+def unheard(answered: int, tokens: int) -> None:
+    """Hear of an engine's progress, and do nothing."""
+
+
+class _Watched(StoppingCriteria):
+    """Looks, at each step of Hugging Face ``generate``, whether a signal was noted; stops no row.
+
+    Args:
+        heard: Called with the tokens of a row.
+    """
+
+    def __init__(self, heard: Callable[[int], None], prompt_width: int):
+        self.heard = heard
+        self.prompt_width = prompt_width
 
     def __call__(self, input_ids: torch.Tensor, scores: Any, **_: Any) -> Any:
         interrupt.check()
+        self.heard(input_ids.shape[1] - self.prompt_width)
         return torch.zeros(len(input_ids), dtype=torch.bool, device=input_ids.device)
 
 
@@ -106,6 +123,7 @@ class HFEngine:
         self.device = device
         self.precision = precision
         self.merge = merge
+        self.heard: Callable[[int, int], None] = unheard
         self._strings = StopStrings(tokenizer, s) if (s := settings.stop_strings) else None
 
     @torch.no_grad()
@@ -137,6 +155,7 @@ class HFEngine:
         decoder = Decoder(
             self.model, self.stop_token_id, self.settings, self.device, dtype, self._strings
         )
+        decoder.heard = self.heard
         uniforms = uniforms_of(len(prompts), self.settings.max_new_tokens, seed)
         with masked_attention(inner):
             return decoder.run(prompts, uniforms[list(order)])
@@ -146,12 +165,14 @@ class HFEngine:
         size = self.settings.batch_size
         answers: list[Ids] = []
         for first in range(0, len(prompts), size):
-            answers += self._generate_batch(prompts[first : first + size])
+            answers += self._generate_batch(prompts[first : first + size], answers)
+            self.heard(len(answers), sum(len(self._cut(ids).ids) for ids in answers))
         # A cache that transformers keeps for the next call would stay allocated in training.
         inner_model(self.model).__dict__.pop("_cache", None)
         return answers
 
-    def _generate_batch(self, prompts: Sequence[Ids]) -> list[Ids]:
+    def _generate_batch(self, prompts: Sequence[Ids], before: Sequence[Ids]) -> list[Ids]:
+        made = sum(len(self._cut(ids).ids) for ids in before)
         width = max(len(prompt) for prompt in prompts)
         input_ids = torch.empty((len(prompts), width), dtype=torch.int64)
         mask = torch.zeros_like(input_ids)
@@ -162,7 +183,8 @@ class HFEngine:
             mask[row, width - len(prompt) :] = 1
         strings = self.settings.stop_strings
         ends = [StopStrings(self.tokenizer, strings, width)] if strings else []
-        ends = [_Interruptible(), *ends]
+        rows = len(prompts)
+        watched = _Watched(lambda each: self.heard(len(before), made + rows * each), width)
         output = self.model.generate(
             input_ids=input_ids.to(self.device),
             attention_mask=mask.to(self.device),
@@ -171,7 +193,7 @@ class HFEngine:
             # default here (temperature 1!), and samples would not be the policy's.
             use_model_defaults=False,
             synced_gpus=False,  # ranks generate different numbers of tokens
-            stopping_criteria=StoppingCriteriaList(ends),
+            stopping_criteria=StoppingCriteriaList([watched, *ends]),
             **self._cache(),
         )
         return list(output[:, width:].cpu().numpy().astype(np.int32))

@@ -11,19 +11,18 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
 import torch
-from composer.utils import dist
-from tqdm import tqdm
 
 from spin_composer import interrupt
 from spin_composer.data.pairs import Pair, collate_pairs
 from spin_composer.self_play.engine import Engine, Response
 from spin_composer.self_play.mirrored import MirroredStore
 from spin_composer.self_play.plan import PLAY, REPLAY, PlayUnit, ReplayUnit, Unit, unit_seed
+from spin_composer.self_play.progress import Meter, Progress, Totals
 from spin_composer.self_play.ranks import check_shared, from_rank_zero
 from spin_composer.self_play.server_gap import ServerGap
 from spin_composer.self_play.shared_work import SharedWork, on_every_node
@@ -108,6 +107,7 @@ class Player:
         seed: Seed of play.
         score_batch_size: Pairs scored at once.
         server_gap: Compares a server's log-probs with scoring's; None with engine ``hf``.
+        meter: Counts what is done.
     """
 
     store: Store
@@ -117,6 +117,7 @@ class Player:
     seed: int
     score_batch_size: int
     server_gap: ServerGap | None = None
+    meter: Meter = field(default_factory=Meter)
 
     def make(self, iteration: int, index: int, unit: Unit) -> UnitReport:
         """Make one unit and commit it; return its report."""
@@ -137,8 +138,11 @@ class Player:
     def scored(self, draft: Draft) -> Scored:
         """Score a draft with the current opponent."""
         started = time.perf_counter()
-        rows, noise = self._rescore(draft.rows)
+        with self.meter.scoring():
+            rows, noise = self._rescore(draft.rows)
         played = isinstance(draft.unit, PlayUnit)
+        if played:  # a response that equals the real one makes no pair
+            self.meter.spare(0, len(draft.responses) - len(rows))
         report = UnitReport(
             kind=PLAY if played else REPLAY,
             prompts=len(draft.responses) if played else len(rows),
@@ -163,12 +167,24 @@ class Player:
         self.store.commit_unit(iteration, unit.draft.index, unit.rows, unit.report)
         return unit.report
 
+    def take_up(self, iteration: int, index: int, unit: Unit) -> bool:
+        """Tell whether a unit is there after all: by another job, or a process that was killed."""
+        if not self.store.take_up_unit(iteration, index):
+            return False
+        if isinstance(unit, PlayUnit):
+            self.meter.spare(len(unit.indices), len(unit.indices))
+        else:
+            self.meter.spare(0, self.store.report(iteration, index).pairs)
+        return True
+
     def _answer(
         self, iteration: int, index: int, unit: PlayUnit
     ) -> tuple[list[Row], list[Response]]:
         examples = [self.examples[int(i)] for i in unit.indices]
         seed = unit_seed(self.seed, iteration, index)
-        responses = self.engine.generate([e.prompt for e in examples], seed)
+        with self.meter.answering():
+            responses = self.engine.generate([e.prompt for e in examples], seed)
+            self.meter.heard(len(responses), sum(len(r.ids) for r in responses))
         rows = [
             Row(int(i), Pair(example.prompt, example.response, response.ids), response.finish)
             for i, example, response in zip(unit.indices, examples, responses, strict=True)
@@ -185,6 +201,7 @@ class Player:
             interrupt.check()
             pairs = [row.pair for row in rows[first : first + size]]
             sums[first : first + size] = self.score(collate_pairs(pairs)).double().cpu().numpy()
+            self.meter.scored(len(pairs))
             if first == 0:
                 few = pairs[:_NOISE_PAIRS]
                 noise = self._noise(few, sums[: len(few)])
@@ -219,7 +236,7 @@ def one_by_one(
 ) -> Iterator[UnitReport | None]:
     """Make units as ranks come to them, each rank for itself: a slow one holds up nobody."""
     for position in work.claims():
-        there = player.store.take_up_unit(iteration, jobs[position][0])
+        there = player.take_up(iteration, *jobs[position])
         yield None if there else player.make(iteration, *jobs[position])
 
 
@@ -257,11 +274,15 @@ def make_units(
     if not missing:
         return missing
     _prepare_sources(store, [units[u] for u in missing])
+    jobs = [(unit, units[unit]) for unit in missing]
+    totals = from_rank_zero(lambda: _totals(store, jobs, len(wanted) - len(missing)))
     with (
-        _Progress(iteration, len(wanted), len(missing)) as progress,
-        SharedWork(len(missing), progress.show) as work,
+        Progress(iteration, totals) as progress,
+        SharedWork(len(missing), progress=progress) as work,
     ):
-        for report in turns(player, work, iteration, [(u, units[u]) for u in missing]):
+        player = replace(player, meter=progress.meter)
+        player.engine.heard = progress.meter.heard  # pyright: ignore[reportAttributeAccessIssue]
+        for report in turns(player, work, iteration, jobs):
             work.done(0 if report is None else report.generated_tokens)
         work.wait()
     return missing
@@ -308,6 +329,15 @@ def bring_units(
     on_every_node(fetch)
 
 
+def _totals(store: Store, jobs: Sequence[Job], units_there: int) -> Totals:
+    """Return what is to be done."""
+    units = [unit for _, unit in jobs]
+    prompts = sum(len(unit.indices) for unit in units if isinstance(unit, PlayUnit))
+    replayed = [unit for unit in units if isinstance(unit, ReplayUnit)]
+    pairs = sum(store.report(unit.iteration, unit.unit).pairs for unit in replayed)
+    return Totals(len(units), prompts, prompts + pairs, units_there)
+
+
 def _prepare_sources(store: Store, units: Sequence[Unit]) -> None:
     """Verify the earlier iterations that are replayed, once, before their units are read."""
     counts: dict[int, int] = {}
@@ -336,30 +366,3 @@ def _total(reports: Sequence[UnitReport]) -> PlayReport:
         scoring_seconds=sum(r.scoring_seconds for r in reports),
         noise=max((r.noise for r in reports), default=0.0),
     )
-
-
-class _Progress:
-    """A bar on rank 0 over the units of all ranks, with the tokens per second of all together."""
-
-    def __init__(self, iteration: int, num_units: int, num_missing: int):
-        self.there = num_units - num_missing
-        self.started = time.monotonic()
-        self.bar = tqdm(
-            total=num_units,
-            initial=self.there,
-            desc=f"iteration {iteration}: play",
-            unit="unit",
-            disable=dist.get_global_rank() != 0,
-        )
-
-    def __enter__(self) -> _Progress:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.bar.close()
-
-    def show(self, done: int, tokens: int) -> None:
-        """Show how many of the missing units are done, and what was generated for them."""
-        seconds = max(time.monotonic() - self.started, 1e-9)
-        self.bar.set_postfix_str(f"{tokens / seconds:.0f} tokens/s", refresh=False)
-        self.bar.update(self.there + done - self.bar.n)

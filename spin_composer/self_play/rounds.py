@@ -44,7 +44,7 @@ class Rounds:
             mine = jobs[first : first + dist.get_world_size()][dist.get_global_rank() :][:1]
             drafts = []
             for job in mine:
-                if player.store.take_up_unit(iteration, job[0]):
+                if player.take_up(iteration, *job):
                     yield None
                 else:
                     drafts.append(player.draft(iteration, *job))

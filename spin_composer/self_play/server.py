@@ -15,7 +15,7 @@ from composer.utils import dist
 from spin_composer import interrupt
 from spin_composer.errors import EngineError, shown
 from spin_composer.self_play.dialects import ANY, DIALECTS, Dialect, Reply
-from spin_composer.self_play.engine import Ids, Response
+from spin_composer.self_play.engine import Ids, Response, unheard
 from spin_composer.self_play.http_client import HTTPClient
 from spin_composer.self_play.unit import LENGTH, STOP, STRING
 from spin_composer.settings import GenerationSettings
@@ -54,6 +54,7 @@ class ServerEngine:
         self.stop_token_id = stop_token_id
         self.settings = settings
         self.concurrency = settings.server.concurrency
+        self.heard: Callable[[int, int], None] = unheard
         server = settings.server
         self.client = HTTPClient(
             base_url, server.request_timeout_seconds, server.retries, check_alive
@@ -105,11 +106,14 @@ class ServerEngine:
     def _wait(self, futures: list[Future[Response]]) -> None:
         """Return when all are done, or raise what one of them raised first."""
         waiting = set(futures)
+        answered = tokens = 0
         while waiting:
             done, waiting = wait(waiting, _POLL_SECONDS, FIRST_EXCEPTION)
             interrupt.check()
             for future in done:
-                future.result()
+                tokens += len(future.result().ids)
+            answered += len(done)
+            self.heard(answered, tokens)
             self.client.check_alive()
 
     def _answer(self, prompt: Ids, seed: int, stop: threading.Event) -> Response:

@@ -12,9 +12,12 @@ from composer.utils import dist
 
 from spin_composer import interrupt
 from spin_composer.exits import EXIT_ENVIRONMENT, explain, rebuilt
+from spin_composer.self_play.progress import FIELDS, Counts, Progress
 from spin_composer.self_play.ranks import from_rank_zero, key_value_store, polls
 
 BEAT_SECONDS = 5.0
+SHOW_SECONDS = 1.0
+RANKS_PER_SHOW_SECOND = 100
 SILENT_SECONDS = 180.0
 
 
@@ -30,6 +33,7 @@ class SharedWork:
         count: Pieces.
         on_beat: Called now and then on rank 0 with the pieces done and the tokens made in them.
         silent_seconds: A rank that was not heard for so long is taken to be dead.
+        progress: Whose meter counts what this rank does within pieces; shown the sums on rank 0.
     """
 
     def __init__(
@@ -37,10 +41,13 @@ class SharedWork:
         count: int,
         on_beat: Callable[[int, int], None] | None = None,
         silent_seconds: float = SILENT_SECONDS,
+        progress: Progress | None = None,
     ):
         self.count = count
         self._on_beat = on_beat
         self._silent_seconds = silent_seconds
+        self._progress = progress
+        self._pushing = threading.Lock()
         self._key = from_rank_zero(lambda: f"spin/{uuid.uuid4()}")
         self._store = key_value_store()
         self._rank = dist.get_global_rank()
@@ -57,6 +64,7 @@ class SharedWork:
 
     def done(self, tokens: int = 0) -> None:
         """Count a piece as done, and the tokens that were generated for it."""
+        self._push()  # so that rank 0 has it when it learns that all is done
         self._store.add(f"{self._key}/tokens", tokens)
         self._store.add(f"{self._key}/done", 1)
         self._show()
@@ -127,19 +135,35 @@ class SharedWork:
     def _fail(self, code: int, text: str) -> None:
         self._store.set(f"{self._key}/failed", f"{code} {text}")
 
+    def _push(self) -> None:
+        """Add this rank's counts to those of all."""
+        if self._progress is not None:
+            with self._pushing:  # the heart and the rank's own thread
+                for name, more in self._progress.meter.take().items():
+                    self._store.add(f"{self._key}/counts/{name}", more)
+
     def _show(self) -> None:
+        done = self._store.add(f"{self._key}/done", 0) if self._rank == 0 else 0
         if self._on_beat is not None and self._rank == 0:
-            done, tokens = (self._store.add(f"{self._key}/{x}", 0) for x in ("done", "tokens"))
-            self._on_beat(done, tokens)
+            self._on_beat(done, self._store.add(f"{self._key}/tokens", 0))
+        self._push()
+        if self._progress is not None and self._rank == 0:
+            sums = {name: self._store.add(f"{self._key}/counts/{name}", 0) for name in FIELDS}
+            self._progress.show(Counts(**sums), done)
+
+    def _beat_seconds(self) -> float:
+        """Often where a user looks on, and never more often than one process can answer."""
+        shown = max(SHOW_SECONDS, dist.get_world_size() / RANKS_PER_SHOW_SECOND)
+        return min(BEAT_SECONDS if self._progress is None else shown, self._silent_seconds / 4)
 
     def _beat(self) -> None:
         heard: dict[int, tuple[int, float]] = {}
-        while not self._stop.wait(min(BEAT_SECONDS, self._silent_seconds / 4)):
+        while not self._stop.wait(self._beat_seconds()):
             try:
                 self._store.add(self._pulse(self._rank), 1)
                 self._hear_of_signals()
+                self._show()
                 if self._rank == 0:
-                    self._show()
                     self._listen(heard)
             except RuntimeError:
                 return  # the store's process is gone, which the rank's own thread meets as well

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -10,6 +11,7 @@ import pytest
 import torch
 from scipy.stats import chi2
 
+from spin_composer import interrupt
 from spin_composer.head import install_head
 from spin_composer.self_play.engine import HFEngine, Response
 from spin_composer.self_play.unit import LENGTH, STOP, STRING
@@ -235,3 +237,38 @@ def assert_equals_recomputing(hf: HFEngine) -> None:
                 logits = hf.model(input_ids=torch.tensor([ids]), use_cache=False).logits[0, -1]
                 assert logits[token] > logits.max() - 1e-4
                 ids.append(token)
+
+
+@pytest.mark.parametrize("family", ["llama", "gpt2"])  # our decode loop, and generate
+def test_progress_is_told_while_prompts_are_answered(family: str) -> None:
+    hf = engine(family, max_new_tokens=30, batch_size=2)
+    told: list[tuple[int, int]] = []
+    hf.heard = lambda answered, tokens: told.append((answered, tokens))
+    responses = hf.generate(PROMPTS * 3, seed=4)
+    answered = [count for count, _ in told]
+    assert answered == sorted(answered)
+    assert answered[-1] == len(responses)
+    assert len(set(answered)) > 3  # it moves within a unit
+    tokens = sum(len(response.ids) for response in responses)
+    assert tokens <= told[-1][1] <= 2 * tokens  # rows that are done may count until they leave
+    assert told[1][1] < told[-1][1]
+
+
+@pytest.mark.parametrize("family", ["llama", "gpt2"])
+def test_generation_stops_between_two_steps_at_a_signal(family: str) -> None:
+    hf = engine(family, max_new_tokens=500)
+    steps: list[int] = []
+
+    def heard(answered: int, tokens: int) -> None:
+        steps.append(tokens)
+        if len(steps) == 2:
+            interrupt.note(signal.SIGTERM)
+
+    hf.heard = heard
+    try:
+        with pytest.raises(interrupt.Interrupted) as caught:
+            hf.generate(PROMPTS, seed=4)
+    finally:
+        interrupt.uninstall()
+    assert caught.value.code == 128 + signal.SIGTERM
+    assert len(steps) == 2

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 import threading
 import time
 from collections.abc import Iterator, Sequence
@@ -14,6 +15,7 @@ import torch
 from fixtures.served import Served, served
 from scipy.stats import chi2
 
+from spin_composer import interrupt
 from spin_composer.errors import EngineError
 from spin_composer.self_play.dialects import ANY
 from spin_composer.self_play.engine import HFEngine, Response
@@ -105,6 +107,20 @@ def test_the_same_seed_gives_the_same_responses_in_any_order(llama: Served) -> N
     at_once = plain(llama.engine({"concurrency": 24}).generate(prompts, seed=3))
     assert one_by_one == at_once
     assert plain(llama.engine().generate(prompts, seed=4)) != at_once
+
+
+def test_progress_is_told_and_a_signal_ends_the_wait(llama: Served) -> None:
+    engine = llama.engine()
+    told: list[tuple[int, int]] = []
+    engine.heard = lambda answered, tokens: told.append((answered, tokens))
+    responses = engine.generate(PROMPTS, seed=1)
+    assert told[-1] == (len(PROMPTS), sum(len(r.ids) for r in responses))
+    interrupt.note(signal.SIGTERM)
+    try:
+        with pytest.raises(interrupt.Interrupted):
+            engine.generate(PROMPTS, seed=1)
+    finally:
+        interrupt.uninstall()
 
 
 def test_row_seeds_are_distinct_and_fit_every_server() -> None:
