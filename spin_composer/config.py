@@ -67,7 +67,7 @@ def transform(cfg: dict[str, Any]) -> dict[str, Any]:
 
     settings = validate(cfg)
     cfg.setdefault("device_train_microbatch_size", "auto")
-    check_launch(cfg, settings, int(os.environ.get("WORLD_SIZE", "1")))
+    check_launch(cfg, settings, int(os.environ.get("WORLD_SIZE") or 1))
     check_registered(cfg)
     route_eval_loaders(cfg)
     _tell_loaders(cfg, settings)

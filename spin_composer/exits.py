@@ -37,6 +37,7 @@ _LOST = (
 
 # llm-foundry's errors that are its user's, but for those of a loss that its callbacks stop at.
 _FOUNDRYS_KIND = "llmfoundry.utils.exceptions.UserError"
+_OMEGACONFS_KIND = "omegaconf.errors.OmegaConfBaseException"
 _OF_TRAINING = ("LossSpikeError", "HighLossError")
 # What transformers, and llm-foundry's builder of tokenizers, say of a name or folder.
 _NOT_FOUND = (
@@ -81,6 +82,8 @@ def _of_foundry(error: BaseException) -> str | None:
     """Return what llm-foundry or transformers say of a user's data, tokenizer or model's name."""
     kinds = {f"{kind.__module__}.{kind.__name__}" for kind in type(error).__mro__}
     said = " ".join(str(error).split())
+    if _OMEGACONFS_KIND in kinds:  # of a value that llm-foundry's training config cannot hold
+        return said
     if _FOUNDRYS_KIND in kinds and type(error).__name__ not in _OF_TRAINING:
         return said
     named = isinstance(error, (OSError, ValueError)) and any(text in said for text in _NOT_FOUND)

@@ -63,7 +63,7 @@ def check_places(cfg: Config, settings: SpinSettings) -> None:
     Raises:
         OSError: The system's own, with the file's name.
     """
-    if os.environ.get("LOCAL_RANK", "0") != "0":
+    if (os.environ.get("LOCAL_RANK") or "0") != "0":
         return
     exporter = (cfg.get("callbacks") or {}).get("hf_checkpointer") or {}
     name = str(cfg.get("run_name") or "")
@@ -96,6 +96,9 @@ def _batches(cfg: Config, world_size: int) -> Problems:
             f"device_train_microbatch_size must be a positive number of pairs, or auto, got "
             f"{shown(micro)}."
         )
+    rows = cfg.get("device_eval_batch_size", 1)
+    if rows != "auto" and not (is_number(rows) and rows > 0):
+        yield f"device_eval_batch_size must be a positive number of rows, got {shown(rows)}."
     longest = cfg.get("max_seq_len")
     if not (is_int(longest) and longest > 0):
         yield (
@@ -191,7 +194,7 @@ def _server(cfg: Config, settings: SpinSettings) -> Problems:
             "spin.generation.engine=server cannot serve llm-foundry's MPT: only transformers' own "
             "classes load elsewhere as they are here. Use engine: hf."
         )
-    if server is None or os.environ.get("RANK", "0") != "0":  # rank 0's machine runs it
+    if server is None or (os.environ.get("RANK") or "0") != "0":  # rank 0's machine runs it
         return
     for key in ("command", "reload_command"):
         command = getattr(server, key)

@@ -7,7 +7,6 @@ algorithm calls the same functions with the model that it has.
 
 from __future__ import annotations
 
-import os
 import re
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
@@ -300,7 +299,7 @@ def _from_rank_zero(make: Callable[[], Any]) -> Any:
         return make()
     outcome: list[Any] = [None, None]
     raised: Exception | None = None
-    if int(os.environ.get("RANK", "0")) == 0:
+    if dist.get_global_rank() == 0:
         try:
             outcome[0] = make()
         except Exception as error:

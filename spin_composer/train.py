@@ -70,7 +70,7 @@ def train_config(config: Any) -> Any:
     plain = OmegaConf.to_container(config)
     if is_spin(plain):  # pyright: ignore[reportArgumentType]
         settings = validate(plain)  # pyright: ignore[reportArgumentType]
-        check_launch(plain, settings, int(os.environ.get("WORLD_SIZE", "1")))  # pyright: ignore
+        check_launch(plain, settings, int(os.environ.get("WORLD_SIZE") or 1))  # pyright: ignore
     from llmfoundry.command_utils import train
 
     if interrupt.is_owned():

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 import yaml
 
 from spin_composer.config import check_launch, transform, validate
@@ -18,7 +19,8 @@ from tests.test_config import HEAVY, config
 
 LORA = {"peft_type": "LORA", "task_type": "CAUSAL_LM", "r": 4, "target_modules": ["q_proj"]}
 SERVER = {"generation": {"engine": "server", "server": {"command": "no-such x {model} {port}"}}}
-SHELL = {"generation": {"engine": "server", "server": {"command": "sh {model} {port}"}}}
+SHELL = {"command": f"{sys.executable} {{model}} {{port}}"}
+SHELL = {"generation": {"engine": "server", "server": SHELL}}
 ENV = {"generation": {"engine": "server", "server": {"command": "env A=b no-such {model} {port}"}}}
 
 REFUSED: list[tuple[dict[str, Any], str]] = [
@@ -54,7 +56,8 @@ REFUSED: list[tuple[dict[str, Any], str]] = [
 
 
 @pytest.mark.parametrize(("changes", "said"), REFUSED, ids=[said for _, said in REFUSED])
-def test_a_run_that_cannot_start_is_refused(changes: dict[str, Any], said: str) -> None:
+def test_a_run_that_cannot_start_is_refused(changes, said, monkeypatch) -> None:
+    monkeypatch.delenv("RANK", raising=False)
     cfg = config(**changes)
     with pytest.raises(InputError) as caught:
         check_launch(cfg, validate(cfg), world_size=2)
@@ -72,7 +75,7 @@ ALLOWED: list[dict[str, Any]] = [
     {"load_path": "runs/ep{epoch}.pt"},
     {"load_path": "no/such.pt", "save_folder": "tests"},  # a run that goes on does not read it
     {"algorithms.spin": {"generation": {"engine": "server", "server": {"command":
-     "env -i A=b sh {model} {port}"}}}},
+     f"env -i A=b {sys.executable} {{model}} {{port}}"}}}},
     {"device_train_microbatch_size": 3},  # of two pairs per rank: made smaller by llm-foundry
 ]  # fmt: skip
 
@@ -102,6 +105,7 @@ def test_peft_that_is_not_installed_is_named(monkeypatch) -> None:
         check_launch(cfg, validate(cfg), world_size=1)
 
 
+ON_A_CPU = "on a CPU."
 REGISTERED: list[tuple[dict[str, Any], str]] = [
     ({"optimizer.name": "rmsprpo"}, "optimizer.name='rmsprpo' is not registered. Did you mean"),
     ({"optimizer": {"name": "rmsprop", "learning_rate": 1}},
@@ -119,12 +123,15 @@ REGISTERED: list[tuple[dict[str, Any], str]] = [
     ({"model": {"name": "hf_spin_lm"}}, "model.pretrained_model_name_or_path is not set"),
     ({"eval_loader": {"name": "finetune"}}, "eval_loader.name='finetune' is not registered."),
     ({"precision": "amp_bf16"}, "precision='amp_bf16' needs a GPU. Set precision=fp32 on a CPU."),
-    ({"device_train_microbatch_size": "auto"}, "device_train_microbatch_size=auto needs a GPU."),
+    ({"device_train_microbatch_size": "auto"},
+     "=auto needs a GPU. Set it to a number of pairs on a CPU."),
 ]  # fmt: skip
 
 
 @pytest.mark.parametrize(("changes", "said"), REGISTERED, ids=[said for _, said in REGISTERED])
 def test_what_llm_foundry_cannot_build_is_refused_before_it_builds(changes, said) -> None:
+    if said.endswith(ON_A_CPU) and torch.cuda.is_available():
+        pytest.skip("a GPU can")
     with pytest.raises(InputError) as caught:
         transform(config(**changes))
     assert said in str(caught.value)

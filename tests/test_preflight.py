@@ -207,6 +207,7 @@ CASES: dict[str, tuple[Callable[[Path], None], list[str], list[str]]] = {
         ["eval_loader.name=finetuning", "eval_loader.drop_last=true", "device_eval_batch_size=64"],
         ["samples, but your minimum batch size is 64"],
     ),
+    "a value that llm-foundry cannot hold": (as_it_is, ["seed=often"], ["seed"]),
     "a folder that holds no tokenizer": (
         no_tokenizer,
         [],
