@@ -256,7 +256,7 @@ def test_progress_is_told_while_prompts_are_answered(family: str) -> None:
 
 @pytest.mark.parametrize("family", ["llama", "gpt2"])
 def test_generation_stops_between_two_steps_at_a_signal(family: str) -> None:
-    hf = engine(family, max_new_tokens=500)
+    hf = engine(family, max_new_tokens=100, min_new_tokens=100)
     steps: list[int] = []
 
     def heard(answered: int, tokens: int) -> None:
