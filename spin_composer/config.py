@@ -91,7 +91,7 @@ def _tell_loaders(cfg: dict[str, Any], settings: SpinSettings) -> None:
     """Tell SPIN's loaders what their rows must fit; llm-foundry builds them before the model."""
     evaluated = cfg.get("eval_loader") or cfg.get("eval_loaders") or []
     evaluated = evaluated if isinstance(evaluated, list) else [evaluated]
-    limits = [
+    limits: list[Any] = [
         (loader.get("dataset") or {}).get("max_seq_len")
         for loader in evaluated
         if isinstance(loader, Mapping) and loader.get("name") == "finetuning"

@@ -23,9 +23,8 @@ def name_exports(state: State) -> None:
     goes on in its midst.
     """
     for callback in exporters(state):
-        given: Any = callback.__dict__.setdefault(
-            "spin_folder_name", callback.huggingface_folder_name_fstr
-        )
+        given: Any = getattr(callback, "spin_folder_name", callback.huggingface_folder_name_fstr)
+        callback.spin_folder_name = given  # pyright: ignore[reportAttributeAccessIssue]
         name = str(given).replace(_ITERATION, str(int(state.timestamp.iteration)))
         callback.huggingface_folder_name_fstr = name
 

@@ -99,8 +99,8 @@ def _batches(cfg: Config, world_size: int) -> Problems:
     rows = cfg.get("device_eval_batch_size", 1)
     if rows != "auto" and not (is_number(rows) and rows > 0):
         yield f"device_eval_batch_size must be a positive number of rows, got {shown(rows)}."
-    longest = cfg.get("max_seq_len")
-    if not (is_int(longest) and longest > 0):
+    longest: Any = cfg.get("max_seq_len")
+    if not is_int(longest) or longest < 1:
         yield (
             f"max_seq_len must be a positive number of tokens, got {shown(longest)}. llm-foundry "
             "asks for it; write what train_loader.dataset has."

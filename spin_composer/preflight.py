@@ -298,6 +298,7 @@ def _from_rank_zero(make: Callable[[], Any]) -> Any:
     if not dist.is_initialized() or dist.get_world_size() == 1:
         return make()
     outcome: list[Any] = [None, None]
+    failure: Any
     raised: Exception | None = None
     if dist.get_global_rank() == 0:
         try:
@@ -305,6 +306,7 @@ def _from_rank_zero(make: Callable[[], Any]) -> Any:
         except Exception as error:
             raised, outcome[1] = error, explain(error) or (1, f"rank 0 failed: {error!r}")
     dist.broadcast_object_list(outcome, src=0)
-    if outcome[1] is not None:
-        raise raised or rebuilt(*outcome[1])
-    return outcome[0]
+    value, failure = outcome
+    if failure is not None:
+        raise raised or rebuilt(*failure)
+    return value
