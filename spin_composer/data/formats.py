@@ -119,7 +119,9 @@ def _form_of(keys: set[Any], row: Mapping, where: Where) -> Any:
         turns = parsed(row[found[0]]) if found else None
         # A whole conversation is what SFT trains on: UltraFeedback has it beside the pair.
         whole = isinstance(turns, (list, tuple)) and foreign.ends_with_answer(turns)
-        if not whole:
+        if whole and foreign.are_turns(parsed(row["chosen"])):
+            found.append("chosen")  # the same turns, or the row is refused
+        elif not whole:
             pairs = [(found.pop(0) if found else "prompt", "chosen")]
     found += pairs
     if len(found) > 1 and not _same(row, found, where):

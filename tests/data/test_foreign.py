@@ -70,6 +70,7 @@ def test_of_preferences_the_chosen_side_is_the_response():
     ):  # fmt: skip
         report = DataReport()
         assert to_foundry_row(row, HERE, report) == CHAT
+        assert to_foundry_row({**row, "messages": []}, HERE) == CHAT
         assert "chosen is trained on" in report.notes[0]
     plain = {"prompt": "a", "chosen": "b", "rejected": "c"}
     assert to_foundry_row(plain, HERE) == ("plain", {"prompt": "a", "response": "b"})
@@ -190,6 +191,8 @@ REFUSED = [
     ({"prompt": "a", "Prompt": "c", "response": "b"}, "two columns of one name", "Prompt='c'"),
     ({"messages": [U, A], "response": "Bye"}, "two formats in one row", "response='Bye'"),
     ({"messages": [U, A], "thinking": "Hm so"}, "two formats in one row", "thinking='Hm so'"),
+    ({"messages": [U, A], "chosen": [U, BAD_ANSWER], "rejected": [U, A]}, "two formats in one row",
+     "messages and chosen"),
     ({"messages": [U, A], "conversation": [U, BAD_ANSWER]}, "two formats in one row",
      "messages and conversation"),
     ({"prompt": [U], "completion": [A], "reasoning": "So it is."}, "two formats in one row",

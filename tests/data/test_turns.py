@@ -98,10 +98,13 @@ def test_what_a_store_of_before_read_is_read_again():
 
 def test_nulls_that_arrow_fills_in_are_absent(tmp_path):
     other = {"type": "function", "function": {"name": "add", "arguments": {"a": 1}}}
+    properties = {"city": {"type": "string"}}
+    tool = {"type": "function", "function": {"name": "weather", "parameters": properties}}
+    add = {"type": "function", "function": {"name": "add", "parameters": {"a": {"type": "int"}}}}
     rows = [
-        {"messages": CALLS, "tools": [TOOL], "system": None},
+        {"messages": CALLS, "tools": [tool, add], "system": None},
         {"messages": [USER, {"role": "assistant", "content": "", "tool_calls": [other]},
-                      {"role": "tool", "content": "1"}, ANSWER], "tools": None},
+                      {"role": "tool", "content": "1"}, ANSWER], "tools": [add]},
         {"messages": [USER, {**ANSWER, "reasoning_content": "Look."}], "tools": None},
     ]  # fmt: skip
     path = tmp_path / "rows.parquet"
