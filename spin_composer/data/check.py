@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, Literal, cast
 
 import numpy as np
 
+from spin_composer.data.both_ways import Differences, differences
 from spin_composer.data.config import DatasetConfig, read_config
 from spin_composer.data.counts import DataReport
 from spin_composer.data.formats import Kind
@@ -59,6 +60,9 @@ class CheckReport:
     """The example's first tokens of the response."""
     special_tokens: dict[str, dict[str, int]] = field(default_factory=dict)
     """Control tokens of all prompts and of all responses: how often each."""
+
+    differences: Differences = field(default_factory=Differences)
+    """What the other way of tokenising would make of the rows."""
 
     def raise_for_bad_rows(self) -> None:
         """Raise the InputError of the first bad row, unless bad rows are to be skipped."""
@@ -145,7 +149,11 @@ def check_config(
 
     tokenizer = load_tokenizer(tokenizer_name, tokenizer_kwargs)
     examples = build_examples(chain(first, rows), tokenizer, counting)
-    return report_on(examples, tokenizer, title, config.on_bad_row, row)
+    report = report_on(examples, tokenizer, title, config.on_bad_row, row)
+    both_ways = getattr(examples, "both_ways", None)
+    if both_ways is not None:
+        report.differences = differences(both_ways(limit=None), tokenizer)
+    return report
 
 
 def report_on(
@@ -260,7 +268,7 @@ def print_report(report: CheckReport, console: Console) -> None:
     # Colour does not survive a file or a pipe: there the response is given by itself as well.
     if not console.is_terminal:
         console.print(Panel(Text(report.response_text), title="its response"))
-    for note in rows.notes:
+    for note in [*rows.notes, *report.differences.lines()]:
         console.print(Text(note, style="yellow"))
     for fault in rows.faults:
         console.print(Text(fault, style="red"))

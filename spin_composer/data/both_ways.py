@@ -1,0 +1,86 @@
+"""How often the two ways of tokenising differ on the rows at hand, for ``data check``."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from spin_composer.data.faults import BadRow
+
+_BEFORE, _AFTER = 3, 6
+
+
+@dataclass(frozen=True)
+class Differences:
+    """What ``tokenize: rendering`` and ``turns`` make of the same rows."""
+
+    compared: int = 0
+    """Rows that both ways can tokenise."""
+    differ: int = 0
+    """Of these, with other ids."""
+    only_rendering: int = 0
+    """Rows that ``turns`` cannot tokenise."""
+    only_turns: int = 0
+    """Rows that ``rendering`` cannot tokenise."""
+    where: str = ""
+    """The first row that differs."""
+    rendering: tuple[str, ...] = ()
+    """Its tokens around the first difference, one way."""
+    turns: tuple[str, ...] = ()
+    """And the other."""
+
+    def lines(self) -> list[str]:
+        """Return what to tell the user; nothing if no row differs."""
+        said = []
+        if self.differ:
+            said.append(
+                f"tokenize: rendering and turns differ on {self.differ} of {self.compared} rows. "
+                f"{self.where}: rendering {' '.join(map(repr, self.rendering))}; "
+                f"turns {' '.join(map(repr, self.turns))}. Take the way that the model was tuned "
+                "in: TRL, axolotl and most others rendering, llm-foundry turns."
+            )
+        for count, can, cannot in (
+            (self.only_rendering, "rendering", "turns"), (self.only_turns, "turns", "rendering")
+        ):  # fmt: skip
+            if count:
+                said.append(
+                    f"{count} rows can be tokenised by tokenize: {can} only, not by {cannot}."
+                )
+        return said
+
+
+def differences(ways: Iterable[Any], tokenizer: Any) -> Differences:
+    """Compare rows in both ways.
+
+    Args:
+        ways: Each has ``where``, and an ``Example`` or ``BadRow`` as ``rendering`` and ``turns``.
+        tokenizer: Names the tokens.
+    """
+    compared = differ = only_rendering = only_turns = 0
+    first: tuple[Any, ...] = ("", (), ())
+    for way in ways:
+        bad = isinstance(way.rendering, BadRow), isinstance(way.turns, BadRow)
+        if any(bad):
+            only_rendering += bad == (False, True)
+            only_turns += bad == (True, False)
+            continue
+        compared += 1
+        ids = [np.concatenate([one.prompt, one.response]) for one in (way.rendering, way.turns)]
+        same = len(way.rendering.prompt) == len(way.turns.prompt) and np.array_equal(*ids)
+        if same:
+            continue
+        if not differ:
+            length = min(map(len, ids))
+            unlike = np.flatnonzero(ids[0][:length] != ids[1][:length])
+            at = int(unlike[0]) if len(unlike) else length
+            part = slice(max(0, at - _BEFORE), at + _AFTER)
+            first = (str(way.where), *(_named(one[part], tokenizer) for one in ids))
+        differ += 1
+    return Differences(compared, differ, only_rendering, only_turns, *first)
+
+
+def _named(ids: np.ndarray, tokenizer: Any) -> tuple[str, ...]:
+    return tuple(map(str, tokenizer.convert_ids_to_tokens(ids.tolist())))
