@@ -85,7 +85,9 @@ class SPIN(Algorithm):
         self._locks: list[StoreLock] = []
         self._saved: dict[str, Any] = {}
         self._first_batch = FirstBatchCheck()
-        self._stopping = Stopping(self.settings.save_on_signal)
+        self._stopping = Stopping(
+            self.settings.save_on_signal and self.settings.play_only is None
+        )
         self._clock = 0.0
 
     def match(self, event: Event, state: State) -> bool:

@@ -150,6 +150,11 @@ def validate(cfg: Mapping[str, Any]) -> SpinSettings:
         lambda: _section(cfg, "optimizer"),
         lambda: _check_batch(cfg),
     )
+    if settings.save_on_signal and settings.play_only is None and not cfg.get("save_folder"):
+        raise InputError(
+            "algorithms.spin.save_on_signal=true has nowhere to save: save_folder is not set. "
+            "Set it."
+        )
     return settings
 
 

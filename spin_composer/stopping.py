@@ -46,7 +46,9 @@ class Stopping:
             InputError: If checkpoints are to be saved at a signal and the run saves none.
         """
         if self.save and not any(isinstance(c, CheckpointSaver) for c in state.callbacks):
-            raise InputError("spin.save_on_signal needs save_folder, which is not set. Set it.")
+            raise InputError(
+                "spin.save_on_signal=true has nowhere to save: the run has no save_folder. Set it."
+            )
         interrupt.install(*(_BEFORE_AN_END if self.save else ()))
         interrupt.hold(False)
         self.number, self._in_training = 0, False

@@ -4,15 +4,20 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 from typing import Any
 
 import pytest
 from fixtures.interrupted import CASES, MORE_CASES, Case
+from fixtures.yaml_run import save_model, tiny_config, write_config
 
 from spin_composer import interrupt
+from spin_composer.config import validate
+from spin_composer.errors import InputError
 from spin_composer.exits import explain, rebuilt
 
 TESTS = Path(__file__).parent
@@ -69,6 +74,34 @@ def test_a_signal_stops_them_at_other_moments_too(case, more_results):
     check(case, more_results[case.name])
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("launcher", ["composer", "torchrun"])
+def test_ctrl_c_in_a_terminal_reaches_launcher_and_ranks_and_is_one_interruption(
+    launcher, tmp_path
+):
+    config = tiny_config(tmp_path, save_model(tmp_path), max_duration="50iter")
+    config["save_interval"] = "5ba"
+    yaml = write_config(config, tmp_path / "run.yaml")
+    program = str(Path(sys.executable).parent / launcher)
+    ranks = "-n" if launcher == "composer" else "--nproc-per-node"
+    environment = {**os.environ, "FSDP_VERSION": "2", "NODE_RANK": "0", "OMP_NUM_THREADS": "1"}
+    with open(tmp_path / "output.txt", "w") as output:
+        run = subprocess.Popen(
+            [program, ranks, "2", "-m", "spin_composer.train", str(yaml)],
+            stdout=output, stderr=output, start_new_session=True, env=environment, cwd=tmp_path,
+        )  # fmt: skip
+        while run.poll() is None and not list((tmp_path / "checkpoints").glob("ep0-ba5*")):
+            time.sleep(0.05)
+        os.killpg(run.pid, signal.SIGINT)  # as a terminal does
+        assert run.wait(120) != 0
+    text = (tmp_path / "output.txt").read_text()
+    assert text.count(LINE) == 1, text
+    assert "error:" not in text
+    for problem in ("cut short", "a rank was lost", "SIGKILL"):
+        assert problem not in text
+    assert not list((tmp_path / "self-play").glob("*.lock"))
+
+
 def test_a_unit_under_way_is_dropped_and_nothing_else(results):
     found = results["decode"]
     assert found["units"] == found["generated"] == 1
@@ -94,6 +127,16 @@ def test_status_tells_what_an_interrupted_run_will_do(results):
     assert results["saved"]["status"][1] == (
         "the same command trains iteration 0 from epoch 1, batch 8"
     )
+
+
+def test_saving_at_a_signal_needs_a_folder_and_a_job_that_only_plays_does_not(tmp_path):
+    config = tiny_config(tmp_path, model_folder=tmp_path)
+    del config["save_folder"]
+    config["algorithms"]["spin"]["save_on_signal"] = True
+    with pytest.raises(InputError, match=r"save_on_signal=true has nowhere to save: save_folder"):
+        validate(config)
+    config["algorithms"]["spin"]["play_only"] = {"iteration": 0}
+    assert validate(config).save_on_signal
 
 
 def test_an_interruption_travels_between_ranks_as_its_exit_code():
