@@ -192,10 +192,15 @@ def report_on(
 
 def _generation_prompt(tokenizer: Any) -> str | None:
     """Return what the template adds for the assistant to go on from; None if it does not say."""
+    from llmfoundry.data.finetuning.tasks import _DEFAULT_CHAT_TEMPLATE
+
     turns = [{"role": "user", "content": "a"}]
+    template = _DEFAULT_CHAT_TEMPLATE if tokenizer.chat_template is None else None
     try:
         without, with_prompt = (
-            tokenizer.apply_chat_template(turns, tokenize=False, add_generation_prompt=added)
+            tokenizer.apply_chat_template(
+                turns, chat_template=template, tokenize=False, add_generation_prompt=added
+            )
             for added in (False, True)
         )
     except Exception:  # the template's own: there is none, or it wants other turns

@@ -14,10 +14,14 @@ def load_tokenizer(name: str, kwargs: Mapping[str, Any] | None = None) -> Any:
     Raises:
         InputError: It cannot be loaded, or has no EOS token.
     """
+    from llmfoundry import registry
     from llmfoundry.utils.builders import build_tokenizer
 
+    given = dict(kwargs or {})
+    if name not in registry.tokenizers:  # transformers would ask on the terminal
+        given.setdefault("trust_remote_code", False)
     try:
-        return build_tokenizer(name, dict(kwargs or {}))
+        return build_tokenizer(name, given)
     except Exception as error:
         raise InputError(
             f"tokenizer={shown(name)} cannot be loaded ({type(error).__name__}: "

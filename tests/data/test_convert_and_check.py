@@ -133,6 +133,14 @@ def test_check_counts_and_shows_one_example_with_its_response(jsonl, tokenizer_f
     assert check_dataset(str(tmp_path / "mds"), tokenizer_folder).fingerprint == report.fingerprint
 
 
+def test_check_knows_the_generation_prompt_of_a_tokenizer_without_template(jsonl, llama, tmp_path):
+    llama.save_pretrained(tmp_path / "plain")
+    report = check_dataset(str(jsonl(CHAT)), str(tmp_path / "plain"))
+    assert report.generation_prompt == "<|im_start|>assistant\n"
+    assert report.special_tokens["responses"]["</s>"] == len(CHAT)
+    assert check_dataset(str(jsonl(PLAIN)), str(tmp_path / "plain")).generation_prompt is None
+
+
 def test_check_marks_the_response_in_a_terminal(jsonl, tokenizer_folder):
     out = io.StringIO()
     report = check_dataset(str(jsonl(CHAT[1:])), tokenizer_folder)
