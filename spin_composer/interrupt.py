@@ -26,6 +26,7 @@ from typing import Any
 LINE = "interrupted; the same command goes on"
 LIMIT_SECONDS = 15.0
 """From a signal to the end of a process that has not stopped by itself."""
+_LEAST_TO_LEAVE_SECONDS = 2.0
 _AGAIN_SECONDS = 0.2
 _AGAIN_LAUNCHED_SECONDS = 1.0
 """A launcher passes Ctrl-C on to ranks that a terminal sent it to: that is no second one."""
@@ -45,6 +46,9 @@ class Interrupted(SystemExit):
 
 class _Watch:
     """The signals of this process, from :meth:`install` to :meth:`uninstall`."""
+
+    leave_by: float | None = None
+    """When the process of the last interruption is to have ended; None if it may take its time."""
 
     def __init__(self) -> None:
         self.installed: dict[int, Any] = {}
@@ -85,6 +89,8 @@ class _Watch:
             threading.Thread(target=self._listen, args=self._pipe, daemon=True).start()
 
     def uninstall(self) -> None:
+        # What was saved for this signal may have to be uploaded yet.
+        _Watch.leave_by = self.since + LIMIT_SECONDS if self.number and not self.patient else None
         for number, old in self.installed.items():
             if signal.getsignal(number) == self._handle:
                 signal.signal(number, old)
@@ -263,9 +269,11 @@ def goes_on_from(checkpoint: str) -> None:
 def leave(code: int | str | None) -> None:
     """Exit; after an interruption the process ends soon, whatever its threads still wait for."""
     if isinstance(code, int) and code > 128:
-        timer = threading.Timer(LIMIT_SECONDS, os._exit, [code])
-        timer.daemon = True
-        timer.start()
+        if _watch.leave_by is not None:
+            left = max(_LEAST_TO_LEAVE_SECONDS, _watch.leave_by - time.monotonic())
+            timer = threading.Timer(left, os._exit, [code])
+            timer.daemon = True
+            timer.start()
         signal.signal(signal.SIGTERM, signal.SIG_IGN)  # a launcher's, to a process that ends anyway
         signal.signal(signal.SIGINT, lambda *_: os._exit(code))
     sys.exit(code)

@@ -148,6 +148,23 @@ def test_an_interruption_travels_between_ranks_as_its_exit_code():
     assert (again.number, again.code) == (15, 143)
 
 
+def test_a_thread_that_waits_does_not_keep_an_interrupted_process(tmp_path):
+    code = """
+import signal, threading
+from spin_composer import interrupt
+interrupt.LIMIT_SECONDS = 0.0
+interrupt.install(owned=True)
+threading.Thread(target=threading.Event().wait).start()
+interrupt.hold(True, patient=True)
+interrupt.note(signal.SIGTERM)
+interrupt.hold(False)
+interrupt.uninstall()
+interrupt.leave(143)
+"""
+    done = subprocess.run([sys.executable, "-c", code], check=False, timeout=60)
+    assert done.returncode == 143
+
+
 def test_a_forked_child_dies_of_the_signals_that_its_parent_notes(monkeypatch):
     interrupt.install(owned=True)
     try:
