@@ -17,6 +17,7 @@ from spin_composer.data.loader import examples_of
 from spin_composer.engines import check_engine
 from spin_composer.errors import InputError
 from spin_composer.exports import export_at_the_end, name_exports
+from spin_composer.finite import FiniteCheck, check_before_saving, check_weights
 from spin_composer.first_batch import FirstBatchCheck
 from spin_composer.iteration import (
     Game,
@@ -45,6 +46,7 @@ from spin_composer.start_checks import (
     warn_unfaithful,
 )
 from spin_composer.stopping import Stopping
+from spin_composer.trainable import check_trainable, require_restored, watch_load
 
 
 class SPIN(Algorithm):
@@ -85,9 +87,11 @@ class SPIN(Algorithm):
         self._locks: list[StoreLock] = []
         self._saved: dict[str, Any] = {}
         self._first_batch = FirstBatchCheck()
+        self._finite = FiniteCheck()
         self._stopping = Stopping(
             self.settings.save_on_signal and self.settings.play_only is None
         )
+        self._loaded: set[str] | None = None
         self._clock = 0.0
 
     def match(self, event: Event, state: State) -> bool:
@@ -107,10 +111,14 @@ class SPIN(Algorithm):
             Event.ITERATION_START: self._iteration_start,
             Event.BEFORE_DATALOADER: self._stopping.before_dataloader,
             Event.BATCH_START: self._batch_start,
-            Event.BEFORE_TRAIN_BATCH: self._first_batch.before_train_batch,
+            Event.BEFORE_TRAIN_BATCH: self._before_train_batch,
             Event.AFTER_FORWARD: self._first_batch.after_forward,
-            Event.AFTER_TRAIN_BATCH: self._first_batch.after_train_batch,
+            Event.AFTER_LOSS: self._finite.after_loss,
+            Event.AFTER_TRAIN_BATCH: self._after_train_batch,
             Event.BATCH_END: self._batch_end,
+            Event.BATCH_CHECKPOINT: lambda s, _: check_before_saving(s, Event.BATCH_CHECKPOINT),
+            Event.EPOCH_CHECKPOINT: lambda s, _: check_weights(s),
+            Event.ITERATION_CHECKPOINT: lambda s, _: check_weights(s),
             Event.EVAL_BATCH_END: self._stopping.eval_batch_end,
             Event.ITERATION_END: self._iteration_end,
             Event.FIT_END: self._fit_end,
@@ -136,6 +144,7 @@ class SPIN(Algorithm):
         if state.train_dataloader is not None:  # else fit() is given it
             loader = cast("DataLoader[Any]", state.train_dataloader)
             check_fit(self.settings, loader, composer_model(state))
+        self._loaded = watch_load(state)
         if self.settings.play_only is None:
             self._take_locks(state)  # before the save folder is touched: it may be another run's
             check_writable(state)
@@ -161,16 +170,21 @@ class SPIN(Algorithm):
         if int(state.timestamp.epoch_in_iteration) >= epochs:
             state.timestamp = state.timestamp.to_next_iteration()
         check_play_only(self.settings, state)
+        check_weights(state)
+        require_restored(state, self._loaded)
 
     def _fit_start(self, state: State, logger: Logger) -> None:
         del logger
         self._stopping.begin(state)
+        # Composer runs them backwards after a batch: ours, first, sees gradients before clipping.
+        state.algorithms[:] = sorted(state.algorithms, key=lambda algorithm: algorithm is self)
         # A second fit() finds the pairs' loader of the first one's last iteration.
         loader = self.game.sft_loader if self.game else state.train_dataloader
         examples = examples_of(loader)
         loader = cast("DataLoader[Any]", loader)
         require_spin_scheduler(state)
         check_fit(self.settings, loader, composer_model(state))
+        check_trainable(state, composer_model(state), self.settings.allow_low_precision_weights)
         check_engine(self.settings.generation, composer_model(state))
         seed = state.rank_zero_seed if self.settings.seed is None else self.settings.seed
         if self.settings.play_only is None:
@@ -210,6 +224,14 @@ class SPIN(Algorithm):
     def _batch_start(self, state: State, logger: Logger) -> None:
         del logger
         refresh_learning_rates(state)
+
+    def _before_train_batch(self, state: State, logger: Logger) -> None:
+        self._finite.before_train_batch(state, logger)
+        self._first_batch.before_train_batch(state, logger)
+
+    def _after_train_batch(self, state: State, logger: Logger) -> None:
+        self._finite.after_train_batch(state, logger)
+        self._first_batch.after_train_batch(state, logger)
 
     def _batch_end(self, state: State, logger: Logger) -> None:
         for lock in self._locks:  # rank 0's; when it ends, so do the others

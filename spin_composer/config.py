@@ -15,6 +15,7 @@ from spin_composer.data.config import DatasetConfig, check_loader_keys, read_con
 from spin_composer.errors import InputError, shown, together
 from spin_composer.eval_loaders import check_eval_loaders, route_eval_loaders
 from spin_composer.launch import EVALUATIONS, check_places, launch_checks
+from spin_composer.quantised import check_model_settings
 from spin_composer.settings import SpinSettings, check_scheduler, count_iterations, fill, nearest
 
 _MODELS = {"hf_causal_lm": "hf_spin_lm", "mpt_causal_lm": "mpt_spin_lm"}
@@ -143,7 +144,7 @@ def validate(cfg: Mapping[str, Any]) -> SpinSettings:
         )
     settings, *_ = together(
         lambda: _check_game(algorithms["spin"], cfg.get("max_duration")),
-        lambda: _check_model(_section(cfg, "model")),
+        lambda: _check_model(_section(cfg, "model"), _allows_low_precision(algorithms["spin"])),
         lambda: _check_scheduler(_section(cfg, "scheduler")),
         lambda: check_eval_loaders(cfg, _check_loader(_section(cfg, "train_loader"))),
         lambda: _section(cfg, "tokenizer"),
@@ -214,12 +215,15 @@ def _section(cfg: Mapping[str, Any], name: str) -> Mapping[str, Any]:
     return section
 
 
-def _check_model(model: Mapping[str, Any]) -> None:
+def _allows_low_precision(spin: Any) -> bool:
+    return isinstance(spin, Mapping) and spin.get("allow_low_precision_weights") is True
+
+
+def _check_model(model: Mapping[str, Any], allow_low_precision: bool) -> None:
     name = model["name"]
     if name in _MODELS:
         raise InputError(f"model.name={name} cannot play SPIN. Use {_MODELS[name]}.")
-    if model.get("load_in_8bit"):
-        raise InputError("model.load_in_8bit=true is for inference only. Remove it.")
+    check_model_settings(model, allow_low_precision)
 
 
 def _check_scheduler(scheduler: Mapping[str, Any]) -> None:

@@ -18,6 +18,10 @@ class EnvironmentFailure(RuntimeError):
     """The machine does not give what the run needs: space, a folder to write to, another rank."""
 
 
+class NotFiniteError(RuntimeError):
+    """A loss, a gradient, a log-prob or a weight is NaN or infinite: nothing is built on it."""
+
+
 class EngineError(EnvironmentFailure):
     """A completion server that does not start, or does not answer as it must."""
 

@@ -1,4 +1,4 @@
-"""What a command's exit code says: 2 bad input, 3 a bad self-play store, 4 the environment.
+"""What a command's exit code says: 2 bad input, 3 a bad self-play store, 4 the environment, 5 NaN.
 
 128 and a signal's number more: the signal ended it.
 
@@ -13,9 +13,16 @@ import re
 from collections.abc import Iterator
 
 from spin_composer import interrupt
-from spin_composer.errors import EnvironmentFailure, InputError, StoreError
+from spin_composer.errors import EnvironmentFailure, InputError, NotFiniteError, StoreError
 
-EXIT_INPUT, EXIT_STORE, EXIT_ENVIRONMENT = 2, 3, 4
+EXIT_INPUT, EXIT_STORE, EXIT_ENVIRONMENT, EXIT_NOT_FINITE = 2, 3, 4, 5
+
+_KINDS: dict[type[Exception], int] = {
+    InputError: EXIT_INPUT,
+    StoreError: EXIT_STORE,
+    EnvironmentFailure: EXIT_ENVIRONMENT,
+    NotFiniteError: EXIT_NOT_FINITE,
+}
 
 _DISK_FULL = (errno.ENOSPC, errno.EDQUOT)
 _UNWRITABLE = (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.EISDIR)
@@ -55,11 +62,7 @@ def explain(error: BaseException) -> tuple[int, str] | None:
     Returns:
         None for any other error: a defect, whose traceback should be seen.
     """
-    for kind, code in (
-        (InputError, EXIT_INPUT),
-        (StoreError, EXIT_STORE),
-        (EnvironmentFailure, EXIT_ENVIRONMENT),
-    ):
+    for kind, code in _KINDS.items():
         if isinstance(error, kind):
             return code, str(error)
     if isinstance(error, interrupt.Interrupted):
@@ -74,8 +77,7 @@ def rebuilt(code: int, line: str) -> BaseException:
     """Return the error of which another rank says the exit code and the line."""
     if code > 128:
         return interrupt.stopped(code - 128)
-    kinds = {EXIT_INPUT: InputError, EXIT_STORE: StoreError, EXIT_ENVIRONMENT: EnvironmentFailure}
-    return kinds.get(code, RuntimeError)(line)
+    return {code: kind for kind, code in _KINDS.items()}.get(code, RuntimeError)(line)
 
 
 def _of_foundry(error: BaseException) -> str | None:

@@ -16,14 +16,16 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from composer.models import HuggingFaceModel
+from composer.models.huggingface import maybe_get_underlying_model
 from llmfoundry.models import ComposerMPTCausalLM
 from llmfoundry.models.hf import ComposerHFCausalLM
-from torch import Tensor
+from torch import Tensor, nn
 from torchmetrics import Metric
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from spin_composer.data.pairs import is_pair_batch
 from spin_composer.dropout import disable_dropout
+from spin_composer.errors import InputError
 from spin_composer.head import install_head
 from spin_composer.logprobs import (
     check_head,
@@ -33,6 +35,9 @@ from spin_composer.logprobs import (
 )
 from spin_composer.loss import PairLoss
 from spin_composer.metrics import PAIR_METRICS, PairMetric
+from spin_composer.quantised import check_config, check_loaded
+from spin_composer.self_play.tying import say_what_is_tied
+from spin_composer.trainable import kept_in_checkpoints, trainable_names
 
 if TYPE_CHECKING:
     from peft import PeftModel
@@ -49,12 +54,22 @@ class SpinLM(HuggingFaceModel):
     def _prepare_for_spin(self, use_train_metrics: bool) -> None:
         """Install the head and switch dropout off; embeddings and LoRA must be final by now."""
         self.pair_loss = None
+        inner = maybe_get_underlying_model(self.model)
+        say_what_is_tied(inner, is_base=self.using_peft)
         install_head(self.model)
         disabled = disable_dropout(self.model)
         if disabled:
             log.info("Dropout is off for policy and opponent: %d probabilities were set", disabled)
         names = PAIR_METRICS if use_train_metrics else ()
         self.train_metrics = self._get_metric_dict([metric() for metric in names])
+
+    def state_dict(self, *args: Any, **kwargs: Any) -> dict[str, Any]:
+        """Return the state dict; of a PEFT model the adapters and whatever else is trained."""
+        if not (self.using_peft and self.should_save_peft_only):
+            return super().state_dict(*args, **kwargs)
+        whole = nn.Module.state_dict(self, *args, **kwargs)
+        prefix = kwargs.get("prefix", args[1] if len(args) > 1 else "")
+        return kept_in_checkpoints(whole, trainable_names(self), prefix)
 
     def forward(self, batch: Mapping[str, Any]) -> Any:
         """Return ``policy_logps`` [B, 2] and ``lengths`` [B, 2] of a pair batch, and more.
@@ -171,6 +186,13 @@ class HFSpinLM(SpinLM, ComposerHFCausalLM):
         self._prepare_for_spin(use_train_metrics)
 
     @classmethod
+    def build_config(cls, pretrained_model_name_or_path: str, *args: Any, **kwargs: Any) -> Any:
+        """Return the config, as llm-foundry makes it; a quantised model is refused by it."""
+        config = super().build_config(pretrained_model_name_or_path, *args, **kwargs)
+        check_config(config, pretrained_model_name_or_path)
+        return config
+
+    @classmethod
     def from_model(
         cls,
         model: PreTrainedModel | PeftModel,
@@ -186,8 +208,15 @@ class HFSpinLM(SpinLM, ComposerHFCausalLM):
             model: a Hugging Face causal LM, or a PeftModel around one.
             tokenizer: its tokenizer.
             use_train_metrics: compute the pair metrics while training.
-            should_save_peft_only: checkpoints hold the LoRA weights only.
+            should_save_peft_only: checkpoints hold the trained weights only, LoRA's and others.
         """
+        check_loaded(model)
+        if getattr(model, "peft_config", None):
+            kinds = {
+                str(getattr(c.peft_type, "value", c.peft_type)) for c in model.peft_config.values()
+            }
+            if kinds != {"LORA"}:
+                raise InputError(f"model: PEFT of type {sorted(kinds)} is not supported. Use LoRA.")
         self = cls.__new__(cls)
         HuggingFaceModel.__init__(
             self,

@@ -197,6 +197,9 @@ class SpinSettings:
     """Bitwise repeatable runs: deterministic kernels, slower on GPUs."""
     repair: bool = False
     """Set damaged units of the store aside and make them again, at the iteration's start."""
+    allow_low_precision_weights: bool = False
+    """Train weights that are bf16 or fp16 themselves, whose small updates are rounded away: only
+    for an optimizer that keeps fp32 copies of them or rounds stochastically."""
     save_on_signal: bool = False
     """Save a checkpoint before stopping at Ctrl-C, SIGTERM, SIGUSR1 or SIGUSR2 (Slurm's
     ``--signal``), at the end of the batch under way."""
@@ -216,7 +219,7 @@ class SpinSettings:
         _check(ok, "spin.nll_weight", self.nll_weight, "a number >= 0")
         for name in (
             "length_normalised", "reset_optimizer", "offload_during_play", "repair",
-            "deterministic", "save_on_signal",
+            "deterministic", "save_on_signal", "allow_low_precision_weights",
         ):  # fmt: skip
             value = getattr(self, name)
             _check(isinstance(value, bool), f"spin.{name}", value, "true or false")

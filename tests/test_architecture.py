@@ -18,18 +18,17 @@ KERNELS = ROOT / "kernels" / "spin_kernels"
 # here: a new one belongs in this list before it belongs in the package.
 LAYERS: tuple[frozenset[str], ...] = (
     frozenset(
-        {"errors", "exits", "checks", "server_settings", "settings", "save_folder"}
-        | {"interrupt"}
+        {"errors", "exits", "checks", "server_settings", "settings", "save_folder"} | {"interrupt"}
     ),
     frozenset(
         {"data", "loss", "head", "dropout", "logprobs", "metrics", "report"}
-        | {"preflight", "rehearsal"}
+        | {"preflight", "rehearsal", "quantised"}
     ),
-    frozenset({"model", "self_play"}),
+    frozenset({"model", "self_play", "trainable"}),
     frozenset(
         {"schedule", "start_checks", "engines", "iteration", "books", "algorithm", "config"}
         | {"eval_loaders", "exports", "launch", "registered"}
-        | {"first_batch", "stopping"}
+        | {"finite", "first_batch", "stopping"}
     ),
     frozenset({"train", "status", "play_job", "demo", "data_commands", "cli", "__main__"}),
 )

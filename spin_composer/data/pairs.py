@@ -1,7 +1,7 @@
 """Pair batches: what the collator makes on the CPU and the model scores.
 
 Dimensions: B pairs, S = 2B sequences (real_0, generated_0, real_1, ...), N scored positions.
-A pair batch is a dict of tensors, and of two lists that stay with the host: what it plans by them
+A pair batch is a dict of tensors, and of three lists that stay with the host: what it plans by them
 (padding, chunks, microbatches) it would else have to read from the GPU, and wait for it:
 
     input_ids       int64   [total]  all sequences (prompt + response), one after another
@@ -13,6 +13,7 @@ A pair batch is a dict of tensors, and of two lists that stay with the host: wha
     opponent_logps  float32 [B, 2]   the opponent's log-prob sums (real, generated)
     seqlen_bounds   list of int      cu_seqlens once more
     scored_bounds   list of int      cu_scored once more
+    indices         list of int      [B] the pairs' rows in the data set, -1 if unknown
 """
 
 from __future__ import annotations
@@ -39,6 +40,8 @@ class Pair:
     """The opponent's log-prob sum of the real response, in nats."""
     opponent_generated: float = 0.0
     """The opponent's log-prob sum of the generated response, in nats."""
+    index: int = -1
+    """Its row in the data set; -1: unknown."""
 
 
 def collate_pairs(pairs: Sequence[Pair]) -> PairBatch:
@@ -71,6 +74,7 @@ def collate_pairs(pairs: Sequence[Pair]) -> PairBatch:
         "opponent_logps": torch.tensor(sums, dtype=torch.float32),
         "seqlen_bounds": seqlen_bounds,
         "scored_bounds": scored_bounds,
+        "indices": [pair.index for pair in pairs],
     }
 
 
@@ -111,6 +115,7 @@ def _slice(batch: PairBatch, first: int, last: int) -> PairBatch:
         "opponent_logps": batch["opponent_logps"][first:last],
         "seqlen_bounds": [bound - tokens.start for bound in seqlen_bounds],
         "scored_bounds": [bound - rows.start for bound in scored_bounds],
+        "indices": batch["indices"][first:last],
     }
 
 

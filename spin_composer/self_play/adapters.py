@@ -65,9 +65,24 @@ def merged_weight(layer: Any) -> Tensor | None:
     weight = layer.base_layer.weight.detach().float()
     if not layer.disable_adapters:
         for adapter in layer.active_adapters:
-            if adapter in layer.lora_A:
+            if adapter in layer.lora_A or adapter in layer.lora_embedding_A:
                 weight = weight + layer.get_delta_weight(adapter).detach().float()
     return weight
+
+
+def unmergeable(model: nn.Module) -> list[str]:
+    """Return the kinds of adapted layers that :func:`merged_weight` does not speak for."""
+    kinds = set()
+    for layer in model.modules():
+        if not hasattr(layer, "base_layer"):
+            continue
+        if not hasattr(layer, "get_delta_weight") or not hasattr(layer, "lora_A"):
+            kinds.add(type(layer).__name__)
+        elif len(layer.lora_magnitude_vector):
+            kinds.add("DoRA")
+        elif any(layer.lora_bias.values()):
+            kinds.add("LoRA with lora_bias")
+    return sorted(kinds)
 
 
 def _is_plain(layer: Any) -> bool:

@@ -16,10 +16,11 @@ from torch import Tensor, nn
 from transformers import GenerationConfig
 
 from spin_composer.errors import InputError
-from spin_composer.self_play.adapters import merged_weight
+from spin_composer.self_play.adapters import merged_weight, unmergeable
 from spin_composer.self_play.durable import fsync, write_atomically
 from spin_composer.self_play.families import inner_model, plain_class
 from spin_composer.self_play.gather import Owner, each_whole, plain_name, shadowed
+from spin_composer.self_play.tying import fit_config
 
 _MARK = "spin_opponent.json"
 
@@ -68,9 +69,7 @@ def export_opponent(
         shutil.rmtree(aside, ignore_errors=True)
 
 
-def is_exported(
-    stop_token_id: int, opponent: str, dtype: torch.dtype | None, folder: Path
-) -> bool:
+def is_exported(stop_token_id: int, opponent: str, dtype: torch.dtype | None, folder: Path) -> bool:
     """Tell whether a folder holds an opponent already; arguments as of the export."""
     path = folder / _MARK
     return path.exists() and path.read_text() == _mark(stop_token_id, opponent, dtype)
@@ -92,6 +91,11 @@ def check_exportable(model: Any) -> None:
             f"spin.generation.engine=server cannot serve a {cls.__name__}: only transformers' own "
             "classes load elsewhere as they are here. Use engine: hf."
         )
+    if kinds := unmergeable(model):
+        raise InputError(
+            f"spin.generation.engine=server cannot serve adapters of kind {', '.join(kinds)}: they "
+            "are not merged into the exported weights. Use engine: hf."
+        )
 
 
 def _save(
@@ -104,6 +108,8 @@ def _save(
     with torch.device("meta"):
         # A twin without weights: save_pretrained would change the config of the model itself.
         twin = plain_class(base)(config)
+        if fit_config(config, twin, state):
+            twin = plain_class(base)(config)
     wanted = set(twin.state_dict())
     if state.keys() != wanted:
         wrong = sorted(state.keys() ^ wanted)

@@ -19,6 +19,7 @@ import torch
 
 from spin_composer import interrupt
 from spin_composer.data.pairs import Pair, collate_pairs
+from spin_composer.errors import NotFiniteError
 from spin_composer.self_play.engine import Engine, Response
 from spin_composer.self_play.mirrored import MirroredStore
 from spin_composer.self_play.plan import PLAY, REPLAY, PlayUnit, ReplayUnit, Unit, unit_seed
@@ -140,6 +141,7 @@ class Player:
         started = time.perf_counter()
         with self.meter.scoring():
             rows, noise = self._rescore(draft.rows)
+        _require_finite(rows)
         played = isinstance(draft.unit, PlayUnit)
         if played:  # a response that equals the real one makes no pair
             self.meter.spare(0, len(draft.responses) - len(rows))
@@ -220,6 +222,21 @@ class Player:
         again = [self.score(collate_pairs(h)).double().cpu().numpy()[::-1] for h in halves]
         tokens = sum(len(p.real) + len(p.generated) for p in pairs)
         return float(np.abs(np.concatenate(again) - sums).sum() / tokens)
+
+
+def _require_finite(rows: Sequence[Row]) -> None:
+    """Refuse the opponent's sums that are NaN or infinite: pairs could not be trained on them."""
+    bad = [
+        r.index
+        for r in rows
+        if not np.isfinite((r.pair.opponent_real, r.pair.opponent_generated)).all()
+    ]
+    if bad:
+        raise NotFiniteError(
+            f"the opponent's log-probs of {len(bad)} responses are not finite (training rows "
+            f"{', '.join(map(str, bad[:16]))} of the data). Nothing of their unit was stored. Look "
+            "at these rows and the model; fp16 overflows where bf16 and fp32 do not."
+        )
 
 
 def _starts(num_pairs: int) -> range:

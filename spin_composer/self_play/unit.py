@@ -156,6 +156,7 @@ def row_of_sample(sample: Mapping[str, Any]) -> Row:
         sample["generated"],
         float(sample["opponent_real"]),
         float(sample["opponent_generated"]),
+        int(sample["index"]),
     )
     return Row(int(sample["index"]), pair, int(sample["finish"]))
 

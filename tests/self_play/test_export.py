@@ -114,3 +114,53 @@ def test_a_failed_export_leaves_nothing(tmp_path: Path, monkeypatch: pytest.Monk
 def test_a_class_that_servers_do_not_know_is_refused(tmp_path: Path) -> None:
     with pytest.raises(InputError, match=r"cannot serve a MPTForCausalLM.*Use engine: hf"):
         export(models.tiny_model("mpt"), tmp_path / "opponent")
+
+
+@pytest.mark.parametrize("saved", [["lm_head"], ["embed_tokens"], ["lm_head", "embed_tokens"]])
+def test_what_training_untied_is_exported_untied(saved: list[str], tmp_path: Path) -> None:
+    from peft import LoraConfig, get_peft_model
+
+    lora = LoraConfig(r=2, target_modules=["q_proj"], modules_to_save=saved, task_type="CAUSAL_LM")
+    model = get_peft_model(models.tiny_model("llama_tied"), lora)
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            if "modules_to_save" in name:
+                parameter.normal_(std=0.3)
+    wanted = logps(model)
+    loaded = export(model, tmp_path / "opponent")
+    assert (logps(loaded) - wanted).abs().max() < 1e-5
+    assert not json.loads((tmp_path / "opponent/config.json").read_text())["tie_word_embeddings"]
+    assert model.config.tie_word_embeddings  # the base's own is
+
+
+def test_an_adapted_embedding_is_merged(tmp_path: Path) -> None:
+    from peft import LoraConfig, get_peft_model
+
+    lora = LoraConfig(r=2, target_modules=["embed_tokens"], task_type="CAUSAL_LM")
+    model = get_peft_model(models.tiny_model("llama_tied"), lora)
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            if "lora_" in name:
+                parameter.normal_(std=0.3)
+    wanted = logps(model)
+    assert (logps(export(model, tmp_path / "opponent")) - wanted).abs().max() < 1e-5
+
+
+@pytest.mark.parametrize("says", [True, False])
+def test_a_config_that_is_wrong_of_what_is_tied_is_not_believed(says: bool, tmp_path: Path) -> None:
+    model = models.tiny_model("llama_tied" if says else "llama")
+    if says:
+        model.lm_head.weight = torch.nn.Parameter(model.lm_head.weight * 1.5)
+    else:
+        model.lm_head.weight = model.model.embed_tokens.weight
+    wanted = logps(model)
+    assert torch.equal(logps(export(model, tmp_path / "opponent")), wanted)
+
+
+@pytest.mark.parametrize("lora", [{"use_dora": True}, {"lora_bias": True}])
+def test_adapters_that_are_not_merged_are_refused(lora: dict[str, Any], tmp_path: Path) -> None:
+    from peft import LoraConfig, get_peft_model
+
+    config = LoraConfig(r=2, target_modules=["q_proj"], task_type="CAUSAL_LM", **lora)
+    with pytest.raises(InputError, match=r"cannot serve adapters of kind .*Use engine: hf"):
+        export(get_peft_model(models.tiny_model("qwen2"), config), tmp_path / "o")

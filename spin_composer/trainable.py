@@ -1,0 +1,130 @@
+"""What is trained: that it can move, that the optimizer holds it, and that checkpoints keep it."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+import torch
+from composer.core import State
+from composer.utils import dist
+from torch import nn
+
+from spin_composer.errors import InputError
+from spin_composer.self_play.gather import plain_name
+
+log = logging.getLogger(__name__)
+
+_LOW_PRECISION = (torch.bfloat16, torch.float16)
+
+
+def trainable_names(model: nn.Module) -> set[str]:
+    """Return the names, as a state dict has them, of the parameters that are trained."""
+    named = model.named_parameters(remove_duplicate=False)
+    return {plain_name(name).removeprefix("module.") for name, p in named if p.requires_grad}
+
+
+def kept_in_checkpoints(state: Mapping[str, Any], names: set[str], prefix: str) -> dict[str, Any]:
+    """Return what a PEFT model's checkpoint holds: adapters, and every other trained parameter.
+
+    Composer keeps what has ``lora_`` in its name only: a resumed run would go on with the base
+    model's ``modules_to_save`` under the optimizer's state of the trained ones.
+
+    Args:
+        state: The whole state dict.
+        names: Of :func:`trainable_names`.
+        prefix: That the state dict's names have and ``names`` have not.
+    """
+    return {
+        name: value
+        for name, value in state.items()
+        if "lora_" in name or plain_name(name).removeprefix(prefix) in names
+    }
+
+
+def check_trainable(state: State, model: nn.Module, allow_low_precision: bool) -> None:
+    """Check that there is something to train, that it can move, and that the optimizer holds it.
+
+    Args:
+        state: For the optimizers.
+        model: The SpinLM.
+        allow_low_precision: Let weights be trained that are bf16 or fp16 themselves.
+
+    Raises:
+        InputError: Names the parameters and the remedy.
+    """
+    trained = [(plain_name(n), p) for n, p in model.named_parameters() if p.requires_grad]
+    if not trained:
+        raise InputError(
+            "the model has no trainable parameter: all are frozen. Set requires_grad_(True) on "
+            "those to train, or give peft_config."
+        )
+    low = [(name, p.dtype) for name, p in trained if p.dtype in _LOW_PRECISION]
+    if low and not allow_low_precision:
+        dtype = str(low[0][1]).removeprefix("torch.")
+        raise InputError(
+            f"{len(low)} of {len(trained)} trainable parameters are {dtype} ({_first(low)}): an "
+            "update smaller than half a unit in their last place, as most are at SPIN's learning "
+            "rates, leaves them unchanged. Load the model with torch_dtype=torch.float32 (in a "
+            "YAML, take torch_dtype out of model.config_overrides), which precision: amp_bf16 "
+            "still computes in bf16; or set spin.allow_low_precision_weights=true for an "
+            "optimizer that keeps fp32 copies or rounds stochastically."
+        )
+    held = {id(p) for o in state.optimizers for group in o.param_groups for p in group["params"]}
+    left_out = [(name, p) for name, p in trained if id(p) not in held]
+    if left_out:
+        raise InputError(
+            f"the optimizer does not hold {len(left_out)} of {len(trained)} trainable parameters "
+            f"({_first(left_out)}), which would stay as they are. Make it from "
+            "model.parameters() after adapters were added, or freeze them: requires_grad_(False)."
+        )
+
+
+def _first(named: Iterable[tuple[str, Any]], most: int = 3) -> str:
+    names = [name.removeprefix("model.") for name, _ in named]
+    return ", ".join(names[:most]) + (", ..." if len(names) > most else "")
+
+
+def watch_load(state: State) -> set[str]:
+    """Have the names of trained parameters noted that a checkpoint, loaded next, lacks.
+
+    Returns:
+        Filled while it is loaded. Composer itself resumes from a checkpoint that lacks weights
+        without a word.
+    """
+    missing: set[str] = set()
+    load = state.load_model_state
+
+    def noting(state_dict: dict[str, Any], *args: Any, **kwargs: Any) -> None:
+        held = state_dict["model"]
+        if held is not None:
+            missing.update(trainable_names(state.model) - set(held))
+        load(state_dict, *args, **kwargs)
+
+    state.load_model_state = noting
+    return missing
+
+
+def require_restored(state: State, missing: set[str] | None) -> None:
+    """Refuse to go on from a checkpoint that lacks weights which are trained; a collective.
+
+    Before the first batch they are the base model's in any case: a warning then.
+
+    Raises:
+        InputError: Names the weights.
+    """
+    lacking = sorted({name for names in dist.all_gather_object(missing) for name in names or ()})
+    if not lacking:
+        return
+    which = f"the checkpoint lacks {len(lacking)} of the trained weights"
+    which += f" ({_first((name, None) for name in lacking)})"
+    if int(state.timestamp.batch) == 0:
+        if dist.get_global_rank() == 0:
+            log.warning(f"{which}: they are the base model's.")
+        return
+    raise InputError(
+        f"{which}: it was saved by a run that trained others, or by a version that left out what "
+        "is trained beside adapters, and the run cannot go on as it was. Train the same weights, "
+        "or start anew with another run_name and other folders."
+    )
