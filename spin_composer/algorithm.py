@@ -16,7 +16,7 @@ from spin_composer.books import IterationLog
 from spin_composer.data.loader import examples_of
 from spin_composer.engines import check_engine
 from spin_composer.errors import InputError
-from spin_composer.exports import export_at_the_end, name_exports
+from spin_composer.exports import export_at_the_end, exporters, name_exports
 from spin_composer.finite import FiniteCheck, check_before_saving, check_weights
 from spin_composer.first_batch import FirstBatchCheck
 from spin_composer.iteration import (
@@ -184,7 +184,8 @@ class SPIN(Algorithm):
         loader = cast("DataLoader[Any]", loader)
         require_spin_scheduler(state)
         check_fit(self.settings, loader, composer_model(state))
-        check_trainable(state, composer_model(state), self.settings.allow_low_precision_weights)
+        low = self.settings.allow_low_precision_weights
+        check_trainable(state, composer_model(state), low, exports=bool(exporters(state)))
         check_engine(self.settings.generation, composer_model(state))
         seed = state.rank_zero_seed if self.settings.seed is None else self.settings.seed
         if self.settings.play_only is None:

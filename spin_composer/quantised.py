@@ -24,9 +24,11 @@ def check_model_settings(model: Mapping[str, Any], allow_low_precision: bool = F
             continue
         for name in _FLAGS:
             if section.get(name):
+                value = "true" if section[name] is True else shown(section[name])
                 raise InputError(
-                    f"{where}.{name}={shown(section[name])}: quantised models (QLoRA too) are not "
-                    "supported. Remove it; peft_config over an unquantised base trains little too."
+                    f"{where}.{name}={value} is for inference only: quantised models (QLoRA "
+                    "too) are not supported. Remove it; LoRA over an unquantised base trains "
+                    "little too."
                 )
         for name in ("torch_dtype", "dtype"):
             if str(section.get(name)) in _LOW and not allow_low_precision:

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from composer.core import State
 from composer.utils import dist
+from peft.utils.other import AuxiliaryTrainingWrapper
 from torch import nn
 
 from spin_composer.errors import InputError
@@ -43,13 +44,16 @@ def kept_in_checkpoints(state: Mapping[str, Any], names: set[str], prefix: str) 
     }
 
 
-def check_trainable(state: State, model: nn.Module, allow_low_precision: bool) -> None:
+def check_trainable(
+    state: State, model: Any, allow_low_precision: bool, exports: bool = False
+) -> None:
     """Check that there is something to train, that it can move, and that the optimizer holds it.
 
     Args:
         state: For the optimizers.
         model: The SpinLM.
         allow_low_precision: Let weights be trained that are bf16 or fp16 themselves.
+        exports: The run writes Hugging Face folders, of a PEFT model its adapters'.
 
     Raises:
         InputError: Names the parameters and the remedy.
@@ -79,6 +83,31 @@ def check_trainable(state: State, model: nn.Module, allow_low_precision: bool) -
             f"({_first(left_out)}), which would stay as they are. Make it from "
             "model.parameters() after adapters were added, or freeze them: requires_grad_(False)."
         )
+
+    left_out = [(name, None) for name in _beside_adapters(model.model)] if exports else []
+    if left_out:
+        raise InputError(
+            f"{len(left_out)} parameters are trained beside the adapters ({_first(left_out)}), and "
+            "the folders that HuggingFaceCheckpointer exports cannot hold them. Name their modules "
+            "in the LoraConfig's modules_to_save, or take that callback out."
+        )
+
+
+def _beside_adapters(model: Any) -> list[str]:
+    """Return the trained parameters of a PEFT model that are not part of its adapters' format."""
+    if not getattr(model, "peft_config", None):
+        return []
+    wrapped = tuple(
+        f"{plain_name(f'{path}.')}"
+        for path, module in model.named_modules()
+        if isinstance(module, AuxiliaryTrainingWrapper)
+    )
+    biases = any(getattr(c, "bias", "none") != "none" for c in model.peft_config.values())
+    return sorted(
+        name
+        for name in trainable_names(model)
+        if "lora_" not in name and not name.startswith(wrapped) and not (biases and "bias" in name)
+    )
 
 
 def _first(named: Iterable[tuple[str, Any]], most: int = 3) -> str:

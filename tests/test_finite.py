@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import functools
 import math
+import re
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +13,7 @@ import torch
 from composer import Callback
 from composer.algorithms import GradientClipping
 from fixtures import models, tokenizers
+from fixtures.ranks import on_ranks
 from fixtures.runs import tiny_trainer
 
 from spin_composer.algorithm import SPIN
@@ -119,3 +122,23 @@ def test_an_opponent_whose_log_probs_are_nan_stores_nothing(tmp_path: Path) -> N
     with pytest.raises(NotFiniteError, match=r"log-probs of 5 responses .* rows \d+, "):
         trainer.fit()
     assert not list((tmp_path / "self-play").glob("iter-000/units/unit-*"))
+
+
+def train_spoilt(folder: str, rank: int) -> Any:
+    trainer = tiny_trainer(
+        Path(folder) / f"rank-{rank}",
+        callbacks=[Spoil("loss", 1)] if rank == 1 else [],
+        device_train_microbatch_size=4,
+        max_duration="1iter",
+        spin={"store": f"{folder}/self-play"},
+    )
+    trainer.fit()
+
+
+def test_all_ranks_stop_at_what_one_of_them_finds(tmp_path: Path) -> None:
+    body = functools.partial(train_spoilt, str(tmp_path))
+    found = on_ranks(body, timeout_seconds=60, patience_seconds=300, one_node=True)
+    assert found[0] == found[1]
+    kind, line, code = found[0]
+    assert (kind, code) == ("NotFiniteError", 5)
+    assert re.search(r"batch 1: the loss is not finite \(training rows \d+ of the data\)", line)

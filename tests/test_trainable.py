@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import functools
+import os
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -9,12 +11,16 @@ from typing import Any
 import pytest
 import torch
 from fixtures import models, tokenizers
+from fixtures.ranks import on_ranks
 from fixtures.runs import tiny_trainer
+from llmfoundry.callbacks.hf_checkpointer import HuggingFaceCheckpointer
 from peft import LoraConfig, get_peft_model
+from transformers import AutoModelForCausalLM
 
 from spin_composer import HFSpinLM
 from spin_composer.config import _check_model
 from spin_composer.errors import InputError
+from spin_composer.self_play.gather import is_sharded
 from spin_composer.trainable import check_trainable
 
 VOCAB = len(tokenizers.byte_level())
@@ -145,3 +151,75 @@ def test_a_quantised_folder_is_refused_before_its_weights_are_looked_for(tmp_pat
 def test_settings_that_quantise_or_lower_the_precision_are_refused(setting: dict) -> None:
     with pytest.raises(InputError, match=r"model\..*="):
         _check_model({"name": "hf_spin_lm", **setting}, False)
+
+
+def exporter(folder: Path) -> HuggingFaceCheckpointer:
+    return HuggingFaceCheckpointer(
+        str(folder / "out"), "1iter", huggingface_folder_name="ep{epoch}"
+    )
+
+
+def test_an_export_that_could_not_hold_what_is_trained_is_refused(tmp_path: Path) -> None:
+    line = refused(tmp_path, adapted("norm"), callbacks=[exporter(tmp_path)])
+    assert "5 parameters are trained beside the adapters (" in line
+    assert "norm.weight" in line
+
+
+@pytest.mark.parametrize("kind", ["adapted head", "untied"])
+def test_the_exported_folder_is_the_policy_where_the_head_left_the_embedding(
+    kind: str, tmp_path: Path
+) -> None:
+    models.tiny_model("llama_tied", vocab_size=VOCAB).save_pretrained(tmp_path / "base")
+    loading: dict[str, Any] = {"attn_implementation": "eager"}
+    model = AutoModelForCausalLM.from_pretrained(tmp_path / "base", **loading).train()
+    if kind == "untied":
+        model.lm_head.weight = torch.nn.Parameter(model.lm_head.weight.detach().clone())
+    else:
+        lora = LoraConfig(
+            r=2, target_modules=["q_proj"], modules_to_save=["lm_head"], task_type="CAUSAL_LM"
+        )
+        model = get_peft_model(model, lora)
+    trainer = tiny_trainer(
+        tmp_path / "run", model, max_duration="1iter", callbacks=[exporter(tmp_path)]
+    )
+    trainer.fit()
+    (folder,) = (tmp_path / "out").rglob("ep2")
+    loaded = AutoModelForCausalLM.from_pretrained(folder, **loading)
+    ids = torch.tensor([[5, 9, 33, 7, 120, 4]])
+    with torch.no_grad():
+        found, wanted = (m.eval()(input_ids=ids).logits for m in (loaded, model))
+    assert torch.equal(found, wanted)
+
+
+def train_sharded(folder: str, rank: int) -> Any:
+    """Train adapters and norms by FSDP2, resume it; return names held and the difference."""
+    os.environ["FSDP_VERSION"] = "2"
+    final = []
+    for load in (None, "ba3.pt"):
+        torch.manual_seed(0)
+        trainer = tiny_trainer(
+            Path(folder) / f"rank-{rank}",
+            adapted("norm"),
+            device_train_microbatch_size=4,
+            max_duration="1iter",
+            spin={"store": f"{folder}/self-play"},
+            parallelism_config={"fsdp": {"state_dict_type": "full"}},
+            save_folder=None if load else f"{folder}/checkpoints",
+            save_interval="1ba",
+            save_filename="ba{batch}.pt",
+            load_path=load and f"{folder}/checkpoints/{load}",
+        )
+        assert is_sharded(trainer.state.model)
+        trainer.fit()
+        named = trainer.state.model.named_parameters()
+        final.append({n: w.full_tensor() for n, w in named if w.requires_grad})
+        trainer.close()
+    held = torch.load(f"{folder}/checkpoints/ba3.pt", weights_only=False)["state"]["model"]
+    same = all(torch.equal(value, final[1][name]) for name, value in final[0].items())
+    return same, set(held) == set(final[0])
+
+
+def test_checkpoints_of_a_sharded_model_hold_what_is_trained(tmp_path: Path) -> None:
+    body = functools.partial(train_sharded, str(tmp_path))
+    found = on_ranks(body, timeout_seconds=60, patience_seconds=300, one_node=True)
+    assert found == {0: (True, True), 1: (True, True)}
