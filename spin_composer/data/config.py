@@ -1,9 +1,10 @@
 """The ``dataset:`` block of a SPIN ``train_loader``: llm-foundry's finetuning keys and ours.
 
-Ours are ``on_bad_row``, ``truncate_prompt``, ``max_prompt_len`` and ``date_string``. A working SFT
-block is accepted as it is. Keys that SPIN gives no meaning to (it pads and shuffles per iteration
-itself) are named once in the log; keys that would change which rows or tokens are trained on, and
-that SPIN cannot honour, are errors.
+Ours are ``on_bad_row``, ``truncate_prompt``, ``max_prompt_len``, ``date_string``, ``tokenize``,
+``generation_prompt`` and ``special_tokens_in_text``. A working SFT block is accepted as it is. Keys
+that SPIN gives no meaning to (it pads and shuffles per iteration itself) are named once in the
+log; keys that would change which rows or tokens are trained on, and that SPIN cannot honour, are
+errors.
 """
 
 from __future__ import annotations
@@ -99,7 +100,13 @@ class DatasetConfig:
     max_prompt_len: int | None = None
     """Most tokens of a prompt; max_seq_len - 1 if not set."""
     date_string: str | None = None
-    """The date that chat templates which print one are given; today's if not set."""
+    """The date that chat templates which print one are given; the template's own if not set."""
+    tokenize: Literal["rendering", "turns"] | None = None
+    """rendering (if not set): the whole row at once; turns: each turn by itself, llm-foundry's."""
+    generation_prompt: Literal["template", "response"] = "template"
+    """template: the prompt ends with the generation prompt; response: where the row parts."""
+    special_tokens_in_text: Literal["error", "warn", "text"] = "warn"
+    """Control tokens that prompts spell out: a bad row, counted, or encoded as plain text."""
 
     @property
     def prompt_limit(self) -> int:
@@ -153,6 +160,7 @@ def read_config(dataset: Mapping[str, Any], where: str = "train_loader.dataset")
     _check_source(values, where)
     config = DatasetConfig(**values)
     _check_lengths(config, where)
+    _check_turns(config, where)
     return config
 
 
@@ -183,13 +191,18 @@ _TYPES: dict[str, type | tuple[type, ...]] = {
     "safe_load": bool, "preprocessing_fn": (str, dict), "remote": str, "local": str,
     "streams": dict, "download_retry": int, "download_timeout": (int, float),
     "validate_hash": str, "keep_zip": bool, "stream_name": str, "stream_config": dict,
-    "on_bad_row": str, "truncate_prompt": str, "date_string": str,
+    "on_bad_row": str, "truncate_prompt": str, "date_string": str, "tokenize": str,
+    "generation_prompt": str, "special_tokens_in_text": str,
 }  # fmt: skip
 _TYPE_NAMES = {
     int: "an integer", float: "a number", str: "a text", bool: "true or false",
     dict: "a mapping of keys to values",
 }  # fmt: skip
-_CHOICES = {"on_bad_row": ("error", "skip"), "truncate_prompt": ("none", "left")}
+_CHOICES = {
+    "on_bad_row": ("error", "skip"), "truncate_prompt": ("none", "left"),
+    "tokenize": ("rendering", "turns"), "generation_prompt": ("template", "response"),
+    "special_tokens_in_text": ("error", "warn", "text"),
+}  # fmt: skip
 
 
 def _check_types(values: dict[str, Any], where: str) -> None:
@@ -243,6 +256,19 @@ def _check_source(values: dict[str, Any], where: str) -> None:
                     "every row of every stream once. Remove it, or write the mixture as a data set "
                     "of its own."
                 )
+
+
+def _check_turns(config: DatasetConfig, where: str) -> None:
+    given = {
+        "generation_prompt": (config.generation_prompt, "response"),
+        "special_tokens_in_text": (config.special_tokens_in_text, "text"),
+    }
+    for key, (value, refused) in given.items():
+        if config.tokenize == "turns" and value == refused:
+            raise InputError(
+                f"{where}.{key}={value!r} needs tokenize: rendering: llm-foundry's turns cannot do "
+                "it. Remove one of them."
+            )
 
 
 def _check_lengths(config: DatasetConfig, where: str) -> None:

@@ -170,10 +170,10 @@ class _Check:
 
     def __call__(self, kind: Kind, row: dict[str, Any], where: Where, report: DataReport) -> None:
         if self._tokenise is None:  # at the first row: a missing source is found before
-            from spin_composer.data.tokenise import _Tokeniser
+            from spin_composer.data.tokenise import Tokeniser
 
             tokenizer = load_tokenizer(self._name, self._kwargs)
-            self._tokenise = _Tokeniser(tokenizer, self._config)
+            self._tokenise = Tokeniser(tokenizer, self._config)
         self._tokenise(kind, row, where, report)
 
 

@@ -26,6 +26,10 @@ class DataReport:
     """Kept rows whose response was cut at max_seq_len."""
     truncated_prompts: int = 0
     """Kept rows whose prompt was cut at its start."""
+    spelled_prompts: int = 0
+    """Kept rows whose prompt spells out a control token."""
+    cut_answers: int = 0
+    """Kept rows of whose answer the chat template leaves out a part."""
     faults: list[str] = field(default_factory=list)
     """The messages of the first bad rows."""
     ignored: dict[str, int] = field(default_factory=dict)
@@ -60,6 +64,10 @@ class DataReport:
             text += f"; {self.truncated_responses} responses cut at max_seq_len"
         if self.truncated_prompts:
             text += f"; {self.truncated_prompts} prompts cut at their start"
+        if self.spelled_prompts:
+            text += f"; {self.spelled_prompts} prompts spell out control tokens"
+        if self.cut_answers:
+            text += f"; of {self.cut_answers} answers the chat template leaves out a part"
         if self.ignored:
             text += f"; not read: {self.ignored_keys()}"
         return text

@@ -5,8 +5,9 @@ Dimension letters: n examples, P prompt tokens, R response tokens.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 import xxhash
@@ -15,6 +16,10 @@ from torch.utils.data import Dataset
 from spin_composer.data.counts import DataReport
 from spin_composer.data.formats import Kind
 from spin_composer.errors import InputError
+
+if TYPE_CHECKING:
+    from spin_composer.data.config import DatasetConfig
+    from spin_composer.data.origin import BothWays, Origin
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,11 +52,13 @@ class ExampleDataset(Dataset):
         stop_token_id: int,
         kind: Kind = "plain",
         report: DataReport | None = None,
+        origin: Origin | None = None,
     ) -> None:
         """Hold ``tokens`` [sum P + R] int32, cut at ``ends`` [n, 2]; ``truncated`` [n] bool."""
         self._tokens, self._ends, self._truncated = tokens, ends, truncated
         self.stop_token_id = stop_token_id
         self.kind: Kind = kind
+        self._origin = origin
         self.report = report or DataReport(
             rows=len(ends), kept=len(ends), truncated_responses=int(truncated.sum())
         )
@@ -68,6 +75,7 @@ class ExampleDataset(Dataset):
         stop_token_id: int,
         kind: Kind = "plain",
         report: DataReport | None = None,
+        origin: Origin | None = None,
     ) -> ExampleDataset:
         """Make the data set of examples at hand (at least one).
 
@@ -80,7 +88,7 @@ class ExampleDataset(Dataset):
         ends = np.cumsum([len(part) for part in parts], dtype=np.int64).reshape(-1, 2)
         truncated = np.array([example.truncated for example in examples], dtype=bool)
         tokens = np.concatenate(parts).astype(np.int32, copy=False)
-        return cls(tokens, ends, truncated, stop_token_id, kind, report)
+        return cls(tokens, ends, truncated, stop_token_id, kind, report, origin)
 
     def __len__(self) -> int:
         return len(self._ends)
@@ -92,6 +100,39 @@ class ExampleDataset(Dataset):
         return Example(
             self._tokens[start:middle], self._tokens[middle:end], bool(self._truncated[i])
         )
+
+    @property
+    def config(self) -> DatasetConfig | None:
+        """The settings that the examples were made with; None of examples made by hand."""
+        return None if self._origin is None else self._origin.config
+
+    @property
+    def tokenize(self) -> Literal["rendering", "turns"]:
+        """The way in which the rows were tokenised."""
+        config = self.config
+        return "rendering" if config is None or config.tokenize is None else config.tokenize
+
+    def retokenised(self, tokenize: Literal["rendering", "turns"]) -> ExampleDataset:
+        """Return the same source's rows tokenised the other way, read again (by all ranks).
+
+        ``turns`` is as it was before ``tokenize`` was a setting: for stores that were played then.
+
+        Raises:
+            InputError: The examples have no source, or the rows are bad in that way.
+        """
+        if tokenize == self.tokenize:
+            return self
+        if self._origin is None:
+            raise InputError(
+                f"tokenize={tokenize!r}: examples made by hand have no source to read again. "
+                "Make them by build_examples."
+            )
+        return self._origin.retokenised(tokenize)
+
+    def both_ways(self, limit: int | None = 64) -> Iterator[BothWays]:
+        """Yield rows in both ways of tokenising: the first ``limit``, or all, read again."""
+        if self._origin is not None:
+            yield from self._origin.both_ways(limit)
 
     @property
     def max_prompt_tokens(self) -> int:

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, cast
 
 from spin_composer.data.formats import Kind
+from spin_composer.data.rendering import Renderer
 from spin_composer.errors import InputError, shown
 
 if TYPE_CHECKING:
@@ -40,14 +41,16 @@ def stop_token_id(tokenizer: PreTrainedTokenizerBase, kind: Kind) -> int:
     return stop_rule(tokenizer, kind).token_id
 
 
-def stop_rule(tokenizer: PreTrainedTokenizerBase, kind: Kind) -> StopRule:
-    """Find the stop token and how it comes into a tokenised response of llm-foundry.
+def stop_rule(
+    tokenizer: PreTrainedTokenizerBase, kind: Kind, date_string: str | None = None
+) -> StopRule:
+    """Find the stop token and how it comes into a tokenised response.
 
     Raises:
         InputError: The tokenizer has neither an end-of-turn token nor EOS.
     """
     if kind == "chat":
-        tail = _template_tail_ids(tokenizer)
+        tail = _template_tail_ids(tokenizer, date_string)
         marks = _mark_ids(tokenizer)
         found = next((token for token in tail if token in marks), None)
         if found is not None:
@@ -62,20 +65,19 @@ def stop_rule(tokenizer: PreTrainedTokenizerBase, kind: Kind) -> StopRule:
     return StopRule(cast(int, tokenizer.eos_token_id), 0)
 
 
-def _template_tail_ids(tokenizer: PreTrainedTokenizerBase) -> list[int]:
+def _template_tail_ids(tokenizer: PreTrainedTokenizerBase, date_string: str | None) -> list[int]:
     """Return the ids that the chat template puts after the last assistant's content."""
-    # llm-foundry's own slicing, so that the probe is rendered just as the rows are.
-    from llmfoundry.data.finetuning.tasks import _slice_chat_formatted_example
-
     turns = [{"role": "user", "content": _PROBE}, {"role": "assistant", "content": _PROBE}]
     try:
-        response = _slice_chat_formatted_example({"messages": turns}, tokenizer)[-1][1]
+        response = Renderer(tokenizer, date_string).text(turns)
+    except InputError:
+        raise
     except Exception as error:
         raise InputError(
-            f"tokenizer.chat_template: it cannot render a user's and an assistant's turn "
-            f"({shown(str(error), 200)}). Mend the template of {shown(tokenizer.name_or_path)}."
+            f"tokenizer.chat_template: it cannot render a user's and an assistant's turn: "
+            f"{error}. Mend the template of {shown(tokenizer.name_or_path)}."
         ) from error
-    if _PROBE not in response:
+    if response.count(_PROBE) < 2:
         raise InputError(
             f"tokenizer.chat_template: the assistant's content does not appear in its rendering "
             f"{shown(response)}. Mend the template of {shown(tokenizer.name_or_path)}."

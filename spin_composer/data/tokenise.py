@@ -1,16 +1,19 @@
 """From raw rows to examples: format, tokenise, end with the stop token, keep to the limits.
 
-Tokenising is llm-foundry's own (``tokenize_formatted_example``), so SPIN conditions on the very
-ids that SFT trained on. Added to it: one stop token at the end, the limits, and the counts.
+``tokenize: rendering`` encodes the whole row at once, as TRL, axolotl and most others tune models;
+``turns`` is llm-foundry's own way (``tokenize_formatted_example``). Added to both: one stop token
+at the end, the limits, and the counts.
 """
 
 from __future__ import annotations
 
-import json
+import contextlib
 import logging
 import time
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
+from dataclasses import replace
+from itertools import islice
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -18,10 +21,15 @@ import numpy as np
 from spin_composer.data.config import DatasetConfig
 from spin_composer.data.counts import DataReport
 from spin_composer.data.examples import Example, ExampleDataset
+from spin_composer.data.faults import BadRow, Where
 from spin_composer.data.files import RawRow
-from spin_composer.data.formats import BadRow, Kind, Where, to_foundry_row
+from spin_composer.data.formats import Kind, to_foundry_row
+from spin_composer.data.origin import KEPT_ROWS, Origin
 from spin_composer.data.preprocess import make_preprocessor, preprocess_row
+from spin_composer.data.rendered import RowTokeniser
 from spin_composer.data.stop import StopRule, stop_rule
+from spin_composer.data.turn_ids import TurnTokeniser
+from spin_composer.data.whole import BorderFault, most_fail
 from spin_composer.errors import InputError, shown
 
 if TYPE_CHECKING:
@@ -30,10 +38,14 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 _ROWS_PER_LOG = 50_000
+_ROWS_TRIED = 64
 
 
 def build_examples(
-    rows: Iterable[RawRow], tokenizer: PreTrainedTokenizerBase, config: DatasetConfig
+    rows: Iterable[RawRow],
+    tokenizer: PreTrainedTokenizerBase,
+    config: DatasetConfig,
+    old: bool = False,
 ) -> ExampleDataset:
     """Format, tokenise and limit every row.
 
@@ -41,6 +53,7 @@ def build_examples(
         rows: Places and raw rows, from ``read_rows``.
         tokenizer: The model's tokenizer.
         config: The checked ``dataset:`` block.
+        old: Read and tokenise as before ``tokenize`` was a setting, for stores played then.
 
     Returns:
         The examples in the order of the rows.
@@ -48,36 +61,79 @@ def build_examples(
     Raises:
         InputError: A bad row (with ``on_bad_row: error``), rows of both kinds, no row left.
     """
+    if old:
+        config = replace(config, tokenize="turns")
     preprocess = make_preprocessor(config)
-    tokenise = _Tokeniser(tokenizer, config)
+    tokenise = Tokeniser(tokenizer, config, old)
     examples: list[Example] = []
     report = DataReport()
+    origin = Origin(tokenizer, config)
     start = time.monotonic()
+
+    def made(where: Where, row: Any, report: DataReport) -> Example:
+        if isinstance(row, BadRow):
+            raise row
+        if preprocess is not None:
+            row = preprocess_row(preprocess, row, where)
+        kind, formatted = to_foundry_row(row, where, report, old=old)
+        if len(origin.rows) < KEPT_ROWS:
+            origin.rows.append((where, kind, formatted))
+        return tokenise(kind, formatted, where, report)
+
+    borders: list[BorderFault] = []
+    rows = iter(rows)
     with _without_length_warnings():
         for where, row in rows:
             report.rows += 1
             if report.rows % _ROWS_PER_LOG == 0:
                 _log_progress(report.rows, time.monotonic() - start)
             try:
-                if isinstance(row, BadRow):
-                    raise row
-                if preprocess is not None:
-                    row = preprocess_row(preprocess, row, where)
-                kind, formatted = to_foundry_row(row, where, report)
-                examples.append(tokenise(kind, formatted, where, report))
+                examples.append(made(where, row, report))
             except BadRow as fault:
+                if isinstance(fault, BorderFault):
+                    borders.append(fault)
+                    if config.on_bad_row == "error":
+                        failed, tried = _tried(rows, made, len(examples))
+                        if 2 * failed > tried:
+                            raise InputError(
+                                most_fail(tokenizer, tokenise.kind, fault, failed, tried)
+                            ) from fault
                 if config.on_bad_row == "error":
                     raise
                 report.drop(fault)
     report.kept = len(examples)
+    if borders and len(borders) > len(examples):
+        report.note(most_fail(
+            tokenizer, tokenise.kind, borders[0], len(borders), len(borders) + len(examples)
+        ))  # fmt: skip
     if not examples:
-        seen = f" First: {report.faults[0]}" if report.faults else ""
+        seen = next(iter([*report.notes[-1:], *report.faults]), "") if borders else (
+            report.faults[0] if report.faults else ""
+        )
         raise InputError(
             f"train_loader.dataset: none of the {report.rows} rows of {config.source} can be "
-            f"trained on ({report.summary()}). Check the data with spin-composer data check.{seen}"
+            f"trained on ({report.summary()}). Check the data with spin-composer data check."
+            + (f" First: {seen}" if seen else "")
         )
     _log_counts(report)
-    return ExampleDataset.from_examples(examples, tokenise.rule.token_id, tokenise.kind, report)
+    return ExampleDataset.from_examples(
+        examples, tokenise.rule.token_id, tokenise.kind, report, origin
+    )
+
+
+def _tried(rows: Iterator[RawRow], made: Any, good: int) -> tuple[int, int]:
+    """Try some rows after the first that fails at the border: failed, and tried in all."""
+    failed, tried, aside = 1, good + 1, DataReport()
+    with contextlib.suppress(InputError):
+        for where, row in islice(rows, _ROWS_TRIED):
+            try:
+                made(where, row, aside)
+            except BorderFault:
+                failed += 1
+            except BadRow:
+                continue
+            tried += 1
+    return failed, tried
 
 
 def _log_progress(rows: int, seconds: float) -> None:
@@ -88,8 +144,13 @@ def _log_progress(rows: int, seconds: float) -> None:
 
 
 def _log_counts(report: DataReport) -> None:
-    lossy = report.dropped or report.truncated_prompts or report.truncated_responses
+    lossy = (
+        report.dropped or report.truncated_prompts or report.truncated_responses
+        or report.spelled_prompts or report.cut_answers
+    )  # fmt: skip
     log.log(logging.WARNING if lossy else logging.INFO, "SPIN data: %s.", report.summary())
+    for note in report.notes:
+        log.warning("SPIN data: %s", note)
 
 
 @contextmanager
@@ -108,30 +169,36 @@ def _without_length_warnings() -> Iterator[None]:
         logger.removeFilter(silence)
 
 
-class _Tokeniser:
+class Tokeniser:
     """Makes an Example of a formatted row; the first row fixes the data set's kind."""
 
-    def __init__(self, tokenizer: PreTrainedTokenizerBase, config: DatasetConfig) -> None:
-        from llmfoundry.data.finetuning.tasks import tokenize_formatted_example
-
-        self._tokenize = tokenize_formatted_example
+    def __init__(
+        self, tokenizer: PreTrainedTokenizerBase, config: DatasetConfig, old: bool = False
+    ) -> None:
         self._tokenizer: Any = tokenizer
-        self._dated: Any = tokenizer
-        self._config = config
+        self._config, self._old = config, old
+        self._ids: Any = None
         self.kind: Kind = "plain"
         self.rule = StopRule(-1, 0)
 
     def __call__(
         self, kind: Kind, row: dict[str, Any], where: Where, report: DataReport
     ) -> Example:
-        if self.rule.token_id < 0:
+        """Return the row's example.
+
+        Raises:
+            BadRow: It cannot be trained on.
+        """
+        if self._ids is None:
             self._start(kind)
         elif kind != self.kind:
             raise InputError(
                 f"{where}: a {kind} row in a data set that began with {self.kind} rows. "
                 "Split the data into one set per kind, or convert one kind to the other."
             )
-        prompt, response = self._ids(row, where)
+        prompt, response = self._ids(row, where, report)
+        if not prompt:
+            raise BadRow(where, "empty prompt", "the prompt has no tokens", "Give it a text.")
         response = self._ended(response, where)
         limit = self._config.prompt_limit
         if len(prompt) > limit:
@@ -146,57 +213,16 @@ class _Tokeniser:
 
     def _start(self, kind: Kind) -> None:
         self.kind = kind
-        self.rule = stop_rule(self._tokenizer, kind)
+        self.rule = stop_rule(self._tokenizer, kind, self._config.date_string)
         if kind == "chat" and self._tokenizer.chat_template is None:
             log.warning(
                 "The tokenizer %s has no chat template: llm-foundry's default (ChatML) is used.",
                 shown(self._tokenizer.name_or_path),
             )
-        if kind == "plain" and self._tokenizer("a")["input_ids"][-1] == self.rule.token_id:
-            log.warning(
-                "The tokenizer %s ends every text with EOS, the prompts too: SFT by llm-foundry "
-                "trains on that, and so does SPIN. Set tokenizer.kwargs.add_eos_token: false for "
-                "both if it is not meant.", shown(self._tokenizer.name_or_path),
-            )  # fmt: skip
-        if kind == "chat" and "date_string" in str(self._tokenizer.chat_template):
-            if self._config.date_string is None:
-                log.warning(
-                    "The chat template prints today's date, so a run resumed on another day would "
-                    "not fit its store: set train_loader.dataset.date_string, such as 26 Jul 2024."
-                )
-            else:
-                self._dated = _DatedTokenizer(self._tokenizer, self._config.date_string)
-
-    def _ids(self, row: dict[str, Any], where: Where) -> tuple[list[int], list[int]]:
-        """Return all ids before the last response, and the last response's, by llm-foundry."""
-        try:
-            turns: list[dict[str, list[int]]] = self._tokenize(row, self._dated)["turns"]
-        except Exception as error:
-            _refuse_what_is_no_text(row, where)
-            if self.kind == "plain":
-                raise BadRow(
-                    where, "tokenizer fails",
-                    f"the tokenizer cannot encode prompt={shown(row['prompt'])} and response="
-                    f"{shown(row['response'])} ({type(error).__name__}: {shown(str(error), 160)})",
-                    "Correct the text, or use the model's own tokenizer.",
-                ) from error  # fmt: skip
-            raise BadRow(
-                where, "chat template fails",
-                f"the chat template cannot render the row's messages="
-                f"{shown(row.get('messages'))} ({type(error).__name__}: {shown(str(error), 160)})",
-                "Adapt the roles to the tokenizer's chat template, or change the template.",
-            ) from error  # fmt: skip
-        prompt: list[int] = []
-        for turn in turns[:-1]:
-            prompt += turn["input_ids"] + turn["labels"]
-        prompt += turns[-1]["input_ids"]
-        bos = self._tokenizer.bos_token_id
-        # A text that spells out BOS where the tokenizer or the template puts one as well.
-        if bos is not None and prompt[:2] == [bos, bos]:
-            prompt = prompt[1:]
-        if not prompt:
-            raise BadRow(where, "empty prompt", "the prompt has no tokens", "Give it a text.")
-        return prompt, list(turns[-1]["labels"])
+        if self._config.tokenize == "turns":
+            self._ids = TurnTokeniser(self._tokenizer, self._config, kind, self.rule, self._old)
+        else:
+            self._ids = RowTokeniser(self._tokenizer, self._config, kind, self.rule)
 
     def _ended(self, response: list[int], where: Where) -> list[int]:
         """Cut what the template puts after the stop token, or append the stop token."""
@@ -233,33 +259,3 @@ class _Tokeniser:
         if limit > 1 and prompt[0] == self._tokenizer.bos_token_id:
             return [prompt[0], *prompt[len(prompt) - limit + 1 :]]
         return prompt[-limit:]
-
-
-def _refuse_what_is_no_text(row: dict[str, Any], where: Where) -> None:
-    """Raise for half of a surrogate pair, which JSON can spell and no tokenizer encodes."""
-    text = json.dumps(row, ensure_ascii=False)
-    try:
-        text.encode()
-    except UnicodeEncodeError as error:
-        near = text[max(0, error.start - 20) : error.end + 20]
-        raise BadRow(
-            where, "lone surrogate", f"{shown(near)} holds half of a surrogate pair, which is no "
-            "character", "Write the whole pair, or remove it.",
-        ) from error  # fmt: skip
-
-
-class _DatedTokenizer:
-    """The tokenizer with a fixed date for its chat template, else unchanged."""
-
-    def __init__(self, tokenizer: PreTrainedTokenizerBase, date: str) -> None:
-        self._inner, self._date = tokenizer, date
-
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self._inner, name)
-
-    def __call__(self, *args: Any, **kwargs: Any) -> Any:
-        return self._inner(*args, **kwargs)
-
-    def apply_chat_template(self, *args: Any, **kwargs: Any) -> Any:
-        """Render with the fixed date in place of today's."""
-        return self._inner.apply_chat_template(*args, **{**kwargs, "date_string": self._date})

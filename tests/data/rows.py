@@ -11,9 +11,9 @@ from spin_composer.data.tokenise import build_examples
 
 PLAIN = [
     {"prompt": "How many clips did she sell?\n", "response": "She sold 48/2 = 24 clips.\n#### 24"},
-    {"prompt": "Night : Day :: Right : ", "response": "Left"},
+    {"prompt": "Night : Day :: Right :", "response": " Left"},
     {"prompt": "Answer the question", "response": " in one sentence."},
-    {"prompt": "Unicode: ", "response": "naïve café ½"},
+    {"prompt": "Unicode:", "response": " naïve café ½"},
 ]
 CHAT = [
     {

@@ -37,10 +37,10 @@ def foundry_ids(path, tokenizer) -> list[tuple[list[int], list[int]]]:
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_ids_are_those_of_llm_foundry(any_tokenizer, kind, jsonl, tmp_path, monkeypatch):
+def test_turns_are_the_ids_of_llm_foundry(any_tokenizer, kind, jsonl, tmp_path, monkeypatch):
     monkeypatch.setenv("HF_DATASETS_CACHE", str(tmp_path / "cache"))
     path = jsonl(KINDS[kind])
-    ours = load(any_tokenizer, hf_name=str(path))
+    ours = load(any_tokenizer, hf_name=str(path), tokenize="turns")
     theirs = foundry_ids(path, any_tokenizer)
     assert len(ours) == len(theirs)
     rule = stop_rule(any_tokenizer, kind)
@@ -135,6 +135,8 @@ def test_eos_is_not_doubled_when_the_tokenizer_puts_it_itself(jsonl, caplog):
         single="<s> $A </s>", special_tokens=[("<s>", 1), ("</s>", 2)]
     )
     example = load(tokenizer, hf_name=str(jsonl(PLAIN)))[0]
+    assert tokenizer.eos_token_id not in example.prompt
+    example = load(tokenizer, hf_name=str(jsonl(PLAIN)), tokenize="turns")[0]
     assert example.response[-1] == tokenizer.eos_token_id
     assert np.count_nonzero(example.response == tokenizer.eos_token_id) == 1
     assert "ends every text with EOS" in caplog.text

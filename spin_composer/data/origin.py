@@ -1,0 +1,99 @@
+"""Where examples come from: what is needed to tokenise the same rows in the other way."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, field, replace
+from itertools import islice
+from typing import TYPE_CHECKING, Any, Literal
+
+import numpy as np
+
+from spin_composer.data.counts import DataReport
+from spin_composer.data.faults import BadRow, Where
+from spin_composer.errors import InputError
+
+if TYPE_CHECKING:
+    from spin_composer.data.config import DatasetConfig
+    from spin_composer.data.examples import Example, ExampleDataset
+
+KEPT_ROWS = 64
+"""Formatted rows that are kept in memory, to be compared without reading the source again."""
+
+
+@dataclass(frozen=True)
+class BothWays:
+    """A row in both ways of tokenising; a ``BadRow`` where a way cannot."""
+
+    where: Where
+    rendering: Example | BadRow
+    turns: Example | BadRow
+
+    @property
+    def differ(self) -> bool:
+        """Whether both ways give an example, with other ids or another border."""
+        if isinstance(self.rendering, BadRow) or isinstance(self.turns, BadRow):
+            return False
+        return not (
+            np.array_equal(self.rendering.prompt, self.turns.prompt)
+            and np.array_equal(self.rendering.response, self.turns.response)
+        )
+
+
+@dataclass
+class Origin:
+    """The tokenizer and settings of examples, and their first rows."""
+
+    tokenizer: Any
+    config: DatasetConfig
+    rows: list[tuple[Where, Any, dict[str, Any]]] = field(default_factory=list)
+
+    def retokenised(self, tokenize: Literal["rendering", "turns"]) -> ExampleDataset:
+        """Read the source again and tokenise it that way; a collective call."""
+        from spin_composer.data.sources import read_rows
+        from spin_composer.data.tokenise import build_examples
+
+        config = replace(self.config, tokenize=tokenize)
+        return build_examples(read_rows(config), self.tokenizer, config, old=tokenize == "turns")
+
+    def both_ways(self, limit: int | None) -> Iterator[BothWays]:
+        """Yield the rows in both ways."""
+        from spin_composer.data.tokenise import Tokeniser
+
+        with_turns = replace(
+            self.config, tokenize="turns", generation_prompt="template",
+            special_tokens_in_text="warn",
+        )  # fmt: skip
+        ways = (
+            Tokeniser(self.tokenizer, replace(self.config, tokenize="rendering")),
+            Tokeniser(self.tokenizer, with_turns),
+        )
+        rows: Iterable[tuple[Where, Any, dict[str, Any]]] = self.rows
+        if limit is None or limit > len(self.rows) >= KEPT_ROWS:
+            rows = self._read()
+        for where, kind, row in islice(rows, limit):
+            made: list[Any] = []
+            for way in ways:
+                try:
+                    made.append(way(kind, row, where, DataReport()))
+                except BadRow as fault:
+                    made.append(fault)
+                except InputError as error:  # the whole way does not work: no text mode, say
+                    made.append(BadRow(where, "cannot be tokenised", str(error), ""))
+            yield BothWays(where, *made)
+
+    def _read(self) -> Iterator[tuple[Where, Any, dict[str, Any]]]:
+        from spin_composer.data.formats import to_foundry_row
+        from spin_composer.data.preprocess import make_preprocessor, preprocess_row
+        from spin_composer.data.sources import read_rows
+
+        preprocess = make_preprocessor(self.config)
+        for where, row in read_rows(self.config):
+            if isinstance(row, BadRow):
+                continue
+            try:
+                if preprocess is not None:
+                    row = preprocess_row(preprocess, row, where)
+                yield where, *to_foundry_row(row, where)
+            except BadRow:
+                continue

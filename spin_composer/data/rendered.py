@@ -1,0 +1,143 @@
+"""``tokenize: rendering``: the ids of a row as a whole, spelled control tokens looked after."""
+
+from __future__ import annotations
+
+import logging
+from typing import Any
+
+from spin_composer.data.config import DatasetConfig
+from spin_composer.data.counts import DataReport
+from spin_composer.data.faults import BadRow, Where
+from spin_composer.data.rendering import Renderer
+from spin_composer.data.spelled import (
+    TextEncoder,
+    control_tokens,
+    pattern_of,
+    replaced,
+    texts_of,
+)
+from spin_composer.data.stop import StopRule
+from spin_composer.data.turn_ids import check_spelled, spoken
+from spin_composer.data.whole import WholeText
+from spin_composer.errors import InputError, shown
+
+log = logging.getLogger(__name__)
+
+_ASKED, _SAID = "spin asks", "spin says"
+
+
+class RowTokeniser:
+    """Gives the ids of a row's prompt, and those that follow it in the whole row.
+
+    Args:
+        tokenizer: The model's tokenizer.
+        config: The checked ``dataset:`` block.
+        kind: plain or chat.
+        rule: How responses end.
+    """
+
+    def __init__(self, tokenizer: Any, config: DatasetConfig, kind: str, rule: StopRule) -> None:
+        self._config, self._kind = config, kind
+        self._whole = WholeText(tokenizer, with_special=kind == "plain")
+        self._renderer = (
+            Renderer(tokenizer, config.date_string, config.generation_prompt)
+            if kind == "chat" else None
+        )  # fmt: skip
+        control = control_tokens(tokenizer, self._between_turns())
+        # A stop token within a response is found by its id, whether the text spells it or not.
+        self._control = pattern_of({t: i for t, i in control.items() if i != rule.token_id})
+        self._in_prompts = pattern_of(control)
+        self._encoder = None
+        if config.special_tokens_in_text == "text" and control:
+            self._encoder = TextEncoder(tokenizer, control)
+        if self._renderer is not None:
+            self._warn_of_missing_date()
+
+    def __call__(
+        self, row: dict[str, Any], where: Where, report: DataReport
+    ) -> tuple[list[int], list[int]]:
+        """Return the prompt's ids and the response's.
+
+        Raises:
+            BadRow: The template, the border or a control token in a text forbids it.
+        """
+        encode = None
+        if self._encoder is None:
+            refuse = self._config.special_tokens_in_text == "error"
+            check_spelled(row, self._control, where, report, refuse)
+        elif any(map(self._in_prompts.search, texts_of(spoken(row)))):  # type: ignore
+            encode = self._encoder
+        try:
+            prompt, whole = self._texts(row, where, encode)
+            ids = self._whole(prompt, whole, where, encode)
+        except InputError:
+            raise
+        except Exception as error:
+            raise BadRow(
+                where, "tokenizer fails",
+                f"the tokenizer cannot encode the row {shown(row)} ({type(error).__name__}: "
+                f"{shown(str(error), 160)})", "Correct the text, or use the model's own tokenizer.",
+            ) from error  # fmt: skip
+        if self._renderer is not None:
+            self._count_cut_answer(row["messages"][-1]["content"], whole, where, report)
+        return ids
+
+    def _texts(
+        self, row: dict[str, Any], where: Where, encoder: TextEncoder | None
+    ) -> tuple[str, str]:
+        if self._renderer is None:
+            return row["prompt"], row["prompt"] + row["response"]
+        if encoder is None:
+            return self._renderer(row, where)
+        prompt, whole = self._renderer(replaced(row, encoder.hide), where)
+        return encoder.shown_again(prompt), encoder.shown_again(whole)
+
+    def _count_cut_answer(
+        self, content: str | None, whole: str, where: Where, report: DataReport
+    ) -> None:
+        """Count an answer that the template does not write whole, white space aside."""
+        if not content or content.strip() in whole:
+            return
+        if "".join(content.split()) in "".join(whole.split()):
+            return
+        report.cut_answers += 1
+        if report.cut_answers == 1:
+            report.note(
+                f"{where}: the chat template does not write the whole answer {shown(content)}: "
+                "what it leaves out is not trained on."
+            )
+
+    def _between_turns(self) -> str:
+        """Return what the template writes between an answer and the next question."""
+        if self._renderer is None:
+            return ""
+        turns = [
+            {"role": "user", "content": _ASKED}, {"role": "assistant", "content": _SAID},
+            {"role": "user", "content": _ASKED}, {"role": "assistant", "content": _SAID},
+        ]  # fmt: skip
+        try:
+            text = self._renderer.text(turns)
+        except Exception:  # it cannot render such turns: the rows will say so
+            return ""
+        before, _, after = text.partition(_SAID)
+        between = after.partition(_ASKED)[0]
+        return between + before.partition(_ASKED)[2]
+
+    def _warn_of_missing_date(self) -> None:
+        """Say it if the template prints a date_string that nobody gives."""
+        assert self._renderer is not None
+        if self._config.date_string is not None:
+            return
+        turns = {"messages": [{"role": "user", "content": _ASKED}]}
+        texts = []
+        for date in ({}, {"date_string": ""}, {"date_string": "26 Jul 2024"}):
+            try:
+                given = {**turns, "chat_template_kwargs": date}
+                texts.append(self._renderer.text(turns["messages"], given))
+            except Exception:  # such a template says what it lacks at the first row
+                return
+        if texts[0] == texts[1] != texts[2]:
+            log.warning(
+                "The chat template prints date_string, which is not set, so that it stays empty: "
+                "set train_loader.dataset.date_string, such as 26 Jul 2024."
+            )

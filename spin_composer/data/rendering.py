@@ -1,0 +1,234 @@
+"""A conversation as its chat template writes it: the prompt's text and the whole row's.
+
+Only the last turn is trained on, so the template may rewrite earlier turns (reasoning models drop
+their thoughts), as long as it does so with and without the answer alike.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any, Literal
+
+from spin_composer.data.dates import TemplateDate
+from spin_composer.data.faults import BadRow, Where
+from spin_composer.data.tool_calls import with_text_arguments
+from spin_composer.errors import InputError, shown
+
+CARRY_NO_TEXT = frozenset({"role", "content", "name", "tool_call_id"})
+"""Keys of a turn that a template may leave out: no text that is trained on is lost."""
+_OURS = frozenset({"messages", "tools", "add_generation_prompt", "tokenize", "chat_template"})
+# Stands for an answer of which no character agrees with what a template writes.
+_UNLIKE_ANYTHING = "\U0010f8ff"
+_SHOWN = 48
+
+
+class Renderer:
+    """Renders rows of kind ``chat`` by the tokenizer's template.
+
+    Args:
+        tokenizer: Has the template; llm-foundry's default is taken where it has none.
+        date_string: The date for the template.
+        generation_prompt: Where the prompt ends if the template's generation prompt is no
+            beginning of the whole rendering.
+    """
+
+    def __init__(
+        self,
+        tokenizer: Any,
+        date_string: str | None = None,
+        generation_prompt: Literal["template", "response"] = "template",
+    ) -> None:
+        from llmfoundry.data.finetuning.tasks import _DEFAULT_CHAT_TEMPLATE
+
+        self._tokenizer = tokenizer
+        self._template = None if tokenizer.chat_template is not None else _DEFAULT_CHAT_TEMPLATE
+        self._source = str(tokenizer.chat_template or _DEFAULT_CHAT_TEMPLATE)
+        self._date = TemplateDate(date_string)
+        self._ends_at = generation_prompt
+
+    def text(
+        self,
+        messages: Sequence[Mapping[str, Any]],
+        row: Mapping[str, Any] | None = None,
+        generation_prompt: bool = False,
+    ) -> str:
+        """Render turns; ``row`` may bring tools and further arguments for the template."""
+        row = row or {}
+        return self._tokenizer.apply_chat_template(
+            list(messages), tokenize=False, add_generation_prompt=generation_prompt,
+            tools=row.get("tools") or None, chat_template=self._template,
+            **{**self._date.arguments(), **(row.get("chat_template_kwargs") or {})},
+        )  # fmt: skip
+
+    def __call__(self, row: Mapping[str, Any], where: Where) -> tuple[str, str]:
+        """Return the prompt's text, and the whole row's, which begins with it.
+
+        Raises:
+            BadRow: The template refuses the row, would lose a part of it, or writes the prompt
+                otherwise once an answer follows.
+        """
+        self._check_arguments(row, where)
+        messages, whole = self._whole(row, where)
+        prompt = self._try(messages[:-1], row, where, generation_prompt=True)
+        self._check_keys(messages, row, whole, where)
+        if not whole.startswith(prompt):
+            prompt = prompt[: self._border(messages, row, prompt, whole, where)]
+        return prompt, whole
+
+    def _check_arguments(self, row: Mapping[str, Any], where: Where) -> None:
+        for key, value in (row.get("chat_template_kwargs") or {}).items():
+            if key in _OURS or key not in self._source:
+                raise BadRow(
+                    where, "unused template argument",
+                    f"chat_template_kwargs.{key}={shown(value)} is not used by the chat template",
+                    "Remove it, or use the template that the data was made for.",
+                )  # fmt: skip
+
+    def _whole(
+        self, row: Mapping[str, Any], where: Where
+    ) -> tuple[list[Mapping[str, Any]], str]:
+        """Return the turns in the spelling that the template can render, and their rendering."""
+        given = list(row["messages"])
+        spellings = [given]
+        if any(message.get("tool_calls") for message in given):
+            spellings.append(with_text_arguments(given))
+        for messages in [*spellings]:
+            if any(message["content"] is None for message in messages):
+                spellings.append([_without_null(message) for message in messages])
+        first: BadRow | None = None
+        for messages in spellings:
+            try:
+                whole = self._try(messages, row, where)
+            except BadRow as fault:
+                first = first or fault
+                continue
+            if any(message["content"] is None for message in messages):
+                blank = [_without_null(message) for message in messages]
+                try:
+                    # A template that knows nothing of null content prints Python's word for it.
+                    if whole.count("None") > self._try(blank, row, where).count("None"):
+                        continue
+                except BadRow:
+                    pass
+            return messages, whole
+        assert first is not None
+        raise first
+
+    def _try(
+        self,
+        messages: Sequence[Mapping[str, Any]],
+        row: Mapping[str, Any],
+        where: Where,
+        generation_prompt: bool = False,
+    ) -> str:
+        from jinja2.exceptions import TemplateError
+
+        try:
+            return self.text(messages, row, generation_prompt)
+        except InputError:
+            raise
+        except Exception as error:
+            name = "" if type(error) is TemplateError else f"{type(error).__name__}: "
+            raise BadRow(
+                where, "chat template fails",
+                f"the chat template refuses the row: {name}{error} (messages={shown(messages)})",
+                "Adapt the row to the tokenizer's chat template, or change the template.",
+            ) from error  # fmt: skip
+
+    def _check_keys(
+        self,
+        messages: Sequence[Mapping[str, Any]],
+        row: Mapping[str, Any],
+        whole: str,
+        where: Where,
+    ) -> None:
+        """Refuse a row of which the template leaves out a key that carries text."""
+        last = len(messages) - 1
+        used = False
+        for i, message in enumerate(messages):
+            for key in message.keys() - CARRY_NO_TEXT:
+                if i < last and key in self._source:
+                    continue  # the template knows it, and may drop it from earlier turns
+                less = _without_null({k: v for k, v in message.items() if k != key})
+                if self._same([*messages[:i], less, *messages[i + 1 :]], row, whole):
+                    raise _unused(f"messages[{i}].{key}", message[key], where)
+                used |= i == last
+        if row.get("tools") and self._same(messages, {**row, "tools": None}, whole):
+            raise _unused("tools", row["tools"], where)
+        content = messages[-1]["content"]
+        if not (content or "").strip():
+            if not used:
+                raise BadRow(
+                    where, "empty response", f"messages[{last}].content={shown(content)} is empty",
+                    "Give it a text, or drop such rows with dataset.on_bad_row: skip.",
+                )  # fmt: skip
+        elif used and content.strip() not in whole:
+            less = {**messages[-1], "content": ""}
+            if self._same([*messages[:-1], less], row, whole):
+                raise _unused(f"messages[{last}].content", content, where)
+
+    def _same(
+        self, messages: Sequence[Mapping[str, Any]], row: Mapping[str, Any], whole: str
+    ) -> bool:
+        try:
+            return self.text(messages, row) == whole
+        except Exception:  # without the key the template cannot render the row: it reads it
+            return False
+
+    def _border(
+        self,
+        messages: Sequence[Mapping[str, Any]],
+        row: Mapping[str, Any],
+        prompt: str,
+        whole: str,
+        where: Where,
+    ) -> int:
+        """Return where the generation prompt and the whole part, if the prompt may end there."""
+        parts = _common(prompt, whole)
+        try:
+            before = self.text(messages[:-1], row)
+        except Exception:
+            before = ""
+        if prompt.startswith(before) and parts < len(before):
+            raise BadRow(
+                where, "the prompt is rewritten",
+                f"the chat template writes the turns before the answer otherwise once the answer "
+                f"follows: {_around(prompt, parts)} becomes {_around(whole, parts)}",
+                "Mend the template: it must write them alike (a system text that moves to the last "
+                "turn does not), or drop such rows.",
+            )  # fmt: skip
+        # The answer's own first characters may agree by chance: they are no part of the prompt.
+        unlike = self._try(
+            [*messages[:-1], {"role": "assistant", "content": _UNLIKE_ANYTHING}], row, where
+        )
+        parts = min(parts, max(_common(prompt, unlike), len(before)))
+        if self._ends_at == "response":
+            return parts
+        raise BadRow(
+            where, "generation prompt not continued",
+            f"the chat template's generation prompt ends with {prompt[parts:]!r}, where the whole "
+            f"row has {whole[parts : parts + _SHOWN]!r}",
+            "Set train_loader.dataset.generation_prompt: response to end the prompt before it, or "
+            "give answers that begin so.",
+        )  # fmt: skip
+
+
+def _without_null(message: Mapping[str, Any]) -> Mapping[str, Any]:
+    return {**message, "content": ""} if message["content"] is None else message
+
+
+def _common(a: str, b: str) -> int:
+    pairs = enumerate(zip(a, b, strict=False))
+    return next((i for i, (x, y) in pairs if x != y), min(len(a), len(b)))
+
+
+def _around(text: str, at: int) -> str:
+    return repr(text[max(0, at - _SHOWN // 2) : at + _SHOWN])
+
+
+def _unused(field: str, value: Any, where: Where) -> BadRow:
+    return BadRow(
+        where, f"unused {field.rpartition('.')[2]}",
+        f"{field}={shown(value)} is not used by the chat template, so it would be lost",
+        "Use a template that writes it, put it into the content, or remove the key.",
+    )  # fmt: skip

@@ -1,0 +1,140 @@
+"""Control tokens that data spells out: found in texts, and encoded as the text that they are.
+
+Control tokens are the tokenizer's special tokens and whatever its template writes between turns.
+Tags in pairs, such as ``<think>`` and ``</think>``, are content, unless the tokenizer names them
+(BOS, EOS ...).
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any
+
+from spin_composer.errors import InputError, shown
+
+_MARK, _PLACE = "\U0010f8f0", "\U0010f8f1"
+
+
+def control_tokens(tokenizer: Any, between_turns: str = "") -> dict[str, int]:
+    """Return the control tokens, text to id.
+
+    Args:
+        tokenizer: The model's tokenizer.
+        between_turns: What the chat template writes between two turns.
+    """
+    added = {token.content: (i, token.special) for i, token in
+             tokenizer.added_tokens_decoder.items()}  # fmt: skip
+    named = {
+        text for key, text in tokenizer.special_tokens_map.items()
+        if key != "additional_special_tokens" and isinstance(text, str)
+    }  # fmt: skip
+    found: dict[str, int] = {}
+    for text, (i, special) in added.items():
+        structure = text in between_turns and not text.isalnum()
+        known = special or structure or text in tokenizer.all_special_tokens
+        if text.strip() and (text in named or (known and not _is_tag(text, added))):
+            found[text] = i
+    return found
+
+
+def _is_tag(text: str, added: Mapping[str, Any]) -> bool:
+    if not re.fullmatch(r"</?[^/|<>]+>", text):
+        return False
+    twin = "<" + text[2:] if text.startswith("</") else "</" + text[1:]
+    return twin in added
+
+
+def pattern_of(control: Mapping[str, int]) -> re.Pattern[str] | None:
+    """Return what finds control tokens in a text; None if there are none."""
+    texts = sorted(control, key=len, reverse=True)
+    return re.compile("|".join(map(re.escape, texts))) if texts else None
+
+
+def texts_of(value: Any) -> Iterator[str]:
+    """Yield every text of a turn or of tools, but for the roles."""
+    if isinstance(value, str):
+        yield value
+    elif isinstance(value, Mapping):
+        for key, item in value.items():
+            if key != "role":
+                yield from texts_of(item)
+    elif isinstance(value, (list, tuple)):
+        for item in value:
+            yield from texts_of(item)
+
+
+def replaced(value: Any, change: Callable[[str], str]) -> Any:
+    """Return a copy with every text changed, but for the roles."""
+    if isinstance(value, str):
+        return change(value)
+    if isinstance(value, Mapping):
+        return {k: v if k == "role" else replaced(v, change) for k, v in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [replaced(item, change) for item in value]
+    return value
+
+
+class TextEncoder:
+    """Encodes spelled control tokens as plain text, and the template's own as what they are.
+
+    It holds a copy of the tokenizer in which each control token has another name, one that no
+    text holds. In contents, control tokens are hidden before the template is rendered; what then
+    still spells one is the template's own, and is written by the other name.
+
+    Raises:
+        InputError: The tokenizer is not a fast one, or finds control tokens in plain text too.
+    """
+
+    def __init__(self, tokenizer: Any, control: dict[str, int]) -> None:
+        self._name = shown(tokenizer.name_or_path)
+        if not tokenizer.is_fast:
+            raise self._cannot("it has no fast tokenizer")
+        from tokenizers import Tokenizer
+
+        self._texts = sorted(control, key=len, reverse=True)
+        self._pattern = pattern_of(control)
+        self._number = {text: str(n) for n, text in enumerate(self._texts)}
+        content = json.loads(tokenizer.backend_tokenizer.to_str())
+        content |= {"post_processor": None, "truncation": None, "padding": None}
+        old: dict[str, int] = {}
+        for token in content["added_tokens"]:
+            text = token["content"]
+            name = self._mark(text) if text in control else text
+            old[name], token["content"] = token["id"], name
+        self._inner = Tokenizer.from_str(json.dumps(content))
+        self._old = {self._inner.token_to_id(name): i for name, i in old.items()}
+        ids = set(control.values())
+        for text in self._texts:
+            if ids & set(self(f"a {text} a")):
+                raise self._cannot(f"its vocabulary holds {text!r} as text, too")
+            if self(self._mark(text)) != [control[text]]:
+                raise self._cannot(f"{text!r} cannot be told from text")
+
+    def _cannot(self, why: str) -> InputError:
+        return InputError(
+            f"train_loader.dataset.special_tokens_in_text='text': the tokenizer {self._name} "
+            f"cannot encode control tokens as text ({why}). Set it to warn or error."
+        )
+
+    def _mark(self, text: str) -> str:
+        return f"{_MARK}{self._number[text]}{_MARK}"
+
+    def hide(self, text: str) -> str:
+        """Return a content's text with its control tokens hidden from the template."""
+        if self._pattern is None:
+            return text
+        return self._pattern.sub(lambda m: f"{_PLACE}{self._number[m[0]]}{_PLACE}", text)
+
+    def shown_again(self, rendered: str) -> str:
+        """Mark the template's own control tokens of a rendering, and restore the contents'."""
+        if self._pattern is None:
+            return rendered
+        marked = self._pattern.sub(lambda m: self._mark(m[0]), rendered)
+        return re.sub(f"{_PLACE}(\\d+){_PLACE}", lambda m: self._texts[int(m[1])], marked)
+
+    def __call__(self, text: str) -> list[int]:
+        """Return the ids: marked control tokens are control tokens, spelled ones are text."""
+        ids = self._inner.encode(text, add_special_tokens=False).ids
+        return [self._old.get(i, i) for i in ids]

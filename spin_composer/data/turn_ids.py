@@ -1,0 +1,177 @@
+"""``tokenize: turns``: the ids of each turn by itself, by llm-foundry's own code."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from spin_composer.data.config import DatasetConfig
+from spin_composer.data.counts import DataReport
+from spin_composer.data.dates import TemplateDate
+from spin_composer.data.faults import BadRow, Where
+from spin_composer.data.rendering import CARRY_NO_TEXT
+from spin_composer.data.spelled import control_tokens, pattern_of, texts_of
+from spin_composer.data.stop import StopRule
+from spin_composer.errors import shown
+
+
+class TurnTokeniser:
+    """Gives the ids that SFT by llm-foundry trains on.
+
+    Args:
+        tokenizer: The model's tokenizer.
+        config: The checked ``dataset:`` block.
+        kind: plain or chat.
+        rule: How responses end.
+        old: Lose what earlier versions lost, and check nothing that they did not.
+    """
+
+    def __init__(
+        self, tokenizer: Any, config: DatasetConfig, kind: str, rule: StopRule, old: bool
+    ) -> None:
+        from llmfoundry.data.finetuning.tasks import tokenize_formatted_example
+
+        self._tokenize, self._tokenizer, self._old = tokenize_formatted_example, tokenizer, old
+        self._kind, self._config = kind, config
+        self._dated = _DatedTokenizer(tokenizer, config.date_string)
+        self._control = pattern_of(
+            {text: i for text, i in control_tokens(tokenizer).items() if i != rule.token_id}
+        )
+        if kind == "plain" and tokenizer("a")["input_ids"][-1] == rule.token_id:
+            _log().warning(
+                "The tokenizer %s ends every text with EOS, the prompts too: SFT by llm-foundry "
+                "trains on that, and so does SPIN. Set tokenizer.kwargs.add_eos_token: false for "
+                "both if it is not meant.", shown(tokenizer.name_or_path),
+            )  # fmt: skip
+        if kind == "chat" and "date_string" in str(tokenizer.chat_template) and (
+            config.date_string is None
+        ):  # fmt: skip
+            _log().warning(
+                "The chat template prints today's date, so a run resumed on another day would "
+                "not fit its store: set train_loader.dataset.date_string, such as 26 Jul 2024."
+            )
+
+    def __call__(
+        self, row: dict[str, Any], where: Where, report: DataReport
+    ) -> tuple[list[int], list[int]]:
+        """Return all ids before the last response, and the last response's."""
+        row = self._for_foundry(row, where)
+        try:
+            turns: list[dict[str, list[int]]] = self._tokenize(row, self._dated)["turns"]
+        except Exception as error:
+            raise self._fault(row, where, error) from error
+        if not self._old:
+            check_spelled(
+                row, self._control, where, report, self._config.special_tokens_in_text == "error"
+            )
+        prompt: list[int] = []
+        for turn in turns[:-1]:
+            prompt += turn["input_ids"] + turn["labels"]
+        prompt += turns[-1]["input_ids"]
+        bos = self._tokenizer.bos_token_id
+        # A text that spells out BOS where the tokenizer or the template puts one as well.
+        if bos is not None and prompt[:2] == [bos, bos]:
+            prompt = prompt[1:]
+        return prompt, list(turns[-1]["labels"])
+
+    def _for_foundry(self, row: dict[str, Any], where: Where) -> dict[str, Any]:
+        """Return the row with the keys that llm-foundry takes, if nothing is lost by that."""
+        if self._kind == "plain":
+            return row
+        if not self._old:
+            keys = {
+                f"messages[{i}].{key}"
+                for i, message in enumerate(row["messages"])
+                for key in message.keys() - CARRY_NO_TEXT
+            }
+            keys |= row.keys() - {"messages"}
+            for key in sorted(keys):
+                raise BadRow(
+                    where, "unused key", f"{key} is not used by tokenize: turns, so it would be "
+                    "lost", "Set tokenize: rendering, or remove it.",
+                )  # fmt: skip
+        return {
+            "messages": [
+                {"role": message["role"], "content": message["content"]}
+                for message in row["messages"]
+            ]
+        }
+
+    def _fault(self, row: dict[str, Any], where: Where, error: Exception) -> BadRow:
+        if self._kind == "plain":
+            return BadRow(
+                where, "tokenizer fails",
+                f"the tokenizer cannot encode prompt={shown(row['prompt'])} and response="
+                f"{shown(row['response'])} ({type(error).__name__}: {shown(str(error), 160)})",
+                "Correct the text, or use the model's own tokenizer.",
+            )  # fmt: skip
+        # llm-foundry's own error repeats the template and the row around the template's words.
+        said = error.__context__ if type(error).__name__ == "ChatTemplateError" else error
+        return BadRow(
+            where, "chat template fails",
+            f"the chat template refuses the row: {said} (messages={shown(row.get('messages'))})",
+            "Adapt the row to the tokenizer's chat template, or change the template; with "
+            "tokenize: turns no turn may change once others follow, with rendering it may.",
+        )  # fmt: skip
+
+
+def _log() -> Any:
+    import logging
+
+    return logging.getLogger(__name__)
+
+
+def check_spelled(
+    row: dict[str, Any], control: Any, where: Where, report: DataReport, refuse: bool
+) -> None:
+    """Refuse a response that spells out a control token; count, or refuse, such a prompt.
+
+    Raises:
+        BadRow: Names the token.
+    """
+    if control is None:
+        return
+    before, answer = spoken(row)
+    for text in texts_of(answer):
+        if found := control.search(text):
+            raise _spelled(found[0], text, "response", where, "")
+    for text in texts_of(before):
+        if found := control.search(text):
+            remedy = ", or set train_loader.dataset.special_tokens_in_text: text"
+            if refuse:
+                raise _spelled(found[0], text, "prompt", where, remedy)
+            report.spelled_prompts += 1
+            if report.spelled_prompts == 1:
+                report.note(str(_spelled(found[0], text, "prompt", where, remedy)))
+            return
+
+
+def spoken(row: dict[str, Any]) -> tuple[Any, Any]:
+    """Return what the row says before the answer, and the answer."""
+    if "messages" not in row:
+        return row["prompt"], row["response"]
+    return [row["messages"][:-1], row.get("tools")], row["messages"][-1]
+
+
+def _spelled(token: str, text: str, part: str, where: Where, remedy: str) -> BadRow:
+    return BadRow(
+        where, f"control token in the {part}",
+        f"the {part} {shown(text)} spells out {token!r}, which becomes a control token",
+        f"Remove it from the text{remedy}.",
+    )  # fmt: skip
+
+
+class _DatedTokenizer:
+    """The tokenizer with a fixed date for its chat template, else unchanged."""
+
+    def __init__(self, tokenizer: Any, date: str | None) -> None:
+        self._inner, self._date = tokenizer, TemplateDate(date)
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._inner, name)
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        return self._inner(*args, **kwargs)
+
+    def apply_chat_template(self, *args: Any, **kwargs: Any) -> Any:
+        """Render with the fixed date in place of today's."""
+        return self._inner.apply_chat_template(*args, **{**kwargs, **self._date.arguments()})

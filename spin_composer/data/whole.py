@@ -1,0 +1,95 @@
+"""One tokenisation of the whole text, cut where the prompt ends.
+
+A model that was tuned on whole texts writes the tokens that the whole has after the prompt. Encoded
+by itself a response begins otherwise: SentencePiece marks the start of each text.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+from spin_composer.data.faults import BadRow, Where
+from spin_composer.errors import shown
+
+_BEFORE, _AFTER = 3, 4
+Encode = Callable[[str], list[int]]
+
+
+class BorderFault(BadRow):
+    """The prompt's tokens are no beginning of the whole's."""
+
+
+class WholeText:
+    """Encodes prompt and whole, and takes the response from the whole.
+
+    Args:
+        tokenizer: The model's tokenizer.
+        with_special: Put what the tokenizer puts before each text (BOS): for plain rows. A chat
+            template writes its own. What it puts after each text (EOS) is left out: it stands at
+            the end of the whole, and never between prompt and response.
+    """
+
+    def __init__(self, tokenizer: Any, with_special: bool) -> None:
+        self._tokenizer = tokenizer
+        self._before: list[int] = []
+        if with_special:
+            inner, outer = self.encode("a"), list(tokenizer("a")["input_ids"])
+            starts = range(len(outer) - len(inner) + 1)
+            start = next((i for i in starts if outer[i : i + len(inner)] == inner), 0)
+            self._before = outer[:start]
+
+    def encode(self, text: str) -> list[int]:
+        """Return the ids of a text, without any that the tokenizer puts before or after it."""
+        return list(self._tokenizer(text, add_special_tokens=False)["input_ids"])
+
+    def __call__(
+        self, prompt: str, whole: str, where: Where, encode: Encode | None = None
+    ) -> tuple[list[int], list[int]]:
+        """Return the prompt's ids and the response's.
+
+        Raises:
+            BorderFault: The whole's ids do not begin with the prompt's.
+        """
+        encode = encode or self.encode
+        ids, all_ids = (self._once(self._before + encode(text)) for text in (prompt, whole))
+        if all_ids[: len(ids)] != ids:
+            raise self._fault(ids, all_ids, where)
+        return ids, all_ids[len(ids) :]
+
+    def _once(self, ids: list[int]) -> list[int]:
+        # A text that spells out BOS where the tokenizer or the template puts one as well.
+        bos = self._tokenizer.bos_token_id
+        return ids[1:] if bos is not None and ids[:2] == [bos, bos] else ids
+
+    def _fault(self, ids: list[int], all_ids: list[int], where: Where) -> BorderFault:
+        pairs = enumerate(zip(ids, all_ids, strict=False))
+        at = next((i for i, (a, b) in pairs if a != b), min(len(ids), len(all_ids)))
+        part = slice(max(0, at - _BEFORE), at + _AFTER)
+        alone, inside = (named(self._tokenizer, some[part]) for some in (ids, all_ids))
+        return BorderFault(
+            where, "a token spans prompt and response",
+            f"the prompt by itself ends in the tokens {alone}, but the whole row has {inside}",
+            "Let the prompt end where a token ends (a space belongs to the response's start), or "
+            "drop such rows with dataset.on_bad_row: skip. For a model that llm-foundry tuned, set "
+            "train_loader.dataset.tokenize: turns.",
+        )  # fmt: skip
+
+
+def named(tokenizer: Any, ids: list[int], limit: int = 12) -> str:
+    """Return the tokens' names, for messages."""
+    names = list(map(str, tokenizer.convert_ids_to_tokens(list(map(int, ids[:limit])))))
+    return f"[{', '.join(map(repr, names))}{', ...' if len(ids) > limit else ''}]"
+
+
+def most_fail(tokenizer: Any, kind: str, fault: BorderFault, failed: int, tried: int) -> str:
+    """Return the one message for data of which most rows fail at the border."""
+    what = (
+        f"the chat template of {shown(tokenizer.name_or_path)} ends its generation prompt"
+        if kind == "chat" else "the prompts end"
+    )  # fmt: skip
+    return (
+        f"{fault.where}: {fault.problem}. So it is in {failed} of {tried} rows: {what} within a "
+        "token. For a model that llm-foundry tuned, set train_loader.dataset.tokenize: turns; else "
+        "end the prompt where a token ends (no space at its end)."
+    )
