@@ -22,10 +22,10 @@ class TemplateDate:
     name takes its place, wherever in the template it is called.
     """
 
-    def __init__(self, date: str | None) -> None:
+    def __init__(self, date: str | None, quiet: bool = False) -> None:
         self._text = date
         self._date = _parsed(date) if date is not None else datetime.now()
-        self._warned = False
+        self._warned = quiet
 
     def arguments(self) -> dict[str, Any]:
         """Return the arguments for the template."""

@@ -44,9 +44,9 @@ class RowTokeniser:
             if kind == "chat" else None
         )  # fmt: skip
         control = control_tokens(tokenizer, self._between_turns())
-        # A stop token within a response is found by its id, whether the text spells it or not.
-        self._control = pattern_of({t: i for t, i in control.items() if i != rule.token_id})
-        self._in_prompts = pattern_of(control)
+        self._control, self._stop = control, rule.token_id
+        self._pattern = pattern_of(control)
+        self._stop_text = str(tokenizer.convert_ids_to_tokens(rule.token_id))
         self._encoder = None
         if config.special_tokens_in_text == "text" and control:
             self._encoder = TextEncoder(tokenizer, control)
@@ -64,9 +64,11 @@ class RowTokeniser:
         encode = None
         if self._encoder is None:
             refuse = self._config.special_tokens_in_text == "error"
-            check_spelled(row, self._control, where, report, refuse)
-        elif any(map(self._in_prompts.search, texts_of(spoken(row)))):  # type: ignore
+            check_spelled(row, self._control, self._stop, where, report, refuse)
+        elif self._pattern and any(map(self._pattern.search, texts_of(spoken(row)))):
             encode = self._encoder
+            if self._kind == "plain":  # at its end it is no part of the text
+                row = {**row, "response": row["response"].removesuffix(self._stop_text)}
         try:
             prompt, whole = self._texts(row, where, encode)
             ids = self._whole(prompt, whole, where, encode)

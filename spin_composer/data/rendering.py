@@ -30,6 +30,7 @@ class Renderer:
         date_string: The date for the template.
         generation_prompt: Where the prompt ends if the template's generation prompt is no
             beginning of the whole rendering.
+        quiet: Do not warn of a template that prints today's date.
     """
 
     def __init__(
@@ -37,13 +38,14 @@ class Renderer:
         tokenizer: Any,
         date_string: str | None = None,
         generation_prompt: Literal["template", "response"] = "template",
+        quiet: bool = False,
     ) -> None:
         from llmfoundry.data.finetuning.tasks import _DEFAULT_CHAT_TEMPLATE
 
         self._tokenizer = tokenizer
         self._template = None if tokenizer.chat_template is not None else _DEFAULT_CHAT_TEMPLATE
         self._source = str(tokenizer.chat_template or _DEFAULT_CHAT_TEMPLATE)
-        self._date = TemplateDate(date_string)
+        self._date = TemplateDate(date_string, quiet)
         self._ends_at = generation_prompt
 
     def text(

@@ -10,6 +10,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Callable, Iterator, Mapping
+from functools import lru_cache
 from typing import Any
 
 from spin_composer.errors import InputError, shown
@@ -48,7 +49,11 @@ def _is_tag(text: str, added: Mapping[str, Any]) -> bool:
 
 def pattern_of(control: Mapping[str, int]) -> re.Pattern[str] | None:
     """Return what finds control tokens in a text; None if there are none."""
-    texts = sorted(control, key=len, reverse=True)
+    return _pattern(tuple(sorted(control, key=len, reverse=True)))
+
+
+@lru_cache(maxsize=8)
+def _pattern(texts: tuple[str, ...]) -> re.Pattern[str] | None:
     return re.compile("|".join(map(re.escape, texts))) if texts else None
 
 

@@ -69,7 +69,7 @@ def _template_tail_ids(tokenizer: PreTrainedTokenizerBase, date_string: str | No
     """Return the ids that the chat template puts after the last assistant's content."""
     turns = [{"role": "user", "content": _PROBE}, {"role": "assistant", "content": _PROBE}]
     try:
-        response = Renderer(tokenizer, date_string).text(turns)
+        response = Renderer(tokenizer, date_string, quiet=True).text(turns)
     except InputError:
         raise
     except Exception as error:

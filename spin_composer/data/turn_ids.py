@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 from spin_composer.data.config import DatasetConfig
@@ -33,9 +34,7 @@ class TurnTokeniser:
         self._tokenize, self._tokenizer, self._old = tokenize_formatted_example, tokenizer, old
         self._kind, self._config = kind, config
         self._dated = _DatedTokenizer(tokenizer, config.date_string)
-        self._control = pattern_of(
-            {text: i for text, i in control_tokens(tokenizer).items() if i != rule.token_id}
-        )
+        self._control, self._stop = control_tokens(tokenizer), rule.token_id
         if kind == "plain" and tokenizer("a")["input_ids"][-1] == rule.token_id:
             _log().warning(
                 "The tokenizer %s ends every text with EOS, the prompts too: SFT by llm-foundry "
@@ -61,7 +60,8 @@ class TurnTokeniser:
             raise self._fault(row, where, error) from error
         if not self._old:
             check_spelled(
-                row, self._control, where, report, self._config.special_tokens_in_text == "error"
+                row, self._control, self._stop, where, report,
+                self._config.special_tokens_in_text == "error",
             )
         prompt: list[int] = []
         for turn in turns[:-1]:
@@ -121,21 +121,30 @@ def _log() -> Any:
 
 
 def check_spelled(
-    row: dict[str, Any], control: Any, where: Where, report: DataReport, refuse: bool
+    row: dict[str, Any],
+    control: Mapping[str, int],
+    stop: int,
+    where: Where,
+    report: DataReport,
+    refuse: bool,
 ) -> None:
     """Refuse a response that spells out a control token; count, or refuse, such a prompt.
 
     Raises:
         BadRow: Names the token.
     """
-    if control is None:
+    pattern = pattern_of(control)
+    if pattern is None:
         return
     before, answer = spoken(row)
     for text in texts_of(answer):
-        if found := control.search(text):
+        # A stop token within a response is found by its id; at its end it may be spelled out.
+        for found in pattern.finditer(text):
+            if control[found[0]] == stop:
+                continue
             raise _spelled(found[0], text, "response", where, "")
     for text in texts_of(before):
-        if found := control.search(text):
+        if found := pattern.search(text):
             remedy = ", or set train_loader.dataset.special_tokens_in_text: text"
             if refuse:
                 raise _spelled(found[0], text, "prompt", where, remedy)

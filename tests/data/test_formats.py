@@ -161,7 +161,7 @@ def test_conversation_that_the_template_refuses_is_a_bad_row(jsonl):
         + CHATML
     )
     rows = [CHAT[1], CHAT[0]]
-    with pytest.raises(BadRow, match=r"train\.jsonl:2: the chat template refuses the row: no system"):
+    with pytest.raises(BadRow, match=r"jsonl:2: the chat template refuses the row: no system"):
         load(tokenizer, hf_name=str(jsonl(rows)))
     assert len(load(tokenizer, hf_name=str(jsonl(rows)), on_bad_row="skip")) == 1
 
