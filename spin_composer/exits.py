@@ -42,6 +42,9 @@ _LOST = (
     "remote process exited or there was a network error",
 )
 
+_MISSING_KEY = re.compile(r"Missing key in checkpoint state_dict: state\.model\.([\w.]+\w)")
+"""What torch says of a sharded checkpoint."""
+
 # llm-foundry's errors that are its user's, but for those of a loss that its callbacks stop at.
 _FOUNDRYS_KIND = "llmfoundry.utils.exceptions.UserError"
 _OMEGACONFS_KIND = "omegaconf.errors.OmegaConfBaseException"
@@ -67,6 +70,8 @@ def explain(error: BaseException) -> tuple[int, str] | None:
             return code, str(error)
     if isinstance(error, interrupt.Interrupted):
         return 128 + error.number, interrupt.LINE
+    if (line := _of_checkpoint(error)) is not None:
+        return EXIT_INPUT, line
     if (line := _of_foundry(error)) is not None:
         return EXIT_INPUT, line
     line = _environment(error)
@@ -78,6 +83,19 @@ def rebuilt(code: int, line: str) -> BaseException:
     if code > 128:
         return interrupt.stopped(code - 128)
     return {code: kind for kind, code in _KINDS.items()}.get(code, RuntimeError)(line)
+
+
+def _of_checkpoint(error: BaseException) -> str | None:
+    """Return what a sharded checkpoint lacks of the weights that are trained, or None."""
+    for cause in _chain(error):
+        if found := _MISSING_KEY.search(str(cause)):
+            return (
+                f"the checkpoint lacks {found.group(1)}, which is trained: it was saved by a run "
+                "that trained other weights, or by a version that left out what is trained beside "
+                "adapters. Train the same weights, start anew with another run_name and other "
+                "folders, or, to begin with the base model's, name it in load_ignore_keys."
+            )
+    return None
 
 
 def _of_foundry(error: BaseException) -> str | None:

@@ -141,3 +141,13 @@ def test_the_training_command_exits_so(error, code, monkeypatch):
     assert train.main(["run.yaml"]) == code
     assert said.getvalue().startswith("error: ")
     assert said.getvalue().count("\n") == 1
+
+
+def test_a_weight_that_a_sharded_checkpoint_lacks_is_named():
+    from torch.distributed.checkpoint.api import CheckpointException
+
+    said = "Missing key in checkpoint state_dict: state.model.model.lm_head.weight."
+    found = explain(CheckpointException("load", {0: (RuntimeError(said), [])}))
+    assert found is not None
+    assert found[0] == 2
+    assert found[1].startswith("the checkpoint lacks model.lm_head.weight, which is trained: ")

@@ -102,6 +102,14 @@ def test_a_saved_head_in_bf16_is_refused(tmp_path: Path) -> None:
     assert "lm_head.modules_to_save.default.weight" in line
 
 
+def test_fp32_adapters_over_a_frozen_bf16_base_play_and_train(tmp_path: Path) -> None:
+    model = adapted("none", dtype=torch.bfloat16)
+    before = {name: parameter.clone() for name, parameter in model.named_parameters()}
+    tiny_trainer(tmp_path, model, max_duration="1iter").fit()
+    for name, parameter in model.named_parameters():
+        assert torch.equal(parameter, before[name]) != parameter.requires_grad, name
+
+
 def test_nothing_to_train_is_refused(tmp_path: Path) -> None:
     model = models.tiny_model("llama", vocab_size=VOCAB)
     optimizer = torch.optim.RMSprop(model.parameters())
