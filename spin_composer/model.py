@@ -211,12 +211,10 @@ class HFSpinLM(SpinLM, ComposerHFCausalLM):
             should_save_peft_only: checkpoints hold the trained weights only, LoRA's and others.
         """
         check_loaded(model)
-        if getattr(model, "peft_config", None):
-            kinds = {
-                str(getattr(c.peft_type, "value", c.peft_type)) for c in model.peft_config.values()
-            }
-            if kinds != {"LORA"}:
-                raise InputError(f"model: PEFT of type {sorted(kinds)} is not supported. Use LoRA.")
+        given: Any = getattr(model, "peft_config", None) or {}
+        kinds = {str(getattr(c.peft_type, "value", c.peft_type)).upper() for c in given.values()}
+        if kinds - {"LORA"}:
+            raise InputError(f"model: PEFT of type {sorted(kinds)} is not supported. Use LoRA.")
         self = cls.__new__(cls)
         HuggingFaceModel.__init__(
             self,

@@ -72,8 +72,9 @@ def merged_weight(layer: Any) -> Tensor | None:
 
 def unmergeable(model: nn.Module) -> list[str]:
     """Return the kinds of adapted layers that :func:`merged_weight` does not speak for."""
-    kinds = set()
-    for layer in model.modules():
+    kinds: set[str] = set()
+    layers: Iterator[Any] = model.modules()
+    for layer in layers:
         if not hasattr(layer, "base_layer"):
             continue
         if not hasattr(layer, "get_delta_weight") or not hasattr(layer, "lora_A"):
