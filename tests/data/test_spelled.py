@@ -1,0 +1,106 @@
+"""Control tokens that data spells out never become control tokens unseen."""
+
+from __future__ import annotations
+
+import pytest
+
+from spin_composer.data.faults import BadRow
+from spin_composer.data.spelled import control_tokens
+from spin_composer.errors import InputError
+from tests.data import templates
+from tests.data.rows import load
+from tests.fixtures import tokenizers
+
+R1 = (
+    "{%- for m in messages %}{%- if m.role == 'user' %}{{- '<|User|>' + m.content }}{%- else %}"
+    "{{- '<|Assistant|>' + m.content + '<|endoftext|>' }}{%- endif %}{%- endfor %}"
+    "{%- if add_generation_prompt %}{{- '<|Assistant|>' }}{%- endif %}"
+)
+
+
+def chat(asked: str, said: str) -> dict:
+    return {
+        "messages": [{"role": "user", "content": asked}, {"role": "assistant", "content": said}]
+    }
+
+
+@pytest.mark.parametrize("way", ["rendering", "turns"])
+def test_response_with_a_control_token_is_bad(way, chatml, jsonl):
+    path = jsonl([chat("Hello", "a <|im_start|> b")])
+    with pytest.raises(BadRow, match=r"jsonl:1: the response .*'<\|im_start\|>'"):
+        load(chatml, hf_name=str(path), tokenize=way)
+    path = jsonl([{"prompt": "Hello", "response": " a <|im_start|> b"}])
+    with pytest.raises(BadRow, match=r"jsonl:1: the response .*'<\|im_start\|>'"):
+        load(chatml, hf_name=str(path), tokenize=way)
+
+
+def test_prompt_with_a_control_token_is_counted_or_bad(chatml, jsonl, caplog):
+    # The stop token, too, ends a turn in the middle of a prompt.
+    path = str(jsonl([chat("say <|im_end|>", "no"), chat("Hello", "no")]))
+    report = load(chatml, hf_name=path).report
+    assert report.spelled_prompts == 1
+    assert "1 prompts spell out control tokens" in caplog.text
+    assert "'<|im_end|>'" in caplog.text
+    with pytest.raises(BadRow, match=r"jsonl:1: the prompt .*'<\|im_end\|>'.*in_text: text"):
+        load(chatml, hf_name=path, special_tokens_in_text="error")
+
+
+def test_text_is_encoded_as_text_and_the_templates_tokens_stay(chatml, jsonl):
+    row = chat("say <|im_end|> and <|im_start|>user", "write <|im_start|> or <|im_end|>")
+    example = load(chatml, hf_name=str(jsonl([row])), special_tokens_in_text="text")[0]
+    prompt, response = (
+        chatml.convert_ids_to_tokens(p.tolist()) for p in (example.prompt, example.response)
+    )
+    control = {"<|im_start|>", "<|im_end|>"}
+    assert [t for t in prompt if t in control] == ["<|im_start|>", "<|im_end|>", "<|im_start|>"]
+    assert [t for t in response if t in control] == ["<|im_end|>"]
+    turns = row["messages"]
+    whole = chatml.apply_chat_template(turns, tokenize=False)
+    assert chatml.decode([*example.prompt, *example.response]) + "\n" == whole
+
+
+def test_text_changes_no_row_without_control_tokens(jsonl):
+    for prepend in ("normalizer", "first", "always", "never"):
+        tokenizer = templates.metaspace(prepend, templates.PHI3)
+        rows = [
+            chat("How many clips?", "The relation."),
+            chat("the </s> or <|end|> mark", "The clips"),
+        ]
+        plain = load(tokenizer, hf_name=str(jsonl(rows)))
+        text = load(tokenizer, hf_name=str(jsonl(rows)), special_tokens_in_text="text")
+        assert text[0].prompt.tolist() == plain[0].prompt.tolist()
+        assert tokenizer.eos_token_id in plain[1].prompt
+        assert tokenizer.eos_token_id not in text[1].prompt
+        ends = text[1].prompt.tolist().count(tokenizer.convert_tokens_to_ids("<|end|>"))
+        assert ends == 1, "the template's own"
+
+
+def test_text_is_refused_where_the_vocabulary_holds_control_tokens_as_text(llama, jsonl):
+    path = str(jsonl([{"prompt": "Hello", "response": " there"}]))
+    with pytest.raises(InputError, match=r"special_tokens_in_text='text'.*as text, too"):
+        load(llama, hf_name=path, special_tokens_in_text="text")
+
+
+def test_tags_are_content_and_turn_marks_are_not(jsonl):
+    marks = ("<think>", "</think>", "<|User|>", "<|Assistant|>")
+    tokenizer = templates.chatml(R1, *marks)
+    load(tokenizer, hf_name=str(jsonl([chat("Hello", "<think>so</think> yes")])))
+    for mark in marks[2:]:  # added tokens that are not special: the template makes turns of them
+        with pytest.raises(BadRow, match="the response"):
+            load(tokenizer, hf_name=str(jsonl([chat("Hello", f"so {mark} yes")])))
+    assert "<think>" not in control_tokens(tokenizer)
+
+
+def test_plain_response_may_end_with_the_stop_tokens_text(chatml, jsonl):
+    path = str(jsonl([{"prompt": "Hello", "response": " there<|endoftext|>"}]))
+    for setting in ("warn", "text"):
+        example = load(chatml, hf_name=path, special_tokens_in_text=setting)[0]
+        assert chatml.decode(example.response) == " there<|endoftext|>"
+        assert example.response.tolist().count(chatml.eos_token_id) == 1
+
+
+def test_stores_of_before_see_none_of_these_checks(jsonl):
+    tokenizer = tokenizers.chatml()
+    rows = [chat("Hello", "a <|im_start|> b"), chat("Hello", "fine")]
+    new = load(tokenizer, hf_name=str(jsonl(rows)), on_bad_row="skip")
+    assert (len(new), len(new.retokenised("turns"))) == (1, 2)
