@@ -6,6 +6,7 @@ their thoughts), as long as it does so with and without the answer alike.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 from typing import Any, Literal
 
@@ -79,12 +80,15 @@ class Renderer:
 
     def _check_arguments(self, row: Mapping[str, Any], where: Where) -> None:
         for key, value in (row.get("chat_template_kwargs") or {}).items():
-            if key in _OURS or key not in self._source:
+            if key in _OURS or not self._knows(key):
                 raise BadRow(
                     where, "unused template argument",
                     f"chat_template_kwargs.{key}={shown(value)} is not used by the chat template",
                     "Remove it, or use the template that the data was made for.",
                 )  # fmt: skip
+
+    def _knows(self, key: str) -> bool:
+        return re.search(rf"\b{re.escape(key)}\b", self._source) is not None
 
     def _whole(
         self, row: Mapping[str, Any], where: Where
@@ -149,7 +153,7 @@ class Renderer:
         used = False
         for i, message in enumerate(messages):
             for key in message.keys() - CARRY_NO_TEXT:
-                if i < last and key in self._source:
+                if i < last and self._knows(key):
                     continue  # the template knows it, and may drop it from earlier turns
                 less = _without_null({k: v for k, v in message.items() if k != key})
                 if self._same([*messages[:i], less, *messages[i + 1 :]], row, whole):

@@ -11,7 +11,7 @@ import json
 import re
 from collections.abc import Callable, Iterator, Mapping
 from functools import lru_cache
-from typing import Any
+from typing import Any, cast
 
 from spin_composer.errors import InputError, shown
 
@@ -109,7 +109,7 @@ class TextEncoder:
             name = self._mark(text) if text in control else text
             old[name], token["content"] = token["id"], name
         self._inner = Tokenizer.from_str(json.dumps(content))
-        self._old = {self._inner.token_to_id(name): i for name, i in old.items()}
+        self._old = {cast(int, self._inner.token_to_id(name)): i for name, i in old.items()}
         ids = set(control.values())
         for text in self._texts:
             if ids & set(self(f"a {text} a")):

@@ -196,6 +196,7 @@ class Tokeniser:
                 f"{where}: a {kind} row in a data set that began with {self.kind} rows. "
                 "Split the data into one set per kind, or convert one kind to the other."
             )
+        assert self._ids is not None
         prompt, response = self._ids(row, where, report)
         if not prompt:
             raise BadRow(where, "empty prompt", "the prompt has no tokens", "Give it a text.")

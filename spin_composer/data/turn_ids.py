@@ -33,7 +33,7 @@ class TurnTokeniser:
 
         self._tokenize, self._tokenizer, self._old = tokenize_formatted_example, tokenizer, old
         self._kind, self._config = kind, config
-        self._dated = _DatedTokenizer(tokenizer, config.date_string)
+        self._dated: Any = _DatedTokenizer(tokenizer, config.date_string)
         self._control, self._stop = control_tokens(tokenizer), rule.token_id
         if kind == "plain" and tokenizer("a")["input_ids"][-1] == rule.token_id:
             _log().warning(
