@@ -109,7 +109,9 @@ class TextEncoder:
             name = self._mark(text) if text in control else text
             old[name], token["content"] = token["id"], name
         self._inner = Tokenizer.from_str(json.dumps(content))
-        self._old = {cast(int, self._inner.token_to_id(name)): i for name, i in old.items()}
+        self._old: dict[int, int] = {
+            cast(int, self._inner.token_to_id(name)): i for name, i in old.items()
+        }
         ids = set(control.values())
         for text in self._texts:
             if ids & set(self(f"a {text} a")):
@@ -141,5 +143,5 @@ class TextEncoder:
 
     def __call__(self, text: str) -> list[int]:
         """Return the ids: marked control tokens are control tokens, spelled ones are text."""
-        ids = self._inner.encode(text, add_special_tokens=False).ids
+        ids: list[int] = self._inner.encode(text, add_special_tokens=False).ids
         return [self._old.get(i, i) for i in ids]
