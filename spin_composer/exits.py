@@ -29,7 +29,7 @@ _UNWRITABLE = (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.EISD
 _IO = (errno.EIO, errno.ESTALE)
 _RUSTS = re.compile(r"\(os error (\d+)\)")
 """How libraries written in Rust name a system error: safetensors does."""
-_SHARED_MEMORY = re.compile(r"/\d{6}_[a-z_]+")
+_SHARED_MEMORY = re.compile(r"/\d{6,}_[a-z_]+")
 # What torch.save says of a file that it could not write to its end, when the system's own error
 # was left behind on another rank.
 _CUT_SHORT = ("unexpected pos ", "PytorchStreamWriter failed writing file")
@@ -151,7 +151,7 @@ def _of_system(error: BaseException, number: int) -> str | None:
         )
     if number == errno.EEXIST and _SHARED_MEMORY.fullmatch(str(at)):
         return (
-            f"another run on this machine took the shared memory {at} of Streaming at the same "
+            f"another program on this machine took the shared memory {at} of Streaming at the same "
             "moment. Give the same command again: the run goes on."
         )
     a_file = number == errno.EEXIST and os.path.isfile(at)  # where a folder was to be made

@@ -18,7 +18,8 @@ KERNELS = ROOT / "kernels" / "spin_kernels"
 # here: a new one belongs in this list before it belongs in the package.
 LAYERS: tuple[frozenset[str], ...] = (
     frozenset(
-        {"errors", "exits", "checks", "server_settings", "settings", "save_folder"} | {"interrupt"}
+        {"errors", "exits", "checks", "server_settings", "settings", "save_folder"}
+        | {"interrupt", "shared_memory"}
     ),
     frozenset(
         {"data", "loss", "head", "dropout", "logprobs", "metrics", "report"}

@@ -30,6 +30,7 @@ from spin_composer.data.tokenise import build_examples
 from spin_composer.errors import InputError, shown
 from spin_composer.preflight import check_first_batch_is_whole, check_rows, check_run
 from spin_composer.settings import ALL
+from spin_composer.shared_memory import own_names
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -78,6 +79,7 @@ def build_spin_dataloader(
     Raises:
         InputError: A setting, file or row that cannot work.
     """
+    own_names()  # llm-foundry makes its loaders of evaluation after this one
     where = "eval_loader" if evaluation else "train_loader"
     check_loader_keys(unknown, where)
     if tokenizer is None:

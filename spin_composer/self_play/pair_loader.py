@@ -13,6 +13,9 @@ from spin_composer.data.pairs import Pair, collate_pairs
 from spin_composer.errors import InputError
 from spin_composer.self_play.store import Store
 from spin_composer.self_play.unit import row_of_sample
+from spin_composer.shared_memory import own_names
+
+own_names()  # on import: a user's own loaders of evaluation may be made before ours
 
 _CANONICAL_NODES = 1
 """Fixed, so that the order of pairs is the same on any number of nodes and ranks."""
