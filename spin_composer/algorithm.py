@@ -14,6 +14,7 @@ from torch.utils.data import DataLoader
 from spin_composer.books import FILE_NAME as BOOKS
 from spin_composer.books import IterationLog
 from spin_composer.data.loader import examples_of
+from spin_composer.early_end import EarlyEnd
 from spin_composer.engines import check_engine
 from spin_composer.errors import InputError
 from spin_composer.exports import export_at_the_end, exporters, name_exports
@@ -27,12 +28,12 @@ from spin_composer.iteration import (
     start_iteration,
 )
 from spin_composer.model import SpinLM
+from spin_composer.offline_wandb import expect_no_artifacts, log_tables_offline
 from spin_composer.schedule import refresh_learning_rates, require_spin_scheduler
 from spin_composer.self_play.gather import reshard
 from spin_composer.self_play.lock import StoreLock
 from spin_composer.self_play.places import lock_places, open_store
 from spin_composer.self_play.ranks import from_rank_zero, on_all_ranks
-from spin_composer.self_play.samples import keep_offline_wandb_offline
 from spin_composer.settings import SpinSettings, count_iterations, fill
 from spin_composer.start_checks import (
     check_fit,
@@ -81,16 +82,15 @@ class SPIN(Algorithm):
         self.settings = fill(SpinSettings, settings, "spin")
         if self.settings.deterministic:
             reproducibility.configure_deterministic_mode()
-        keep_offline_wandb_offline()
+        log_tables_offline()
         self.game: Game | None = None
         self.books = IterationLog()
         self._locks: list[StoreLock] = []
         self._saved: dict[str, Any] = {}
         self._first_batch = FirstBatchCheck()
         self._finite = FiniteCheck()
-        self._stopping = Stopping(
-            self.settings.save_on_signal and self.settings.play_only is None
-        )
+        self._stopping = Stopping(self.settings.save_on_signal and self.settings.play_only is None)
+        self._early_end = EarlyEnd()
         self._loaded: set[str] | None = None
         self._clock = 0.0
 
@@ -125,7 +125,8 @@ class SPIN(Algorithm):
         }
 
     def _init(self, state: State, logger: Logger) -> None:
-        del logger
+        expect_no_artifacts(logger)
+        self._early_end.watch(state)
         if not isinstance(composer_model(state), SpinLM):
             raise InputError(
                 f"model must be a spin_composer model, got {type(state.model).__name__}. Use "
@@ -169,12 +170,14 @@ class SPIN(Algorithm):
         # A checkpoint of an iteration's last epoch was saved before the iteration was closed.
         if int(state.timestamp.epoch_in_iteration) >= epochs:
             state.timestamp = state.timestamp.to_next_iteration()
+        self._early_end.keep(state, self._saved.get("ended", {}), total)
         check_play_only(self.settings, state)
         check_weights(state)
         require_restored(state, self._loaded)
 
     def _fit_start(self, state: State, logger: Logger) -> None:
         del logger
+        self._early_end.require_begun(state)
         self._stopping.begin(state)
         # Composer runs them backwards after a batch: ours, first, sees gradients before clipping.
         state.algorithms[:] = sorted(state.algorithms, key=lambda algorithm: algorithm is self)
@@ -196,7 +199,7 @@ class SPIN(Algorithm):
         self.game.manifest = self._saved.get("manifest", {})
         self.books.open(self.game.store.root, state)
         evaluate_at_iteration_ends(state, self.settings.epochs_per_iteration)
-        save_at_iteration_ends(state, self.settings.epochs_per_iteration, self._stopping.wants_save)
+        save_at_iteration_ends(state, self.settings.epochs_per_iteration, self._wants_save)
         export_at_the_end(state)
         name_exports(state)
         mend_gloo_average(state)
@@ -212,6 +215,8 @@ class SPIN(Algorithm):
             state.dataset_state["train"] = None
         if int(state.timestamp.epoch_in_iteration) or int(state.timestamp.batch_in_epoch):
             resume_iteration(self.game, state)
+        if self._saved.get("ended"):
+            self._write_books()  # it goes on after all
         self._clock = time.perf_counter() - self._saved.get("seconds", 0.0)
 
     def _iteration_start(self, state: State, logger: Logger) -> None:
@@ -220,6 +225,7 @@ class SPIN(Algorithm):
         from_rank_zero(lambda: [lock.check() for lock in self._locks] and None)
         name_exports(state)
         self.books.start(start_iteration(self.game, state, logger))
+        self._clock -= self.game.earlier_play_seconds  # other processes', but the run's
         self._first_batch.expect(self.game.noise)
 
     def _batch_start(self, state: State, logger: Logger) -> None:
@@ -240,9 +246,14 @@ class SPIN(Algorithm):
         self.books.tally(state)
         self._stopping.batch_end(state, logger)
 
+    def _wants_save(self, event: Event) -> bool:
+        return self._stopping.wants_save(event) or self._early_end.wants_save(event)
+
     def _fit_end(self, state: State, logger: Logger) -> None:
         del state, logger
         self._stopping.fit_end()
+        if self._early_end.record:
+            self._write_books(self._early_end.record["line"])
         for lock in self._locks:
             lock.release()
 
@@ -251,7 +262,12 @@ class SPIN(Algorithm):
         share = self.game.play_seconds / (time.perf_counter() - self._clock)
         logger.log_metrics({"spin/play_time_share": share})
         self.books.close(state, {"play_time_share": share})
+        self._write_books()
+
+    def _write_books(self, ended: str = "") -> None:
+        assert self.game is not None
         if dist.get_global_rank() == 0:
+            self.books.write(ended)
             self.game.store.publish(BOOKS)
 
     def state_dict(self) -> dict[str, Any]:
@@ -263,6 +279,7 @@ class SPIN(Algorithm):
             "seconds": time.perf_counter() - self._clock if game else 0.0,
             "manifest": game.manifest if game else {},
             "books": self.books.state_dict(),
+            "ended": self._early_end.record,
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:

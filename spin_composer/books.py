@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import Any
 
 from composer.core import State
-from composer.utils import dist
 
 from spin_composer.self_play.durable import write_atomically
 
@@ -51,15 +50,19 @@ class IterationLog:
         self._batches += 1
 
     def close(self, state: State, figures: Mapping[str, float]) -> None:
-        """Close the iteration that the state's clock has just left; write the books."""
+        """Close the iteration that the state's clock has just left."""
         iteration = int(state.timestamp.iteration) - 1
         means = {name: total / self._batches for name, total in self._sums.items()}
         record = {"iteration": iteration, "batches": self._batches}
         record |= self._play | means | _evaluation(state) | dict(figures)
         self._records = [r for r in self._records if r["iteration"] < iteration] + [record]
-        if dist.get_global_rank() == 0:
-            books = {"baseline": self._baseline, "iterations": self._records}
-            write_atomically(self._path, json.dumps(books, indent=1) + "\n")
+
+    def write(self, ended: str = "") -> None:
+        """Write the books; call it on rank 0. ``ended`` says who ended the run early, and where."""
+        books: dict[str, Any] = {"baseline": self._baseline, "iterations": self._records}
+        if ended:
+            books["ended"] = ended
+        write_atomically(self._path, json.dumps(books, indent=1) + "\n")
 
     def state_dict(self) -> dict[str, Any]:
         """Return the books so far, the open iteration included."""

@@ -30,6 +30,10 @@ class PlayDone(Exception):
     """Ends a job that only plays: the units that it was to make are in the store. No error."""
 
 
+class RunEnded(Exception):
+    """Ends a run that a callback stopped before it began. No error."""
+
+
 def shown(value: object, limit: int = 60) -> str:
     """Return ``repr(value)`` shortened to ``limit`` characters, for error messages."""
     text = repr(value)

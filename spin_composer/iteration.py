@@ -45,6 +45,7 @@ from spin_composer.self_play.prepare import in_training, open_iteration
 from spin_composer.self_play.ranks import from_rank_zero
 from spin_composer.self_play.rounds import Rounds
 from spin_composer.self_play.samples import log_samples
+from spin_composer.self_play.spans import covered_seconds
 from spin_composer.self_play.store import FORMAT_VERSION, Store
 from spin_composer.settings import SpinSettings, of_iteration
 
@@ -62,7 +63,9 @@ class Game:
     sft_loader: DataLoader[Any]
     """The loader that came with the Trainer; its dataset is ``examples``."""
     play_seconds: float = 0.0
-    """Wall-clock time of this process spent in play."""
+    """Wall-clock time spent in play, by the processes before this one too."""
+    earlier_play_seconds: float = 0.0
+    """Of them in this iteration, before this process came to it."""
     manifest: dict[str, Any] = field(default_factory=dict)
     """Of the iteration that is being trained."""
     noise: float = 0.0
@@ -87,7 +90,7 @@ def start_iteration(game: Game, state: State, logger: Logger) -> dict[str, float
     if game.settings.reset_optimizer:
         for optimizer in state.optimizers:
             optimizer.state.clear()
-    started = time.perf_counter()
+    started, began = time.perf_counter(), time.time()
     units = plan_units(game.settings, game.seed, iteration, len(game.examples))
     to_make = [units[unit] for unit in _wanted(game, len(units))]
     if dist.get_global_rank() == 0 and (warning := idle_ranks(to_make, dist.get_world_size())):
@@ -112,16 +115,25 @@ def start_iteration(game: Game, state: State, logger: Logger) -> dict[str, float
             f"of the {len(wanted)} asked for; it has {len(units)}."
         )
     report = finished_play(game.store, iteration, len(units))
-    seconds = time.perf_counter() - started
+    game.earlier_play_seconds = covered_seconds(report.spans, until=began)
+    seconds = game.earlier_play_seconds + time.perf_counter() - started
     game.play_seconds += seconds
     game.noise = report.noise
-    figures = report.metrics() | {"spin/play_seconds": seconds}
-    if player.server_gap is not None:
-        figures |= player.server_gap.metrics()
+    left_out = report.pairs % _global_batch_size(game)
+    figures = report.metrics() | {
+        "spin/pairs": report.pairs - left_out,
+        "spin/left_out_pairs": left_out,
+        "spin/play_seconds": seconds,
+    }
+    if left_out and dist.get_global_rank() == 0:
+        log.warning(
+            f"iteration {iteration}: each epoch trains {report.pairs - left_out} of the "
+            f"{report.pairs} pairs; {left_out}, fewer than a batch, are left out, others in each."
+        )
     logger.log_metrics(figures)
-    rows = game.settings.sample_table_rows
+    rows, step = game.settings.sample_table_rows, int(state.timestamp.batch)
     from_rank_zero(
-        lambda: log_samples(logger, model.tokenizer, game.store, iteration, len(units), rows)
+        lambda: log_samples(logger, model.tokenizer, game.store, iteration, len(units), rows, step)
     )
     _load_pairs(game, state, iteration, report)
     return figures

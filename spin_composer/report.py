@@ -30,6 +30,8 @@ class Books:
     """Evaluation metrics of the model that the run began with; empty if there was no evaluation."""
     iterations: list[Figures]
     """Figures of the closed iterations, in order, by the names they are logged under."""
+    ended: str = ""
+    """Who ended the run before its time, and where; empty if nobody did."""
 
 
 @dataclass(frozen=True)
@@ -70,7 +72,8 @@ def read_books(store: Path) -> Books:
     path = store / FILE_NAME if store.is_dir() else store
     try:
         found = json.loads(path.read_text())
-        return Books(_figures(found["baseline"]), [_figures(r) for r in found["iterations"]])
+        iterations = [_figures(r) for r in found["iterations"]]
+        return Books(_figures(found["baseline"]), iterations, str(found.get("ended", "")))
     except (FileNotFoundError, NotADirectoryError):
         raise StoreError(
             f"{path} does not exist: no iteration of that run is finished, or it is not its store. "
@@ -110,6 +113,8 @@ def print_table(books: Books, console: Console) -> None:
         "at its start.",
         style="dim",
     )
+    if books.ended:
+        console.print(f"The run is finished: {books.ended}.", soft_wrap=True, markup=False)
 
 
 def make_table(

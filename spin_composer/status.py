@@ -76,6 +76,8 @@ class Status:
     """Its epoch and batch."""
     partial: list[str] = field(default_factory=list)
     """Checkpoints that are cut short."""
+    ended: str = ""
+    """Who ended the run before its time, and where."""
 
 
 def read_plan(run: Path) -> Plan:
@@ -139,12 +141,12 @@ def read_status(plan: Plan) -> Status:
                 f"{store} does not exist: the run has not begun, or it is another run's name. "
                 "Give the folder that spin.store names."
             )
-        closed = _closed(store / "iterations.json")
+        closed, ended = _books(store / "iterations.json")
         folders = sorted(p for p in store.glob("iter-*") if re.fullmatch(r"iter-\d+", p.name))
         iterations = [_read_iteration(folder, closed, plan.remote is None) for folder in folders]
         owner, live = _owner(store / "run.lock")
     checkpoint, position, partial = _checkpoints(plan)
-    return Status(plan, iterations, owner, live, checkpoint, position, partial)
+    return Status(plan, iterations, owner, live, checkpoint, position, partial, ended)
 
 
 def print_status(status: Status, console: Console) -> None:
@@ -175,6 +177,8 @@ def next_step(status: Status) -> str:
     damaged = [one for one in status.iterations if one.problem]
     if damaged:
         return f"{damaged[0].problem}: {word} will say what to do"
+    if status.ended and not status.live:
+        return f"nothing: the run is finished ({status.ended})"
     if status.position is None or epochs is None:
         last = status.iterations[-1] if status.iterations else None
         if last is None:
@@ -240,11 +244,14 @@ def _read_iteration(folder: Path, closed: set[int], with_files: bool) -> Iterati
     )
 
 
-def _closed(path: Path) -> set[int]:
+def _books(path: Path) -> tuple[set[int], str]:
+    """Return the closed iterations, and who ended the run early."""
     try:
-        return {int(record["iteration"]) for record in json.loads(path.read_text())["iterations"]}
+        books = json.loads(path.read_text())
+        closed = {int(record["iteration"]) for record in books["iterations"]}
+        return closed, str(books.get("ended", ""))
     except FileNotFoundError:
-        return set()
+        return set(), ""
     except (ValueError, KeyError, TypeError) as error:
         raise StoreError(
             f"{path} is damaged ({error!r}). Restore it; the next iteration's end writes it anew."

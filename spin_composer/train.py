@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from spin_composer import interrupt
-from spin_composer.errors import InputError, PlayDone
+from spin_composer.errors import InputError, PlayDone, RunEnded
 from spin_composer.exits import EXIT_INPUT, explain
 
 _FINISHED = "less than or equal to the elapsed training duration"
@@ -92,7 +92,7 @@ def exit_code(run: Callable[[], object], name: str) -> int:
     try:
         interrupt.install(owned=True)
         run()
-    except PlayDone as done:
+    except (PlayDone, RunEnded) as done:
         print(f"{name}: {done}", file=sys.stderr)
     except BaseException as error:  # that of a failed sharded save is no Exception
         if number := interrupt.cause_of(error):
@@ -101,7 +101,10 @@ def exit_code(run: Callable[[], object], name: str) -> int:
         if isinstance(error, (KeyboardInterrupt, SystemExit)):
             raise
         if isinstance(error, ValueError) and _FINISHED in str(error):  # raised by Trainer.fit()
-            print(f"{name}: the run is finished already; nothing to do.", file=sys.stderr)
+            module = sys.modules.get("spin_composer.early_end")
+            reason = module.EarlyEnd.reason if module is not None else ""
+            why = f" ({reason})" if reason else ""
+            print(f"{name}: the run is finished already{why}; nothing to do.", file=sys.stderr)
             return 0
         explained = explain(error)
         if explained is None:

@@ -29,7 +29,7 @@ LAYERS: tuple[frozenset[str], ...] = (
     frozenset(
         {"schedule", "start_checks", "engines", "iteration", "books", "algorithm", "config"}
         | {"eval_loaders", "exports", "launch", "registered"}
-        | {"finite", "first_batch", "stopping"}
+        | {"finite", "first_batch", "stopping", "early_end", "offline_wandb"}
     ),
     frozenset({"train", "status", "play_job", "demo", "data_commands", "cli", "__main__"}),
 )

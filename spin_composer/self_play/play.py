@@ -49,11 +49,17 @@ class PlayReport:
     scoring_seconds: float
     noise: float
     """Largest of the units' noises, in nats per token."""
+    spans: tuple[tuple[float, float], ...] = ()
+    """When each unit was made, in seconds since the epoch."""
+    server_gap: float | None = None
+    """Largest of the units' gaps, in nats per token; None where no server gave log-probs."""
 
     def metrics(self) -> dict[str, float]:
         """Return the figures that are logged, by name."""
         prompts = max(1, self.prompts)
+        gap = {} if self.server_gap is None else {"spin/server_gap": self.server_gap}
         return {
+            **gap,
             "spin/pairs": self.pairs,
             "spin/replayed_pairs": self.replayed_pairs,
             "spin/generated_length": self.generated_tokens / prompts,
@@ -80,6 +86,8 @@ class Draft:
     """A server's log-prob sum of each row's response, where it gave one."""
     seconds: float
     """What answering took."""
+    began: float = 0.0
+    """When, in seconds since the epoch."""
 
 
 @dataclass(frozen=True)
@@ -126,15 +134,16 @@ class Player:
 
     def draft(self, iteration: int, index: int, unit: Unit) -> Draft:
         """Answer a unit's prompts, or read the unit that is replayed."""
-        started = time.perf_counter()
+        started, began = time.perf_counter(), time.time()
         if isinstance(unit, ReplayUnit):
             rows = list(self.store.read_unit(unit.iteration, unit.unit))
-            return Draft(index, unit, rows, [], [None] * len(rows), 0.0)
+            return Draft(index, unit, rows, [], [None] * len(rows), 0.0, began)
         rows, responses = self._answer(iteration, index, unit)
         # A dropped row's response equals the real one, so it is not among these.
         logps = {id(response.ids): response.logp for response in responses}
         served = [logps[id(row.pair.generated)] for row in rows]
-        return Draft(index, unit, rows, responses, served, time.perf_counter() - started)
+        seconds = time.perf_counter() - started
+        return Draft(index, unit, rows, responses, served, seconds, began)
 
     def scored(self, draft: Draft) -> Scored:
         """Score a draft with the current opponent."""
@@ -155,6 +164,8 @@ class Player:
             generation_seconds=draft.seconds,
             scoring_seconds=time.perf_counter() - started,
             noise=noise,
+            began=draft.began,
+            ended=time.time(),
         )
         return Scored(draft, rows, report)
 
@@ -164,10 +175,12 @@ class Player:
         Raises:
             EngineError: If another model than the opponent answered it.
         """
+        report = unit.report
         if self.server_gap is not None:
-            self.server_gap.check(unit.rows, unit.draft.served_logps, unit.report.noise)
-        self.store.commit_unit(iteration, unit.draft.index, unit.rows, unit.report)
-        return unit.report
+            gap = self.server_gap.check(unit.rows, unit.draft.served_logps, report.noise)
+            report = replace(report, server_gap=gap)
+        self.store.commit_unit(iteration, unit.draft.index, unit.rows, report)
+        return report
 
     def take_up(self, iteration: int, index: int, unit: Unit) -> bool:
         """Tell whether a unit is there after all: by another job, or a process that was killed."""
@@ -382,4 +395,6 @@ def _total(reports: Sequence[UnitReport]) -> PlayReport:
         generation_seconds=sum(r.generation_seconds for r in played),
         scoring_seconds=sum(r.scoring_seconds for r in reports),
         noise=max((r.noise for r in reports), default=0.0),
+        spans=tuple((r.began, r.ended) for r in reports),
+        server_gap=max((r.server_gap for r in reports if r.server_gap is not None), default=None),
     )

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 from typing import Any
 
 from composer.loggers import ConsoleLogger, Logger, TensorboardLogger
@@ -28,11 +27,18 @@ def sample_rows(store: Store, iteration: int, num_units: int, count: int) -> lis
 
 
 def log_samples(
-    logger: Logger, tokenizer: Any, store: Store, iteration: int, num_units: int, count: int
+    logger: Logger,
+    tokenizer: Any,
+    store: Store,
+    iteration: int,
+    num_units: int,
+    count: int,
+    step: int,
 ) -> None:
     """Write the table to the iteration's ``samples.jsonl`` and to the loggers that take tables.
 
-    Call it on rank 0. W&B, MLflow and file loggers take tables; TensorBoard gets a text.
+    Call it on rank 0. W&B, MLflow and file loggers take tables; TensorBoard gets a text. ``step``
+    is the run's batch: logged without one, a table makes W&B refuse all else of that batch.
     """
     table = []
     for row in sample_rows(store, iteration, num_units, count):
@@ -48,16 +54,7 @@ def log_samples(
         return
     for destination in logger.destinations:
         if not isinstance(destination, ConsoleLogger):  # it would print the table at every line
-            destination.log_table(COLUMNS, table, name="spin/samples")
+            destination.log_table(COLUMNS, table, name="spin/samples", step=step)
         if isinstance(destination, TensorboardLogger) and destination.writer is not None:
             text = "\n\n".join(f"    {line}" for line in lines)
-            destination.writer.add_text("spin/samples", text, iteration)
-
-
-def keep_offline_wandb_offline() -> None:
-    """Let an offline W&B run log tables without asking a server, which it would wait for.
-
-    Call it before the run's ``wandb.init``.
-    """
-    if os.environ.get("WANDB_MODE") == "offline":
-        os.environ.setdefault("WANDB_ALLOW_OFFLINE_ARTIFACTS", "false")
+            destination.writer.add_text("spin/samples", text, step)

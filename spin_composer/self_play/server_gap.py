@@ -5,8 +5,6 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 
-from composer.utils import dist
-
 from spin_composer.errors import EngineError
 from spin_composer.self_play.unit import Row
 
@@ -33,7 +31,9 @@ class ServerGap:
         """Mean |server - ours| in nats per token, of the unit where it was largest."""
         self.compared_tokens = 0
 
-    def check(self, rows: Sequence[Row], served: Sequence[float | None], noise: float) -> None:
+    def check(
+        self, rows: Sequence[Row], served: Sequence[float | None], noise: float
+    ) -> float | None:
         """Compare a unit's rows, as scored, with the sums that the server gave.
 
         Args:
@@ -42,6 +42,9 @@ class ServerGap:
                 it gave none.
             noise: Of scoring, in nats per token.
 
+        Returns:
+            Mean |server - ours| in nats per token; None if the server gave no sums.
+
         Raises:
             EngineError: If they differ by more than roundings do.
         """
@@ -49,7 +52,7 @@ class ServerGap:
         gaps = [abs(p.opponent_generated - logp) for p, logp in pairs if logp is not None]
         tokens = sum(len(pair.generated) for pair, logp in pairs if logp is not None)
         if not tokens:
-            return
+            return None
         gap = math.fsum(gaps) / tokens
         tolerance = max(self.tolerance, _NOISE_MULTIPLE * noise)
         if not gap <= tolerance:
@@ -62,10 +65,4 @@ class ServerGap:
             )
         self.largest = max(self.largest, gap)
         self.compared_tokens += tokens
-
-    def metrics(self) -> dict[str, float]:
-        """Return the largest unit's gap of all ranks, if any was measured; a collective."""
-        found = dist.all_gather_object((self.compared_tokens, self.largest))
-        if not any(tokens for tokens, _ in found):
-            return {}
-        return {"spin/server_gap": max(gap for _, gap in found)}
+        return gap

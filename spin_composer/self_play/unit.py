@@ -66,6 +66,11 @@ class UnitReport:
     noise: float
     """Mean |difference| per token, in nats, of two scorings of the same rows in different
     batches."""
+    began: float = 0.0
+    ended: float = 0.0
+    """When it was made, in seconds since the epoch; 0 in stores that did not note it."""
+    server_gap: float | None = None
+    """Engine ``server``: mean difference of its log-probs and ours, in nats per token."""
 
 
 @contextmanager

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 
-from composer.loggers import MLFlowLogger, TensorboardLogger, WandBLogger
 from fixtures.runs import tiny_trainer
 
 
@@ -18,24 +17,3 @@ def test_each_iteration_writes_its_samples_to_the_run_folder(tmp_path):
             row["prompt"].endswith(" :") and row["real"] and row["generated"] for row in rows
         )
         assert {row["finish"] for row in rows} <= {"stop", "length"}
-
-
-def test_wandb_mlflow_and_tensorboard_get_the_table(tmp_path, monkeypatch):
-    monkeypatch.setenv("WANDB_MODE", "offline")
-    monkeypatch.setenv("WANDB_SILENT", "true")
-    loggers = [
-        WandBLogger(project="spin", init_kwargs={"dir": str(tmp_path)}),
-        MLFlowLogger(experiment_name="spin", tracking_uri=f"file:{tmp_path / 'mlflow'}"),
-        TensorboardLogger(log_dir=str(tmp_path / "tensorboard")),
-    ]
-    trainer = tiny_trainer(tmp_path, loggers=loggers, max_duration="1iter")
-    trainer.fit()
-    trainer.close()
-    tables = [p for p in (tmp_path / "wandb").rglob("*.table.json") if "samples" in str(p)]
-    assert tables
-    assert "generated" in tables[0].read_text()
-    tables = [p for p in (tmp_path / "mlflow").rglob("*samples*") if p.is_file()]
-    assert tables
-    assert "generated" in tables[0].read_text()
-    events = b"".join(p.read_bytes() for p in (tmp_path / "tensorboard").rglob("events*"))
-    assert b"spin/samples" in events

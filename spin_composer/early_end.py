@@ -1,0 +1,108 @@
+"""A run that a callback ended early: noted in its checkpoint, so that it stays ended.
+
+EarlyStopper, ThresholdStopper and others call ``state.stop_training()``, which sets the duration to
+now; the YAML still names the whole one, so that the same command would train on.
+"""
+
+from __future__ import annotations
+
+import logging
+import sys
+from typing import Any, ClassVar
+
+from composer.callbacks import CheckpointSaver, EarlyStopper, ThresholdStopper
+from composer.core import Event, State, Time, TimeUnit
+from composer.utils import dist
+
+from spin_composer.errors import RunEnded
+
+log = logging.getLogger(__name__)
+
+
+class EarlyEnd:
+    """Notes who ends a run early, and keeps a run that was ended from going on."""
+
+    reason: ClassVar[str] = ""
+    """Why the run that was loaded last is finished, for the command's line; empty if it is not."""
+
+    def __init__(self) -> None:
+        self.record: dict[str, Any] = {}
+        """Part of the checkpoint: ``by`` (a class), ``line``, and ``epochs``, the whole duration;
+        empty while nobody has ended the run."""
+
+    def watch(self, state: State) -> None:
+        """Note calls of ``state.stop_training``; at ``INIT``."""
+        stop = state.stop_training
+
+        def noted() -> None:
+            caller = sys._getframe(1).f_locals.get("self")
+            if not self.record:
+                self._note(state, caller)
+            stop()
+            for saver in state.callbacks:  # at an epoch's end its last batch may be saved already
+                if isinstance(saver, CheckpointSaver):
+                    saver.last_checkpoint_batch = None
+            if int(state.timestamp.batch) == 0:
+                # 0 batches: Composer would divide by it. The batch at hand is still trained.
+                state.max_duration = Time(1, TimeUnit.BATCH)
+
+        state.stop_training = noted
+
+    def _note(self, state: State, caller: Any) -> None:
+        t = state.timestamp
+        at = f"iteration {int(t.iteration)}, epoch {int(t.epoch)}, batch {int(t.batch)}"
+        who = type(caller).__name__ if caller is not None else "a call of state.stop_training()"
+        self.record = {"by": who, "line": f"{who}{_looks_at(caller)} ended it at {at}"}
+        self.record["epochs"] = int(state.max_duration.value) if state.max_duration else 0
+        if dist.get_global_rank() == 0:
+            log.warning(f"{self.record['line']}; the same command will not train on.")
+
+    def wants_save(self, event: Event) -> bool:
+        """Tell whether a checkpoint is to be saved since the run ends here."""
+        return bool(self.record) and event in (Event.BATCH_CHECKPOINT, Event.EPOCH_CHECKPOINT)
+
+    def keep(self, state: State, saved: dict[str, Any], epochs: int) -> bool:
+        """Let a run whose checkpoint says that it was ended be finished; at ``AFTER_LOAD``.
+
+        It goes on if it is to be longer than it was, or if who ended it is no more a callback.
+
+        Args:
+            state: Composer's.
+            saved: The checkpoint's record.
+            epochs: The run's whole duration.
+
+        Returns:
+            Whether it is finished: Composer's ``fit()`` then refuses to train.
+        """
+        EarlyEnd.reason = ""
+        callbacks = {type(callback).__name__ for callback in state.callbacks}
+        by = saved.get("by", "")
+        if not saved or epochs > saved["epochs"] or (by.isidentifier() and by not in callbacks):
+            return False
+        EarlyEnd.reason = saved["line"]
+        if dist.get_global_rank() == 0:
+            log.warning(
+                f"the run is finished: {saved['line']}. To train on, raise max_duration or take "
+                f"{by} out."
+            )
+        state.max_duration = Time(int(state.timestamp.batch), TimeUnit.BATCH)
+        return True
+
+    def require_begun(self, state: State) -> None:
+        """Stop if the run was ended before anything was played; at ``FIT_START``.
+
+        Raises:
+            RunEnded: Names who ended it.
+        """
+        if self.record and int(state.timestamp.batch) == 0:
+            raise RunEnded(f"{self.record['line']}: nothing was played and nothing trained.")
+
+
+def _looks_at(caller: Any) -> str:
+    """Return what a stopper of Composer's looks at, in brackets."""
+    if isinstance(caller, EarlyStopper):
+        best = "" if caller.best is None else f", best {float(caller.best):.4g}"
+        return f" ({caller.monitor}{best}, patience {caller.patience.to_timestring()})"
+    if isinstance(caller, ThresholdStopper):
+        return f" ({caller.monitor}, threshold {float(caller.threshold):.4g})"
+    return ""
