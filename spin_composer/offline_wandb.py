@@ -38,9 +38,9 @@ def _is_offline(logger: WandBLogger) -> bool:
 
     run = wandb.run
     off = run is not None and getattr(run.settings, "mode", None) in _MODES
-    off = off or not (logger.entity and logger.project) or logger.entity == "disabled"
-    gathered: list[Any] = dist.all_gather_object(off and logger._enabled)
-    return any(gathered)
+    off = off or not (logger.entity and logger.project)
+    off = off or logger.entity == logger.project == "disabled"  # Composer's, of a run that is none
+    return any(dist.all_gather_object(off and logger._enabled))
 
 
 def _not_found(remote_file_name: str, destination: str, *_: Any, **__: Any) -> None:

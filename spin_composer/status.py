@@ -20,6 +20,7 @@ from rich.table import Table
 
 from spin_composer.errors import InputError, StoreError
 from spin_composer.save_folder import find_checkpoints, name_pattern, structure_problem
+from spin_composer.self_play.spans import covered_seconds
 from spin_composer.settings import SpinSettings, count_iterations
 
 _LIVE_SECONDS = 30.0
@@ -42,6 +43,8 @@ class IterationStatus:
     """Generated, per rank; 0 if nothing was generated yet."""
     closed: bool
     """Trained to its end, and in the books."""
+    play_seconds: float = 0.0
+    """Wall clock of making its units; 0 where they do not note it."""
     problem: str = ""
     """What is damaged, judged without hashing; ``spin-composer`` hashes when it trains."""
 
@@ -154,12 +157,13 @@ def print_status(status: Status, console: Console) -> None:
     total = f" of {status.plan.iterations}" if status.plan.iterations else ""
     where = status.plan.remote or status.plan.store
     table = Table(title=f"{where}: {len(status.iterations)}{total} iterations begun")
-    for title in ("iteration", "units", "pairs", "tokens/s/rank", "state"):
+    for title in ("iteration", "units", "pairs", "tokens/s/rank", "play s", "state"):
         table.add_column(title, justify="left" if title == "state" else "right")
     for one in status.iterations:
         rate = f"{one.tokens_per_second:.0f}" if one.tokens_per_second else "-"
         units = f"{one.units} of {one.num_units or '?'}"
-        table.add_row(f"{one.iteration}", units, f"{one.pairs}", rate, _state(one))
+        spent = f"{one.play_seconds:.1f}" if one.play_seconds else "-"
+        table.add_row(f"{one.iteration}", units, f"{one.pairs}", rate, spent, _state(one))
     console.print(table)
     console.print(f"process:    {status.owner}", soft_wrap=True, markup=False)
     if status.plan.save_folder is not None:
@@ -240,6 +244,7 @@ def _read_iteration(folder: Path, closed: set[int], with_files: bool) -> Iterati
         pairs=sum(r.get("pairs", 0) for r in reports),
         tokens_per_second=tokens / seconds if seconds else 0.0,
         closed=number in closed,
+        play_seconds=covered_seconds((r.get("began", 0), r.get("ended", 0)) for r in reports),
         problem=problem,
     )
 

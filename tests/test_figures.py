@@ -8,6 +8,7 @@ import logging
 import pytest
 from fixtures.runs import tiny_trainer
 
+from spin_composer.self_play.durable import seal, unseal
 from spin_composer.self_play.play import Player
 from spin_composer.self_play.spans import covered_seconds
 from spin_composer.self_play.store import Store
@@ -59,6 +60,21 @@ def test_a_resumed_play_keeps_the_seconds_of_the_process_that_died(tmp_path, mon
     assert record["spin/play_seconds"] == game.play_seconds
     assert game.play_seconds > covered_seconds((r.began, r.ended) for r in made)
     assert game.play_seconds / record["play_time_share"] > game.play_seconds  # a share of it all
+
+
+def test_a_store_that_noted_no_times_is_taken_up_and_counts_none(tmp_path):
+    short = {"iteration_length": "1ep"}
+    tiny_trainer(tmp_path, spin=short, max_duration="1iter").fit()
+    for path in (tmp_path / "self-play/iter-000/units").glob("unit-*/unit.json"):
+        report = unseal(path.read_text())
+        path.write_text(
+            seal({k: v for k, v in report.items() if k not in ("began", "ended", "server_gap")})
+        )
+    trainer = tiny_trainer(tmp_path, spin=short, max_duration="1iter")
+    trainer.fit()
+    game = trainer.state.algorithms[0].game
+    assert game.earlier_play_seconds == 0
+    assert game.play_seconds > 0
 
 
 @pytest.mark.parametrize(("batch", "left_out"), [(4, 0), (5, 4)])

@@ -26,7 +26,7 @@ class Run:
         self.yaml = write_config(tiny_config(folder, folder), folder / "run.yaml")
         self.store.mkdir()
 
-    def play(self, iteration: int, units: int, of: int) -> None:
+    def play(self, iteration: int, units: int, of: int, began: float | None = None) -> None:
         folder = self.store / f"iter-{iteration:03d}"
         (folder / "units").mkdir(parents=True, exist_ok=True)
         (folder / "manifest.json").write_text(json.dumps({"num_units": of}))
@@ -34,6 +34,8 @@ class Run:
             self.unit(iteration, unit).mkdir(exist_ok=True)
             files = {"shard.mds": {"bytes": 3, "xxh64": "not read"}}
             report = {"pairs": 5, "generated_tokens": 30, "generation_seconds": 0.5}
+            if began is not None:  # each takes a second, and begins as the one before is half done
+                report |= {"began": began + unit / 2, "ended": began + unit / 2 + 1}
             (self.unit(iteration, unit) / "unit.json").write_text(
                 json.dumps({**report, "files": files})
             )
@@ -90,13 +92,13 @@ def test_each_stage_of_a_run_names_what_comes_next(run):
 def test_units_rates_and_states_are_printed(run):
     run.play(0, 5, of=5)
     run.close(0)
-    run.play(1, 4, of=10)
+    run.play(1, 4, of=10, began=1e9)
     run.save(2, 12)
     text = run.printed()
     rows = [[c.strip() for c in line.split("│")[1:-1]] for line in text.splitlines() if "│" in line]
     assert rows == [
-        ["0", "5 of 5", "25", "60", "trained"],
-        ["1", "4 of 10", "20", "60", "in play"],
+        ["0", "5 of 5", "25", "60", "-", "trained"],  # units that note no time
+        ["1", "4 of 10", "20", "60", "2.5", "in play"],
     ]
     assert "2 of 2 iterations begun" in text
     assert "checkpoint: ep2-ba12-rank0.pt" in text
