@@ -20,6 +20,7 @@ import torch
 from spin_composer import interrupt
 from spin_composer.data.pairs import Pair, collate_pairs
 from spin_composer.errors import NotFiniteError
+from spin_composer.self_play.degenerate import Comparison, same_ids
 from spin_composer.self_play.engine import Engine, Response
 from spin_composer.self_play.mirrored import MirroredStore
 from spin_composer.self_play.plan import PLAY, REPLAY, PlayUnit, ReplayUnit, Unit, unit_seed
@@ -117,6 +118,7 @@ class Player:
         score_batch_size: Pairs scored at once.
         server_gap: Compares a server's log-probs with scoring's; None with engine ``hf``.
         meter: Counts what is done.
+        same: Tells which generated responses equal the real ones.
     """
 
     store: Store
@@ -127,6 +129,7 @@ class Player:
     score_batch_size: int
     server_gap: ServerGap | None = None
     meter: Meter = field(default_factory=Meter)
+    same: Comparison = same_ids
 
     def make(self, iteration: int, index: int, unit: Unit) -> UnitReport:
         """Make one unit and commit it; return its report."""
@@ -200,10 +203,13 @@ class Player:
         with self.meter.answering():
             responses = self.engine.generate([e.prompt for e in examples], seed)
             self.meter.heard(len(responses), sum(len(r.ids) for r in responses))
+        same = self.same([e.response for e in examples], [r.ids for r in responses])
         rows = [
             Row(int(i), Pair(example.prompt, example.response, response.ids), response.finish)
-            for i, example, response in zip(unit.indices, examples, responses, strict=True)
-            if not np.array_equal(example.response, response.ids)
+            for i, example, response, is_real in zip(
+                unit.indices, examples, responses, same, strict=True
+            )
+            if not is_real
         ]
         return rows, responses
 

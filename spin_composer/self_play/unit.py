@@ -56,7 +56,7 @@ class UnitReport:
     pairs: int
     """Pairs stored: prompts less the degenerate ones."""
     degenerate: int
-    """Generated responses that equal the real one: no gradient, dropped."""
+    """Generated responses that equal the real one, by ids or by text; dropped."""
     truncated: int
     """Generated responses cut off by max_new_tokens."""
     generated_tokens: int
