@@ -204,13 +204,11 @@ class Player:
             responses = self.engine.generate([e.prompt for e in examples], seed)
             self.meter.heard(len(responses), sum(len(r.ids) for r in responses))
         same = self.same([e.response for e in examples], [r.ids for r in responses])
+        made = zip(unit.indices, examples, responses, same, strict=True)
         rows = [
-            Row(int(i), Pair(example.prompt, example.response, response.ids), response.finish)
-            for i, example, response, is_real in zip(
-                unit.indices, examples, responses, same, strict=True
-            )
-            if not is_real
-        ]
+            Row(int(i), Pair(e.prompt, e.response, r.ids), r.finish)
+            for i, e, r, real in made if not real
+        ]  # fmt: skip
         return rows, responses
 
     def _rescore(self, rows: Sequence[Row]) -> tuple[list[Row], float]:
@@ -227,12 +225,8 @@ class Player:
                 few = pairs[:_NOISE_PAIRS]
                 noise = self._noise(few, sums[: len(few)])
         return [
-            Row(
-                row.index,
-                Pair(row.pair.prompt, row.pair.real, row.pair.generated, *map(float, sums[i])),
-                row.finish,
-            )
-            for i, row in enumerate(rows)
+            replace(row, pair=replace(row.pair, opponent_real=real, opponent_generated=generated))
+            for row, (real, generated) in zip(rows, sums.tolist(), strict=True)
         ], noise
 
     def _noise(self, pairs: Sequence[Pair], sums: np.ndarray) -> float:
