@@ -13,6 +13,7 @@ from torch.utils.data import DataLoader
 
 from spin_composer.books import FILE_NAME as BOOKS
 from spin_composer.books import IterationLog
+from spin_composer.both_ways_check import check_both_ways
 from spin_composer.data.loader import examples_of
 from spin_composer.early_end import EarlyEnd
 from spin_composer.engines import check_engine
@@ -207,6 +208,11 @@ class SPIN(Algorithm):
         with precision:  # an ordinary forward, layer by layer under FSDP: nothing is gathered
             batch = state.device.batch_to_device(head_check_batch(examples))
             composer_model(state).check_head(batch)
+            if not int(state.timestamp.iteration) and not int(state.timestamp.batch):
+                check_both_ways(
+                    examples, len(composer_model(state).tokenizer),
+                    composer_model(state).score, state.device.batch_to_device,
+                )  # fmt: skip
         reshard(composer_model(state))
         # The SFT loader's batches are never trained on, so the Trainer must not spin it either;
         # the loader of the pairs is set to its position by resume_iteration.

@@ -92,7 +92,8 @@ def _loaders(cfg: Mapping[str, Any]) -> list[tuple[str, Any]]:
 def _compare(config: DatasetConfig, training: DatasetConfig, where: str) -> None:
     """Refuse other ids than training's; name other limits, which only long rows feel."""
     for key in _IDS_DEPEND_ON:
-        here, there = getattr(config, key, None), getattr(training, key, None)
+        default = "rendering" if key == "tokenize" else None
+        here, there = (getattr(one, key) or default for one in (config, training))
         name, plain = _PLAIN_TEXT
         if here == there or (key == name and plain not in (here, there)):
             continue

@@ -30,6 +30,7 @@ LAYERS: tuple[frozenset[str], ...] = (
         {"schedule", "start_checks", "engines", "iteration", "books", "algorithm", "config"}
         | {"eval_loaders", "exports", "launch", "registered"}
         | {"finite", "first_batch", "stopping", "early_end", "offline_wandb"}
+        | {"both_ways_check"}
     ),
     frozenset({"train", "status", "play_job", "demo", "data_commands", "cli", "__main__"}),
 )

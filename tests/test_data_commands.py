@@ -12,6 +12,7 @@ import yaml
 from spin_composer.cli import main
 from spin_composer.data.config import read_config
 from spin_composer.data.sources import read_rows
+from tests.data import templates
 from tests.fixtures import tokenizers
 
 PLAIN = [{"prompt": "How many clips?", "response": f"{i} clips."} for i in range(4)]
@@ -213,3 +214,12 @@ def test_conversion_keeps_calls_tools_and_template_options(command, tmp_path):
     assert "3 rows written" in out
     read = rows_of(local=str(tmp_path / "mds"))
     assert [{k: v for k, v in row.items() if v is not None} for row in read] == rows
+
+
+def test_the_check_compares_both_ways_of_tokenising(command, tmp_path):
+    folder = tmp_path / "metaspace"
+    templates.metaspace("always", templates.ZEPHYR).save_pretrained(folder)
+    path = write(tmp_path / "rows.jsonl", [{"messages": [USER, ANSWER]}] * 3)
+    code, out, _ = command("check", path, "--tokenizer", folder)
+    assert code == 0
+    assert "tokenize: rendering and turns differ on 3 of 3 rows" in " ".join(out.split())

@@ -45,7 +45,18 @@ WRONG = [
         "2024': held-out rows would be measured by other ids than are trained on.",
     ),
     (evaluated(ours("a"), ours("b", date_string="x")), "eval_loaders[1].dataset.date_string is"),
+    (evaluated(ours(tokenize="turns")), "eval_loader.dataset.tokenize is 'turns' and train_loader"),
+    (
+        evaluated(ours(), **{"train_loader.dataset.tokenize": "turns"}),
+        "eval_loader.dataset.tokenize is 'rendering' and train_loader.dataset.tokenize is 'turns'",
+    ),
+    (evaluated(ours(generation_prompt="response")), "eval_loader.dataset.generation_prompt is 'r"),
+    (evaluated(ours(special_tokens_in_text="text")), "dataset.special_tokens_in_text is 'text'"),
 ]
+
+
+def test_the_defaults_value_may_be_written_in_one_block_only() -> None:
+    transform(evaluated(ours(tokenize="rendering", special_tokens_in_text="error")))
 
 
 @pytest.mark.parametrize(("cfg", "said"), WRONG, ids=[said[:50] for _, said in WRONG])

@@ -150,9 +150,7 @@ def check_config(
     tokenizer = load_tokenizer(tokenizer_name, tokenizer_kwargs)
     examples = build_examples(chain(first, rows), tokenizer, counting)
     report = report_on(examples, tokenizer, title, config.on_bad_row, row)
-    both_ways = getattr(examples, "both_ways", None)
-    if both_ways is not None:
-        report.differences = differences(both_ways(limit=None), tokenizer)
+    report.differences = differences(examples.both_ways(limit=None), tokenizer)
     return report
 
 
