@@ -11,7 +11,7 @@ UV     := uv==0.13.9
 OFFLINE := HF_HUB_OFFLINE=1 HF_DATASETS_OFFLINE=1 TRANSFORMERS_OFFLINE=1 WANDB_MODE=offline TOKENIZERS_PARALLELISM=false
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo test test-all chaos lint bench bench-generation simulate gpu lock clean
+.PHONY: help install demo test test-odd test-all chaos lint bench bench-generation simulate gpu lock clean
 
 help: ## show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "  make %-16s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -30,11 +30,17 @@ $(STAMP): requirements.lock pyproject.toml
 demo: install ## three iterations of SPIN on a small text world, on CPU (under 6 minutes)
 	$(OFFLINE) $(BIN)/spin-composer demo
 
-test: install ## the tests that need no GPU, combinations sampled (under 20 minutes on 2 cores)
-	$(OFFLINE) $(BIN)/python -m pytest -m "not slow and not gpu"
+# Whole files are given to a worker, since their tests share runs. One worker takes 1 to 2 GB.
+TEST_WORKERS ?= 2
+TEST := $(OFFLINE) $(BIN)/python -m pytest -n $(TEST_WORKERS) --dist loadfile
+test: install ## the tests that need no GPU, combinations sampled (under 10 minutes on 2 cores)
+	$(TEST) -m "not slow and not gpu"
+
+test-odd: install ## a sample of the tests in an odd environment: variables, home, locale, folder, user, no terminal
+	tests/odd_environment.sh $(BIN)
 
 test-all: install ## every combination (without a GPU)
-	$(OFFLINE) $(BIN)/python -m pytest -m "not gpu"
+	$(TEST) -m "not gpu"
 
 chaos: install ## kill -9 a tiny run 30 times at moments drawn from a printed seed, two ranks 12 times, launched ones 3 times
 	$(BIN)/python tests/chaos.py --kills 30

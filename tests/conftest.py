@@ -14,4 +14,7 @@ os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 # Where there is a GPU they are to run on it: TRITON_INTERPRET=0 (make gpu).
 os.environ.setdefault("TRITON_INTERPRET", "1")
 
+# The models are tiny: threads would only get in each other's way, and in that of the other worker.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+
 sys.path.insert(0, str(Path(__file__).parent))

@@ -1,0 +1,32 @@
+#!/usr/bin/env bash
+# A sample of the tests as strange machines run them: empty and odd variables, a home and a working
+# directory with spaces and other letters, a locale without UTF-8, no terminal, a user without rights.
+#     tests/odd_environment.sh BIN    BIN: the folder of the environment's python
+set -euo pipefail
+cd "$(dirname "$0")/.."
+bin="$(cd "$1" && pwd)"
+
+folder="$(mktemp -d)/a copy of the project"
+trap 'rm -rf "$(dirname "$folder")"' EXIT
+mkdir -p "$folder" "$folder/home sweet home"
+git ls-files -z | xargs -0 cp --parents --target-directory "$folder"
+chmod -R a+rwX "$(dirname "$folder")"
+
+as=()
+if [ "$(id -u)" = 0 ] && setpriv --reuid=65534 --regid=65534 --clear-groups test -x "$bin/python"; then
+    as=(setpriv --reuid=65534 --regid=65534 --clear-groups)
+fi
+sample=(
+    tests/data tests/self_play/test_store.py tests/self_play/test_server_process.py
+    tests/self_play/test_lock.py tests/self_play/test_server.py tests/test_settings.py
+    tests/test_config.py tests/test_report.py tests/test_status.py tests/test_save_folder.py
+    tests/test_data_commands.py tests/test_exits.py tests/test_resume.py tests/demo/test_world.py
+)
+cd "$folder"
+env -i PATH="$bin:/usr/bin:/bin" HOME="$folder/home sweet home" TERM=dumb COLUMNS=20 \
+    LC_ALL=POSIX PYTHONUTF8=0 PYTHONCOERCECLOCALE=0 PYTHONIOENCODING=ascii:backslashreplace \
+    PYTHONPATH="$folder:$folder/kernels" PYTHONDONTWRITEBYTECODE=1 \
+    MAKEFLAGS= CUDA_VISIBLE_DEVICES= EMPTY= STRANGE=$'7\n\xff' TMPDIR="$folder" \
+    http_proxy=http://127.0.0.1:9 https_proxy=http://127.0.0.1:9 WANDB_MODE=disabled \
+    "${as[@]}" "$bin/python" -m pytest -q -p no:cacheprovider -m "not slow and not gpu" \
+    "${sample[@]}" < /dev/null 2>&1 | cat
