@@ -73,7 +73,7 @@ def _remote_books(url: str) -> Any:
     with TemporaryDirectory() as folder:
         text = ObjectFolder(url).read_text(FILE_NAME)
         if text is not None:
-            (Path(folder) / FILE_NAME).write_text(text)
+            (Path(folder) / FILE_NAME).write_text(text, encoding="utf-8")
         return read_books(Path(folder))
 
 

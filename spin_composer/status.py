@@ -216,14 +216,15 @@ def _read_iteration(folder: Path, closed: set[int], with_files: bool) -> Iterati
     number = int(folder.name.removeprefix("iter-"))
     reports, problem, num_units = [], "", 0
     try:
-        num_units = int(json.loads((folder / "manifest.json").read_text())["num_units"])
+        manifest = (folder / "manifest.json").read_text(encoding="utf-8")
+        num_units = int(json.loads(manifest)["num_units"])
     except FileNotFoundError:
         problem = "manifest.json is missing"
     except (ValueError, KeyError, TypeError):
         problem = "manifest.json is damaged"
     for unit in sorted((folder / "units").glob("unit-*")):
         try:
-            report = json.loads((unit / "unit.json").read_text())
+            report = json.loads((unit / "unit.json").read_text(encoding="utf-8"))
             sizes = {name: file["bytes"] for name, file in report["files"].items()}
             reports.append(report)
         except FileNotFoundError:
@@ -252,7 +253,7 @@ def _read_iteration(folder: Path, closed: set[int], with_files: bool) -> Iterati
 def _books(path: Path) -> tuple[set[int], str]:
     """Return the closed iterations, and who ended the run early."""
     try:
-        books = json.loads(path.read_text())
+        books = json.loads(path.read_text(encoding="utf-8"))
         closed = {int(record["iteration"]) for record in books["iterations"]}
         return closed, str(books.get("ended", ""))
     except FileNotFoundError:
@@ -265,7 +266,7 @@ def _books(path: Path) -> tuple[set[int], str]:
 
 def _owner(lock: Path) -> tuple[str, bool]:
     try:
-        owner = json.loads(lock.read_text())
+        owner = json.loads(lock.read_text(encoding="utf-8"))
         age = max(0.0, time.time() - lock.stat().st_mtime)
         who = f"run {owner['run']!r}, process {owner['pid']} on {owner['host']}"
     except FileNotFoundError:

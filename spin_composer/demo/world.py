@@ -142,7 +142,7 @@ def is_valid(prompt: str, response: str) -> bool:
 def write_rows(rows: Iterable[Row], path: Path) -> Path:
     """Write rows as a jsonl of ``prompt`` and ``response``; return the path."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text("".join(json.dumps(asdict(row)) + "\n" for row in rows))
+    path.write_text("".join(json.dumps(asdict(row)) + "\n" for row in rows), encoding="utf-8")
     return path
 
 

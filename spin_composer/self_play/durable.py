@@ -35,7 +35,7 @@ def create_atomically(path: Path, text: str) -> bool:
 def _written_aside(path: Path, text: str) -> Iterator[Path]:
     aside = path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}")
     try:
-        with open(aside, "w") as file:
+        with open(aside, "w", encoding="utf-8") as file:
             file.write(text)
             file.flush()
             os.fsync(file.fileno())

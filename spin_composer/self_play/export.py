@@ -72,7 +72,9 @@ def export_opponent(
 def is_exported(stop_token_id: int, opponent: str, dtype: torch.dtype | None, folder: Path) -> bool:
     """Tell whether a folder holds an opponent already; arguments as of the export."""
     path = folder / _MARK
-    return path.exists() and path.read_text() == _mark(stop_token_id, opponent, dtype)
+    if not path.exists():
+        return False
+    return path.read_text(encoding="utf-8") == _mark(stop_token_id, opponent, dtype)
 
 
 def _mark(stop_token_id: int, opponent: str, dtype: torch.dtype | None) -> str:

@@ -95,7 +95,7 @@ class LockFile:
     def read(self) -> str | None:
         """See :class:`LockPlace`."""
         try:
-            return self.path.read_text()
+            return self.path.read_text(encoding="utf-8")
         except FileNotFoundError:
             return None
 
@@ -103,7 +103,7 @@ class LockFile:
         """See :class:`LockPlace`."""
         aside = self.path.with_name(f".{FILE_NAME}.{uuid.uuid4().hex[:8]}")
         try:
-            aside.write_text(content)
+            aside.write_text(content, encoding="utf-8")
             os.link(aside, self.path)
         except FileExistsError:
             return False
@@ -119,7 +119,7 @@ class LockFile:
         except FileNotFoundError:
             return
         try:
-            if aside.read_text() != held:
+            if aside.read_text(encoding="utf-8") != held:
                 os.link(aside, self.path)
         except FileExistsError:
             pass  # a third one has it
@@ -133,7 +133,7 @@ class LockFile:
     def touched(self) -> object:
         """See :class:`LockPlace`."""
         try:
-            with open(self.path) as file:  # opening makes a network file system look again
+            with open(self.path, "rb") as file:  # opening makes a network file system look again
                 return os.fstat(file.fileno()).st_mtime_ns
         except FileNotFoundError:
             return 0
@@ -296,6 +296,6 @@ def _namespace() -> str:
 
 def _text(path: str) -> str | None:
     try:
-        return Path(path).read_text().strip()
+        return Path(path).read_text(encoding="utf-8").strip()
     except OSError:
         return None

@@ -97,7 +97,7 @@ class MirroredStore(Store):
             )
         folder = self.folder(iteration)
         try:
-            if json_object((folder / "manifest.json").read_text()) == found:
+            if json_object((folder / "manifest.json").read_text(encoding="utf-8")) == found:
                 return
         except (FileNotFoundError, ValueError):
             pass
@@ -284,7 +284,7 @@ class MirroredStore(Store):
                 except FileNotFoundError as error:
                     problem = " ".join(str(error).split())
                 if problem is None:
-                    if self._holds(iteration, unit, (aside / REPORT).read_text()):
+                    if self._holds(iteration, unit, (aside / REPORT).read_text(encoding="utf-8")):
                         return
                     if target.exists():  # another making, or a damaged copy
                         set_aside(target, self.folder(iteration) / "set-aside" / target.name)
@@ -305,7 +305,7 @@ class MirroredStore(Store):
         aside.mkdir(parents=True)
         for name in names:
             self.remote.download(self._object(iteration, unit, making, name), aside / name)
-        (aside / REPORT).write_text(text or "")
+        (aside / REPORT).write_text(text or "", encoding="utf-8")
         problem = unit_problem(aside)
         fsync_all(aside)
         return None if problem is None else problem.replace(f"{aside}/", "")

@@ -73,7 +73,7 @@ class ObjectFolder:
         """Write a small object."""
         with tempfile.TemporaryDirectory() as folder:
             path = Path(folder) / "object"
-            path.write_text(text)
+            path.write_text(text, encoding="utf-8")
             self.upload(path, name)
 
     def read_text(self, name: str) -> str | None:

@@ -119,7 +119,7 @@ def _set_unreadable_aside(store: Store, iteration: int) -> None:
     if not units.exists() or not any(units.iterdir()):
         return
     try:
-        json_object((folder / "manifest.json").read_text())
+        json_object((folder / "manifest.json").read_text(encoding="utf-8"))
     except (FileNotFoundError, ValueError) as error:
         aside = set_aside(folder, folder.with_name(f"{folder.name}.set-aside"))
         log.warning(f"{folder} has no readable manifest ({error}) and is set aside as {aside}.")

@@ -92,7 +92,7 @@ class Store:
         """
         path = self.folder(iteration) / "manifest.json"
         try:
-            return json_object(path.read_text())
+            return json_object(path.read_text(encoding="utf-8"))
         except FileNotFoundError:
             raise StoreError(
                 f"{path} is missing, but iteration {iteration} is being trained. Restore the "
@@ -200,7 +200,7 @@ class Store:
         aside.mkdir()
         try:
             merge_index(indices, str(aside))
-            merged = (aside / "index.json").read_text()
+            merged = (aside / "index.json").read_text(encoding="utf-8")
         finally:
             shutil.rmtree(aside, ignore_errors=True)
         write_atomically(units / "index.json", merged)

@@ -115,7 +115,7 @@ def unit_files(text: str) -> dict[str, dict[str, Any]]:
 
 def read_report(folder: Path) -> UnitReport:
     """Return the report of a complete unit."""
-    found = unseal((folder / REPORT).read_text())
+    found = unseal((folder / REPORT).read_text(encoding="utf-8"))
     found.pop("files")
     return UnitReport(**found)
 
@@ -125,7 +125,7 @@ def unit_problem(folder: Path) -> str | None:
     if not folder.exists():
         return f"{folder} is missing"
     try:
-        files = unit_files((folder / REPORT).read_text())
+        files = unit_files((folder / REPORT).read_text(encoding="utf-8"))
     except FileNotFoundError:
         return f"{folder / REPORT} is missing"
     except ValueError:
@@ -146,7 +146,7 @@ def read_rows(folder: Path) -> Iterator[Row]:
 
     if not (folder / "index.json").exists():
         return
-    index = json.loads((folder / "index.json").read_text())
+    index = json.loads((folder / "index.json").read_text(encoding="utf-8"))
     for shard in index["shards"]:
         reader = reader_from_json(str(folder), None, shard)
         for i in range(reader.samples):
