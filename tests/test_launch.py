@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shlex
 import subprocess
 import sys
 from pathlib import Path
@@ -19,7 +20,7 @@ from tests.test_config import HEAVY, config
 
 LORA = {"peft_type": "LORA", "task_type": "CAUSAL_LM", "r": 4, "target_modules": ["q_proj"]}
 SERVER = {"generation": {"engine": "server", "server": {"command": "no-such x {model} {port}"}}}
-SHELL = {"command": f"{sys.executable} {{model}} {{port}}"}
+SHELL = {"command": f"{shlex.quote(sys.executable)} {{model}} {{port}}"}
 SHELL = {"generation": {"engine": "server", "server": SHELL}}
 ENV = {"generation": {"engine": "server", "server": {"command": "env A=b no-such {model} {port}"}}}
 
@@ -75,7 +76,7 @@ ALLOWED: list[dict[str, Any]] = [
     {"load_path": "runs/ep{epoch}.pt"},
     {"load_path": "no/such.pt", "save_folder": "tests"},  # a run that goes on does not read it
     {"algorithms.spin": {"generation": {"engine": "server", "server": {"command":
-     f"env -i A=b {sys.executable} {{model}} {{port}}"}}}},
+     f"env -i A=b {shlex.quote(sys.executable)} {{model}} {{port}}"}}}},
     {"device_train_microbatch_size": 3},  # of two pairs per rank: made smaller by llm-foundry
 ]  # fmt: skip
 
