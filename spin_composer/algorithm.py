@@ -188,6 +188,8 @@ class SPIN(Algorithm):
         loader = cast("DataLoader[Any]", loader)
         require_spin_scheduler(state)
         check_fit(self.settings, loader, composer_model(state))
+        # The evaluation before leaves FSDP2's outermost parameters whole, which no optimizer holds.
+        reshard(composer_model(state))
         low = self.settings.allow_low_precision_weights
         check_trainable(state, composer_model(state), low, exports=bool(exporters(state)))
         check_engine(self.settings.generation, composer_model(state))

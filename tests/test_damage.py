@@ -148,7 +148,7 @@ def test_a_store_in_use_is_refused_before_any_checkpoint_is_touched(finished, co
     ready = context.Event()
     process = context.Process(target=hold, args=(folder / "self-play", ready), daemon=True)
     process.start()
-    assert ready.wait(60)
+    assert ready.wait(600)
     try:
         with pytest.raises(StoreError, match="in use by run 'another'"):
             trainer(folder)

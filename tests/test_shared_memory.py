@@ -35,7 +35,7 @@ def _program(folder: Path, number: int, together: Any, answers: Any) -> None:
             with MDSWriter(out=local, columns={"x": "int"}) as writer:
                 for j in range(4):
                     writer.write({"x": 1000 * number + 10 * i + j})
-            together.wait(120)
+            together.wait(600)
             kept.append(StreamingDataset(local=local, batch_size=1))
             names.append(kept[-1]._shm_prefix_int)
             rows.append(sorted(int(row["x"]) for row in kept[-1]))
@@ -46,7 +46,8 @@ def _program(folder: Path, number: int, together: Any, answers: Any) -> None:
 
 
 def test_programs_that_make_data_sets_at_the_same_moment_do_not_meet(tmp_path: Path) -> None:
-    context = multiprocessing.get_context("fork")
+    context = multiprocessing.get_context("forkserver")  # this process may have threads
+    context.set_forkserver_preload(["streaming", "spin_composer.shared_memory"])
     answers = context.Queue()
     together = context.Barrier(NUM_PROGRAMS + 1)
     programs = [
@@ -55,7 +56,7 @@ def test_programs_that_make_data_sets_at_the_same_moment_do_not_meet(tmp_path: P
     ]
     for program in programs:
         program.start()
-    found = sorted(answers.get(timeout=240) for _ in programs)
+    found = sorted(answers.get(timeout=900) for _ in programs)
     for program in programs:
         program.join()
     assert [error for *_, error in found] == [""] * len(programs)

@@ -36,7 +36,7 @@ def other_run(tmp_path):
     ready = context.Event()
     process = context.Process(target=hold, args=(tmp_path, ready), daemon=True)
     process.start()
-    assert ready.wait(60)
+    assert ready.wait(600)
     yield process
     process.kill()
     process.join()
