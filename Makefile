@@ -11,7 +11,7 @@ UV     := uv==0.13.9
 OFFLINE := HF_HUB_OFFLINE=1 HF_DATASETS_OFFLINE=1 TRANSFORMERS_OFFLINE=1 WANDB_MODE=offline TOKENIZERS_PARALLELISM=false
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo test test-odd test-all chaos lint bench bench-generation simulate gpu lock clean
+.PHONY: help install demo test test-odd test-all chaos lint bench bench-generation simulate parity gpu lock clean
 
 help: ## show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "  make %-16s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -68,6 +68,16 @@ bench-generation: install ## engine hf beside plain generate on this machine's C
 	$(OFFLINE) OMP_NUM_THREADS=1 $(BIN)/python benchmarks/generation.py --shape 10m --prompts 64 --prompt-tokens 64 \
 		--new 192 --mean-response 80 --static --out benchmarks/results/generation_cpu.json
 
+# TRL asks for other versions of nearly everything but torch, which uv links from its cache.
+PEER := .venv-parity
+parity: install ## our loss curves beside those of TRL's DPOTrainer (a few minutes; Python 3.11 or 3.12)
+	@$(BIN)/python -c 'import sys; sys.exit(0 if sys.version_info >= (3, 11) else \
+		"make parity needs Python 3.11 or 3.12, which TRL asks for. Give one: make clean parity PYTHON=python3.12")'
+	test -x $(PEER)/bin/python || $(BIN)/uv venv --quiet --python $(BIN)/python $(PEER)
+	$(BIN)/uv pip install --quiet --python $(PEER)/bin/python -r benchmarks/parity_trl.txt
+	$(OFFLINE) OMP_NUM_THREADS=1 $(BIN)/python benchmarks/parity_trl.py --peer-python $(PEER)/bin/python \
+		--out benchmarks/results/parity_trl.json
+
 # On a machine that has its own torch for CUDA and no network: make gpu GPU_PYTHON=python3. Nothing is
 # installed then; peers that are missing are named in the result. Its two lines take some ten minutes
 # each: where a command may not last as long, give them one by one.
@@ -90,5 +100,5 @@ lock: install ## resolve requirements.lock again after a change in pyproject.tom
 	sed -i '2a $(LOCK_NOTE)' requirements.lock
 
 clean: ## remove the environment, caches and built files (runs/ stays)
-	rm -rf $(VENV) build dist *.egg-info kernels/*.egg-info .pytest_cache .ruff_cache
+	rm -rf $(VENV) $(PEER) build dist *.egg-info kernels/*.egg-info .pytest_cache .ruff_cache
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
