@@ -183,7 +183,8 @@ class SPIN(Algorithm):
         # Composer runs them backwards after a batch: ours, first, sees gradients before clipping.
         state.algorithms[:] = sorted(state.algorithms, key=lambda algorithm: algorithm is self)
         # A second fit() finds the pairs' loader of the first one's last iteration.
-        loader = self.game.sft_loader if self.game else state.train_dataloader
+        before = self.game
+        loader = before.sft_loader if before else state.train_dataloader
         examples = examples_of(loader)
         loader = cast("DataLoader[Any]", loader)
         require_spin_scheduler(state)
@@ -198,8 +199,11 @@ class SPIN(Algorithm):
             self._take_locks(state)  # fit() may be called again
         store = on_all_ranks(lambda: open_store(self.settings, state.run_name))
         self.game = Game(self.settings, seed, store, examples, loader)
-        self.game.play_seconds = self._saved.get("play_seconds", 0.0)
-        self.game.manifest = self._saved.get("manifest", {})
+        if before is None:
+            self.game.play_seconds = self._saved.get("play_seconds", 0.0)
+            self.game.manifest = self._saved.get("manifest", {})
+        else:  # a second fit() goes on where the first one stopped
+            self.game.play_seconds, self.game.manifest = before.play_seconds, before.manifest
         self.books.open(self.game.store.root, state)
         evaluate_at_iteration_ends(state, self.settings.epochs_per_iteration)
         save_at_iteration_ends(state, self.settings.epochs_per_iteration, self._wants_save)

@@ -12,6 +12,7 @@ from composer.core import Precision, State
 from composer.core.precision import get_precision_context
 from composer.utils import dist
 
+from spin_composer.self_play.adapters import mergeable
 from spin_composer.self_play.engine import Engine, HFEngine
 from spin_composer.self_play.export import (
     check_exportable,
@@ -126,8 +127,12 @@ def check_engine(settings: GenerationSettings, model: Any) -> None:
 
 
 def require_room(
-    settings: GenerationSettings, state: State, model: Any, prompt_tokens: int
-) -> bool:
+    settings: GenerationSettings,
+    state: State,
+    model: Any,
+    prompt_tokens: int,
+    merged: bool | None = None,
+) -> bool | None:
     """Refuse to play with a policy that no device can hold whole; a collective.
 
     Args:
@@ -135,19 +140,21 @@ def require_room(
         state: For precision and device.
         model: The SpinLM, whose parameters are not gathered yet.
         prompt_tokens: Of the longest prompt.
+        merged: Whether LoRA adapters are to be merged; None: if there is room.
 
     Returns:
-        Whether there is room to merge LoRA adapters.
+        Whether LoRA adapters are merged; None if there are none, or a server generates.
 
     Raises:
         EnvironmentFailure: Names the numbers and the remedy.
     """
     if settings.engine != "hf":
-        return False
+        return None
     device = _device(state)
     with get_precision_context(state.precision, state.precision_config):
         autocast = autocast_dtype(device)
-    return require_memory(model, model.model, settings, prompt_tokens, autocast, device)
+    fits = require_memory(model, model.model, settings, prompt_tokens, autocast, device, merged)
+    return fits if mergeable(model.model) else None
 
 
 def _device(state: State) -> torch.device:

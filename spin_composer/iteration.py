@@ -5,8 +5,6 @@ Functions of Composer's state and the run's :class:`Game`; the algorithm calls t
 
 from __future__ import annotations
 
-import hashlib
-import json
 import logging
 import time
 from collections.abc import Sequence
@@ -31,9 +29,10 @@ from spin_composer.loss import PairLoss
 from spin_composer.self_play.degenerate import BY_IDS, comparison_of
 from spin_composer.self_play.engine import Engine
 from spin_composer.self_play.gather import fingerprint, is_sharded, reshard
+from spin_composer.self_play.manifest import RECORDED, differing, meaning
 from spin_composer.self_play.offload import offloaded
 from spin_composer.self_play.pair_loader import build_pair_loader, resume_at
-from spin_composer.self_play.plan import PlayUnit, Unit, idle_ranks, plan_units
+from spin_composer.self_play.plan import PlayUnit, Unit, idle_ranks
 from spin_composer.self_play.play import (
     Player,
     PlayReport,
@@ -42,13 +41,14 @@ from spin_composer.self_play.play import (
     make_units,
     one_by_one,
 )
-from spin_composer.self_play.prepare import in_training, open_iteration
-from spin_composer.self_play.ranks import from_rank_zero
+from spin_composer.self_play.prepare import check_iteration, in_training
+from spin_composer.self_play.ranks import check_shared, from_rank_zero
 from spin_composer.self_play.rounds import Rounds
 from spin_composer.self_play.samples import log_samples
 from spin_composer.self_play.spans import covered_seconds
-from spin_composer.self_play.store import FORMAT_VERSION, Store
+from spin_composer.self_play.store import Store
 from spin_composer.settings import SpinSettings, of_iteration
+from spin_composer.terms import Terms, terms_of
 
 log = logging.getLogger(__name__)
 
@@ -92,21 +92,29 @@ def start_iteration(game: Game, state: State, logger: Logger) -> dict[str, float
         for optimizer in state.optimizers:
             optimizer.state.clear()
     started, began = time.perf_counter(), time.time()
-    units = plan_units(game.settings, game.seed, iteration, len(game.examples))
+    model = composer_model(state)
+    terms = terms_of(game, state, iteration, model.tokenizer)
+    units = terms.units
     to_make = [units[unit] for unit in _wanted(game, len(units))]
     if dist.get_global_rank() == 0 and (warning := idle_ranks(to_make, dist.get_world_size())):
         log.warning(f"iteration {iteration}: {warning}")
-    model = composer_model(state)
     opponent = fingerprint(model)
     for optimizer in state.optimizers:
         optimizer.zero_grad(set_to_none=True)  # the last batch's, which nobody reads any more
     offload = offloaded(state.optimizers) if game.settings.offload_during_play else nullcontext()
     with offload:
-        merge = _room(game, state, iteration, units)
+        merge = _room(game, state, terms)
         with held_for_play(game.settings.generation, model):
-            game.manifest = _manifest(game, state, iteration, len(units)) | {"opponent": opponent}
-            from_rank_zero(lambda: _open(game, iteration, units))
-            with _engine(game, state, iteration, units, merge) as engine:
+            game.manifest = terms.manifest | {"opponent": opponent}
+            if not terms.begun:
+                game.manifest["merged"] = merge
+            if game.store.shared:
+                check_shared(game.store.root)
+            from_rank_zero(lambda: _check(game, terms))
+            with _engine(game, state, iteration, units, bool(merge)) as engine:
+                # Not before a server answers: what was not begun can be begun otherwise.
+                locked = game.settings.play_only is None
+                from_rank_zero(lambda: game.store.open_iteration(game.manifest, replace=locked))
                 wanted = _wanted(game, len(units))
                 player = _player(game, state, engine)
                 made = make_units(player, iteration, units, wanted, _turns(game, state))
@@ -148,12 +156,13 @@ def resume_iteration(game: Game, state: State) -> None:
     """
     t = state.timestamp
     iteration = int(t.iteration)
-    units = len(plan_units(game.settings, game.seed, iteration, len(game.examples)))
-    # The opponent is gone; which one it was, only the checkpoint knows.
-    wanted = _manifest(game, state, iteration, units) | {"opponent": game.manifest.get("opponent")}
+    # The opponent is gone; which one it was, and how it played, only the checkpoint knows.
+    known = {name: meaning(game.manifest, name) for name in ("opponent", *RECORDED)}
+    from_rank_zero(lambda: game.store.manifest(iteration))  # or it says that it is missing
+    terms = terms_of(game, state, iteration, composer_model(state).tokenizer)
+    wanted, units = terms.manifest | known, len(terms.units)
     from_rank_zero(lambda: game.store.check_manifest(wanted))
-    if game.manifest != wanted:
-        fields = sorted(k for k in wanted if wanted[k] != game.manifest.get(k))
+    if fields := differing(game.manifest, wanted):
         raise StoreError(
             f"the checkpoint was trained on another play of iteration {iteration}: it differs in "
             f"{', '.join(fields)}. Give the settings of that run, or resume from the checkpoint "
@@ -198,13 +207,23 @@ def pair_loss(settings: SpinSettings, iteration: int) -> PairLoss:
     )
 
 
-def _room(game: Game, state: State, iteration: int, units: Sequence[Unit]) -> bool:
-    """Check that what is left to generate can be; see :func:`require_room`."""
+def _room(game: Game, state: State, terms: Terms) -> bool | None:
+    """Check that what is left to generate can be; see :func:`require_room`.
+
+    Returns:
+        Whether LoRA adapters are merged meanwhile: as its manifest says if the iteration has
+        begun, so that all of its units are made alike. None where there are none to merge.
+    """
+    recorded = terms.manifest.get("merged")
     # A repair may set units aside after this.
-    if not game.settings.repair and not _is_prompt_left(game, iteration, units):
-        return False
+    if (
+        terms.begun
+        and not game.settings.repair
+        and not _is_prompt_left(game, terms.manifest["iteration"], terms.units)
+    ):
+        return recorded
     longest = game.examples.max_prompt_tokens
-    return require_room(game.settings.generation, state, composer_model(state), longest)
+    return require_room(game.settings.generation, state, composer_model(state), longest, recorded)
 
 
 def _is_prompt_left(game: Game, iteration: int, units: Sequence[Unit]) -> bool:
@@ -246,6 +265,9 @@ def _player(game: Game, state: State, engine: Engine) -> Player:
         with get_precision_context(state.precision, state.precision_config):
             return composer_model(state).score(state.device.batch_to_device(batch))
 
+    # A job does not hold the lock: a run may have begun the iteration in another way meanwhile.
+    alone = game.settings.play_only is None
+    before_commit = None if alone else lambda: game.store.check_manifest(game.manifest)
     score_batch_size = max(1, game.settings.generation.batch_size // 2)  # a pair is two sequences
     gap = server_gap(game.settings.generation, state, engine)
     tokenizer, stop = composer_model(state).tokenizer, game.examples.stop_token_id
@@ -260,16 +282,12 @@ def _turns(game: Game, state: State) -> Turns:
     return one_by_one
 
 
-def _open(game: Game, iteration: int, units: Sequence[Unit]) -> None:
-    """Open the iteration's folder, and check those of the iterations replayed."""
+def _check(game: Game, terms: Terms) -> None:
+    """Check all that can refuse the iteration's play, before anything of it is written."""
     # A job that only plays leaves the damage to the run, whose lock it does not hold.
     repair = game.settings.repair and game.settings.play_only is None
-    to_make = _wanted(game, len(units))
-    open_iteration(game.store, game.manifest, units, game.examples, repair, to_make)
-    same = ("data", "tokenizer", "stop_token_id", "seed")
-    for earlier in range(max(0, iteration - game.settings.replay), iteration):
-        wanted = game.store.manifest(earlier) | {name: game.manifest[name] for name in same}
-        game.store.check_manifest(wanted)
+    to_make = _wanted(game, len(terms.units))
+    check_iteration(game.store, game.manifest, terms.units, game.examples, repair, to_make)
 
 
 def _wanted(game: Game, num_units: int) -> range:
@@ -292,29 +310,3 @@ def check_play_only(settings: SpinSettings, state: State) -> None:
             f"in iteration {at[0]}, epoch {at[1]}, batch {at[2]}. Give load_path=... of the "
             "checkpoint at that iteration's start."
         )
-
-
-def _manifest(game: Game, state: State, iteration: int, num_units: int) -> dict[str, Any]:
-    """Return what an iteration's play depends on, the opponent excepted."""
-    settings = game.settings
-    return {
-        "format_version": FORMAT_VERSION,
-        "iteration": iteration,
-        "seed": game.seed,
-        "num_units": num_units,
-        "unit_size": settings.unit_size,
-        "samples_per_iteration": settings.samples_per_iteration,
-        "replay": settings.replay,
-        "generation": settings.generation.of_samples(),
-        "precision": str(state.precision),
-        "num_examples": len(game.examples),
-        "data": game.examples.fingerprint,
-        "tokenizer": tokenizer_fingerprint(composer_model(state).tokenizer),
-        "stop_token_id": game.examples.stop_token_id,
-    }
-
-
-def tokenizer_fingerprint(tokenizer: Any) -> str:
-    """Return a hash of a tokenizer's vocabulary and chat template."""
-    content = [sorted(tokenizer.get_vocab().items()), tokenizer.chat_template]
-    return hashlib.sha256(json.dumps(content).encode()).hexdigest()[:16]

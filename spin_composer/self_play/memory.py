@@ -58,6 +58,7 @@ def require_memory(
     prompt_tokens: int,
     autocast: torch.dtype | None,
     device: torch.device,
+    merged: bool | None = None,
 ) -> bool:
     """Refuse to gather and generate what does not fit on some rank's device; a collective.
 
@@ -68,9 +69,11 @@ def require_memory(
         prompt_tokens: Of the longest prompt.
         autocast: Dtype of training's autocast, or None.
         device: This rank's.
+        merged: Whether LoRA adapters are to be merged, as for the units that are there; None: if
+            there is room.
 
     Returns:
-        Whether there is room to merge LoRA adapters too; the same on every rank, since what a
+        Whether LoRA adapters are merged; the same on every rank, since what a
         unit holds must not depend on who makes it.
 
     Raises:
@@ -82,12 +85,12 @@ def require_memory(
 
     wanted = needs(settings.batch_size)
     free = min(dist.all_gather_object(free_bytes(device)))
-    if wanted.total() <= free:
-        return True
-    if wanted.total(merge=False) <= free:
-        return False
+    for merge in (True, False) if merged is None else (merged,):
+        if wanted.total(merge) <= free:
+            return merge
+    least = bool(merged)
     smaller = settings.batch_size
-    while smaller and needs(smaller).total(merge=False) > free:
+    while smaller and needs(smaller).total(least) > free:
         smaller //= 2
     if smaller:
         remedy = (
@@ -103,11 +106,12 @@ def require_memory(
             ("of their copies in lower precision", wanted.cast),
             (f"of keys and values at batch_size {settings.batch_size}", wanted.cache),
             ("of activations and logits", wanted.work),
+            ("of merged LoRA weights, as in the units that are there", least * wanted.merged),
         )
         if size
     )
     raise EnvironmentFailure(
-        f"generation with engine hf takes up to {_shown(wanted.total(merge=False))} on a device "
+        f"generation with engine hf takes up to {_shown(wanted.total(least))} on a device "
         f"({parts}), and {_shown(free)} are free on the tightest. {remedy}."
     )
 

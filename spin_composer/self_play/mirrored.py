@@ -26,7 +26,8 @@ from typing import Any
 from spin_composer.errors import EnvironmentFailure, StoreError
 from spin_composer.self_play.durable import json_object, seal, unseal, write_atomically
 from spin_composer.self_play.object_folder import ObjectFolder
-from spin_composer.self_play.store import Store, place, plain_manifest, require_same, set_aside
+from spin_composer.self_play.manifest import plain_manifest, require_same
+from spin_composer.self_play.store import Store, place, set_aside
 from spin_composer.self_play.unit import (
     REPORT,
     Row,
@@ -61,25 +62,43 @@ class MirroredStore(Store):
 
     # --- manifest ---------------------------------------------------------------------------
 
-    def open_iteration(self, manifest: Mapping[str, Any]) -> None:
-        """See :meth:`Store.open_iteration`; the object store's manifest and the node's agree."""
-        wanted = plain_manifest(manifest)
-        iteration = wanted["iteration"]
-        name = f"{self._name(iteration)}/manifest.json"
+    def check_open(self, manifest: Mapping[str, Any]) -> None:
+        """See :meth:`Store.check_open`; the object store's manifest is the one that counts."""
+        iteration = manifest["iteration"]
         found = self._remote_manifest(iteration)
         if found is not None:
-            require_same(found, wanted, self._url(iteration))
-            self.prepare_node(iteration)
+            require_same(found, plain_manifest(manifest), self._url(iteration))
         elif self._makings(iteration):
             raise StoreError(
                 f"{self._url(iteration)} has units but no manifest.json, so nothing says what they "
                 "are. Delete that folder, or set spin.remote_store to another one."
             )
-        super().open_iteration(manifest)
+        else:
+            super().check_open(manifest)
+
+    def open_iteration(self, manifest: Mapping[str, Any], replace: bool = False) -> None:
+        """See :meth:`Store.open_iteration`; the object store's manifest and the node's agree."""
+        wanted = plain_manifest(manifest)
+        iteration = wanted["iteration"]
+        self.check_open(wanted)
+        found = self._remote_manifest(iteration)
+        if found is not None:
+            self.prepare_node(iteration)
+        super().open_iteration(manifest, replace)
         if found is None:
+            name = f"{self._name(iteration)}/manifest.json"
             self.remote.upload(self.folder(iteration) / "manifest.json", name)
             # Of two jobs that open it at once, the one that wrote first reads the other's.
             require_same(self._remote_manifest(iteration) or {}, wanted, self._url(iteration))
+
+    def is_unused(self, iteration: int) -> bool:
+        """Tell that something may be played by a manifest: other nodes' units are not seen here."""
+        del iteration
+        return False
+
+    def find_manifest(self, iteration: int) -> dict[str, Any] | None:
+        """See :meth:`Store.find_manifest`; the object store's."""
+        return self._remote_manifest(iteration)
 
     def prepare_node(self, iteration: int) -> None:
         """Have the iteration's manifest in this node's folder, and nothing of another play.

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -31,16 +31,32 @@ class ReplayUnit:
 Unit = PlayUnit | ReplayUnit
 
 
-def plan_units(settings: SpinSettings, seed: int, iteration: int, num_examples: int) -> list[Unit]:
+def plan_units(
+    settings: SpinSettings,
+    seed: int,
+    iteration: int,
+    num_examples: int,
+    replayed: Mapping[int, int] | None = None,
+) -> list[Unit]:
     """Return the units of an iteration, a function of its arguments alone.
 
     The unit at position u is stored as unit u. Units that are played come first; those replayed
     are the played units of the ``settings.replay`` iterations before.
+
+    Args:
+        settings: Of this iteration; earlier ones may have been played with others.
+        seed: Of play.
+        iteration: Which one.
+        num_examples: Rows of the SFT set.
+        replayed: Units to replay of each earlier iteration, which its manifest tells; None: as
+            many as this one plays.
     """
     units: list[Unit] = list(_play_units(settings, seed, iteration, num_examples))
-    for earlier in range(max(0, iteration - settings.replay), iteration):
-        played = len(_play_units(settings, seed, earlier, num_examples))
-        units += [ReplayUnit(earlier, unit) for unit in range(played)]
+    if replayed is None:
+        earlier = range(max(0, iteration - settings.replay), iteration)
+        replayed = dict.fromkeys(earlier, len(units))
+    for earlier, count in sorted(replayed.items()):
+        units += [ReplayUnit(earlier, unit) for unit in range(count)]
     return units
 
 

@@ -1,4 +1,4 @@
-"""Before an iteration is played: its folder is opened, what is damaged is found, space is counted.
+"""Before an iteration is played: what is there of it is checked, and space is counted.
 
 Everything here is done by one rank, while the others wait for its word.
 """
@@ -21,6 +21,8 @@ from spin_composer.self_play.store import DELETE_IT, Store, set_aside
 
 log = logging.getLogger(__name__)
 
+_OF_THE_RUN = ("data", "tokenizer", "tokenize", "stop_token_id", "seed")
+"""Fields in which an iteration that is replayed must agree with the one that replays it."""
 _TOKEN_BYTES = 4
 _ROW_BYTES = 128
 """Of a row beside its tokens, generously: four numbers, and the sizes of three arrays."""
@@ -30,7 +32,7 @@ _ASIDE = re.compile(r"\..+\.[0-9a-f]{8}")
 _ASIDE_SECONDS = 3600.0
 
 
-def open_iteration(
+def check_iteration(
     store: Store,
     manifest: Mapping[str, Any],
     units: Sequence[Unit],
@@ -38,7 +40,10 @@ def open_iteration(
     repair: bool,
     wanted: Sequence[int],
 ) -> None:
-    """Open an iteration's folder and make sure that what is in it can be built upon.
+    """Check that an iteration can be played, and that what is there of it can be built upon.
+
+    Writes nothing: a run that is refused leaves the store as it was. (With ``repair``, damage is
+    set aside.)
 
     Args:
         store: The run's.
@@ -50,14 +55,17 @@ def open_iteration(
 
     Raises:
         StoreError: If the folder is another run's, or damaged; with ``repair``, if it is another
-            run's.
+            run's. If an earlier iteration that is replayed is missing, or of other data.
         EnvironmentFailure: If the disk has not the space that the missing units take.
     """
     iteration = manifest["iteration"]
     _sweep(store, iteration)
     if repair:
         _set_unreadable_aside(store, iteration)
-    store.open_iteration(manifest)
+    store.check_open(manifest)
+    for earlier in sorted({unit.iteration for unit in units if isinstance(unit, ReplayUnit)}):
+        same = {field: manifest[field] for field in _OF_THE_RUN if field in manifest}
+        store.check_manifest(store.manifest(earlier) | same)
     _find_damage(store, iteration, len(units), repair)
     longest = manifest["generation"]["max_new_tokens"]
     missing = sorted(set(store.missing_units(iteration, len(units))) & set(wanted))
@@ -73,7 +81,10 @@ def require_space(
         EnvironmentFailure: Names the numbers.
     """
     needed = sum(unit_bytes(store, unit, examples, max_new_tokens) for unit in units)
-    free = shutil.disk_usage(store.root).free
+    at = store.root.absolute()
+    while not at.exists():  # a job that only plays may be the first to come
+        at = at.parent
+    free = shutil.disk_usage(at).free
     if needed > free:
         raise EnvironmentFailure(
             f"the {len(units)} units that iteration {iteration} still plays take up to "

@@ -26,6 +26,7 @@ from spin_composer.self_play.durable import (
     json_object,
     write_atomically,
 )
+from spin_composer.self_play.manifest import differing, plain_manifest, require_same
 from spin_composer.self_play.unit import (
     REPORT,
     Row,
@@ -37,7 +38,6 @@ from spin_composer.self_play.unit import (
     write_unit,
 )
 
-FORMAT_VERSION = 2
 DELETE_IT = (
     "Delete {folder} or set spin.repair=true; the same command makes it again at the iteration's "
     "start."
@@ -63,26 +63,61 @@ class Store:
 
     # --- manifest ---------------------------------------------------------------------------
 
-    def open_iteration(self, manifest: Mapping[str, Any]) -> None:
-        """Write an iteration's manifest, or check that the one on disk is the same.
+    def check_open(self, manifest: Mapping[str, Any]) -> None:
+        """Check that an iteration can be opened with a manifest; write nothing.
 
         Raises:
-            StoreError: If the folder holds another run's iteration; the differing fields are
-                named.
+            StoreError: If the folder holds another run's iteration (the differing fields are
+                named), or units of which nothing says what they are.
         """
-        manifest = plain_manifest(manifest)
         folder = self.folder(manifest["iteration"])
-        if (folder / "manifest.json").exists():
-            self.check_manifest(manifest)
-            return
-        if (folder / "units").exists() and any((folder / "units").iterdir()):
+        found = self._manifest_here(manifest["iteration"])
+        if found is not None:
+            if not self.is_unused(manifest["iteration"]):
+                require_same(found, plain_manifest(manifest), str(folder))
+        elif (folder / "units").exists() and any((folder / "units").iterdir()):
             raise StoreError(
                 f"{folder} has units but no manifest.json, so nothing says what they are. "
                 f"Delete {folder}, or set spin.repair=true to have it set aside and played again."
             )
+
+    def open_iteration(self, manifest: Mapping[str, Any], replace: bool = False) -> None:
+        """Write an iteration's manifest, or check that the one on disk is the same.
+
+        Args:
+            manifest: The iteration's.
+            replace: Replace another one by which nothing was played: that of a run which failed
+                before it had made a unit. For the holder of the store's lock only.
+
+        Raises:
+            StoreError: See :meth:`check_open`.
+        """
+        manifest = plain_manifest(manifest)
+        iteration = manifest["iteration"]
+        self.check_open(manifest)
+        folder = self.folder(iteration)
         (folder / "units").mkdir(parents=True, exist_ok=True)
-        if not create_atomically(folder / "manifest.json", json.dumps(manifest, indent=1)):
-            self.check_manifest(manifest)  # another job was quicker
+        text = json.dumps(manifest, indent=1)
+        if not create_atomically(folder / "manifest.json", text):
+            if replace and self.is_unused(iteration) and differing(self.manifest(iteration), manifest):
+                write_atomically(folder / "manifest.json", text)
+            self.check_manifest(manifest)  # another job may have been quicker
+
+    def is_unused(self, iteration: int) -> bool:
+        """Tell whether nothing was played, or is being written, by an iteration's manifest."""
+        return not any((self.folder(iteration) / "units").glob("*"))
+
+    def find_manifest(self, iteration: int) -> dict[str, Any] | None:
+        """Return an iteration's manifest, or None if it has not begun.
+
+        Raises:
+            StoreError: If it is not readable.
+        """
+        return self._manifest_here(iteration)
+
+    def _manifest_here(self, iteration: int) -> dict[str, Any] | None:
+        there = (self.folder(iteration) / "manifest.json").exists()
+        return Store.manifest(self, iteration) if there else None
 
     def manifest(self, iteration: int) -> dict[str, Any]:
         """Return an iteration's manifest.
@@ -210,28 +245,6 @@ class Store:
 
     def publish(self, name: str) -> None:
         """Let other machines see a file that people read, by its name in the store."""
-
-
-def plain_manifest(manifest: Mapping[str, Any]) -> dict[str, Any]:
-    """Return a manifest as reading it back gives it."""
-    return json.loads(json.dumps({"format_version": FORMAT_VERSION, **manifest}))
-
-
-def require_same(found: Mapping[str, Any], wanted: Mapping[str, Any], where: str) -> None:
-    """Check that the manifest found in ``where`` says what is wanted.
-
-    Raises:
-        StoreError: Names the fields that differ.
-    """
-    fields = [k for k in {**wanted, **found} if found.get(k) != wanted.get(k)]
-    if fields:
-        named = ", ".join(
-            f"{k} (store {found.get(k)!r}, run {wanted.get(k)!r})" for k in sorted(fields)
-        )
-        raise StoreError(
-            f"{where} was played by another run; it differs in {named}. Delete it to play again, "
-            "or set spin.store to another folder."
-        )
 
 
 def place(aside: Path, target: Path) -> None:

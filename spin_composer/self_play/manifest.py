@@ -1,0 +1,81 @@
+"""An iteration's manifest: what its play depends on, and when two of them say the same.
+
+A field that a manifest does not have was not a setting yet when it was written; what was done
+then stands in :data:`ABSENT`, so that a later version goes on with an earlier one's store.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from typing import Any
+
+from spin_composer.errors import StoreError
+
+FORMAT_VERSION = 2
+
+ABSENT: dict[str, Any] = {
+    "tokenize": "turns",
+    "merged": None,
+    "replayed": None,
+}
+"""What each field that came later means where it is absent: rows were tokenised turn by turn;
+each process merged LoRA adapters or not, by its own free memory; the replayed units were
+computed from the iteration's own settings (:func:`replayed_units`)."""
+
+RECORDED = ("merged", "replayed")
+"""Fields that no setting names: an iteration that has begun goes on as its manifest says."""
+
+
+def meaning(manifest: Mapping[str, Any], field: str) -> Any:
+    """Return a manifest's value of a field; where it is absent, what was done then."""
+    return manifest.get(field, ABSENT.get(field))
+
+
+def plain_manifest(manifest: Mapping[str, Any]) -> dict[str, Any]:
+    """Return a manifest as reading it back gives it."""
+    return json.loads(json.dumps({"format_version": FORMAT_VERSION, **manifest}))
+
+
+def differing(found: Mapping[str, Any], wanted: Mapping[str, Any]) -> list[str]:
+    """Return the fields in which two manifests differ, sorted."""
+    fields = sorted({*wanted, *found})
+    return [field for field in fields if meaning(found, field) != meaning(wanted, field)]
+
+
+def require_same(found: Mapping[str, Any], wanted: Mapping[str, Any], where: str) -> None:
+    """Check that the manifest found in ``where`` says what is wanted.
+
+    Raises:
+        StoreError: Names the fields that differ.
+    """
+    if fields := differing(found, wanted):
+        named = ", ".join(
+            f"{k} (store {meaning(found, k)!r}, run {meaning(wanted, k)!r})" for k in fields
+        )
+        raise StoreError(
+            f"{where} was played by another run; it differs in {named}. Delete it to play again, "
+            "or set spin.store to another folder."
+        )
+
+
+def played_units(manifest: Mapping[str, Any]) -> int:
+    """Return how many units an iteration has of its own; its replayed ones come after them."""
+    prompts = manifest["num_examples"]
+    if isinstance(manifest["samples_per_iteration"], int):
+        prompts = min(prompts, manifest["samples_per_iteration"])
+    return -(-prompts // manifest["unit_size"])
+
+
+def replayed_units(manifest: Mapping[str, Any]) -> dict[int, int]:
+    """Return how many units of each earlier iteration an iteration replays.
+
+    Raises:
+        KeyError: If it does not say.
+    """
+    recorded = meaning(manifest, "replayed")
+    if recorded is not None:
+        return {int(iteration): units for iteration, units in recorded.items()}
+    iteration = manifest["iteration"]
+    earlier = range(max(0, iteration - manifest["replay"]), iteration)
+    return dict.fromkeys(earlier, played_units(manifest))
