@@ -44,10 +44,12 @@ from spin_composer.start_checks import (
     mend_checkpoints,
     mend_gloo_average,
     rehearse,
+    require_of_spin,
     save_at_iteration_ends,
     warn_unfaithful,
 )
 from spin_composer.stopping import Stopping
+from spin_composer.terms import tokenised_as_begun
 from spin_composer.trainable import check_trainable, require_restored, watch_load
 
 
@@ -172,6 +174,7 @@ class SPIN(Algorithm):
         if int(state.timestamp.epoch_in_iteration) >= epochs:
             state.timestamp = state.timestamp.to_next_iteration()
         self._early_end.keep(state, self._saved.get("ended", {}), total)
+        require_of_spin(state, bool(self._saved))
         check_play_only(self.settings, state)
         check_weights(state)
         require_restored(state, self._loaded)
@@ -198,12 +201,16 @@ class SPIN(Algorithm):
         if self.settings.play_only is None:
             self._take_locks(state)  # fit() may be called again
         store = on_all_ranks(lambda: open_store(self.settings, state.run_name))
-        self.game = Game(self.settings, seed, store, examples, loader)
         if before is None:
+            self._clock = time.perf_counter() - self._saved.get("seconds", 0.0)
+            manifest = self._saved.get("manifest", {})
+            examples = tokenised_as_begun(examples, store, int(state.timestamp.iteration), manifest)
+            self.game = Game(self.settings, seed, store, examples, loader)
             self.game.play_seconds = self._saved.get("play_seconds", 0.0)
-            self.game.manifest = self._saved.get("manifest", {})
+            self.game.manifest = manifest
         else:  # a second fit() goes on where the first one stopped
-            self.game.play_seconds, self.game.manifest = before.play_seconds, before.manifest
+            examples = before.examples
+        assert self.game is not None
         self.books.open(self.game.store.root, state)
         evaluate_at_iteration_ends(state, self.settings.epochs_per_iteration)
         save_at_iteration_ends(state, self.settings.epochs_per_iteration, self._wants_save)
@@ -229,7 +236,6 @@ class SPIN(Algorithm):
             resume_iteration(self.game, state)
         if self._saved.get("ended"):
             self._write_books()  # it goes on after all
-        self._clock = time.perf_counter() - self._saved.get("seconds", 0.0)
 
     def _iteration_start(self, state: State, logger: Logger) -> None:
         assert self.game is not None

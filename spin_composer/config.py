@@ -10,6 +10,7 @@ import os
 from collections.abc import Mapping
 from typing import Any
 
+from spin_composer.begun import began_by_turns
 from spin_composer.checks import is_int
 from spin_composer.data.config import DatasetConfig, check_loader_keys, read_config
 from spin_composer.errors import InputError, shown, together
@@ -104,6 +105,7 @@ def _tell_loaders(cfg: dict[str, Any], settings: SpinSettings) -> None:
         "samples_per_iteration": settings.samples_per_iteration,
         "max_eval_tokens": max((limit for limit in limits if is_int(limit)), default=0),
         "saves": bool(saves or "hf_checkpointer" in (cfg.get("callbacks") or {})),
+        "by_turns": began_by_turns(settings, str(cfg.get("run_name") or "")),
     }
     cfg["train_loader"]["run"] = run
     for loader in evaluated:

@@ -272,7 +272,17 @@ def _player(game: Game, state: State, engine: Engine) -> Player:
     gap = server_gap(game.settings.generation, state, engine)
     tokenizer, stop = composer_model(state).tokenizer, game.examples.stop_token_id
     same = comparison_of(game.manifest.get("degenerate", BY_IDS), tokenizer, stop)
-    return Player(game.store, engine, score, game.examples, game.seed, score_batch_size, gap, same)
+    return Player(
+        game.store,
+        engine,
+        score,
+        game.examples,
+        game.seed,
+        score_batch_size,
+        gap,
+        same=same,
+        before_commit=before_commit,
+    )
 
 
 def _turns(game: Game, state: State) -> Turns:

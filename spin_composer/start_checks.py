@@ -18,7 +18,7 @@ from torch.utils.data import DataLoader
 from spin_composer.data.examples import ExampleDataset
 from spin_composer.data.loader import examples_of
 from spin_composer.data.pairs import Pair, collate_pairs
-from spin_composer.errors import shown
+from spin_composer.errors import InputError, shown
 from spin_composer.exports import exporters
 from spin_composer.preflight import check_first_batch_is_whole, check_rows, model_facts
 from spin_composer.rehearsal import rehearse_export, rehearse_metadata, rehearse_tokenizer
@@ -68,6 +68,27 @@ def rehearse(state: State, settings: SpinSettings, model: Any) -> None:
             rehearse_export(model.model, exporter.transform_config)
 
     from_rank_zero(try_all)
+
+
+def require_of_spin(state: State, restored: bool) -> None:
+    """Refuse to go on from the checkpoint of another training, at ``AFTER_LOAD``.
+
+    Its clock would have the run resumed in the midst of a game that was never played.
+
+    Args:
+        state: After a checkpoint was loaded, if one was.
+        restored: It held the algorithm's state.
+
+    Raises:
+        InputError: Names the key that takes its weights only.
+    """
+    t = state.timestamp
+    if not restored and int(t.batch):
+        raise InputError(
+            f"load_path: the checkpoint stands at epoch {int(t.epoch)}, batch {int(t.batch)} of a "
+            "training that was not by self-play. Set load_weights_only: true to begin with its "
+            "weights."
+        )
 
 
 def warn_unfaithful(settings: SpinSettings) -> None:

@@ -1,18 +1,19 @@
-"""What an iteration is played by: its manifest and its plan, as it was begun or as it begins now."""
+"""What an iteration is played by: its manifest and its plan, as it was begun or begins now."""
 
 from __future__ import annotations
 
 import hashlib
 import json
 import logging
-from contextlib import suppress
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from composer.core import State
 from composer.utils import dist
 
+from spin_composer.begun import tokenize_of
 from spin_composer.data.examples import ExampleDataset
+from spin_composer.data.origin import goes_on_with
 from spin_composer.errors import StoreError
 from spin_composer.self_play.manifest import (
     FORMAT_VERSION,
@@ -79,10 +80,12 @@ def terms_of(game: Game, state: State, iteration: int, tokenizer: Any) -> Terms:
 
 def _begun_manifest(game: Game, iteration: int) -> dict[str, Any] | None:
     """Return the manifest of an iteration of which something is there, or None."""
-    found = None
-    # What is unreadable is set aside later; without `repair` it is an error at once.
-    with suppress(StoreError) if game.settings.repair else suppress():
+    try:
         found = game.store.find_manifest(iteration)
+    except StoreError:
+        if not game.settings.repair:
+            raise
+        return None  # it is set aside, or refused, before anything is played
     if found is None or found.get("format_version") != FORMAT_VERSION:
         return None  # another format's is refused when it is compared
     return None if game.store.is_unused(iteration) else found
@@ -119,19 +122,15 @@ def tokenised_as_begun(
         return examples
 
     def begun() -> str | None:
-        found = trained or store.find_manifest(iteration)
-        if not found and iteration:
-            found = store.find_manifest(iteration - 1)
-        return meaning(found, "tokenize") if found else None
+        iterations = sorted({0, max(0, iteration - 1), iteration})
+        return tokenize_of([*map(store.find_manifest, iterations), trained])
 
-    tokenize = from_rank_zero(begun)
-    if tokenize is None or tokenize == examples.tokenize:
+    found: Any = from_rank_zero(begun)
+    tokenize = "turns" if found is None else found
+    if tokenize in ("", examples.tokenize):
         return examples
     if dist.get_global_rank() == 0:
-        log.warning(
-            f"train_loader.dataset.tokenize is not set, and this run began with {tokenize}: it "
-            f"goes on so. Set tokenize: {tokenize} to have it in the YAML."
-        )
+        log.warning(goes_on_with(tokenize))
     return examples.retokenised(tokenize)
 
 

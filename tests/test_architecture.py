@@ -28,6 +28,7 @@ LAYERS: tuple[frozenset[str], ...] = (
     frozenset({"model", "self_play", "trainable"}),
     frozenset(
         {"schedule", "start_checks", "engines", "iteration", "books", "algorithm", "config"}
+        | {"begun", "terms"}
         | {"eval_loaders", "exports", "launch", "registered"}
         | {"finite", "first_batch", "stopping", "early_end", "offline_wandb"}
         | {"both_ways_check"}

@@ -10,6 +10,7 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any, NoReturn
 
 from composer.core import DataSpec, Evaluator
@@ -24,6 +25,7 @@ from spin_composer.data.held_out import (
     held_out_collator,
     held_out_data_spec,
 )
+from spin_composer.data.origin import goes_on_with
 from spin_composer.data.pairs import num_pairs, num_tokens, split_pairs
 from spin_composer.data.sources import read_rows
 from spin_composer.data.tokenise import build_examples
@@ -92,7 +94,7 @@ def build_spin_dataloader(
     size = _batch_size(device_batch_size, evaluation)
     facts = None if run is None else check_run(run, tokenizer)
     start = time.monotonic()
-    examples = _examples(dataset, tokenizer, where)
+    examples = _examples(dataset, tokenizer, where, (run or {}).get("by_turns", False))
     log.info("SPIN data: %d examples in %.1f s.", len(examples), time.monotonic() - start)
     if not evaluation:
         samples = (run or {}).get("samples_per_iteration", ALL)
@@ -165,11 +167,15 @@ def _batch_size(given: int | float, evaluation: bool) -> int:
 
 
 def _examples(
-    dataset: Mapping[str, Any], tokenizer: PreTrainedTokenizerBase, where: str
+    dataset: Mapping[str, Any], tokenizer: PreTrainedTokenizerBase, where: str, by_turns: bool
 ) -> ExampleDataset:
     try:
         config = read_config(dataset, f"{where}.dataset")
-        return build_examples(read_rows(config), tokenizer, config)
+        old = by_turns and config.tokenize != "rendering"
+        if old:
+            log.warning(goes_on_with("turns"))
+            config = replace(config, tokenize="turns")
+        return build_examples(read_rows(config), tokenizer, config, old=old)
     except InputError as error:
         if where == "train_loader":
             raise

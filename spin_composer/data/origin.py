@@ -97,3 +97,11 @@ class Origin:
                 yield where, *to_foundry_row(row, where)
             except BadRow:
                 continue
+
+
+def goes_on_with(tokenize: str) -> str:
+    """Return what is logged where a run's rows are tokenised as when it began."""
+    return (
+        f"train_loader.dataset: this run began with rows tokenised by {tokenize}, and goes on so, "
+        "whatever the default is today."
+    )

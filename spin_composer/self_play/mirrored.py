@@ -25,8 +25,8 @@ from typing import Any
 
 from spin_composer.errors import EnvironmentFailure, StoreError
 from spin_composer.self_play.durable import json_object, seal, unseal, write_atomically
-from spin_composer.self_play.object_folder import ObjectFolder
 from spin_composer.self_play.manifest import plain_manifest, require_same
+from spin_composer.self_play.object_folder import ObjectFolder
 from spin_composer.self_play.store import Store, place, set_aside
 from spin_composer.self_play.unit import (
     REPORT,

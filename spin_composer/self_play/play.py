@@ -119,6 +119,7 @@ class Player:
         server_gap: Compares a server's log-probs with scoring's; None with engine ``hf``.
         meter: Counts what is done.
         same: Tells which generated responses equal the real ones.
+        before_commit: Called before each unit is stored.
     """
 
     store: Store
@@ -130,6 +131,7 @@ class Player:
     server_gap: ServerGap | None = None
     meter: Meter = field(default_factory=Meter)
     same: Comparison = same_ids
+    before_commit: Callable[[], object] | None = None
 
     def make(self, iteration: int, index: int, unit: Unit) -> UnitReport:
         """Make one unit and commit it; return its report."""
@@ -176,6 +178,7 @@ class Player:
         """Store a unit; return its report.
 
         Raises:
+            StoreError: If another play of the iteration was begun meanwhile.
             EngineError: If another model than the opponent answered it.
         """
         report = unit.report

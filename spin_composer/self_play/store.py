@@ -99,7 +99,8 @@ class Store:
         (folder / "units").mkdir(parents=True, exist_ok=True)
         text = json.dumps(manifest, indent=1)
         if not create_atomically(folder / "manifest.json", text):
-            if replace and self.is_unused(iteration) and differing(self.manifest(iteration), manifest):
+            unused = replace and self.is_unused(iteration)
+            if unused and differing(self.manifest(iteration), manifest):
                 write_atomically(folder / "manifest.json", text)
             self.check_manifest(manifest)  # another job may have been quicker
 

@@ -39,7 +39,7 @@ TEMPLATE = (
     "{% endfor %}"
     "{% if add_generation_prompt %}{{ '<|assistant|>\n' }}{% endif %}"
 )
-WORDS = "red green blue one two three The cat dog bird sees hears moon star sun not".split()
+WORDS = ("red", "green", "blue", "one", "two", "three", "The", "cat", "dog", "bird", "sees", "not")
 
 RUN: dict[str, Any] = {
     "seed": 7,

@@ -15,7 +15,7 @@ from spin_composer.self_play import object_folder
 from spin_composer.self_play.mirrored import MirroredStore
 from spin_composer.self_play.object_folder import ObjectFolder
 from spin_composer.self_play.play import finished_play
-from spin_composer.self_play.prepare import open_iteration
+from spin_composer.self_play.prepare import check_iteration
 
 from .test_prepare import EXAMPLES, MANIFEST, UNITS, flip, truncate
 from .test_store import commit, make_report, make_rows, plain
@@ -43,7 +43,9 @@ def node(tmp_path: Path, name: str) -> MirroredStore:
 
 
 def reopen(store: MirroredStore, repair: bool = False, **other: Any) -> None:
-    open_iteration(store, {**MANIFEST, **other}, UNITS, EXAMPLES, repair, range(len(UNITS)))
+    manifest = {**MANIFEST, **other}
+    check_iteration(store, manifest, UNITS, EXAMPLES, repair, range(len(UNITS)))
+    store.open_iteration(manifest)
 
 
 def bring(store: MirroredStore, num_units: int = 2, remedy: str = "Do X.") -> None:

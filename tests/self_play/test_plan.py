@@ -38,7 +38,7 @@ def test_all_examples_are_played_once_in_order() -> None:
 def test_units_are_a_function_of_settings_and_position_alone() -> None:
     # There is no rank to give: what a unit holds cannot depend on who makes it.
     names = list(inspect.signature(plan_units).parameters)
-    assert names == ["settings", "seed", "iteration", "num_examples"]
+    assert names == ["settings", "seed", "iteration", "num_examples", "replayed"]
     once, twice = plan(3, samples_per_iteration=11), plan(3, samples_per_iteration=11)
     assert [str(unit) for unit in once] == [str(unit) for unit in twice]
 

@@ -15,7 +15,7 @@ from spin_composer.data.pairs import Pair
 from spin_composer.errors import EnvironmentFailure, StoreError
 from spin_composer.self_play import prepare
 from spin_composer.self_play.plan import plan_units
-from spin_composer.self_play.prepare import in_training, open_iteration, require_space, unit_bytes
+from spin_composer.self_play.prepare import check_iteration, in_training, require_space, unit_bytes
 from spin_composer.self_play.store import Store
 from spin_composer.self_play.unit import STOP, Row, UnitReport
 from spin_composer.settings import SpinSettings
@@ -62,7 +62,9 @@ def store(tmp_path: Path) -> Store:
 
 
 def reopen(store: Store, repair: bool = False, **other: Any) -> None:
-    open_iteration(store, {**MANIFEST, **other}, UNITS, EXAMPLES, repair, range(len(UNITS)))
+    manifest = {**MANIFEST, **other}
+    check_iteration(store, manifest, UNITS, EXAMPLES, repair, range(len(UNITS)))
+    store.open_iteration(manifest)
 
 
 def shard(store: Store, unit: int) -> Path:
