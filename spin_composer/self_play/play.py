@@ -24,6 +24,7 @@ from spin_composer.self_play.degenerate import Comparison, same_ids
 from spin_composer.self_play.engine import Engine, Response
 from spin_composer.self_play.mirrored import MirroredStore
 from spin_composer.self_play.plan import PLAY, REPLAY, PlayUnit, ReplayUnit, Unit, unit_seed
+from spin_composer.self_play.play_report import PlayReport, total
 from spin_composer.self_play.progress import Meter, Progress, Totals
 from spin_composer.self_play.ranks import check_shared, from_rank_zero
 from spin_composer.self_play.server_gap import ServerGap
@@ -34,44 +35,6 @@ from spin_composer.self_play.unit import LENGTH, Row, UnitReport
 log = logging.getLogger(__name__)
 
 _NOISE_PAIRS = 8
-
-
-@dataclass(frozen=True)
-class PlayReport:
-    """What an iteration's units hold together; times are summed over ranks."""
-
-    pairs: int
-    prompts: int
-    replayed_pairs: int
-    degenerate: int
-    truncated: int
-    generated_tokens: int
-    generation_seconds: float
-    scoring_seconds: float
-    noise: float
-    """Largest of the units' noises, in nats per token."""
-    spans: tuple[tuple[float, float], ...] = ()
-    """When each unit was made, in seconds since the epoch."""
-    server_gap: float | None = None
-    """Largest of the units' gaps, in nats per token; None where no server gave log-probs."""
-
-    def metrics(self) -> dict[str, float]:
-        """Return the figures that are logged, by name."""
-        prompts = max(1, self.prompts)
-        gap = {} if self.server_gap is None else {"spin/server_gap": self.server_gap}
-        return {
-            **gap,
-            "spin/pairs": self.pairs,
-            "spin/replayed_pairs": self.replayed_pairs,
-            "spin/generated_length": self.generated_tokens / prompts,
-            "spin/truncated_fraction": self.truncated / prompts,
-            "spin/degenerate_fraction": self.degenerate / prompts,
-            "spin/generated_tokens_per_second_per_rank": self.generated_tokens
-            / max(self.generation_seconds, 1e-9),
-            "spin/generation_seconds": self.generation_seconds,
-            "spin/scoring_seconds": self.scoring_seconds,
-            "spin/scoring_noise": self.noise,
-        }
 
 
 @dataclass(frozen=True)
@@ -332,7 +295,7 @@ def finished_play(
         StoreError: If a unit is missing or damaged.
     """
     bring_units(store, iteration, num_units, remedy, merge=True)
-    return from_rank_zero(lambda: _total([store.report(iteration, u) for u in range(num_units)]))
+    return from_rank_zero(lambda: total([store.report(iteration, u) for u in range(num_units)]))
 
 
 def bring_units(
@@ -384,20 +347,3 @@ def _prepare_sources(store: Store, units: Sequence[Unit]) -> None:
             "save_folder and give the same command with spin.repair=true."
         )
         bring_units(store, iteration, count, remedy)
-
-
-def _total(reports: Sequence[UnitReport]) -> PlayReport:
-    played = [r for r in reports if r.kind == PLAY]
-    return PlayReport(
-        pairs=sum(r.pairs for r in reports),
-        prompts=sum(r.prompts for r in played),
-        replayed_pairs=sum(r.pairs for r in reports if r.kind == REPLAY),
-        degenerate=sum(r.degenerate for r in played),
-        truncated=sum(r.truncated for r in played),
-        generated_tokens=sum(r.generated_tokens for r in played),
-        generation_seconds=sum(r.generation_seconds for r in played),
-        scoring_seconds=sum(r.scoring_seconds for r in reports),
-        noise=max((r.noise for r in reports), default=0.0),
-        spans=tuple((r.began, r.ended) for r in reports),
-        server_gap=max((r.server_gap for r in reports if r.server_gap is not None), default=None),
-    )
