@@ -221,7 +221,9 @@ class SPIN(Algorithm):
         with precision:  # an ordinary forward, layer by layer under FSDP: nothing is gathered
             batch = state.device.batch_to_device(head_check_batch(examples))
             composer_model(state).check_head(batch)
-            if not int(state.timestamp.iteration) and not int(state.timestamp.batch):
+            # A run that has begun goes on as it began.
+            begun = int(state.timestamp.batch) or from_rank_zero(lambda: store.find_manifest(0))
+            if not begun:
                 check_both_ways(
                     examples, len(composer_model(state).tokenizer),
                     composer_model(state).score, state.device.batch_to_device,

@@ -26,7 +26,7 @@ from spin_composer.data.pairs import Pair
 from spin_composer.engines import engine_of, held_for_play, require_room, server_gap
 from spin_composer.errors import InputError, PlayDone, StoreError
 from spin_composer.loss import PairLoss
-from spin_composer.self_play.degenerate import BY_IDS, comparison_of
+from spin_composer.self_play.degenerate import comparison_of
 from spin_composer.self_play.engine import Engine
 from spin_composer.self_play.gather import fingerprint, is_sharded, reshard
 from spin_composer.self_play.manifest import RECORDED, differing, meaning
@@ -271,7 +271,7 @@ def _player(game: Game, state: State, engine: Engine) -> Player:
     score_batch_size = max(1, game.settings.generation.batch_size // 2)  # a pair is two sequences
     gap = server_gap(game.settings.generation, state, engine)
     tokenizer, stop = composer_model(state).tokenizer, game.examples.stop_token_id
-    same = comparison_of(game.manifest.get("degenerate", BY_IDS), tokenizer, stop)
+    same = comparison_of(meaning(game.manifest, "degenerate"), tokenizer, stop)
     return Player(
         game.store,
         engine,

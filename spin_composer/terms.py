@@ -15,6 +15,7 @@ from spin_composer.begun import tokenize_of
 from spin_composer.data.examples import ExampleDataset
 from spin_composer.data.origin import goes_on_with
 from spin_composer.errors import StoreError
+from spin_composer.self_play.degenerate import BY_TEXT
 from spin_composer.self_play.manifest import (
     FORMAT_VERSION,
     RECORDED,
@@ -54,7 +55,10 @@ def terms_of(game: Game, state: State, iteration: int, tokenizer: Any) -> Terms:
     found = from_rank_zero(lambda: _begun_manifest(game, iteration))
     if found is None:
         replayed = from_rank_zero(lambda: _played_before(game.store, iteration, settings.replay))
-        recorded: dict[str, Any] = {"replayed": {str(k): n for k, n in replayed.items()}}
+        recorded: dict[str, Any] = {
+            "degenerate": BY_TEXT,
+            "replayed": {str(k): n for k, n in replayed.items()},
+        }
     else:
         replayed = replayed_units(found)
         recorded = {field: meaning(found, field) for field in RECORDED}

@@ -16,14 +16,16 @@ FORMAT_VERSION = 2
 
 ABSENT: dict[str, Any] = {
     "tokenize": "turns",
+    "degenerate": "ids",
     "merged": None,
     "replayed": None,
 }
 """What each field that came later means where it is absent: rows were tokenised turn by turn;
-each process merged LoRA adapters or not, by its own free memory; the replayed units were
-computed from the iteration's own settings (:func:`replayed_units`)."""
+generated responses were compared with the real ones by ids; each process merged LoRA adapters or
+not, by its own free memory; the replayed units were computed from the iteration's own settings
+(:func:`replayed_units`)."""
 
-RECORDED = ("merged", "replayed")
+RECORDED = ("degenerate", "merged", "replayed")
 """Fields that no setting names: an iteration that has begun goes on as its manifest says."""
 
 
