@@ -7,8 +7,8 @@ from dataclasses import dataclass
 
 from spin_composer.checks import check, is_int, is_number
 
-MODEL, PORT = "{model}", "{port}"
-"""What a command template has in place of the opponent's folder and of the port."""
+MODEL, PORT, HOST = "{model}", "{port}", "{host}"
+"""What a command template has in place of the opponent's folder, the port and the address."""
 
 _AT = "spin.generation.server"
 
@@ -22,9 +22,10 @@ class ServerSettings:
     """
 
     command: str | None = None
-    """Starts the server: ``vllm serve {model} --port {port} ...``. ``{model}`` becomes the folder
-    of the exported opponent, ``{port}`` the port; no shell runs it. Rank 0 starts it in each
-    iteration and ends it after play."""
+    """Starts the server: ``vllm serve {model} --host {host} --port {port} ...``. ``{model}``
+    becomes the exported opponent's folder, ``{port}`` the port, ``{host}`` the address that ranks
+    ask (127.0.0.1 on one machine): without it vLLM listens to every network. No shell runs it.
+    Rank 0 starts it in each iteration and ends it after play."""
     base_url: str | None = None
     """Of a server that runs already: ``http://host:8000``, without ``/v1``."""
     reload_command: str | None = None
@@ -80,7 +81,7 @@ class ServerSettings:
 
     def _check_command(self) -> None:
         wanted = f"a command with {MODEL} and {PORT}"
-        remedy = f"For example: vllm serve {MODEL} --port {PORT}."
+        remedy = f"For example: vllm serve {MODEL} --host {HOST} --port {PORT}."
         ok = all(part in str(self.command) for part in (MODEL, PORT)) and _splits(self.command)
         check(ok, f"{_AT}.command", self.command, wanted, remedy)
         remedy = "Remove it: the started server is another one in each iteration."

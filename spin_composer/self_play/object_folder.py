@@ -25,6 +25,8 @@ log = logging.getLogger(__name__)
 T = TypeVar("T")
 
 _ATTEMPTS = 6
+# Not the global generator, whose state belongs to training.
+_RANDOM = random.SystemRandom()
 _FIRST_PAUSE_SECONDS = 0.5
 
 
@@ -112,7 +114,7 @@ class ObjectFolder:
                         "give the same command again: the run goes on."
                     ) from error
                 log.warning(f"{self.url} cannot be {what}, tried again: {said}")
-            time.sleep(_FIRST_PAUSE_SECONDS * 2**attempt * random.uniform(0.5, 1.5))
+            time.sleep(_FIRST_PAUSE_SECONDS * 2**attempt * _RANDOM.uniform(0.5, 1.5))
         raise AssertionError("unreachable")
 
 

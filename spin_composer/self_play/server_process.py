@@ -14,7 +14,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from spin_composer.errors import EngineError, InputError, shown
-from spin_composer.server_settings import MODEL, PORT
+from spin_composer.server_settings import HOST, MODEL, PORT
 
 _GRACE_SECONDS = 30.0
 _POLL_SECONDS = 0.1
@@ -69,7 +69,9 @@ class ServerProcess:
 
 
 @contextmanager
-def running(command: str, model: Path, port: int, log: Path) -> Iterator[ServerProcess]:
+def running(
+    command: str, model: Path, port: int, log: Path, host: str = "127.0.0.1"
+) -> Iterator[ServerProcess]:
     """Start a server and yield it; it is ended on the way out, whatever happens within.
 
     Args:
@@ -77,8 +79,9 @@ def running(command: str, model: Path, port: int, log: Path) -> Iterator[ServerP
         model: Folder of the opponent.
         port: Where the server is to listen.
         log: File that its output is appended to.
+        host: The address at which it is to listen, in place of ``{host}``.
     """
-    words = arguments(command, model, port)
+    words = arguments(command, model, port, host)
     environment = {
         name: value
         for name, value in os.environ.items()
@@ -125,10 +128,10 @@ def run_to_end(command: str, model: Path, log: Path, seconds: float) -> None:
         )
 
 
-def arguments(command: str, model: Path, port: int) -> list[str]:
+def arguments(command: str, model: Path, port: int, host: str = "127.0.0.1") -> list[str]:
     """Return the words of a command template, filled in; a space in ``model`` splits nothing."""
     return [
-        word.replace(MODEL, str(model.absolute())).replace(PORT, str(port))
+        word.replace(MODEL, str(model.absolute())).replace(PORT, str(port)).replace(HOST, host)
         for word in shlex.split(command)
     ]
 

@@ -89,8 +89,11 @@ def _start(
         url, check = settings.base_url, lambda: None
     else:
         port = free_port(settings.port)
-        server = stack.enter_context(running(settings.command, opponent.folder, port, log_file))
-        url, check = f"http://{settings.host or _own_host()}:{port}", server.check_alive
+        host = settings.host or _own_host()
+        server = stack.enter_context(
+            running(settings.command, opponent.folder, port, log_file, host)
+        )
+        url, check = f"http://{host}:{port}", server.check_alive
         log.info(f"waiting for the completion server at {url}; its log is {log_file}")
     HTTPClient(url, settings.request_timeout_seconds, 0, check).wait_until_ready(seconds)
     return url, check

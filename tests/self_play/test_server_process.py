@@ -146,3 +146,9 @@ def test_a_port_that_is_taken_is_refused() -> None:
         with pytest.raises(InputError, match=f"port={port} is taken by another process"):
             free_port(port)
     assert free_port(0) > 0
+
+
+@pytest.mark.parametrize("host", ["127.0.0.1", "10.0.0.7"])
+def test_a_command_is_told_the_address_that_the_ranks_ask(host):
+    words = arguments("x {model} --host {host} --port {port}", Path("/m"), 81, host)
+    assert words == ["x", "/m", "--host", host, "--port", "81"]
