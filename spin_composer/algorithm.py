@@ -21,6 +21,7 @@ from spin_composer.errors import InputError
 from spin_composer.exports import export_at_the_end, exporters, name_exports
 from spin_composer.finite import FiniteCheck, check_before_saving, check_weights
 from spin_composer.first_batch import FirstBatchCheck
+from spin_composer.held_out_check import warn_of_other_ids
 from spin_composer.iteration import (
     Game,
     check_play_only,
@@ -192,6 +193,7 @@ class SPIN(Algorithm):
         loader = cast("DataLoader[Any]", loader)
         require_spin_scheduler(state)
         check_fit(self.settings, loader, composer_model(state))
+        warn_of_other_ids(state.evaluators, examples)
         # The evaluation before leaves FSDP2's outermost parameters whole, which no optimizer holds.
         reshard(composer_model(state))
         low = self.settings.allow_low_precision_weights

@@ -29,7 +29,7 @@ LAYERS: tuple[frozenset[str], ...] = (
     frozenset(
         {"schedule", "start_checks", "engines", "iteration", "books", "algorithm", "config"}
         | {"begun", "terms"}
-        | {"eval_loaders", "exports", "launch", "registered"}
+        | {"eval_loaders", "held_out_check", "exports", "launch", "registered"}
         | {"finite", "first_batch", "stopping", "early_end", "offline_wandb"}
         | {"both_ways_check"}
     ),

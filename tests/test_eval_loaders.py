@@ -44,6 +44,12 @@ WRONG = [
         "eval_loader.dataset.date_string is None and train_loader.dataset.date_string is '26 Jul "
         "2024': held-out rows would be measured by other ids than are trained on.",
     ),
+    (
+        evaluated(ours(), **{"train_loader.dataset.tokenize": "turns"}),
+        "eval_loader.dataset.tokenize is 'rendering' and train_loader.dataset.tokenize is 'turns'",
+    ),
+    (evaluated(ours(generation_prompt="response")), "eval_loader.dataset.generation_prompt is 'r"),
+    (evaluated(ours(special_tokens_in_text="text")), "dataset.special_tokens_in_text is 'text'"),
     (evaluated(ours("a"), ours("b", date_string="x")), "eval_loaders[1].dataset.date_string is"),
     (evaluated(ours(tokenize="turns")), "eval_loader.dataset.tokenize is 'turns' and train_loader"),
     (
@@ -76,6 +82,10 @@ def test_other_limits_are_named_in_the_log(caplog: pytest.LogCaptureFixture) -> 
     caplog.clear()
     transform(evaluated(ours(**limits), **changes))
     assert not caplog.text
+
+
+def test_what_makes_no_other_ids_may_differ() -> None:
+    transform(evaluated(ours(tokenize="rendering", special_tokens_in_text="error")))
 
 
 def test_the_loader_is_told_that_it_evaluates_also_beside_sft() -> None:

@@ -1,0 +1,70 @@
+"""Whether held-out rows are measured by the ids that are trained on: named in the log if not."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Sequence
+from typing import Any
+
+from composer.core import Evaluator
+from composer.utils import dist
+from llmfoundry.data.finetuning.collator import Seq2SeqFinetuningCollator
+
+from spin_composer.data.examples import ExampleDataset
+from spin_composer.data.held_out import HeldOutRows
+
+log = logging.getLogger(__name__)
+
+
+def warn_of_other_ids(evaluators: Sequence[Evaluator], examples: ExampleDataset) -> None:
+    """Warn of evaluations whose likelihood is of other ids than training's.
+
+    Args:
+        evaluators: The Trainer's.
+        examples: What is played and trained on.
+    """
+    for evaluator in evaluators if dist.get_global_rank() == 0 else ():
+        loader: Any = evaluator.dataloader.dataloader
+        rows = getattr(loader, "dataset", None)
+        found = None
+        if isinstance(rows, HeldOutRows):
+            found = _of_ours(rows.examples, examples)
+        elif _is_llm_foundrys(loader):
+            found = _of_llm_foundry(examples)
+        if found:
+            log.warning(f"metrics/{evaluator.label}: held-out rows are measured by other {found}")
+
+
+def _is_llm_foundrys(loader: Any) -> bool:
+    collator = getattr(loader, "collate_fn", None)
+    while hasattr(collator, "base_collator"):  # what counts tokens, or packs
+        collator = collator.base_collator
+    return isinstance(collator, Seq2SeqFinetuningCollator)
+
+
+def _of_ours(held_out: ExampleDataset, examples: ExampleDataset) -> str:
+    if held_out.tokenize != examples.tokenize:
+        return (
+            f"ids than are trained on: tokenize is {held_out.tokenize} there and "
+            f"{examples.tokenize} in training. Write the same in both dataset blocks."
+        )
+    if held_out.stop_token_id != examples.stop_token_id:
+        return (
+            f"ids than are trained on: their responses end with token {held_out.stop_token_id} "
+            f"({held_out.kind} rows), training's with {examples.stop_token_id} ({examples.kind} "
+            "rows). Write held-out rows as the trained ones are written."
+        )
+    return ""
+
+
+def _of_llm_foundry(examples: ExampleDataset) -> str:
+    if examples.tokenize == "turns":
+        return ""
+    rows = list(examples.both_ways())
+    differ = sum(row.differ for row in rows)
+    if not differ:
+        return ""
+    return (
+        "ids than are trained on: llm-foundry's loader tokenises turn by turn, which differs on "
+        f"{differ} of the first {len(rows)} rows. Set eval_loader.name: spin."
+    )
