@@ -90,8 +90,8 @@ def engine_of(
         if weights:  # which are as large as the model, and not kept while the server runs
             export_opponent(model.model, model.tokenizer, *what, state=weights.pop())
 
-    def make(url: str, check_alive: Callable[[], None]) -> Engine:
-        return ServerEngine(url, model.tokenizer, stop_token_id, settings, check_alive)
+    def make(url: str, check_alive: Callable[[], None], api_key: str) -> Engine:
+        return ServerEngine(url, model.tokenizer, stop_token_id, settings, check_alive, api_key)
 
     if torch.cuda.is_available():
         torch.cuda.empty_cache()  # what training has freed, the server may take

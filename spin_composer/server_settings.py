@@ -7,8 +7,8 @@ from dataclasses import dataclass
 
 from spin_composer.checks import check, is_int, is_number
 
-MODEL, PORT, HOST = "{model}", "{port}", "{host}"
-"""What a command template has in place of the opponent's folder, the port and the address."""
+MODEL, PORT, HOST, API_KEY = "{model}", "{port}", "{host}", "{api_key}"
+"""What a command template has in place of the opponent's folder, port, address and key."""
 
 _AT = "spin.generation.server"
 
@@ -24,13 +24,17 @@ class ServerSettings:
     command: str | None = None
     """Starts the server: ``vllm serve {model} --host {host} --port {port} ...``. ``{model}``
     becomes the exported opponent's folder, ``{port}`` the port, ``{host}`` the address that ranks
-    ask (127.0.0.1 on one machine): without it vLLM listens to every network. No shell runs it.
-    Rank 0 starts it in each iteration and ends it after play."""
+    ask (127.0.0.1 on one machine): without it vLLM listens to every network. ``{api_key}`` becomes
+    a key made for this start, which ``VLLM_API_KEY`` and ``LLAMA_API_KEY`` hold too, so that vLLM
+    and llama.cpp need no word of it. No shell runs it. Rank 0 starts it in each iteration
+    and ends it after play."""
     base_url: str | None = None
     """Of a server that runs already: ``http://host:8000``, without ``/v1``."""
     reload_command: str | None = None
     """Makes the server at ``base_url`` serve the folder ``{model}``, which it must see; run by
     rank 0 in each iteration, and waited for."""
+    api_key_env: str | None = None
+    """Environment variable of rank 0 with the key of the server at ``base_url``."""
     host: str | None = None
     """Name under which all ranks reach the started server; null: this machine, or rank 0's address
     (``MASTER_ADDR``) where there are several nodes."""
@@ -53,7 +57,7 @@ class ServerSettings:
 
     def __post_init__(self) -> None:
         """Check every field."""
-        for name in ("command", "base_url", "reload_command", "host"):
+        for name in ("command", "base_url", "reload_command", "host", "api_key_env"):
             value = getattr(self, name)
             ok = value is None or (isinstance(value, str) and bool(value.strip()))
             check(ok, f"{_AT}.{name}", value, "a text, or null")
@@ -86,6 +90,9 @@ class ServerSettings:
         check(ok, f"{_AT}.command", self.command, wanted, remedy)
         remedy = "Remove it: the started server is another one in each iteration."
         check(self.reload_command is None, f"{_AT}.reload_command", self.reload_command,
+              "absent beside command", remedy)  # fmt: skip
+        remedy = "Remove it: the started server gets a key of its own."
+        check(self.api_key_env is None, f"{_AT}.api_key_env", self.api_key_env,
               "absent beside command", remedy)  # fmt: skip
 
     def _check_url(self) -> None:

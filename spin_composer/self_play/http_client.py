@@ -27,6 +27,7 @@ class HTTPClient:
         timeout_seconds: Of one request.
         retries: How often a request is sent again after a failure that may pass.
         check_alive: Raises an EngineError if the server is known to be gone for good.
+        api_key: Sent with each request, unless it is empty.
     """
 
     def __init__(
@@ -35,8 +36,10 @@ class HTTPClient:
         timeout_seconds: float,
         retries: int,
         check_alive: Callable[[], None] = lambda: None,
+        api_key: str = "",
     ):
         self.base_url = base_url
+        self._api_key = api_key
         self.timeout_seconds = timeout_seconds
         self.retries = retries
         self.check_alive = check_alive
@@ -100,6 +103,15 @@ class HTTPClient:
             "log; raise spin.generation.server.startup_timeout_seconds if it only needs longer."
         )
 
+    def answers_strangers(self) -> bool:
+        """Tell whether a request without the key gets further than its refusal."""
+        stranger = HTTPClient(self.base_url, self.timeout_seconds, 0)
+        try:
+            stranger._open("/v1/completions", b"{}", _PROBE_SECONDS)
+        except urllib.error.HTTPError as error:
+            return error.code not in (401, 403)
+        return True
+
     def _is_healthy(self) -> bool:
         try:
             self._open("/health", None, _PROBE_SECONDS)
@@ -109,6 +121,8 @@ class HTTPClient:
 
     def _open(self, path: str, data: bytes | None, timeout: float) -> bytes:
         headers = {"Content-Type": "application/json"}
+        if self._api_key:
+            headers["Authorization"] = f"Bearer {self._api_key}"
         request = urllib.request.Request(self.base_url + path, data, headers)
         with self._opener.open(request, timeout=timeout) as response:
             return response.read()

@@ -39,6 +39,7 @@ class ServerEngine:
         stop_token_id: The one token that ends a response.
         settings: Sampling settings, with ``settings.server``.
         check_alive: Raises an EngineError if the server is known to be gone.
+        api_key: The server's, or empty.
     """
 
     def __init__(
@@ -48,6 +49,7 @@ class ServerEngine:
         stop_token_id: int,
         settings: GenerationSettings,
         check_alive: Callable[[], None] = lambda: None,
+        api_key: str = "",
     ):
         assert settings.server is not None
         self.tokenizer = tokenizer
@@ -57,7 +59,7 @@ class ServerEngine:
         self.heard: Callable[[int, int], None] = unheard
         server = settings.server
         self.client = HTTPClient(
-            base_url, server.request_timeout_seconds, server.retries, check_alive
+            base_url, server.request_timeout_seconds, server.retries, check_alive, api_key
         )
         self.model, self.dialect = self._recognise()
         self._comparable = self.dialect.comparable(settings)

@@ -14,13 +14,15 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from spin_composer.errors import EngineError, InputError, shown
-from spin_composer.server_settings import HOST, MODEL, PORT
+from spin_composer.server_settings import API_KEY, HOST, MODEL, PORT
 
 _GRACE_SECONDS = 30.0
 _POLL_SECONDS = 0.1
 _TAIL_LINES, _TAIL_BYTES = 5, 16_384
 # A server that read these would take itself for a rank of the training run.
 _LAUNCHERS_OWN = ("RANK", "WORLD_SIZE", "NODE_RANK", "MASTER_ADDR", "MASTER_PORT")
+# Where servers look for the key that they ask for; `ps` shows no environment to others.
+_KEYS = ("VLLM_API_KEY", "LLAMA_API_KEY")
 _LAUNCHERS_PREFIXES = ("LOCAL_", "GROUP_", "ROLE_", "TORCHELASTIC_", "TORCH_NCCL_")
 
 
@@ -70,7 +72,7 @@ class ServerProcess:
 
 @contextmanager
 def running(
-    command: str, model: Path, port: int, log: Path, host: str = "127.0.0.1"
+    command: str, model: Path, port: int, log: Path, host: str = "127.0.0.1", api_key: str = ""
 ) -> Iterator[ServerProcess]:
     """Start a server and yield it; it is ended on the way out, whatever happens within.
 
@@ -80,16 +82,21 @@ def running(
         port: Where the server is to listen.
         log: File that its output is appended to.
         host: The address at which it is to listen, in place of ``{host}``.
+        api_key: In place of ``{api_key}``, and in the variables that servers read it from; the
+            log has ``***``.
     """
-    words = arguments(command, model, port, host)
+    words = arguments(command, model, port, host, api_key)
+    shown_words = arguments(command, model, port, host, "***")
     environment = {
         name: value
         for name, value in os.environ.items()
         if name not in _LAUNCHERS_OWN and not name.startswith(_LAUNCHERS_PREFIXES)
     }
+    if api_key:
+        environment |= dict.fromkeys(_KEYS, api_key)
     supervisor = Path(__file__).with_name("supervise.py")
     with open(log, "ab") as file:
-        file.write(f"$ {shlex.join(words)}\n".encode())
+        file.write(f"$ {shlex.join(shown_words)}\n".encode())
         file.flush()
         process = subprocess.Popen(
             [sys.executable, "-S", str(supervisor), str(os.getpid()), *words],
@@ -128,12 +135,15 @@ def run_to_end(command: str, model: Path, log: Path, seconds: float) -> None:
         )
 
 
-def arguments(command: str, model: Path, port: int, host: str = "127.0.0.1") -> list[str]:
+def arguments(
+    command: str, model: Path, port: int, host: str = "127.0.0.1", api_key: str = ""
+) -> list[str]:
     """Return the words of a command template, filled in; a space in ``model`` splits nothing."""
-    return [
-        word.replace(MODEL, str(model.absolute())).replace(PORT, str(port)).replace(HOST, host)
-        for word in shlex.split(command)
-    ]
+    values = {PORT: str(port), HOST: host, API_KEY: api_key, MODEL: str(model.absolute())}
+    words = shlex.split(command)
+    for name, value in values.items():
+        words = [word.replace(name, value) for word in words]
+    return words
 
 
 def free_port(wanted: int) -> int:

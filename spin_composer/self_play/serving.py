@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+import secrets
 import shutil
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
@@ -12,6 +13,7 @@ from pathlib import Path
 
 from composer.utils import dist
 
+from spin_composer.errors import InputError
 from spin_composer.self_play.engine import Engine, Ids, Response
 from spin_composer.self_play.http_client import HTTPClient
 from spin_composer.self_play.ranks import from_rank_zero, on_all_ranks
@@ -46,7 +48,7 @@ class NoEngine:
 def served(
     settings: ServerSettings,
     opponent: Opponent,
-    make_engine: Callable[[str, Callable[[], None]], Engine],
+    make_engine: Callable[[str, Callable[[], None], str], Engine],
 ) -> Iterator[Engine]:
     """Yield the engine of a server that serves the opponent; a collective at entry.
 
@@ -56,7 +58,8 @@ def served(
     Args:
         settings: Where the server is, or how it is started.
         opponent: What is to be served.
-        make_engine: Returns the engine, given the server's URL and a check that it is alive.
+        make_engine: Returns the engine, given the server's URL, a check that it is alive,
+            and its key.
 
     Raises:
         EngineError: If the server does not start, or the reload command fails.
@@ -64,20 +67,21 @@ def served(
     with ExitStack() as stack:
         checks: list[Callable[[], None]] = []
 
-        def start() -> str:
+        def start() -> tuple[str, str]:
             opponent.export()
-            url, check = _start(settings, opponent, stack)
+            key = secrets.token_urlsafe(24) if settings.command else _given_key(settings)
+            url, check = _start(settings, opponent, stack, key)
             checks.append(check)
-            return url
+            return url, key
 
-        url = from_rank_zero(start)
-        yield on_all_ranks(lambda: make_engine(url, checks[0] if checks else lambda: None))
+        url, key = from_rank_zero(start)
+        yield on_all_ranks(lambda: make_engine(url, checks[0] if checks else lambda: None, key))
     if dist.get_global_rank() == 0 and not settings.keep_export:
         shutil.rmtree(opponent.folder, ignore_errors=True)
 
 
 def _start(
-    settings: ServerSettings, opponent: Opponent, stack: ExitStack
+    settings: ServerSettings, opponent: Opponent, stack: ExitStack, api_key: str
 ) -> tuple[str, Callable[[], None]]:
     """Return the URL of a server that answers, and a check that it is alive."""
     log_file = opponent.folder.with_name("server.log")
@@ -91,12 +95,35 @@ def _start(
         port = free_port(settings.port)
         host = settings.host or _own_host()
         server = stack.enter_context(
-            running(settings.command, opponent.folder, port, log_file, host)
+            running(settings.command, opponent.folder, port, log_file, host, api_key)
         )
         url, check = f"http://{host}:{port}", server.check_alive
         log.info(f"waiting for the completion server at {url}; its log is {log_file}")
-    HTTPClient(url, settings.request_timeout_seconds, 0, check).wait_until_ready(seconds)
+    client = HTTPClient(url, settings.request_timeout_seconds, 0, check, api_key)
+    client.wait_until_ready(seconds)
+    if api_key and client.answers_strangers():
+        log.warning(
+            f"the completion server at {url} answers requests without its key too: whoever reaches "
+            "its address can use it. Let it listen at {host} only, or give it {api_key}."
+        )
     return url, check
+
+
+def _given_key(settings: ServerSettings) -> str:
+    """Return the key of a server that runs already, or nothing.
+
+    Raises:
+        InputError: If the variable that is to hold it is not set.
+    """
+    if settings.api_key_env is None:
+        return ""
+    key = os.environ.get(settings.api_key_env, "")
+    if not key:
+        raise InputError(
+            f"spin.generation.server.api_key_env={settings.api_key_env}: that variable is empty or "
+            "not set on rank 0. Set it to the server's key, or remove the setting."
+        )
+    return key
 
 
 def _own_host() -> str:

@@ -111,8 +111,8 @@ def play(llama: Served, folder: Path, reload_command: str) -> list[Any]:
     assert generation.server is not None
     opponent = Opponent(folder / "opponent", (folder / "opponent").mkdir)
 
-    def make(url: str, check_alive: Callable[[], None]) -> Any:
-        assert url == llama.url
+    def make(url: str, check_alive: Callable[[], None], api_key: str) -> Any:
+        assert (url, api_key) == (llama.url, "")
         return llama.engine()
 
     with serving.served(generation.server, opponent, make) as engine:
