@@ -193,7 +193,6 @@ class SPIN(Algorithm):
         loader = cast("DataLoader[Any]", loader)
         require_spin_scheduler(state)
         check_fit(self.settings, loader, composer_model(state))
-        warn_of_other_ids(state.evaluators, examples)
         # The evaluation before leaves FSDP2's outermost parameters whole, which no optimizer holds.
         reshard(composer_model(state))
         low = self.settings.allow_low_precision_weights
@@ -213,6 +212,7 @@ class SPIN(Algorithm):
         else:  # a second fit() goes on where the first one stopped
             examples = before.examples
         assert self.game is not None
+        warn_of_other_ids(state.evaluators, examples)
         self.books.open(self.game.store.root, state)
         evaluate_at_iteration_ends(state, self.settings.epochs_per_iteration)
         save_at_iteration_ends(state, self.settings.epochs_per_iteration, self._wants_save)
