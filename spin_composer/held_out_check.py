@@ -36,7 +36,7 @@ def warn_of_other_ids(evaluators: Sequence[Evaluator], examples: ExampleDataset)
 
 
 def _is_llm_foundrys(loader: Any) -> bool:
-    collator = getattr(loader, "collate_fn", None)
+    collator: Any = getattr(loader, "collate_fn", None)
     while hasattr(collator, "base_collator"):  # what counts tokens, or packs
         collator = collator.base_collator
     return isinstance(collator, Seq2SeqFinetuningCollator)
