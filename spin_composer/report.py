@@ -72,7 +72,7 @@ def read_books(store: Path) -> Books:
     path = store / FILE_NAME if store.is_dir() else store
     try:
         found = json.loads(path.read_text(encoding="utf-8"))
-        iterations = [_figures(r) for r in found["iterations"]]
+        iterations: list[Figures] = [_figures(r) for r in found["iterations"]]
         return Books(_figures(found["baseline"]), iterations, str(found.get("ended", "")))
     except (FileNotFoundError, NotADirectoryError):
         raise StoreError(

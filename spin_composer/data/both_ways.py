@@ -69,7 +69,7 @@ def differences(ways: Iterable[Any], tokenizer: Any) -> Differences:
             continue
         compared += 1
         ids = [np.concatenate([one.prompt, one.response]) for one in (way.rendering, way.turns)]
-        same = len(way.rendering.prompt) == len(way.turns.prompt) and np.array_equal(*ids)
+        same = len(way.rendering.prompt) == len(way.turns.prompt) and np.array_equal(ids[0], ids[1])
         if same:
             continue
         if not differ:

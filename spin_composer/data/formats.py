@@ -95,7 +95,7 @@ def to_foundry_row(
     if kind == "chat" and not old:
         refuse_other_texts(row, form, made["messages"], where)
         made |= _for_template(row, where)
-    elif not old:
+    elif not old and not isinstance(form, str):
         refuse_lost(row, form, made, where)
     refuse_surrogates(made, where)
     if report is not None:
@@ -170,7 +170,7 @@ def _with_system(
         text = row.get(key)
         if foreign.is_empty(text):
             continue
-        checked_text(text, key, "wrong type", where)
+        text = checked_text(text, key, "wrong type", where)
         if turns[0]["role"] != "system":
             turns = [{"role": "system", "content": text}, *turns]
         elif turns[0]["content"].strip() != text.strip():
