@@ -42,7 +42,7 @@ from spin_composer.self_play.play import (
     one_by_one,
 )
 from spin_composer.self_play.prepare import check_iteration, in_training
-from spin_composer.self_play.ranks import check_shared, from_rank_zero
+from spin_composer.self_play.ranks import from_rank_zero
 from spin_composer.self_play.rounds import Rounds
 from spin_composer.self_play.samples import log_samples
 from spin_composer.self_play.spans import covered_seconds
@@ -108,16 +108,12 @@ def start_iteration(game: Game, state: State, logger: Logger) -> dict[str, float
             game.manifest = terms.manifest | {"opponent": opponent}
             if not terms.begun:
                 game.manifest["merged"] = merge
-            if game.store.shared:
-                check_shared(game.store.root)
             from_rank_zero(lambda: _check(game, terms))
             with _engine(game, state, iteration, units, bool(merge)) as engine:
-                # Not before a server answers: what was not begun can be begun otherwise.
-                locked = game.settings.play_only is None
-                from_rank_zero(lambda: game.store.open_iteration(game.manifest, replace=locked))
                 wanted = _wanted(game, len(units))
                 player = _player(game, state, engine)
-                made = make_units(player, iteration, units, wanted, _turns(game, state))
+                turns = _turns(game, state)
+                made = make_units(player, iteration, units, wanted, turns, lambda: _begin(game))
     if game.settings.play_only is not None:
         raise PlayDone(
             f"iteration {iteration}: {len(made)} units made, {len(wanted) - len(made)} were there, "
@@ -298,6 +294,10 @@ def _check(game: Game, terms: Terms) -> None:
     repair = game.settings.repair and game.settings.play_only is None
     to_make = _wanted(game, len(terms.units))
     check_iteration(game.store, game.manifest, terms.units, game.examples, repair, to_make)
+
+
+def _begin(game: Game) -> None:
+    game.store.open_iteration(game.manifest, replace=game.settings.play_only is None)
 
 
 def _wanted(game: Game, num_units: int) -> range:

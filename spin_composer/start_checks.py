@@ -87,7 +87,7 @@ def require_of_spin(state: State, restored: bool) -> None:
         raise InputError(
             f"load_path: the checkpoint stands at epoch {int(t.epoch)}, batch {int(t.batch)} of a "
             "training that was not by self-play. Set load_weights_only: true to begin with its "
-            "weights."
+            "weights. (Without a load_path it lies in save_folder: give the run one of its own.)"
         )
 
 

@@ -267,3 +267,50 @@ def test_a_store_in_use_is_refused_and_its_owner_named(run):
     finally:
         holder.kill()
         holder.communicate()
+
+
+# --- what a refused run leaves ----------------------------------------------------------------
+
+SERVER = "{engine: server, max_new_tokens: 12, server: {command: 'false {model} {port}'}}"
+REFUSALS: dict[str, tuple[int, str | Callable[[Path], str]]] = {
+    "other data": (3, other_data),
+    "another tokenizer": (3, another_tokenizer),
+    "another seed": (3, "algorithms.spin.seed=8"),
+    "too little memory": (4, "algorithms.spin.generation.batch_size=1000000000"),
+    "a server that does not start": (4, f"algorithms.spin.generation={SERVER}"),
+    "a damaged unit that is replayed": (3, "algorithms.spin.repair=false"),
+}
+
+
+def files(*folders: Path) -> dict[str, bytes]:
+    """Return the contents of all files below folders, but for the server's log and its model.
+
+    With these a user sees why it did not start; the next start of it takes the model as it is.
+    """
+    return {
+        str(path): path.read_bytes()
+        for folder in folders
+        for path in folder.rglob("*")
+        if path.is_file() and not {"server.log", "opponent"} & set(path.parts)
+    }
+
+
+def test_refused_runs_write_nothing_and_the_original_command_goes_on(finished, run, tmp_path):
+    run.stopped_after(12)
+    shutil.rmtree(run.folder / "self-play/iter-001")
+    newest = next((run.folder / "checkpoints").glob("ep2-ba12*.pt"))
+    (run.folder / "checkpoints/latest-rank0.pt").symlink_to(newest.name)
+    shard = next((run.folder / "self-play/iter-000/units/unit-00001").glob("shard.*"))
+    whole = shard.read_bytes()
+    for name, (wanted, change) in REFUSALS.items():
+        if "damaged" in name:
+            shard.write_bytes(whole[:-1])
+        given = change if isinstance(change, str) else change(tmp_path / name)
+        run.folder.joinpath("run.yaml").unlink(missing_ok=True)
+        before = files(run.folder / "self-play", run.folder / "checkpoints")
+        code, line = run.command(given)
+        assert (code, name) == (wanted, name), line
+        assert files(run.folder / "self-play", run.folder / "checkpoints") == before, name
+    shard.write_bytes(whole)
+    assert run.command()[0] == 0
+    same_weights(finished, run.folder)

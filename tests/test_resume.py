@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 from pathlib import Path
 
 import pytest
 import torch
+from composer.optim import ConstantScheduler
 from fixtures.runs import tiny_trainer
 
-from spin_composer.errors import StoreError
+from spin_composer.errors import InputError, StoreError
 
 # 24 pairs / 4 = 6 batches an epoch, 12 in iteration 0; replay makes it 12 and 24 in iteration 1
 BATCHES = {
@@ -65,8 +67,6 @@ def test_resumed_weights_are_bit_identical(whole, where, tmp_path):
 
 
 def test_a_resumed_run_keeps_the_same_books(whole, tmp_path):
-    import json
-
     folder, _, books = whole
     resumed(folder, BATCHES["mid second epoch"], tmp_path)
     wanted = json.loads(books)["iterations"]
@@ -114,3 +114,40 @@ def test_an_iterations_checkpoint_plays_the_next_iteration_anew(tmp_path):
     again.fit()
     for name, value in weights(again).items():
         assert torch.equal(value, weights(first)[name]), name
+
+
+@pytest.mark.parametrize("durations", [["1ep"] * 4, ["4ba", "32ba"], ["1iter"] * 2], ids="-".join)
+def test_fits_one_after_another_are_one_run(whole, durations, tmp_path):
+    _, final, books = whole
+    trainer = tiny_trainer(tmp_path)
+    for duration in durations:
+        trainer.fit(duration=duration)
+    assert int(trainer.state.timestamp.batch) == 36
+    for name, value in weights(trainer).items():
+        assert torch.equal(value, final[name]), name
+    found = json.loads((tmp_path / "self-play/iterations.json").read_text())["iterations"]
+    assert [r["batches"] for r in found] == [r["batches"] for r in json.loads(books)["iterations"]]
+
+
+@pytest.fixture(scope="module")
+def sft_checkpoint(tmp_path_factory):
+    """A checkpoint of a training without the algorithm, after its fourth batch."""
+    folder = tmp_path_factory.mktemp("sft")
+    trainer = tiny_trainer(folder, algorithms=[], schedulers=ConstantScheduler())
+    trainer.state.timestamp = trainer.state.timestamp.to_next_batch(4).to_next_epoch()
+    trainer.save_checkpoint(str(folder / "sft.pt"))
+    return folder / "sft.pt"
+
+
+def test_another_trainings_checkpoint_is_refused_by_the_key_that_reads_it(sft_checkpoint, tmp_path):
+    with pytest.raises(
+        InputError, match=r"load_path: .* epoch 1, batch 1 .*load_weights_only: true"
+    ):
+        tiny_trainer(tmp_path, load_path=str(sft_checkpoint))
+    assert not list(tmp_path.glob("self-play/iter-*"))
+
+
+def test_another_trainings_weights_are_what_the_run_begins_with(sft_checkpoint, tmp_path):
+    trainer = tiny_trainer(tmp_path, load_path=str(sft_checkpoint), load_weights_only=True)
+    trainer.fit(duration="1ba")
+    assert int(trainer.state.timestamp.batch) == 1

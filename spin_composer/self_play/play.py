@@ -242,6 +242,7 @@ def make_units(
     units: Sequence[Unit],
     wanted: Sequence[int],
     turns: Turns = one_by_one,
+    begin: Callable[[], None] = lambda: None,
 ) -> list[int]:
     """Make those of the wanted units that are not in the store yet, on all ranks together.
 
@@ -251,6 +252,8 @@ def make_units(
         units: All of its units; unit u is stored as unit u.
         wanted: Which of them to make.
         turns: How ranks share them.
+        begin: Called on rank 0 when nothing can refuse the play any more, before anything is
+            written.
 
     Returns:
         The units that were missing, the same on every rank.
@@ -261,15 +264,15 @@ def make_units(
     store = player.store
     if store.shared:
         check_shared(store.root)
-    else:
-        assert isinstance(store, MirroredStore)
-        on_every_node(lambda: store.prepare_node(iteration))
     missing: list[int] = from_rank_zero(
         lambda: sorted(set(store.missing_units(iteration, len(units))) & set(wanted))
     )
+    _prepare_sources(store, [units[u] for u in missing])
+    from_rank_zero(begin)
+    if isinstance(store, MirroredStore):
+        on_every_node(lambda: store.prepare_node(iteration))
     if not missing:
         return missing
-    _prepare_sources(store, [units[u] for u in missing])
     jobs = [(unit, units[unit]) for unit in missing]
     totals = from_rank_zero(lambda: _totals(store, jobs, len(wanted) - len(missing)))
     with (

@@ -115,3 +115,20 @@ def test_adapters_are_not_merged_where_only_that_does_not_fit(
     for free, merge in ((needs.total(), True), (needs.total() - 1, False)):
         monkeypatch.setattr("spin_composer.self_play.memory.free_bytes", lambda _, f=free: f)
         assert require_memory(model, model, settings, 4, None, CPU) is merge
+
+
+@pytest.mark.parametrize("merged", [True, False])
+def test_an_iteration_that_has_begun_is_finished_as_it_was_begun(
+    merged: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model, settings = adapted(), GenerationSettings(max_new_tokens=8, batch_size=2)
+    needs = needs_of(model, model, settings, 2, 4, None)
+    least = needs.total(merged)
+    monkeypatch.setattr("spin_composer.self_play.memory.free_bytes", lambda _: least)
+    assert require_memory(model, model, settings, 4, None, CPU, merged) is merged
+    monkeypatch.setattr("spin_composer.self_play.memory.free_bytes", lambda _: least - 1)
+    with pytest.raises(EnvironmentFailure) as refused:
+        require_memory(model, model, settings, 4, None, CPU, merged)
+    assert (
+        "of merged LoRA weights, as in the units that are there" in str(refused.value)
+    ) == merged

@@ -322,3 +322,11 @@ def test_the_report_of_a_unit_is_that_of_its_maker(a, b):
     bring(b)
     assert b.report(0, 0) == make_report(5)
     assert b.unit_bytes(0, 0) == a.unit_bytes(0, 0)
+
+
+def test_what_was_played_is_known_on_a_node_that_has_nothing(b: MirroredStore) -> None:
+    found = b.find_manifest(0)
+    assert found is not None
+    assert {**found, **MANIFEST} == found
+    assert b.find_manifest(1) is None
+    assert not list(b.root.glob("iter-*"))  # asking writes nothing

@@ -206,6 +206,17 @@ def test_too_little_space_is_said_before_play_with_both_numbers(store, monkeypat
     reopen(store)  # nothing is missing, so nothing is needed
 
 
+def test_an_iteration_that_the_disk_has_no_room_for_leaves_nothing(tmp_path, monkeypatch):
+    class Usage:
+        free = 0
+
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: Usage)
+    new = Store(tmp_path / "new")
+    with pytest.raises(EnvironmentFailure, match="Free space there"):
+        reopen(new)
+    assert not new.root.exists()
+
+
 def test_in_training_the_remedy_names_the_checkpoints_to_move():
     assert "move all checkpoints out of save_folder" in in_training(0, 2)
     assert "move all checkpoints after epoch 4 out of save_folder" in in_training(2, 2)

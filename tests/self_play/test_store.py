@@ -241,3 +241,26 @@ def test_a_damaged_manifest_is_named(store: Store, text: str) -> None:
     (store.folder(0) / "manifest.json").write_text(text)
     with pytest.raises(StoreError, match=r"manifest\.json is damaged.*Delete"):
         store.manifest(0)
+
+
+def test_a_manifest_by_which_nothing_was_played_gives_way_to_the_locks_holder(tmp_path) -> None:
+    store = Store(tmp_path / "new")
+    store.open_iteration({"iteration": 0, "seed": 3})
+    with pytest.raises(StoreError, match=r"differs in seed \(store 3, run 4\)"):
+        store.open_iteration({"iteration": 0, "seed": 4})  # a job that only plays
+    store.open_iteration({"iteration": 0, "seed": 4}, replace=True)
+    assert store.manifest(0)["seed"] == 4
+
+
+def test_a_manifest_by_which_a_unit_is_being_written_stays(tmp_path) -> None:
+    store = Store(tmp_path / "new")
+    store.open_iteration({"iteration": 0, "seed": 3})
+    (store.folder(0) / "units/.unit-00000.1a2b3c4d").mkdir()
+    with pytest.raises(StoreError, match="differs in seed"):
+        store.open_iteration({"iteration": 0, "seed": 4}, replace=True)
+
+
+def test_a_manifest_without_later_fields_is_that_of_the_old_way(store: Store) -> None:
+    store.open_iteration({"iteration": 0, "seed": 3, "tokenize": "turns", "degenerate": "ids"})
+    with pytest.raises(StoreError, match=r"tokenize \(store 'turns', run 'rendering'\)"):
+        store.open_iteration({"iteration": 0, "seed": 3, "tokenize": "rendering"})
