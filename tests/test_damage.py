@@ -188,7 +188,7 @@ def test_too_small_a_disk_is_refused_before_play(tmp_path, monkeypatch):
     monkeypatch.setattr(shutil, "disk_usage", lambda _: Usage)
     with pytest.raises(EnvironmentFailure, match=r"take up to .* and .* has .* free"):
         trainer(tmp_path).fit()
-    assert not any((iteration(tmp_path, 0) / "units").iterdir())
+    assert not iteration(tmp_path, 0).exists()
 
 
 def test_a_file_in_the_stores_place_is_refused_before_the_model_trains(tmp_path):
