@@ -16,7 +16,8 @@ chmod -R a+rwX "$(dirname "$folder")"
 as=()
 if [ "$(id -u)" = 0 ]; then
     as=(setpriv --reuid=65534 --regid=65534 --clear-groups)
-    "${as[@]}" "$bin/python" -c pass 2> /dev/null || as=(setpriv --inh-caps=-all --bounding-set=-all)
+    # A child: the first program is still started with root's privileges.
+    "${as[@]}" sh -c '"$0" -c pass' "$bin/python" 2> /dev/null || as=(setpriv --inh-caps=-all --bounding-set=-all)
 fi
 echo "odd environment: ${as[*]:-the same user}"
 sample=(

@@ -144,7 +144,7 @@ def test_check_knows_the_generation_prompt_of_a_tokenizer_without_template(jsonl
 def test_check_marks_the_response_in_a_terminal(jsonl, tokenizer_folder):
     out = io.StringIO()
     report = check_dataset(str(jsonl(CHAT[1:])), tokenizer_folder)
-    print_report(report, Console(file=out, width=120, force_terminal=True))
+    print_report(report, Console(file=out, width=120, force_terminal=True, color_system="standard"))
     assert "\x1b[1;7;32mThey are opposites.<|im_end|>" in out.getvalue()
 
 
