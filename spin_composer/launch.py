@@ -43,6 +43,7 @@ def launch_checks(
         _batches(cfg, world_size),
         _evaluation(cfg),
         _intervals(cfg),
+        _swapped_data(cfg),
         _model(cfg, world_size),
         _adapters(cfg["model"].get("peft_config")),
         _loaded(cfg),
@@ -112,6 +113,14 @@ def _evaluation(cfg: Config) -> Problems:
         yield (
             "eval_first=true, and there is nothing to evaluate. Add an eval_loader (name: spin, "
             "with held-out rows), or remove eval_first: the run then has no held-out metric."
+        )
+
+
+def _swapped_data(cfg: Config) -> Problems:
+    for name in sorted({"curriculum_learning", "dataset_swap"} & set(cfg.get("callbacks") or {})):
+        yield (
+            f"callbacks.{name} changes the training data, which in SPIN are each iteration's "
+            "pairs; it also removes shared memory that other runs use. Remove it."
         )
 
 

@@ -34,6 +34,7 @@ REFUSED: list[tuple[dict[str, Any], str]] = [
     ({"eval_interval": "often"}, "eval_interval must be like"),
     ({"callbacks": {"hf_checkpointer": {"save_interval": "1"}}},
      "callbacks.hf_checkpointer.save_interval must be like"),
+    ({"callbacks": {"curriculum_learning": {}}}, "callbacks.curriculum_learning changes the"),
     ({"precision": "bf16"}, "precision='bf16' is not known. Did you mean 'amp_bf16'?"),
     ({"model.init_device": "meta", "fsdp_config": {"sharding_strategy": "FULL_SHARD"}},
      "model.init_device=meta loads no weights, and model.pretrained is true"),

@@ -160,6 +160,7 @@ class StoreLock:
         self._content = ""
         self._stop = threading.Event()
         self._lost = False
+        self._failure: Exception | None = None
 
     def acquire(self, run_name: str) -> None:
         """Take the lock, also from a run that crashed, or from an earlier one of this process.
@@ -179,7 +180,7 @@ class StoreLock:
                 continue  # released meanwhile
             self._require_dead(held)
             self.place.remove(held)
-        self._lost, self._stop = False, threading.Event()
+        self._lost, self._failure, self._stop = False, None, threading.Event()
         _held.append(self)
         threading.Thread(target=self._beat, args=(self._stop,), daemon=True).start()
         atexit.register(self.release)
@@ -190,6 +191,8 @@ class StoreLock:
         Raises:
             StoreError: Names the other run.
         """
+        if self._failure is not None:
+            raise RuntimeError(f"{self.place.shown} is not touched any more") from self._failure
         if self._lost:
             raise StoreError(
                 f"{self.place.shown} was taken over by another run ({self.place.read()}) while "
@@ -264,6 +267,19 @@ class StoreLock:
                     self.place.touch()
             except (OSError, EnvironmentFailure) as error:  # away for a moment: try again
                 log.warning(f"{self.place.shown}: {error}")
+            except Exception as error:  # others would take the lock for a dead run's
+                self._failure = error
+                return
+
+
+def check_held() -> None:
+    """Raise if another run took one of the locks that this process holds.
+
+    Raises:
+        StoreError: Names the other run.
+    """
+    for lock in list(_held):
+        lock.check()
 
 
 def release_all() -> None:

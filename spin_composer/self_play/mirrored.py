@@ -181,8 +181,7 @@ class MirroredStore(Store):
         if size := super().unit_bytes(iteration, unit):
             return size
         makings = self._makings(iteration, unit).get(unit, [])
-        text = self.remote.read_text(self._marker(iteration, unit, makings[0])) if makings else None
-        return _bytes(text) if text else 0
+        return self._marked_bytes(self._marker(iteration, unit, makings[0])) if makings else 0
 
     def damage(self, iteration: int, unit: int, thorough: bool) -> str | None:
         """See :meth:`Store.damage`; a damaged copy on this node alone is none of the unit's."""
@@ -217,7 +216,10 @@ class MirroredStore(Store):
             StoreError: If a unit is missing; ``remedy`` says what to do.
         """
         # A job without the run's lock may have opened it with another opponent at the same moment.
-        found = self._remote_manifest(iteration) or {}
+        found = self._remote_manifest(iteration)
+        if found is None:
+            name = f"{self._url(iteration)}/manifest.json"
+            raise StoreError(f"{name} is missing. {remedy.format(folder=self._url(iteration))}")
         require_same(found, self.manifest(iteration), self._url(iteration))
         made = self._makings(iteration)
         name = f"{self._name(iteration)}/complete.json"
@@ -225,8 +227,12 @@ class MirroredStore(Store):
         if text is not None:
             try:
                 settled = unseal(text)["units"]
-            except ValueError:
-                settled = []  # damaged: settle it again
+            except (ValueError, KeyError, TypeError):
+                # Another making may have been trained on than would be chosen now.
+                raise StoreError(
+                    f"{self.remote.url}/{name} is damaged, so nothing says which making of each "
+                    f"unit is trained on. {remedy.format(folder=f'{self.remote.url}/{name}')}"
+                ) from None
             if len(settled) >= num_units and all(
                 making in made.get(unit, ()) for unit, making in enumerate(settled)
             ):
@@ -255,7 +261,8 @@ class MirroredStore(Store):
         with ThreadPoolExecutor(_TRANSFERS, "fetch") as pool:
             markers = list(pool.map(self.remote.read_text, names))
             absent = [u for u, text in enumerate(markers) if not self._holds(iteration, u, text)]
-            self._require_space(iteration, [_bytes(markers[unit] or "") for unit in absent])
+            sizes = [self._bytes(names[unit], markers[unit], remedy) for unit in absent]
+            self._require_space(iteration, sizes)
             list(pool.map(fetch, absent))
 
     def publish(self, name: str) -> None:
@@ -309,8 +316,7 @@ class MirroredStore(Store):
                         set_aside(target, self.folder(iteration) / "set-aside" / target.name)
                     place(aside, target)
                     return
-        text = (remedy or _REMEDY).format(folder=where)
-        raise StoreError(f"the unit of {where} is not whole ({problem}). {text}")
+        raise _not_whole(where, problem, remedy)
 
     def _download(
         self, iteration: int, unit: int, making: str, marker: str, aside: Path
@@ -328,6 +334,22 @@ class MirroredStore(Store):
         problem = unit_problem(aside)
         fsync_all(aside)
         return None if problem is None else problem.replace(f"{aside}/", "")
+
+    def _marked_bytes(self, name: str) -> int:
+        return self._bytes(name, self.remote.read_text(name), "")
+
+    def _bytes(self, name: str, marker: str | None, remedy: str) -> int:
+        """Return the bytes of a unit's files by its marker.
+
+        Raises:
+            StoreError: If the marker is missing or damaged.
+        """
+        where = f"{self.remote.url}/{name}"
+        try:
+            return sum(int(file["bytes"]) for file in unit_files(marker or "").values())
+        except (ValueError, KeyError, TypeError):
+            problem = f"its marker is {'missing' if marker is None else 'damaged'}"
+            raise _not_whole(where, problem, remedy) from None
 
     def _require_space(self, iteration: int, sizes: Sequence[int]) -> None:
         needed = sum(sizes)
@@ -352,9 +374,6 @@ class MirroredStore(Store):
         return f"{self._name(iteration)}/units/unit-{unit:05d}-{making}/{name}"
 
 
-def _bytes(marker: str) -> int:
-    """Return the bytes of a unit's files by its marker; 0 if it cannot be read."""
-    try:
-        return sum(int(file["bytes"]) for file in unit_files(marker).values())
-    except (ValueError, KeyError, TypeError):
-        return 0
+def _not_whole(where: str, problem: str | None, remedy: str) -> StoreError:
+    text = (remedy or _REMEDY).format(folder=where)
+    return StoreError(f"the unit of {where} is not whole ({problem}). {text}")

@@ -6,6 +6,7 @@ The same ones that write checkpoints there: credentials and endpoints are set al
 
 from __future__ import annotations
 
+import http.client
 import logging
 import random
 import tempfile
@@ -28,6 +29,10 @@ _ATTEMPTS = 6
 # Not the global generator, whose state belongs to training.
 _RANDOM = random.SystemRandom()
 _FIRST_PAUSE_SECONDS = 0.5
+_CLIENTS = frozenset(
+    {"botocore", "boto3", "s3transfer", "google", "oci", "libcloud", "composer", "urllib3"}
+)
+"""Packages whose errors are the transport's or the store's; OSErrors are as well."""
 
 
 class ObjectFolder:
@@ -104,8 +109,8 @@ class ObjectFolder:
             except FileNotFoundError:
                 raise
             except Exception as error:  # each client has its own kinds
-                if isinstance(error, OSError) and error.filename is not None:
-                    raise  # of the local file
+                if not _is_the_clients(error):
+                    raise
                 said = " ".join(str(error).split()) or type(error).__name__
                 if attempt + 1 == _ATTEMPTS or _is_final(error):
                     raise EnvironmentFailure(
@@ -116,6 +121,16 @@ class ObjectFolder:
                 log.warning(f"{self.url} cannot be {what}, tried again: {said}")
             time.sleep(_FIRST_PAUSE_SECONDS * 2**attempt * _RANDOM.uniform(0.5, 1.5))
         raise AssertionError("unreachable")
+
+
+def _is_the_clients(error: Exception) -> bool:
+    """Tell an error of the transport or the store from one of the local file or a defect."""
+    if isinstance(error, OSError):
+        return error.filename is None
+    if isinstance(error, (ImportError, http.client.HTTPException)):
+        return True
+    kinds = {kind.__module__.partition(".")[0] for kind in type(error).__mro__}
+    return bool(kinds & _CLIENTS) or "interpreter shutdown" in str(error)
 
 
 def _is_final(error: Exception) -> bool:

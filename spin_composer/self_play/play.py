@@ -22,6 +22,7 @@ from spin_composer.data.pairs import Pair, collate_pairs
 from spin_composer.errors import NotFiniteError
 from spin_composer.self_play.degenerate import Comparison, same_ids
 from spin_composer.self_play.engine import Engine, Response
+from spin_composer.self_play.lock import check_held
 from spin_composer.self_play.mirrored import MirroredStore
 from spin_composer.self_play.plan import PLAY, REPLAY, PlayUnit, ReplayUnit, Unit, unit_seed
 from spin_composer.self_play.play_report import PlayReport, total
@@ -277,7 +278,7 @@ def make_units(
     totals = from_rank_zero(lambda: _totals(store, jobs, len(wanted) - len(missing)))
     with (
         Progress(iteration, totals) as progress,
-        SharedWork(len(missing), progress=progress) as work,
+        SharedWork(len(missing), lambda *_: check_held(), progress=progress) as work,
     ):
         player = replace(player, meter=progress.meter)
         player.engine.heard = progress.meter.heard  # pyright: ignore[reportAttributeAccessIssue]

@@ -106,19 +106,22 @@ def check_shared(root: Path) -> None:
         return
 
     def touch() -> str:
-        name = f".shared-{uuid.uuid4().hex}"
+        # A name that store's sweep knows: a process that is killed here leaves the file.
+        name = f".shared.{uuid.uuid4().hex[:8]}"
         root.mkdir(parents=True, exist_ok=True)
         (root / name).touch()
         return name
 
     name = from_rank_zero(touch)
-    deadline = time.monotonic() + _SHARED_FOLDER_SECONDS
-    while not (seen := (root / name).exists()) and time.monotonic() < deadline:
-        time.sleep(POLL_SECONDS)
-        list(root.glob(".shared-*"))  # makes network file systems look again
-    blind = [rank for rank, ok in enumerate(dist.all_gather_object(seen)) if not ok]
-    if dist.get_global_rank() == 0:
-        (root / name).unlink()
+    try:
+        deadline = time.monotonic() + _SHARED_FOLDER_SECONDS
+        while not (seen := (root / name).exists()) and time.monotonic() < deadline:
+            time.sleep(POLL_SECONDS)
+            list(root.glob(".shared.*"))  # makes network file systems look again
+        blind = [rank for rank, ok in enumerate(dist.all_gather_object(seen)) if not ok]
+    finally:
+        if dist.get_global_rank() == 0:
+            (root / name).unlink()
     if blind:
         raise StoreError(
             f"{root.absolute()} is not shared: ranks {blind} do not see what rank 0 wrote. Set "

@@ -5,8 +5,9 @@ from __future__ import annotations
 import logging
 import math
 import threading
+from collections import deque
 from collections.abc import Callable, Sequence
-from concurrent.futures import FIRST_EXCEPTION, Future, ThreadPoolExecutor, wait
+from concurrent.futures import FIRST_EXCEPTION, Future, wait
 from typing import Any
 
 import numpy as np
@@ -24,6 +25,8 @@ log = logging.getLogger(__name__)
 
 _POLL_SECONDS = 1.0
 _TAIL_TOKENS = 8
+_Request = tuple[Future[Response], Ids, int]
+"""What one answer is wanted for: its future, the prompt, and the row's seed."""
 
 
 class ServerEngine:
@@ -93,17 +96,31 @@ class ServerEngine:
             EngineError: If a request fails for good; the others are given up.
         """
         stop = threading.Event()
-        pool = ThreadPoolExecutor(min(self.concurrency, max(1, len(prompts))), "completion")
+        rows = zip(prompts, row_seeds(seed, len(prompts)), strict=True)
+        waiting: deque[_Request] = deque((Future(), prompt, row_seed) for prompt, row_seed in rows)
+        futures = [future for future, *_ in waiting]
+        # Daemons, not an executor's threads, which Python waits for at its end: after an error
+        # one may wait for its answer until the request's timeout.
+        for number in range(min(self.concurrency, len(prompts))):
+            work, name = (waiting, stop), f"completion-{number}"
+            threading.Thread(target=self._work, args=work, name=name, daemon=True).start()
         try:
-            futures = [
-                pool.submit(self._answer, prompt, row_seed, stop)
-                for prompt, row_seed in zip(prompts, row_seeds(seed, len(prompts)), strict=True)
-            ]
             self._wait(futures)
             return [future.result() for future in futures]
         finally:
             stop.set()
-            pool.shutdown(wait=False, cancel_futures=True)
+
+    def _work(self, waiting: deque[_Request], stop: threading.Event) -> None:
+        """Answer requests until none is waiting, or the others are given up."""
+        while not stop.is_set():
+            try:
+                future, prompt, seed = waiting.popleft()  # of a deque: threads may share it
+            except IndexError:
+                return
+            try:
+                future.set_result(self._answer(prompt, seed, stop))
+            except BaseException as error:  # raised where the result is asked for
+                future.set_exception(error)
 
     def _wait(self, futures: list[Future[Response]]) -> None:
         """Return when all are done, or raise what one of them raised first."""

@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterator
 from contextlib import suppress
 
 from composer.utils import dist
+from torch.distributed import DistNetworkError, DistStoreError
 
 from spin_composer import interrupt
 from spin_composer.exits import EXIT_ENVIRONMENT, explain, rebuilt
@@ -19,6 +20,8 @@ BEAT_SECONDS = 5.0
 SHOW_SECONDS = 1.0
 RANKS_PER_SHOW_SECOND = 100
 SILENT_SECONDS = 180.0
+_LOST = (DistNetworkError, DistStoreError)
+"""What the key-value store raises where the process at its other end is gone."""
 
 
 class SharedWork:
@@ -127,7 +130,7 @@ class SharedWork:
 
     def tell(self, error: BaseException) -> None:
         """Tell the other ranks of a failure of this one, unless one is told of already."""
-        with suppress(RuntimeError):  # the store's process may be what failed
+        with suppress(*_LOST):  # the store's process may be what failed
             if not self._store.check([f"{self._key}/failed"]):
                 code, said = explain(error) or (1, error)
                 self._fail(code, f"rank {self._rank} failed in play: {said}")
@@ -165,8 +168,11 @@ class SharedWork:
                 self._show()
                 if self._rank == 0:
                     self._listen(heard)
-            except RuntimeError:
+            except _LOST:
                 return  # the store's process is gone, which the rank's own thread meets as well
+            except Exception as error:  # a heart that stops for another reason is no silence
+                self.tell(error)
+                return
 
     def _hear_of_signals(self) -> None:
         """Stop this rank's work, wherever it is, if another rank was interrupted."""

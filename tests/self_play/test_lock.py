@@ -11,9 +11,11 @@ import time
 from pathlib import Path
 
 import pytest
+from fixtures.processes import until
 
 from spin_composer.errors import EnvironmentFailure, StoreError
-from spin_composer.self_play.lock import FILE_NAME, StoreLock, this_process
+from spin_composer.self_play.lock import FILE_NAME, StoreLock, check_held, this_process
+from spin_composer.self_play.shared_work import SharedWork
 
 
 def write_lock(root: Path, **owner: object) -> Path:
@@ -109,9 +111,8 @@ def test_a_lost_lock_is_noticed(tmp_path):
     lock.acquire("suspended")
     lock.check()
     write_lock(tmp_path, machine="elsewhere")
-    time.sleep(0.5)
     with pytest.raises(StoreError, match="taken over by another run"):
-        lock.check()
+        until(lock.check)
     lock.release()
     assert (tmp_path / FILE_NAME).exists()  # the other run's
 
@@ -121,8 +122,7 @@ def test_the_lock_is_touched_while_it_is_held(tmp_path):
     lock.acquire("run")
     path = tmp_path / FILE_NAME
     os.utime(path, ns=(0, 0))
-    time.sleep(0.5)
-    assert path.stat().st_mtime > time.time() - 60
+    until(lambda: path.stat().st_mtime > 0)
     lock.release()
 
 
@@ -130,3 +130,28 @@ def test_a_file_in_the_folders_place_is_named(tmp_path):
     (tmp_path / "store").touch()
     with pytest.raises(EnvironmentFailure, match=r"store is a file. Set spin.store"):
         StoreLock(tmp_path / "store").acquire("run")
+
+
+def test_a_heartbeat_that_ends_by_a_defect_is_told(tmp_path, monkeypatch):
+    lock = StoreLock(tmp_path, beat_seconds=0.05)
+    lock.acquire("run")
+
+    def broken() -> None:
+        raise TypeError("a defect")
+
+    monkeypatch.setattr(lock.place, "touch", broken)
+    with pytest.raises(RuntimeError, match="is not touched any more"):
+        until(lock.check)
+    lock.release()
+
+
+def test_play_notices_that_the_lock_is_anothers(tmp_path):
+    lock = StoreLock(tmp_path, beat_seconds=0.05)
+    lock.acquire("suspended")
+    check_held()
+    write_lock(tmp_path, machine="elsewhere")
+    with SharedWork(1, lambda *_: check_held()) as work:
+        next(work.claims())
+        with pytest.raises(StoreError, match="taken over by another run"):
+            until(work.check)  # until the heart has looked
+    lock.release()

@@ -330,3 +330,25 @@ def test_what_was_played_is_known_on_a_node_that_has_nothing(b: MirroredStore) -
     assert {**found, **MANIFEST} == found
     assert b.find_manifest(1) is None
     assert not list(b.root.glob("iter-*"))  # asking writes nothing
+
+
+def test_the_bytes_of_a_unit_whose_marker_is_damaged_are_not_guessed(b, s3):
+    damage_marker(s3)
+    reopen(b)
+    assert b.unit_bytes(0, 0) > 0
+    with pytest.raises(StoreError, match=r"-.* is not whole \(its marker is damaged\)\. Set"):
+        b.unit_bytes(0, 1)
+
+
+def test_a_damaged_word_on_what_is_trained_on_is_named(a, s3):
+    bring(a)
+    key = f"{PREFIX}/complete.json"
+    s3.write(key, s3.read(key).replace(b'"units"', b'"stinu"'))
+    with pytest.raises(StoreError, match=r"complete\.json is damaged, so nothing says .* Do X\."):
+        bring(a)
+
+
+def test_a_manifest_that_is_gone_is_missing_and_not_another(a, s3):
+    s3.delete(f"{PREFIX}/manifest.json")
+    with pytest.raises(StoreError, match=r"manifest\.json is missing\. Do X\."):
+        bring(a)

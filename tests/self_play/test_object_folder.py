@@ -106,3 +106,16 @@ def test_a_full_local_disk_keeps_its_own_error(folder, tmp_path):
     with pytest.raises(OSError, match="No such file or directory") as caught:
         folder.upload(tmp_path / "absent", "c")
     assert not isinstance(caught.value, EnvironmentFailure)
+
+
+def test_a_defect_is_neither_tried_again_nor_called_the_stores(folder):
+    asked = []
+
+    def broken(*_: object, **__: object) -> None:
+        asked.append(1)
+        raise TypeError("an argument too many")
+
+    folder._client.upload_object = broken
+    with pytest.raises(TypeError, match="an argument too many"):
+        folder.write_text("a", "b")
+    assert len(asked) == 1

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import json
 import threading
-import time
 
 import pytest
+from fixtures.processes import until
 from fixtures.s3 import BUCKET, s3_server
 
 from spin_composer.errors import StoreError
@@ -40,8 +40,7 @@ def test_a_lock_is_taken_touched_and_given_back(s3):
     one.acquire("first")
     assert json.loads(s3.read(KEY))["run"] == "first"
     before = s3.read("run/run.beat")
-    time.sleep(0.6)
-    assert s3.read("run/run.beat") != before
+    until(lambda: s3.read("run/run.beat") != before)
     one.check()
     one.release()
     assert s3.read(KEY) == b""
@@ -97,8 +96,7 @@ def test_a_lost_lock_is_noticed_and_left_to_its_owner(s3):
     one = lock()
     one.acquire("suspended")
     write_lock(s3)
-    time.sleep(0.6)
     with pytest.raises(StoreError, match="taken over by another run"):
-        one.check()
+        until(one.check)
     one.release()
     assert json.loads(s3.read(KEY))["run"] == "other"

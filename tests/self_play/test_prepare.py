@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 import shutil
 from pathlib import Path
@@ -220,3 +221,11 @@ def test_an_iteration_that_the_disk_has_no_room_for_leaves_nothing(tmp_path, mon
 def test_in_training_the_remedy_names_the_checkpoints_to_move():
     assert "move all checkpoints out of save_folder" in in_training(0, 2)
     assert "move all checkpoints after epoch 4 out of save_folder" in in_training(2, 2)
+
+
+def test_a_try_of_a_shared_folder_that_was_killed_is_swept(store, tmp_path):
+    left = store.root / ".shared.0a1b2c3d"
+    left.touch()
+    os.utime(left, (0, 0))
+    reopen(store)
+    assert not left.exists()

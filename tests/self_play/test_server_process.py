@@ -56,10 +56,8 @@ def test_a_server_that_ends_is_noticed_at_once_with_its_last_lines(tmp_path: Pat
     code = python("import sys; print('loading'); print('no such model'); sys.exit(7)")
     with running(code, tmp_path, 1, tmp_path / "log") as server:
         client = HTTPClient("http://127.0.0.1:9", 1, 0, server.check_alive)
-        started = time.monotonic()
         with pytest.raises(EngineError, match=r"exit status 7.*loading \| no such model") as caught:
-            client.wait_until_ready(60)
-        assert time.monotonic() - started < 10
+            client.wait_until_ready(3600)
     assert "\n" not in str(caught.value)
 
 

@@ -9,6 +9,7 @@ import time
 from typing import Any
 
 import pytest
+from fixtures.processes import until
 from fixtures.ranks import on_ranks
 
 from spin_composer.errors import EnvironmentFailure, StoreError
@@ -29,7 +30,11 @@ def claim_all(rank: int) -> list[int]:
     with SharedWork(12) as work:
         mine = []
         for piece in work.claims():
-            time.sleep(0.02 * (1 + 4 * rank))  # rank 1 is slow
+            if rank == 1:  # so slow that the other does the rest
+                work._store.set("slow one has a piece", "")
+                until(lambda: work._store.add(f"{work._key}/done", 0) == 11)
+            else:
+                work._store.wait(["slow one has a piece"])
             mine.append(piece)
             work.done()
         work.wait()
@@ -39,7 +44,7 @@ def claim_all(rank: int) -> list[int]:
 def test_each_piece_is_done_once_and_a_slow_rank_does_fewer() -> None:
     found = on_ranks(claim_all)
     assert sorted(found[0] + found[1]) == list(range(12))
-    assert len(found[0]) > len(found[1]) > 0
+    assert (len(found[0]), len(found[1])) == (11, 1)
 
 
 def wait_long(rank: int) -> Any:
@@ -64,8 +69,7 @@ def fail_on_rank_one(rank: int) -> None:
         for _ in work.claims():
             if rank == 1:
                 raise StoreError("unit 3 is damaged. Delete it.")
-            time.sleep(0.3)
-            work.done()
+            until(work.check)  # until it raises
         work.wait()
 
 
@@ -97,8 +101,7 @@ def die(rank: int) -> None:
         for _ in work.claims():
             if rank == 1:
                 os.kill(os.getpid(), signal.SIGKILL)
-            time.sleep(0.5)  # both get one
-            work.done()
+            until(work.check)  # until it raises; the other gets the other piece
         work.wait()
 
 
@@ -114,8 +117,7 @@ def die_on_rank_zero(rank: int) -> None:
         for _ in work.claims():
             if rank == 0:
                 os.kill(os.getpid(), signal.SIGKILL)
-            time.sleep(0.5)
-            work.done()
+            until(work.check)
         work.wait()
 
 
@@ -161,9 +163,9 @@ def test_what_one_rank_cannot_make_ends_the_others_at_once() -> None:
 
 
 def slow_but_alive(rank: int) -> bool:
-    with SharedWork(1, silent_seconds=2.0) as work:
+    with SharedWork(1, silent_seconds=6.0) as work:
         for _ in work.claims():
-            time.sleep(5)
+            time.sleep(8)
             work.done()
         work.wait()
     return True
@@ -180,3 +182,18 @@ def test_what_rank_zero_raises_alone_is_raised_as_it_is(error: Exception) -> Non
 
     with pytest.raises(type(error), match=str(error)):
         from_rank_zero(make)
+
+
+def broken_heart(rank: int) -> None:
+    def show(done: int, tokens: int) -> None:
+        raise TypeError("a defect")
+
+    with SharedWork(2, show if rank == 0 else None) as work:
+        for _ in work.claims():
+            until(work.check)  # until the heart has told
+
+
+def test_a_heart_that_stops_by_a_defect_ends_all_ranks() -> None:
+    for kind, said, code in on_ranks(broken_heart).values():
+        assert (kind, code) == ("RuntimeError", 1)
+        assert said == "rank 0 failed in play: a defect"

@@ -10,7 +10,6 @@ from pathlib import Path
 import numpy as np
 import pytest
 from streaming import StreamingDataset
-from streaming.base.util import clean_stale_shared_memory
 
 from spin_composer.data.pairs import Pair
 from spin_composer.errors import StoreError
@@ -87,7 +86,6 @@ def test_rows_read_back_equal_what_was_written(store: Store) -> None:
 
 def test_merged_units_are_read_by_streaming_in_the_units_order(store: Store) -> None:
     assert store.merge(0, 2) == 9
-    clean_stale_shared_memory()
     local = str(store.folder(0) / "units")
     dataset = StreamingDataset(local=local, batch_size=1, shuffle=False, allow_unsafe_types=False)
     rows = [row_of_sample(dataset[i]) for i in range(len(dataset))]
