@@ -30,9 +30,10 @@ $(STAMP): requirements.lock pyproject.toml
 demo: install ## three iterations of SPIN on a small text world, on CPU (under 6 minutes)
 	$(OFFLINE) $(BIN)/spin-composer demo
 
-# Whole files are given to a worker, since their tests share runs. One worker takes 1 to 2 GB.
+# Whole files are given to a worker, since their tests share runs; the longest first (conftest.py), or one
+# worker would end alone. One worker takes 1 to 2 GB.
 TEST_WORKERS ?= 2
-TEST := $(OFFLINE) $(BIN)/python -m pytest -n $(TEST_WORKERS) --dist loadfile
+TEST := $(OFFLINE) $(BIN)/python -m pytest -n $(TEST_WORKERS) --dist loadfile --no-loadscope-reorder
 test: install ## the tests that need no GPU, combinations sampled (under 10 minutes on 2 cores)
 	$(TEST) -m "not slow and not gpu"
 

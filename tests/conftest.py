@@ -6,6 +6,8 @@ import os
 import sys
 from pathlib import Path
 
+import pytest
+
 for name in ("HF_HUB_OFFLINE", "HF_DATASETS_OFFLINE", "TRANSFORMERS_OFFLINE"):
     os.environ.setdefault(name, "1")
 os.environ.setdefault("WANDB_MODE", "offline")
@@ -23,3 +25,16 @@ os.environ["NO_PROXY"] = os.environ["no_proxy"] = "127.0.0.1,localhost"
 os.environ["COLUMNS"] = "120"
 
 sys.path.insert(0, str(Path(__file__).parent))
+
+# Files of long runs, the longest first: begun last, they would keep one worker while the other idles.
+LONGEST = (
+    "test_yaml_runs.py", "test_gather.py", "test_interrupt.py", "test_chaos.py", "test_remote_run.py",
+    "test_shared_work.py", "test_rounds.py", "test_first_batch.py", "test_compile.py",
+    "test_preflight.py", "test_shared_memory.py", "test_damage.py", "test_trainable.py",
+)  # fmt: skip
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Put the files of long runs first; the order within a file stays."""
+    rank = {name: place for place, name in enumerate(LONGEST)}
+    items.sort(key=lambda item: rank.get(item.path.name, len(rank)))
