@@ -155,6 +155,10 @@ class SPIN(Algorithm):
             check_writable(state)
             mend_checkpoints(state)
 
+    def _check_locks(self) -> None:
+        for lock in self._locks:  # rank 0's; when it ends, so do the others
+            lock.check()
+
     def _take_locks(self, state: State) -> None:
         def take() -> None:
             if not self._locks:
@@ -207,6 +211,7 @@ class SPIN(Algorithm):
             manifest = self._saved.get("manifest", {})
             examples = tokenised_as_begun(examples, store, int(state.timestamp.iteration), manifest)
             self.game = Game(self.settings, seed, store, examples, loader)
+            self.game.still_ours = self._check_locks
             self.game.play_seconds = self._saved.get("play_seconds", 0.0)
             self.game.manifest = manifest
         else:  # a second fit() goes on where the first one stopped
@@ -244,7 +249,7 @@ class SPIN(Algorithm):
     def _iteration_start(self, state: State, logger: Logger) -> None:
         assert self.game is not None
         self._stopping.iteration_start(state, logger)
-        from_rank_zero(lambda: [lock.check() for lock in self._locks] and None)
+        from_rank_zero(self._check_locks)
         name_exports(state)
         self.books.start(start_iteration(self.game, state, logger))
         self._clock -= self.game.earlier_play_seconds  # other processes', but the run's
@@ -263,8 +268,7 @@ class SPIN(Algorithm):
         self._first_batch.after_train_batch(state, logger)
 
     def _batch_end(self, state: State, logger: Logger) -> None:
-        for lock in self._locks:  # rank 0's; when it ends, so do the others
-            lock.check()
+        self._check_locks()
         self.books.tally(state)
         self._stopping.batch_end(state, logger)
 

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -71,6 +71,8 @@ class Game:
     """Of the iteration that is being trained."""
     noise: float = 0.0
     """Noise of scoring of this iteration, in nats per token."""
+    still_ours: Callable[[], None] = lambda: None
+    """Raises if the store became another run's."""
 
 
 def composer_model(state: State) -> Any:
@@ -278,6 +280,7 @@ def _player(game: Game, state: State, engine: Engine) -> Player:
         gap,
         same=same,
         before_commit=before_commit,
+        still_ours=game.still_ours,
     )
 
 

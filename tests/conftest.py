@@ -26,11 +26,13 @@ os.environ["COLUMNS"] = "120"
 
 sys.path.insert(0, str(Path(__file__).parent))
 
-# Files of long runs, the longest first: begun last, they would keep one worker while the other idles.
+# Files of long runs, the longest first: begun last, they would keep one worker while the other
+# idles.
 LONGEST = (
-    "test_yaml_runs.py", "test_gather.py", "test_interrupt.py", "test_chaos.py", "test_remote_run.py",
-    "test_shared_work.py", "test_rounds.py", "test_first_batch.py", "test_compile.py",
-    "test_preflight.py", "test_shared_memory.py", "test_damage.py", "test_trainable.py",
+    "test_yaml_runs.py", "test_gather.py", "test_interrupt.py", "test_chaos.py",
+    "test_remote_run.py", "test_shared_work.py", "test_rounds.py", "test_first_batch.py",
+    "test_compile.py", "test_preflight.py", "test_shared_memory.py", "test_damage.py",
+    "test_trainable.py",
 )  # fmt: skip
 
 

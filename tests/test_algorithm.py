@@ -13,7 +13,8 @@ from composer.optim import LinearScheduler
 from fixtures.runs import tiny_trainer
 from torch.utils.data import DataLoader
 
-from spin_composer.errors import InputError
+from spin_composer import SPIN
+from spin_composer.errors import InputError, StoreError
 from spin_composer.self_play.play import Player
 from spin_composer.self_play.store import Store
 
@@ -138,3 +139,17 @@ def test_generation_past_the_models_positions_is_refused(tmp_path):
 def test_a_remainder_of_the_duration_is_refused(tmp_path):
     with pytest.raises(InputError, match=r"max_duration=3ep is no whole number of iterations"):
         tiny_trainer(tmp_path, max_duration="3ep")
+
+
+def test_play_looks_at_the_runs_own_locks(tmp_path):
+    trainer = tiny_trainer(tmp_path, max_duration="1iter")
+    spin = next(a for a in trainer.state.algorithms if isinstance(a, SPIN))
+    spin._locks[0]._lost = True  # as the heartbeat of a lock does that another run took
+    with pytest.raises(StoreError, match="was taken over by another run"):
+        trainer.fit()
+    spin._locks[0]._lost = False
+    trainer.fit()
+    assert spin.game is not None
+    spin._locks[0]._lost = True
+    with pytest.raises(StoreError, match="was taken over by another run"):
+        spin.game.still_ours()

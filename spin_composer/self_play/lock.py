@@ -272,16 +272,6 @@ class StoreLock:
                 return
 
 
-def check_held() -> None:
-    """Raise if another run took one of the locks that this process holds.
-
-    Raises:
-        StoreError: Names the other run.
-    """
-    for lock in list(_held):
-        lock.check()
-
-
 def release_all() -> None:
     """Give back all locks that this process holds.
 

@@ -22,7 +22,6 @@ from spin_composer.data.pairs import Pair, collate_pairs
 from spin_composer.errors import NotFiniteError
 from spin_composer.self_play.degenerate import Comparison, same_ids
 from spin_composer.self_play.engine import Engine, Response
-from spin_composer.self_play.lock import check_held
 from spin_composer.self_play.mirrored import MirroredStore
 from spin_composer.self_play.plan import PLAY, REPLAY, PlayUnit, ReplayUnit, Unit, unit_seed
 from spin_composer.self_play.play_report import PlayReport, total
@@ -84,6 +83,7 @@ class Player:
         meter: Counts what is done.
         same: Tells which generated responses equal the real ones.
         before_commit: Called before each unit is stored.
+        still_ours: Called now and then on rank 0; raises if the store became another run's.
     """
 
     store: Store
@@ -96,6 +96,7 @@ class Player:
     meter: Meter = field(default_factory=Meter)
     same: Comparison = same_ids
     before_commit: Callable[[], object] | None = None
+    still_ours: Callable[[], None] = lambda: None
 
     def make(self, iteration: int, index: int, unit: Unit) -> UnitReport:
         """Make one unit and commit it; return its report."""
@@ -278,7 +279,7 @@ def make_units(
     totals = from_rank_zero(lambda: _totals(store, jobs, len(wanted) - len(missing)))
     with (
         Progress(iteration, totals) as progress,
-        SharedWork(len(missing), lambda *_: check_held(), progress=progress) as work,
+        SharedWork(len(missing), lambda *_: player.still_ours(), progress=progress) as work,
     ):
         player = replace(player, meter=progress.meter)
         player.engine.heard = progress.meter.heard  # pyright: ignore[reportAttributeAccessIssue]

@@ -14,7 +14,7 @@ import pytest
 from fixtures.processes import until
 
 from spin_composer.errors import EnvironmentFailure, StoreError
-from spin_composer.self_play.lock import FILE_NAME, StoreLock, check_held, this_process
+from spin_composer.self_play.lock import FILE_NAME, StoreLock, this_process
 from spin_composer.self_play.shared_work import SharedWork
 
 
@@ -146,12 +146,12 @@ def test_a_heartbeat_that_ends_by_a_defect_is_told(tmp_path, monkeypatch):
 
 
 def test_play_notices_that_the_lock_is_anothers(tmp_path):
-    lock = StoreLock(tmp_path, beat_seconds=0.05)
-    lock.acquire("suspended")
-    check_held()
-    write_lock(tmp_path, machine="elsewhere")
-    with SharedWork(1, lambda *_: check_held()) as work:
+    one = StoreLock(tmp_path / "one", beat_seconds=0.05)
+    one.acquire("suspended")
+    with SharedWork(1, lambda *_: one.check()) as work:
         next(work.claims())
+        work.check()
+        write_lock(tmp_path / "one", machine="elsewhere")
         with pytest.raises(StoreError, match="taken over by another run"):
             until(work.check)  # until the heart has looked
-    lock.release()
+    one.release()

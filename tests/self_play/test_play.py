@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import shutil
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -218,3 +219,15 @@ def test_noise_is_the_difference_of_two_scorings_per_token(tmp_path: Path) -> No
         tokens = sum(len(pair.real) + len(pair.generated) for pair in pairs)
         expected.append(3 * 2 * 0.5 / tokens)
     assert noise == pytest.approx(max(expected), rel=1e-6)
+
+
+def test_a_store_that_became_another_runs_ends_play_between_units(tmp_path: Path) -> None:
+    player, engine = make_player(tmp_path)
+
+    def still_ours() -> None:
+        if engine.seeds:
+            raise StoreError("it was taken over by another run. Let one of them go on.")
+
+    with pytest.raises(StoreError, match="taken over by another run"):
+        run(replace(player, still_ours=still_ours))
+    assert len(engine.seeds) < 4
