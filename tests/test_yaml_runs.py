@@ -89,13 +89,11 @@ def sharded(one_rank, tmp_path_factory):
     return folder, command, books(folder)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "checkpoint",
-    [
-        "ep0-ba5",
-        # an iteration's end, which save_interval: 5ba does not hit, but SPIN adds
-        pytest.param("ep2-ba12", marks=pytest.mark.slow),
-    ],
+    # the second: an iteration's end, which save_interval: 5ba does not hit, but SPIN adds
+    ["ep0-ba5", "ep2-ba12"],
 )
 def test_two_ranks_resume_sharded_checkpoints_alike(sharded, checkpoint, tmp_path):
     folder, command, whole = sharded
