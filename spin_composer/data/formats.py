@@ -27,6 +27,7 @@ from spin_composer.data.turns import (
     checked_text,
     checked_turns,
     read_turns,
+    truth,
     untrained_mark,
 )
 from spin_composer.errors import shown
@@ -188,12 +189,8 @@ def _pair(
 ) -> tuple[Kind, dict[str, Any]]:
     """Read a prompt and a response, each a text or (TRL's conversational rows) turns."""
     prompt_key, response_key = form
-    if row.get("label") is False and "completion" in form:
-        raise BadRow(
-            where, "undesired completion",
-            "label=False marks the completion as one that the model should not write (KTO)",
-            "Train on the rows whose label is true: drop the others with dataset.on_bad_row: skip.",
-        )  # fmt: skip
+    if form != ("input", "output"):
+        _refuse_undesired(row, where)
     prompt, response = row[prompt_key], row[response_key]
     if foreign.are_turns(prompt):
         return "chat", {"messages": _joined(prompt, prompt_key, response, response_key,
@@ -204,6 +201,17 @@ def _pair(
         "prompt": checked_text(prompt, prompt_key, "empty prompt", where, blank_is_empty=False),
         "response": checked_text(response, response_key, "empty response", where),
     }
+
+
+def _refuse_undesired(row: Mapping, where: Where) -> None:
+    if truth(row.get("label")) is False:
+        raise BadRow(
+            where, "undesired completion",
+            f"label={shown(row['label'])} marks the answer as one that the model should not write "
+            "(KTO)",
+            "Train on the rows whose label is true: drop the others with dataset.on_bad_row: skip. "
+            "If it means something else, remove the column.",
+        )  # fmt: skip
 
 
 def _refuse_hidden_turns(key: str, value: object, where: Where) -> None:

@@ -48,10 +48,17 @@ class RowTokeniser:
         self._pattern = pattern_of(control)
         self._stop_text = str(tokenizer.convert_ids_to_tokens(rule.token_id))
         self._encoder = None
+        self._said: set[str] = set()
         if config.special_tokens_in_text == "text" and control:
             self._encoder = TextEncoder(tokenizer, control)
         if self._renderer is not None:
             self._warn_of_missing_date()
+            if header := self._renderer.header_in_answer():
+                log.warning(
+                    "The chat template has no generation prompt (add_generation_prompt changes "
+                    f"nothing): the model itself writes {header!r}, which is trained on as a part "
+                    "of the response."
+                )
 
     def __call__(
         self, row: dict[str, Any], where: Where, report: DataReport
@@ -81,7 +88,8 @@ class RowTokeniser:
                 f"{shown(str(error), 160)})", "Correct the text, or use the model's own tokenizer.",
             ) from error  # fmt: skip
         if self._renderer is not None:
-            self._count_cut_answer(row["messages"][-1]["content"], whole, where, report)
+            self._count_cut_answer(row, prompt, whole, where, report)
+            self._note_other_roles(row, where, report)
         return ids
 
     def _texts(
@@ -95,12 +103,19 @@ class RowTokeniser:
         return encoder.shown_again(prompt), encoder.shown_again(whole)
 
     def _count_cut_answer(
-        self, content: str | None, whole: str, where: Where, report: DataReport
+        self, row: dict[str, Any], prompt: str, whole: str, where: Where, report: DataReport
     ) -> None:
         """Count an answer that the template does not write whole, white space aside."""
-        if not content or content.strip() in whole:
+        content = row["messages"][-1]["content"]
+        if not content or content.strip() in whole[len(prompt) :]:
             return
-        if "".join(content.split()) in "".join(whole.split()):
+        assert self._renderer is not None
+        try:  # an answer may begin with what the generation prompt has already: <think>
+            before = self._renderer.text(row["messages"][:-1], row)
+        except Exception:
+            before = prompt
+        start = len(before) if prompt.startswith(before) else len(prompt)
+        if "".join(content.split()) in "".join(whole[start:].split()):
             return
         report.cut_answers += 1
         if report.cut_answers == 1:
@@ -108,6 +123,17 @@ class RowTokeniser:
                 f"{where}: the chat template does not write the whole answer {shown(content)}: "
                 "what it leaves out is not trained on."
             )
+
+    def _note_other_roles(self, row: dict[str, Any], where: Where, report: DataReport) -> None:
+        assert self._renderer is not None
+        for i, turn in enumerate(row["messages"]):
+            word = getattr(turn["role"], "spelled", None)
+            if word is not None and word not in self._said and not self._renderer.knows_role(word):
+                self._said.add(word)
+                report.note(
+                    f"{where}: messages[{i}].role={word!r} is rendered as {str(turn['role'])!r}: "
+                    "the chat template has no word for it."
+                )
 
     def _between_turns(self) -> str:
         """Return what the template writes between an answer and the next question."""

@@ -6,6 +6,7 @@ their thoughts), as long as it does so with and without the answer alike.
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Mapping, Sequence
 from typing import Any, Literal
@@ -21,6 +22,9 @@ _OURS = frozenset({"messages", "tools", "add_generation_prompt", "tokenize", "ch
 # Stands for an answer of which no character agrees with what a template writes.
 _UNLIKE_ANYTHING = "\U0010f8ff"
 _SHOWN = 48
+_ALWAYS_WRITTEN = ("user", "assistant")
+"""Of these a content that stands in the rendering is taken to be the turn's own."""
+_TAGGED = re.compile(r"<(\w+)>.*?</\1>", re.DOTALL)
 
 
 class Renderer:
@@ -57,11 +61,40 @@ class Renderer:
     ) -> str:
         """Render turns; ``row`` may bring tools and further arguments for the template."""
         row = row or {}
+        turns = [self._as_spelled(message) for message in messages]
         return self._tokenizer.apply_chat_template(
-            list(messages), tokenize=False, add_generation_prompt=generation_prompt,
+            turns, tokenize=False, add_generation_prompt=generation_prompt,
             tools=row.get("tools") or None, chat_template=self._template,
             **{**self._date.arguments(), **(row.get("chat_template_kwargs") or {})},
         )  # fmt: skip
+
+    def _as_spelled(self, message: Mapping[str, Any]) -> Mapping[str, Any]:
+        """Return a turn under its row's own role where the template has a word for that role."""
+        spelled = getattr(message["role"], "spelled", None)
+        known = spelled is not None and self.knows_role(spelled)
+        return {**message, "role": spelled} if known else {**message, "role": str(message["role"])}
+
+    def knows_role(self, word: str) -> bool:
+        """Tell whether the template compares roles with a word, or has a token for it."""
+        quoted = rf"""['"]{re.escape(word)}['"]"""
+        return re.search(quoted, self._source) is not None or any(
+            token.content in (f"<|{word}|>", f"<{word}>", f"[{word.upper()}]")
+            for token in self._tokenizer.added_tokens_decoder.values()
+        )
+
+    def header_in_answer(self) -> str:
+        """Return what an answer's rendering begins with that no generation prompt writes."""
+        turns = [{"role": "user", "content": "a"}]
+        answer = {"role": "assistant", "content": _UNLIKE_ANYTHING}
+        try:
+            prompt = self.text(turns, generation_prompt=True)
+            whole = self.text([*turns, answer])
+            without = self.text(turns)
+        except Exception:  # it cannot render such turns: the rows will say so
+            return ""
+        if prompt != without or not whole.startswith(prompt):
+            return ""
+        return whole[len(prompt) :].partition(_UNLIKE_ANYTHING)[0].strip()
 
     def __call__(self, row: Mapping[str, Any], where: Where) -> tuple[str, str]:
         """Return the prompt's text, and the whole row's, which begins with it.
@@ -76,6 +109,7 @@ class Renderer:
         self._check_keys(messages, row, whole, where)
         if not whole.startswith(prompt):
             prompt = prompt[: self._border(messages, row, prompt, whole, where)]
+        self.check_contents(messages, row, whole, where)
         return prompt, whole
 
     def _check_arguments(self, row: Mapping[str, Any], where: Where) -> None:
@@ -108,6 +142,8 @@ class Renderer:
             except BadRow as fault:
                 first = first or fault
                 continue
+            if messages is not spellings[-1] and _prints_objects(messages, whole):
+                continue  # in Python's spelling: the template expects JSON text
             if any(message["content"] is None for message in messages):
                 blank = [_without_null(message) for message in messages]
                 try:
@@ -117,7 +153,8 @@ class Renderer:
                 except BadRow:
                     pass
             return messages, whole
-        assert first is not None
+        if first is None:  # neither spelling is right: the one that can be rendered
+            return given, self._try(given, row, where)
         raise first
 
     def _try(
@@ -173,6 +210,35 @@ class Renderer:
             if self._same([*messages[:-1], less], row, whole):
                 raise _unused(f"messages[{last}].content", content, where)
 
+    def check_contents(
+        self,
+        messages: Sequence[Mapping[str, Any]],
+        row: Mapping[str, Any],
+        whole: str,
+        where: Where,
+    ) -> None:
+        """Refuse a row of which the template does not write a whole turn before the answer.
+
+        Many templates know no tool or no system turn and say nothing of it. A thought that a
+        template drops from an earlier turn is no such loss.
+
+        Raises:
+            BadRow: Names the turn.
+        """
+        for i, message in enumerate(messages[:-1]):
+            content = _TAGGED.sub("", message["content"] or "").strip()
+            if not content or (message["role"] in _ALWAYS_WRITTEN and content in whole):
+                continue
+            less = {**message, "content": ""}
+            if self._same([*messages[:i], less, *messages[i + 1 :]], row, whole):
+                raise BadRow(
+                    where, f"{message['role']} turn not written",
+                    f"messages[{i}].content={shown(message['content'])}, of role "
+                    f"{message['role']}, is not written by the chat template, so it would be lost",
+                    "Use a template that writes such turns, join the text to another turn with "
+                    "dataset.preprocessing_fn, or drop such rows with dataset.on_bad_row: skip.",
+                )  # fmt: skip
+
     def _same(
         self, messages: Sequence[Mapping[str, Any]], row: Mapping[str, Any], whole: str
     ) -> bool:
@@ -221,6 +287,19 @@ class Renderer:
 
 def _without_null(message: Mapping[str, Any]) -> Mapping[str, Any]:
     return {**message, "content": ""} if message["content"] is None else message
+
+
+def _prints_objects(messages: Sequence[Mapping[str, Any]], whole: str) -> bool:
+    """Tell whether arguments of calls stand in a rendering as Python prints objects."""
+    found = (
+        call.get("function", {}).get("arguments")
+        for message in messages
+        for call in message.get("tool_calls") or ()
+    )
+    return any(
+        isinstance(given, (dict, list)) and given and str(given) != json.dumps(given)
+        and str(given) in whole for given in found
+    )  # fmt: skip
 
 
 def _common(a: str, b: str) -> int:

@@ -1,6 +1,7 @@
 """Control tokens that data spells out: found in texts, and encoded as the text that they are.
 
-Control tokens are the tokenizer's special tokens and whatever its template writes between turns.
+Control tokens are the tokenizer's special tokens, whatever its template writes between turns or
+names, and what is written as control tokens are (``<|fim_prefix|>``), be it marked special or not.
 Tags in pairs, such as ``<think>`` and ``</think>``, are content, unless the tokenizer names them
 (BOS, EOS ...).
 """
@@ -15,6 +16,9 @@ from typing import Any, cast
 
 from spin_composer.errors import InputError, shown
 
+# <|im_start|>, DeepSeek's with full-width bars, [INST].
+_SHAPE = re.compile(r"<\|.+\|>|<\uff5c.+\uff5c>|\[/?[A-Z_]+\]")
+_TAG = re.compile(r"</?[^/|<>]+>")
 _MARK, _PLACE = "\U0010f8f0", "\U0010f8f1"
 
 
@@ -25,6 +29,7 @@ def control_tokens(tokenizer: Any, between_turns: str = "") -> dict[str, int]:
         tokenizer: The model's tokenizer.
         between_turns: What the chat template writes between two turns.
     """
+    source = str(tokenizer.chat_template or "")
     added = {token.content: (i, token.special) for i, token in
              tokenizer.added_tokens_decoder.items()}  # fmt: skip
     named = {
@@ -34,14 +39,17 @@ def control_tokens(tokenizer: Any, between_turns: str = "") -> dict[str, int]:
     found: dict[str, int] = {}
     for text, (i, special) in added.items():
         structure = text in between_turns and not text.isalnum()
+        structure |= text in source and not text.isalnum() and not _TAG.fullmatch(text)
+        structure |= _SHAPE.fullmatch(text) is not None
         known = special or structure or text in tokenizer.all_special_tokens
-        if text.strip() and (text in named or (known and not _is_tag(text, added))):
+        if text.strip() and (text in named or (known and not is_tag(text, added))):
             found[text] = i
     return found
 
 
-def _is_tag(text: str, added: Mapping[str, Any]) -> bool:
-    if not re.fullmatch(r"</?[^/|<>]+>", text):
+def is_tag(text: str, added: Mapping[str, Any]) -> bool:
+    """Tell whether an added token is a tag whose twin, opening or closing, is one as well."""
+    if not _TAG.fullmatch(text):
         return False
     twin = "<" + text[2:] if text.startswith("</") else "</" + text[1:]
     return twin in added

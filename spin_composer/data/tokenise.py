@@ -214,7 +214,7 @@ class Tokeniser:
 
     def _start(self, kind: Kind) -> None:
         self.kind = kind
-        self.rule = stop_rule(self._tokenizer, kind, self._config.date_string)
+        self.rule = stop_rule(self._tokenizer, kind, self._config.date_string, self._old)
         if kind == "chat" and self._tokenizer.chat_template is None:
             log.warning(
                 "The tokenizer %s has no chat template: llm-foundry's default (ChatML) is used.",
@@ -243,7 +243,9 @@ class Tokeniser:
                 where, "stop token within the response" if early else "no stop token",
                 f"the response {shown(self._tokenizer.decode(response))} {fault} ({name!r})",
                 "Remove it from the text: generation would end there." if early
-                else "Mend the chat template.",
+                else "SPIN has one stop token per data set: if such turns end with another one, as "
+                "calls of tools do in some templates, drop them with on_bad_row: skip; else mend "
+                "the chat template.",
             )  # fmt: skip
         if not body:
             raise BadRow(where, "empty response", "the response has no tokens", "Give it a text.")

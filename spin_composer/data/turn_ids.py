@@ -9,7 +9,7 @@ from spin_composer.data.config import DatasetConfig
 from spin_composer.data.counts import DataReport
 from spin_composer.data.dates import TemplateDate
 from spin_composer.data.faults import BadRow, Where
-from spin_composer.data.rendering import CARRY_NO_TEXT
+from spin_composer.data.rendering import CARRY_NO_TEXT, Renderer
 from spin_composer.data.spelled import control_tokens, pattern_of, texts_of
 from spin_composer.data.stop import StopRule
 from spin_composer.errors import shown
@@ -35,6 +35,10 @@ class TurnTokeniser:
         self._kind, self._config = kind, config
         self._dated: Any = _DatedTokenizer(tokenizer, config.date_string)
         self._control, self._stop = control_tokens(tokenizer), rule.token_id
+        self._renderer = (
+            Renderer(tokenizer, config.date_string, quiet=True)
+            if kind == "chat" and not old else None
+        )  # fmt: skip
         if kind == "plain" and tokenizer("a")["input_ids"][-1] == rule.token_id:
             _log().warning(
                 "The tokenizer %s ends every text with EOS, the prompts too: SFT by llm-foundry "
@@ -53,6 +57,14 @@ class TurnTokeniser:
         self, row: dict[str, Any], where: Where, report: DataReport
     ) -> tuple[list[int], list[int]]:
         """Return all ids before the last response, and the last response's."""
+        if self._renderer is not None and self._holds_other_roles(row):
+            messages = row["messages"]
+            try:
+                whole = self._renderer.text(messages, row)
+            except Exception:  # llm-foundry's own attempt says why
+                whole = None
+            if whole is not None:
+                self._renderer.check_contents(messages, row, whole, where)
         row = self._for_foundry(row, where)
         try:
             turns: list[dict[str, list[int]]] = self._tokenize(row, self._dated)["turns"]
@@ -73,6 +85,9 @@ class TurnTokeniser:
             prompt = prompt[1:]
         return prompt, list(turns[-1]["labels"])
 
+    def _holds_other_roles(self, row: dict[str, Any]) -> bool:
+        return any(turn["role"] not in ("user", "assistant") for turn in row["messages"])
+
     def _for_foundry(self, row: dict[str, Any], where: Where) -> dict[str, Any]:
         """Return the row with the keys that llm-foundry takes, if nothing is lost by that."""
         if self._kind == "plain":
@@ -91,7 +106,7 @@ class TurnTokeniser:
                 )  # fmt: skip
         return {
             "messages": [
-                {"role": message["role"], "content": message["content"]}
+                {"role": str(message["role"]), "content": message["content"]}
                 for message in row["messages"]
             ]
         }

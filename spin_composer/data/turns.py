@@ -147,6 +147,8 @@ def _turn(
         raise _missing("from" if content_key == "value" else "role", turn, name, where)
     speaker = checked_text(turn[role_key], f"{name}.{role_key}", "empty role", where)
     role = _role_of(speaker, mask, f"{name}.{role_key}", where)
+    if role_key == "role" and not old and mask is None:
+        role = Role.of(role, speaker)
     more = {} if old else _further(turn, role_key, content_key, name, where, report)
     content = turn[content_key] if content_key is not None else None
     if role == _CALLER:
@@ -160,6 +162,26 @@ def _turn(
         if role == "user":
             checked_text(content, f"{name}.{content_key}", "empty prompt", where)
     return {"role": role, "content": content, **more}
+
+
+class Role(str):
+    """One of the four roles, and the word that the row has for it.
+
+    ``spelled`` is what the template is given where it knows that word: GLM-4 has a control token
+    ``<|observation|>``, and none for ``tool``.
+    """
+
+    spelled: str
+
+    @classmethod
+    def of(cls, role: str, spelled: str) -> str:
+        """Return the role; with the row's word if that is another one."""
+        word = spelled.strip()
+        if role in (word, _CALLER):
+            return role
+        made = cls(role)
+        made.spelled = word
+        return made
 
 
 def _content_key(turn: Mapping, name: str, where: Where) -> str | None:
@@ -260,13 +282,13 @@ def untrained_mark(fields: Mapping[Any, Any], of_row: bool = False) -> str | Non
     """
     if_true, if_false = (_MARKS_OF_ROWS, ()) if of_row else (_TRAINED_IF_TRUE, _TRAINED_IF_FALSE)
     for key, value in fields.items():
-        name, said = str(key).lower(), _truth(value)
+        name, said = str(key).lower(), truth(value)
         if (name in if_true and said is False) or (name in if_false and said is True):
             return str(key)
     return None
 
 
-def _truth(value: object) -> bool | None:
+def truth(value: object) -> bool | None:
     """Return what a flag says; None if it is none."""
     if isinstance(value, str):
         value = _FLAGS.get(value.strip().lower())
@@ -277,9 +299,9 @@ def _refuse_untrained(turns: list[Any], field: str, where: Where) -> None:
     """Refuse a last turn that its own keys say not to train on."""
     last, key = turns[-1], untrained_mark(turns[-1])
     # `mask` alone says neither "trained" nor "left out"; the same one on both sides is unclear.
-    if key is None and _truth(last.get("mask")) is not None:
+    if key is None and truth(last.get("mask")) is not None:
         first = next((turn.get("mask") for turn in turns[:-1]), None)
-        key = "mask" if first is not None and _truth(first) == _truth(last["mask"]) else None
+        key = "mask" if first is not None and truth(first) == truth(last["mask"]) else None
     if key is not None:
         raise BadRow(
             where, "not to be trained on",
