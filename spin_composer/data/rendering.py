@@ -227,7 +227,9 @@ class Renderer:
         """
         for i, message in enumerate(messages[:-1]):
             content = _TAGGED.sub("", message["content"] or "").strip()
-            if not content or (message["role"] in _ALWAYS_WRITTEN and content in whole):
+            if not content or message.get("tool_calls"):
+                continue  # of such a turn a template may write the calls alone
+            if message["role"] in _ALWAYS_WRITTEN and content in whole:
                 continue
             less = {**message, "content": ""}
             if self._same([*messages[:i], less, *messages[i + 1 :]], row, whole):

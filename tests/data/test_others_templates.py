@@ -156,3 +156,19 @@ def test_an_answer_with_another_end_is_told_truly(jsonl):
     row = {"messages": [user("Weather?"), answer(None, tool_calls=[call])]}
     with pytest.raises(BadRow, match=r"one stop token per data set.*on_bad_row: skip"):
         load(tokenizer, hf_name=str(jsonl([row])))
+
+
+def test_of_an_earlier_call_a_template_may_write_the_call_alone(jsonl):
+    template = tokenizers.CHATML.replace(
+        "message['content'] +",
+        "(message['tool_calls'] | tojson if message['tool_calls'] else message['content']) +",
+    )
+    call = {"type": "function", "function": {"name": "get", "arguments": {"a": 1}}}
+    row = {"messages": [
+        user("Weather?"), answer("I look.", tool_calls=[call]),
+        {"role": "tool", "content": "RAIN"}, answer("It rains."),
+    ]}  # fmt: skip
+    prompt, response = rendered(templates.chatml(template), row, jsonl)
+    assert "I look." not in prompt
+    assert '"get"' in prompt
+    assert response == "It rains.<|im_end|>"
