@@ -27,6 +27,8 @@ TWO_SIDES = (("input", "user", "human"), ("output", "assistant", "bot", "gpt"))
 """What turns that hold a question and its answer together (Capybara, MOSS) call them."""
 TURNS = ("messages", "conversations", "conversation", "dialogue", "dialog", "chat", "real")
 """What columns of turns are called."""
+DESIRED = ("label", "kto_tag")
+"""What KTO's data sets (TRL, LLaMA-Factory) call whether the model should write the answer."""
 _MAPPINGS = "spin_composer.data.mappings"
 
 

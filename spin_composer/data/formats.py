@@ -84,6 +84,8 @@ def to_foundry_row(
     )
     if form is None:
         raise foreign.unknown_format(row, where)
+    if not old:
+        _refuse_undesired(row, form, where)
     if isinstance(form, str):
         kind, made = "chat", _chat(row, form, where, report, old)
     elif form[1] == "chosen":
@@ -189,8 +191,6 @@ def _pair(
 ) -> tuple[Kind, dict[str, Any]]:
     """Read a prompt and a response, each a text or (TRL's conversational rows) turns."""
     prompt_key, response_key = form
-    if form != ("input", "output"):
-        _refuse_undesired(row, where)
     prompt, response = row[prompt_key], row[response_key]
     if foreign.are_turns(prompt):
         return "chat", {"messages": _joined(prompt, prompt_key, response, response_key,
@@ -203,15 +203,17 @@ def _pair(
     }
 
 
-def _refuse_undesired(row: Mapping, where: Where) -> None:
-    if truth(row.get("label")) is False:
-        raise BadRow(
-            where, "undesired completion",
-            f"label={shown(row['label'])} marks the answer as one that the model should not write "
-            "(KTO)",
-            "Train on the rows whose label is true: drop the others with dataset.on_bad_row: skip. "
-            "If it means something else, remove the column.",
-        )  # fmt: skip
+def _refuse_undesired(row: Mapping, form: str | tuple[str, str], where: Where) -> None:
+    """Refuse an answer that KTO's label calls undesired; beside input and output it is a class."""
+    for key in foreign.DESIRED:
+        if truth(row.get(key)) is False and (form != ("input", "output") or key != "label"):
+            raise BadRow(
+                where, "undesired completion",
+                f"{key}={shown(row[key])} marks the answer as one that the model should not write "
+                "(KTO)",
+                f"Train on the rows whose {key} is true: drop the others with dataset.on_bad_row: "
+                "skip. If it means something else, remove the column.",
+            )  # fmt: skip
 
 
 def _refuse_hidden_turns(key: str, value: object, where: Where) -> None:

@@ -12,6 +12,7 @@ from typing import Any
 from spin_composer.data.foreign import (
     ANSWERS,
     CONTEXTS,
+    DESIRED,
     PROMPTS,
     SYSTEMS,
     TURNS,
@@ -44,7 +45,7 @@ def as_chat(row: Mapping[str, Any]) -> dict[str, Any]:
             answer's ``reasoning_content``.
 
     Returns:
-        ``{"messages": [...]}``, and the row's ``tools`` where it has them.
+        ``{"messages": [...]}``, and the row's ``tools`` and KTO's label where it has them.
 
     Raises:
         InputError: A part is missing, or there are two of it.
@@ -60,17 +61,18 @@ def as_chat(row: Mapping[str, Any]) -> dict[str, Any]:
     thought = _one(row, ("reasoning_content", "reasoning", "thinking"))
     more = {"reasoning_content": thought} if thought else {}
     turns += [{"role": "user", "content": user}, {"role": "assistant", "content": answer, **more}]
-    return {"messages": turns, **({"tools": row["tools"]} if row.get("tools") else {})}
+    tools = {"tools": row["tools"]} if row.get("tools") else {}
+    return {"messages": turns, **tools, **_desired(row, prompt_key)}
 
 
-def as_alpaca(row: Mapping[str, Any]) -> dict[str, str]:
+def as_alpaca(row: Mapping[str, Any]) -> dict[str, Any]:
     """Return a row of Alpaca's or Dolly's format with Stanford Alpaca's prompt around it.
 
     Args:
         row: Has ``instruction``, ``output`` (or ``response``) and perhaps ``input`` (``context``).
 
     Returns:
-        ``{"prompt": str, "response": str}``.
+        ``{"prompt": str, "response": str}``, and KTO's label where the row has it.
 
     Raises:
         InputError: A part is missing, or the row has one that the prompt has no place for.
@@ -81,7 +83,8 @@ def as_alpaca(row: Mapping[str, Any]) -> dict[str, str]:
             raise InputError(f"{key}={shown(row[key])} has no place in Alpaca's prompt (as_chat)")
     context = _one(row, CONTEXTS, without=prompt_key)
     form = _ALPACA_INPUT if context else _ALPACA
-    return {"prompt": form.format(instruction=prompt, input=context), "response": answer}
+    made = {"prompt": form.format(instruction=prompt, input=context), "response": answer}
+    return {**made, **_desired(row, prompt_key)}
 
 
 def messages_only(row: Mapping[str, Any]) -> dict[str, Any]:
@@ -200,6 +203,12 @@ def _parts(row: Mapping[str, Any]) -> tuple[str, str, str]:
         lacks = PROMPTS if prompt_key is None else ANSWERS
         raise InputError(f"none of the fields {', '.join(lacks)} holds a text")
     return prompt_key, row[prompt_key], answer
+
+
+def _desired(row: Mapping[str, Any], prompt_key: str) -> dict[str, Any]:
+    """Return KTO's label, so that an undesired answer stays one; other rows' label is a class."""
+    keys = DESIRED if prompt_key == "prompt" else DESIRED[1:]
+    return {key: row[key] for key in keys if row.get(key) is not None}
 
 
 def _has_text(row: Mapping[str, Any], key: str) -> bool:

@@ -115,6 +115,43 @@ def test_an_undesired_answer_is_a_bad_row(label, key, jsonl, chatml):
     load(chatml, hf_name=str(jsonl([{**row, "label": True}])))
 
 
+@pytest.mark.parametrize("key", ["label", "kto_tag"])
+def test_an_undesired_answer_is_one_in_every_format_and_through_mappings(key, jsonl):
+    asked, said = user("Hello"), answer("there")
+    whole = [asked, said]
+    shapes = [
+        ({"messages": whole}, None), ({"conversation": whole}, None), ({"real": whole}, None),
+        ({"conversations": [{"from": "human", "value": "a"}, {"from": "gpt", "value": "b"}]}, None),
+        ({"prompt": [asked], "completion": [said]}, None),
+        ({"prompt": [asked], "chosen": [said], "rejected": [answer("no")]}, None),
+        ({"prompt": "Hello", "completion": "there"}, "as_chat"),
+        ({"prompt": "Hello", "completion": "there"}, "as_alpaca"),
+    ]  # fmt: skip
+    tokenizer = tokenizers.chatml()
+    for row, mapping in shapes:
+        more = {"preprocessing_fn": f"spin_composer.data.mappings:{mapping}"} if mapping else {}
+        path = str(jsonl([{**row, key: True}, {**row, key: False}]))
+        with pytest.raises(BadRow, match=f"jsonl:2: {key}=False marks the answer"):
+            load(tokenizer, hf_name=path, **more)
+        assert load(tokenizer, hf_name=path, on_bad_row="skip", **more).report.dropped == {
+            "undesired completion": 1
+        }
+
+
+def test_a_label_beside_input_and_output_is_a_class(jsonl, chatml):
+    classes = [({"input": "Hello", "output": "there", "label": 0}, {}),
+               ({"instruction": "Hello", "output": "there", "label": 0},
+                {"preprocessing_fn": "spin_composer.data.mappings:as_chat"})]  # fmt: skip
+    for row, more in classes:
+        assert len(load(chatml, hf_name=str(jsonl([row])), **more)) == 1
+
+
+def test_a_store_of_before_keeps_its_undesired_answers(jsonl, chatml):
+    rows = [{"messages": [user("Hello"), answer("there")], "label": label} for label in (True, False)]
+    examples = load(chatml, hf_name=str(jsonl(rows)), on_bad_row="skip")
+    assert (len(examples), len(examples.retokenised("turns"))) == (1, 2)
+
+
 def test_an_answer_that_is_cut_is_counted_though_the_prompt_quotes_it(jsonl):
     template = tokenizers.CHATML.replace(
         "message['content']",
