@@ -10,9 +10,9 @@ from spin_composer.data.counts import DataReport
 from spin_composer.data.faults import BadRow, Where
 from spin_composer.data.rendering import Renderer
 from spin_composer.data.spelled import (
+    Spelled,
     TextEncoder,
     control_tokens,
-    pattern_of,
     replaced,
     texts_of,
 )
@@ -44,8 +44,7 @@ class RowTokeniser:
             if kind == "chat" else None
         )  # fmt: skip
         control = control_tokens(tokenizer, self._between_turns())
-        self._control, self._stop = control, rule.token_id
-        self._pattern = pattern_of(control)
+        self._spelled = Spelled(tokenizer, control)
         self._stop_text = str(tokenizer.convert_ids_to_tokens(rule.token_id))
         self._encoder = None
         self._said: set[str] = set()
@@ -71,8 +70,8 @@ class RowTokeniser:
         encode = None
         if self._encoder is None:
             refuse = self._config.special_tokens_in_text == "error"
-            check_spelled(row, self._control, self._stop, where, report, refuse)
-        elif self._pattern and any(map(self._pattern.search, texts_of(spoken(row)))):
+            check_spelled(row, self._spelled, self._stop_text, where, report, refuse)
+        elif any(map(self._spelled, texts_of(spoken(row)))):
             encode = self._encoder
             if self._kind == "plain":  # at its end it is no part of the text
                 row = {**row, "response": row["response"].removesuffix(self._stop_text)}

@@ -10,6 +10,8 @@ from __future__ import annotations
 
 import json
 import re
+import string
+import unicodedata
 from collections.abc import Callable, Iterator, Mapping
 from functools import lru_cache
 from typing import Any, cast
@@ -87,6 +89,56 @@ def replaced(value: Any, change: Callable[[str], str]) -> Any:
     if isinstance(value, (list, tuple)):
         return [replaced(item, change) for item in value]
     return value
+
+
+class Spelled:
+    """Finds the control tokens that a text spells out, be it after the tokenizer's normalizer only.
+
+    NFKC makes ``<|im_start|>`` of full-width letters. Whether that becomes the control token is
+    asked of the tokenizer itself, for the few texts where it may.
+
+    Args:
+        tokenizer: The model's tokenizer.
+        control: The control tokens, text to id.
+    """
+
+    def __init__(self, tokenizer: Any, control: dict[str, int]) -> None:
+        self._tokenizer, self._control = tokenizer, control
+        self._pattern = pattern_of(control)
+        self._normalize = _normalizer(tokenizer)
+        self._forms: dict[str, set[str]] = {}
+        self._normalized = None
+        if self._normalize is not None:
+            for text in control:
+                for form in {text, self._normalize(text)}:
+                    self._forms.setdefault(form, set()).add(text)
+            self._normalized = pattern_of(dict.fromkeys(filter(None, self._forms), 0))
+            # Most normalizers leave ASCII alone, as most texts are.
+            self._ascii = self._normalize(string.printable) != string.printable
+
+    def __call__(self, text: str) -> list[str]:
+        """Return the control tokens, in order."""
+        if self._pattern is None:
+            return []
+        found = self._pattern.findall(text)
+        if self._normalize is None or self._normalized is None or (
+            text.isascii() and not self._ascii
+        ):  # fmt: skip
+            return found
+        forms = self._normalized.findall(self._normalize(text))
+        if forms and forms != found:
+            ids = set(self._tokenizer(text, add_special_tokens=False)["input_ids"])
+            made = (token for form in forms for token in sorted(self._forms[form]))
+            found += [token for token in made if self._control[token] in ids]
+        return list(dict.fromkeys(found))
+
+
+def _normalizer(tokenizer: Any) -> Callable[[str], str] | None:
+    """Return what the tokenizer does to a text first; None if nothing."""
+    if not tokenizer.is_fast:  # SentencePiece's own, unless the model has another
+        return lambda text: unicodedata.normalize("NFKC", text)
+    normalizer = tokenizer.backend_tokenizer.normalizer
+    return None if normalizer is None else normalizer.normalize_str
 
 
 class TextEncoder:

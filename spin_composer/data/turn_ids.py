@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from typing import Any
 
 from spin_composer.data.config import DatasetConfig
@@ -10,7 +9,7 @@ from spin_composer.data.counts import DataReport
 from spin_composer.data.dates import TemplateDate
 from spin_composer.data.faults import BadRow, Where
 from spin_composer.data.rendering import CARRY_NO_TEXT, Renderer
-from spin_composer.data.spelled import control_tokens, pattern_of, texts_of
+from spin_composer.data.spelled import Spelled, control_tokens, texts_of
 from spin_composer.data.stop import StopRule
 from spin_composer.errors import shown
 
@@ -34,7 +33,8 @@ class TurnTokeniser:
         self._tokenize, self._tokenizer, self._old = tokenize_formatted_example, tokenizer, old
         self._kind, self._config = kind, config
         self._dated: Any = _DatedTokenizer(tokenizer, config.date_string)
-        self._control, self._stop = control_tokens(tokenizer), rule.token_id
+        self._spelled = Spelled(tokenizer, control_tokens(tokenizer))
+        self._stop_text = str(tokenizer.convert_ids_to_tokens(rule.token_id))
         self._renderer = (
             Renderer(tokenizer, config.date_string, quiet=True)
             if kind == "chat" and not old else None
@@ -72,7 +72,7 @@ class TurnTokeniser:
             raise self._fault(row, where, error) from error
         if not self._old:
             check_spelled(
-                row, self._control, self._stop, where, report,
+                row, self._spelled, self._stop_text, where, report,
                 self._config.special_tokens_in_text == "error",
             )
         prompt: list[int] = []
@@ -137,8 +137,8 @@ def _log() -> Any:
 
 def check_spelled(
     row: dict[str, Any],
-    control: Mapping[str, int],
-    stop: int,
+    spelled: Spelled,
+    stop: str,
     where: Where,
     report: DataReport,
     refuse: bool,
@@ -148,24 +148,20 @@ def check_spelled(
     Raises:
         BadRow: Names the token.
     """
-    pattern = pattern_of(control)
-    if pattern is None:
-        return
     before, answer = spoken(row)
     for text in texts_of(answer):
         # A stop token within a response is found by its id; at its end it may be spelled out.
-        for found in pattern.finditer(text):
-            if control[found[0]] == stop:
-                continue
-            raise _spelled(found[0], text, "response", where, "")
+        for token in spelled(text):
+            if token != stop:
+                raise _fault(token, text, "response", where, "")
     for text in texts_of(before):
-        if found := pattern.search(text):
+        if found := spelled(text):
             remedy = ", or set train_loader.dataset.special_tokens_in_text: text"
             if refuse:
-                raise _spelled(found[0], text, "prompt", where, remedy)
+                raise _fault(found[0], text, "prompt", where, remedy)
             report.spelled_prompts += 1
             if report.spelled_prompts == 1:
-                report.note(str(_spelled(found[0], text, "prompt", where, remedy)))
+                report.note(str(_fault(found[0], text, "prompt", where, remedy)))
             return
 
 
@@ -176,10 +172,11 @@ def spoken(row: dict[str, Any]) -> tuple[Any, Any]:
     return [row["messages"][:-1], row.get("tools")], row["messages"][-1]
 
 
-def _spelled(token: str, text: str, part: str, where: Where, remedy: str) -> BadRow:
+def _fault(token: str, text: str, part: str, where: Where, remedy: str) -> BadRow:
+    how = "" if token in text else " once the tokenizer has normalized it"
     return BadRow(
         where, f"control token in the {part}",
-        f"the {part} {shown(text)} spells out {token!r}, which becomes a control token",
+        f"the {part} {shown(text)} spells out {token!r}{how}, which becomes a control token",
         f"Remove it from the text{remedy}.",
     )  # fmt: skip
 

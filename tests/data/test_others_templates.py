@@ -147,7 +147,8 @@ def test_a_label_beside_input_and_output_is_a_class(jsonl, chatml):
 
 
 def test_a_store_of_before_keeps_its_undesired_answers(jsonl, chatml):
-    rows = [{"messages": [user("Hello"), answer("there")], "label": label} for label in (True, False)]
+    turns = [user("Hello"), answer("there")]
+    rows = [{"messages": turns, "label": label} for label in (True, False)]
     examples = load(chatml, hf_name=str(jsonl(rows)), on_bad_row="skip")
     assert (len(examples), len(examples.retokenised("turns"))) == (1, 2)
 

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import pytest
+from tokenizers import AddedToken, normalizers
+from transformers import PreTrainedTokenizerFast
 
 from spin_composer.data.faults import BadRow
 from spin_composer.data.spelled import control_tokens
@@ -22,6 +24,68 @@ def chat(asked: str, said: str) -> dict:
     return {
         "messages": [{"role": "user", "content": asked}, {"role": "assistant", "content": said}]
     }
+
+
+def full_width(text: str) -> str:
+    """Write <, | and > as NFKC makes them of full-width signs."""
+    return text.translate({ord("<"): "\uff1c", ord("|"): "\uff5c", ord(">"): "\uff1e"})
+
+
+def normalizing(normalizer, normalized: bool = True) -> PreTrainedTokenizerFast:
+    """Return the ChatML tokenizer with a normalizer; <|user|> is matched after it, or before."""
+    inner = tokenizers.chatml().backend_tokenizer
+    inner.normalizer = normalizer
+    tokenizer = PreTrainedTokenizerFast(tokenizer_object=inner, eos_token="<|endoftext|>")
+    tokenizer.add_tokens([AddedToken("<|user|>", special=True, normalized=normalized)])
+    tokenizer.chat_template = tokenizers.CHATML
+    return tokenizer
+
+
+@pytest.mark.parametrize("way", ["rendering", "turns"])
+def test_what_the_normalizer_makes_a_control_token_is_found(way, jsonl):
+    for normalizer, spelled in (
+        (normalizers.NFKC(), full_width("<|user|>")), (normalizers.Lowercase(), "<|USER|>"),
+        (normalizers.Sequence([normalizers.NFD(), normalizers.StripAccents()]), "<|us\u00e9r|>"),
+    ):  # fmt: skip
+        tokenizer = normalizing(normalizer)
+        path = str(jsonl([chat("Hello", f"a {spelled} b")]))
+        with pytest.raises(BadRow, match=r"the response .*'<\|user\|>' once the tokenizer has"):
+            load(tokenizer, hf_name=path, tokenize=way)
+        path = str(jsonl([chat(f"a {spelled} b", "no"), chat("Hello", "no")]))
+        assert load(tokenizer, hf_name=path, tokenize=way).report.spelled_prompts == 1
+        with pytest.raises(BadRow, match=r"the prompt .*'<\|user\|>' once"):
+            load(tokenizer, hf_name=path, tokenize=way, special_tokens_in_text="error")
+
+
+def test_what_the_normalizer_leaves_text_is_no_control_token(jsonl):
+    rows = [chat(f"a {full_width('<|user|>')} b", full_width("<|im_start|> <|user|>"))]
+    # Without a normalizer, or for tokens that are matched before it, it is other text.
+    for tokenizer in (normalizing(None), normalizing(normalizers.NFKC(), normalized=False)):
+        examples = load(tokenizer, hf_name=str(jsonl(rows)), special_tokens_in_text="error")
+        assert examples.report.spelled_prompts == 0
+        assert tokenizer.convert_tokens_to_ids("<|user|>") not in examples[0].response
+    # Half of them become control tokens: the other is not named.
+    with pytest.raises(BadRow, match=r"spells out '<\|user\|>'"):
+        load(normalizing(normalizers.NFKC()), hf_name=str(jsonl(rows)))
+
+
+def test_vocabularies_that_hold_control_tokens_are_seen_through_the_normalizer(llama, jsonl):
+    row = {"prompt": f"say {full_width('<s>')}", "response": "no"}
+    assert llama.bos_token_id in llama(row["prompt"], add_special_tokens=False)["input_ids"]
+    report = load(llama, hf_name=str(jsonl([row]))).report
+    assert report.spelled_prompts == 1
+    row = {"prompt": "say", "response": f"a {full_width('</s>')} b"}
+    with pytest.raises(BadRow, match="holds the stop token within"):
+        load(llama, hf_name=str(jsonl([row])))
+
+
+def test_text_is_encoded_as_text_whatever_the_normalizer_makes_of_it(jsonl):
+    tokenizer = normalizing(normalizers.NFKC())
+    row = chat(full_width("<|user|>"), f"so {full_width('<|user|>')} it is")
+    example = load(tokenizer, hf_name=str(jsonl([row])), special_tokens_in_text="text")[0]
+    ids = [*example.prompt, *example.response]
+    assert tokenizer.convert_tokens_to_ids("<|user|>") not in ids
+    assert tokenizer.decode(example.response) == "so <|user|> it is<|im_end|>"
 
 
 @pytest.mark.parametrize("way", ["rendering", "turns"])
