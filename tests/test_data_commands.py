@@ -223,3 +223,17 @@ def test_the_check_compares_both_ways_of_tokenising(command, tmp_path):
     code, out, _ = command("check", path, "--tokenizer", folder)
     assert code == 0
     assert "tokenize: rendering and turns differ on 3 of 3 rows" in " ".join(out.split())
+
+
+def test_the_check_counts_where_responses_begin(command, tmp_path):
+    folder = tmp_path / "thinking"
+    templates.chatml(templates.OPENS_THINK).save_pretrained(folder)
+    thinking = {"messages": [USER, {**ANSWER, "content": "<think>\nso\n</think>\n24"}]}
+    path = write(tmp_path / "rows.jsonl", [thinking, thinking, {"messages": [USER, ANSWER]}])
+    given = ("check", path, "--tokenizer", folder)
+    code, out, _ = command(*given, "generation_prompt=response")
+    assert code == 0
+    assert shown(out, "responses begin") == (
+        r"after the generation prompt in 2 rows, before '<think>\n', the generation prompt's end, "
+        "in 1 rows"
+    )

@@ -249,6 +249,8 @@ def print_report(report: CheckReport, console: Console) -> None:
     counts.add_row("responses cut at max_seq_len", str(rows.truncated_responses))
     if report.generation_prompt is not None:
         counts.add_row("generation prompt", escape(repr(report.generation_prompt)))
+    if where := rows.where_responses_begin():
+        counts.add_row("responses begin", escape(where))
     counts.add_row("the example's prompt ends with", escape(" ".join(map(repr, report.prompt_end))))
     counts.add_row("its response begins with", escape(" ".join(map(repr, report.response_start))))
     counts.add_row("stop token", escape(report.stop_token))

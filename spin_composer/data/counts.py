@@ -30,6 +30,8 @@ class DataReport:
     """Kept rows whose prompt spells out a control token."""
     cut_answers: int = 0
     """Kept rows of whose answer the chat template leaves out a part."""
+    begins: dict[str, int] = field(default_factory=dict)
+    """With generation_prompt: response, kept rows by what of the generation prompt they lack."""
     faults: list[str] = field(default_factory=list)
     """The messages of the first bad rows."""
     ignored: dict[str, int] = field(default_factory=dict)
@@ -68,9 +70,18 @@ class DataReport:
             text += f"; {self.spelled_prompts} prompts spell out control tokens"
         if self.cut_answers:
             text += f"; of {self.cut_answers} answers the chat template leaves out a part"
+        if where := self.where_responses_begin():
+            text += f"; responses begin {where}"
         if self.ignored:
             text += f"; not read: {self.ignored_keys()}"
         return text
+
+    def where_responses_begin(self) -> str:
+        """Return in how many rows the response begins where; empty where that is no question."""
+        named = sorted(self.begins.items(), key=lambda item: (-item[1], item[0]))
+        places = {lacks: f"before {lacks!r}, the generation prompt's end," for lacks, _ in named}
+        places[""] = "after the generation prompt"
+        return ", ".join(f"{places[lacks]} in {count} rows" for lacks, count in named)
 
     def ignored_keys(self) -> str:
         """Return the names of the keys that were not read, the most frequent first."""

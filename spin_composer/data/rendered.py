@@ -61,8 +61,8 @@ class RowTokeniser:
 
     def __call__(
         self, row: dict[str, Any], where: Where, report: DataReport
-    ) -> tuple[list[int], list[int]]:
-        """Return the prompt's ids and the response's.
+    ) -> tuple[list[int], list[int], str]:
+        """Return the prompt's ids, the response's, and what the prompt lacks of the template's.
 
         Raises:
             BadRow: The template, the border or a control token in a text forbids it.
@@ -76,8 +76,8 @@ class RowTokeniser:
             if self._kind == "plain":  # at its end it is no part of the text
                 row = {**row, "response": row["response"].removesuffix(self._stop_text)}
         try:
-            prompt, whole = self._texts(row, where, encode)
-            ids = self._whole(prompt, whole, where, encode)
+            prompt, whole, lacks = self._texts(row, where, encode)
+            ids, response = self._whole(prompt, whole, where, encode)
         except InputError:
             raise
         except Exception as error:
@@ -89,17 +89,17 @@ class RowTokeniser:
         if self._renderer is not None:
             self._count_cut_answer(row, prompt, whole, where, report)
             self._note_other_roles(row, where, report)
-        return ids
+        return ids, response, lacks
 
     def _texts(
         self, row: dict[str, Any], where: Where, encoder: TextEncoder | None
-    ) -> tuple[str, str]:
+    ) -> tuple[str, str, str]:
         if self._renderer is None:
-            return row["prompt"], row["prompt"] + row["response"]
+            return row["prompt"], row["prompt"] + row["response"], ""
         if encoder is None:
             return self._renderer(row, where)
-        prompt, whole = self._renderer(replaced(row, encoder.hide), where)
-        return encoder.shown_again(prompt), encoder.shown_again(whole)
+        prompt, whole, lacks = self._renderer(replaced(row, encoder.hide), where)
+        return encoder.shown_again(prompt), encoder.shown_again(whole), lacks
 
     def _count_cut_answer(
         self, row: dict[str, Any], prompt: str, whole: str, where: Where, report: DataReport

@@ -96,8 +96,10 @@ class Renderer:
             return ""
         return whole[len(prompt) :].partition(_UNLIKE_ANYTHING)[0].strip()
 
-    def __call__(self, row: Mapping[str, Any], where: Where) -> tuple[str, str]:
+    def __call__(self, row: Mapping[str, Any], where: Where) -> tuple[str, str, str]:
         """Return the prompt's text, and the whole row's, which begins with it.
+
+        Third, what of the generation prompt the prompt lacks, as the row goes on otherwise.
 
         Raises:
             BadRow: The template refuses the row, would lose a part of it, or writes the prompt
@@ -107,10 +109,11 @@ class Renderer:
         messages, whole = self._whole(row, where)
         prompt = self._try(messages[:-1], row, where, generation_prompt=True)
         self._check_keys(messages, row, whole, where)
+        end = len(prompt)
         if not whole.startswith(prompt):
-            prompt = prompt[: self._border(messages, row, prompt, whole, where)]
+            end = self._border(messages, row, prompt, whole, where)
         self.check_contents(messages, row, whole, where)
-        return prompt, whole
+        return prompt[:end], whole, prompt[end:]
 
     def _check_arguments(self, row: Mapping[str, Any], where: Where) -> None:
         for key, value in (row.get("chat_template_kwargs") or {}).items():

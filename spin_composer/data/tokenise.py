@@ -146,7 +146,7 @@ def _log_progress(rows: int, seconds: float) -> None:
 def _log_counts(report: DataReport) -> None:
     lossy = (
         report.dropped or report.truncated_prompts or report.truncated_responses
-        or report.spelled_prompts or report.cut_answers
+        or report.spelled_prompts or report.cut_answers or len(report.begins) > 1
     )  # fmt: skip
     log.log(logging.WARNING if lossy else logging.INFO, "SPIN data: %s.", report.summary())
     for note in report.notes:
@@ -197,7 +197,7 @@ class Tokeniser:
                 "Split the data into one set per kind, or convert one kind to the other."
             )
         assert self._ids is not None
-        prompt, response = self._ids(row, where, report)
+        prompt, response, lacks = self._ids(row, where, report)
         if not prompt:
             raise BadRow(where, "empty prompt", "the prompt has no tokens", "Give it a text.")
         response = self._ended(response, where)
@@ -208,6 +208,8 @@ class Tokeniser:
         room = self._config.max_seq_len - len(prompt)
         truncated = len(response) > room
         report.truncated_responses += truncated
+        if kind == "chat" and self._config.generation_prompt == "response":
+            report.begins[lacks] = report.begins.get(lacks, 0) + 1
         return Example(
             np.array(prompt, dtype=np.int32), np.array(response[:room], dtype=np.int32), truncated
         )

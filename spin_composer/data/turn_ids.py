@@ -55,8 +55,8 @@ class TurnTokeniser:
 
     def __call__(
         self, row: dict[str, Any], where: Where, report: DataReport
-    ) -> tuple[list[int], list[int]]:
-        """Return all ids before the last response, and the last response's."""
+    ) -> tuple[list[int], list[int], str]:
+        """Return all ids before the last response, the last response's, and nothing lacking."""
         if self._renderer is not None and self._holds_other_roles(row):
             messages = row["messages"]
             try:
@@ -83,7 +83,7 @@ class TurnTokeniser:
         # A text that spells out BOS where the tokenizer or the template puts one as well.
         if bos is not None and prompt[:2] == [bos, bos]:
             prompt = prompt[1:]
-        return prompt, list(turns[-1]["labels"])
+        return prompt, list(turns[-1]["labels"]), ""
 
     def _holds_other_roles(self, row: dict[str, Any]) -> bool:
         return any(turn["role"] not in ("user", "assistant") for turn in row["messages"])

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import logging
+
 import pytest
 
 from spin_composer.data.faults import BadRow
@@ -208,6 +210,26 @@ def test_strftime_now_is_pinned_by_date_string(way, jsonl, caplog):
         rendered(tokenizer, TWO, jsonl, date_string="Christmas")
     rendered(tokenizer, TWO, jsonl, tokenize=way)
     assert caplog.text.count("prints today's date (strftime_now)") == 1
+
+
+def test_where_responses_begin_is_counted_of_the_rows_that_are_kept(jsonl, caplog):
+    caplog.set_level(logging.INFO)
+    tokenizer = templates.chatml(templates.OPENS_THINK)
+    thinks = {"messages": [user("Hello"), answer("<think>\nso\n</think>\nHi")]}
+    plain = {"messages": [user("Hello"), answer("Hi")]}
+    long = {"messages": [user("Hello " * 99), answer("Hi")]}
+    for rows, counts, level in (
+        ([thinks, plain, plain], {"": 1, "<think>\n": 2}, logging.WARNING),
+        ([plain, long], {"<think>\n": 1}, logging.WARNING),
+        ([plain], {"<think>\n": 1}, logging.INFO),
+    ):
+        caplog.clear()
+        report = load(tokenizer, 128, hf_name=str(jsonl(rows)), generation_prompt="response",
+                      on_bad_row="skip").report  # fmt: skip
+        assert report.begins == counts
+        line = next(r for r in caplog.records if "responses begin before" in r.message)
+        assert line.levelno == level
+    assert load(tokenizer, hf_name=str(jsonl([thinks]))).report.where_responses_begin() == ""
 
 
 def test_a_date_string_that_is_not_given_is_the_templates_own(jsonl, caplog):
