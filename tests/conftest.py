@@ -32,7 +32,7 @@ LONGEST = (
     "test_yaml_runs.py", "test_gather.py", "test_interrupt.py", "test_chaos.py",
     "test_remote_run.py", "test_shared_work.py", "test_rounds.py", "test_first_batch.py",
     "test_compile.py", "test_preflight.py", "test_shared_memory.py", "test_damage.py",
-    "test_trainable.py",
+    "test_trainable.py", "test_before.py",
 )  # fmt: skip
 
 
