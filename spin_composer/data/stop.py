@@ -6,8 +6,12 @@ for plain rows, and for a template without such a token, it is EOS.
 
 from __future__ import annotations
 
+import json
+import re
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, cast
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, cast
 
 from spin_composer.data.formats import Kind
 from spin_composer.data.rendering import Renderer
@@ -18,6 +22,12 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 _PROBE = "spin probe"
+# Llama 3.1's, Llama 4's, Harmony's and ChatML's ends of turns and of calls.
+_ENDS_A_TURN = re.compile(r"<\|(call|return|eom|eom_id|eot|eot_id|im_end|end_of_turn)\|>")
+_GENERATION_CONFIG = "generation_config.json"
+_CALL = {"name": "spin_probe", "arguments": {}}
+_TOOL = {"name": "spin_probe", "description": _PROBE,
+         "parameters": {"type": "object", "properties": {}}}  # fmt: skip
 
 
 @dataclass(frozen=True, slots=True)
@@ -108,3 +118,80 @@ def _mark_ids(tokenizer: PreTrainedTokenizerBase, old: bool) -> set[int]:
     texts = {token.content: i for i, token in tokenizer.added_tokens_decoder.items()}
     added = {i for text, i in texts.items() if text.strip() and (old or not is_tag(text, texts))}
     return added | set(tokenizer.all_special_ids)
+
+
+def other_ends(
+    tokenizer: PreTrainedTokenizerBase, rule: StopRule, date_string: str | None = None
+) -> list[str]:
+    """Return the tokens of the chat template, besides the stop token, that may end an answer.
+
+    They are those that end its calls of tools, those that the model's generation config stops at
+    (where the tokenizer's folder or Hugging Face's cache has it), and those named as others' are.
+    Headers of the assistant's own turn are none, nor are ends of documents (EOS), which a template
+    never writes.
+
+    Args:
+        tokenizer: The model's.
+        rule: How the answers of the data set end.
+        date_string: For the template.
+    """
+    source = str(tokenizer.chat_template or "")
+    added = {i: token.content for i, token in tokenizer.added_tokens_decoder.items()}
+    renderer = Renderer(tokenizer, date_string, quiet=True)
+    written = {i: text for i, text in added.items() if text.strip() and text in source}
+    texts = dict.fromkeys(added.values())
+    found = {i for i, text in written.items() if _ENDS_A_TURN.fullmatch(text)}
+    named = _generation_ends(tokenizer.name_or_path) & written.keys()
+    found |= named - {cast(Any, tokenizer.eos_token_id), cast(Any, tokenizer.pad_token_id)}
+    if (end := _end_of_call(renderer, list(added.values()))) is not None:
+        found |= {i for i, text in added.items() if text == end and not is_tag(text, texts)}
+    opening = opening_of(renderer)
+    return [added[i] for i in sorted(found - {rule.token_id}) if added[i] not in opening]
+
+
+def opening_of(renderer: Renderer) -> str:
+    """Return what a chat template writes between a question and its answer; empty if unknown."""
+    try:
+        text = renderer.text([{"role": "user", "content": _PROBE}], generation_prompt=True)
+    except Exception:  # it wants other turns
+        return ""
+    return text.rpartition(_PROBE)[2]
+
+
+def _end_of_call(renderer: Renderer, added: Sequence[str]) -> str | None:
+    """Return the token with which the template ends a call of a tool."""
+    for arguments in ({}, "{}"):
+        function = {**_CALL, "arguments": arguments}
+        call = {"type": "function", "id": "spinprobe", "function": function}
+        turns = [
+            {"role": "user", "content": _PROBE},
+            {"role": "assistant", "content": "", "tool_calls": [call]},
+        ]
+        try:
+            text = renderer.text(turns, {"tools": [{"type": "function", "function": _TOOL}]})
+        except Exception:  # it knows no calls, or wants arguments in the other spelling
+            continue
+        if _CALL["name"] not in text:
+            return None  # it writes no calls
+        tail = text.rpartition(_CALL["name"])[2].rstrip()
+        return max((token for token in added if token and tail.endswith(token)), key=len,
+                   default=None)  # fmt: skip
+    return None
+
+
+def _generation_ends(name: Any) -> set[int]:
+    """Return the ids of the generation config's EOS, as far as it is at hand."""
+    if not name:
+        return set()
+    path: Any = Path(str(name)) / _GENERATION_CONFIG
+    try:
+        if not path.is_file():
+            from huggingface_hub import try_to_load_from_cache
+
+            path = try_to_load_from_cache(str(name), _GENERATION_CONFIG)
+        if not isinstance(path, (str, Path)):
+            return set()
+        said = json.loads(Path(path).read_text(encoding="utf-8")).get("eos_token_id")
+    except (OSError, ValueError):  # a name of no repository; transformers, too, goes on without
+        return set()
+    return {i for i in (said if isinstance(said, list) else [said]) if isinstance(i, int)}

@@ -24,6 +24,7 @@ from spin_composer.data.examples import Example, ExampleDataset
 from spin_composer.data.faults import BadRow, Where
 from spin_composer.data.files import RawRow
 from spin_composer.data.formats import Kind, to_foundry_row
+from spin_composer.data.hints import hints
 from spin_composer.data.origin import KEPT_ROWS, Origin
 from spin_composer.data.preprocess import make_preprocessor, preprocess_row
 from spin_composer.data.rendered import RowTokeniser
@@ -115,6 +116,10 @@ def build_examples(
             f"trained on ({report.summary()}). Check the data with spin-composer data check."
             + (f" First: {seen}" if seen else "")
         )
+    if not old:
+        kept = [row for _, _, row in origin.rows]
+        for hint in hints(tokenizer, config, tokenise.kind, tokenise.rule, kept):
+            report.note(hint)
     _log_counts(report)
     return ExampleDataset.from_examples(
         examples, tokenise.rule.token_id, tokenise.kind, report, origin

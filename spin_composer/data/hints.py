@@ -1,0 +1,73 @@
+"""What the user should know of a data set and its tokenizer together, though nothing is wrong."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+from spin_composer.data.config import DatasetConfig
+from spin_composer.data.foreign import ANSWERS, PROMPTS
+from spin_composer.data.formats import Kind
+from spin_composer.data.rendering import Renderer
+from spin_composer.data.stop import StopRule, opening_of, other_ends
+
+_AS_CHAT = "spin_composer.data.mappings:as_chat"
+
+
+def hints(
+    tokenizer: Any,
+    config: DatasetConfig,
+    kind: Kind,
+    rule: StopRule,
+    rows: Sequence[Mapping[str, Any]],
+) -> Iterator[str]:
+    """Yield the hints, a line each.
+
+    Args:
+        tokenizer: The model's tokenizer.
+        config: The checked ``dataset:`` block.
+        kind: Of the rows.
+        rule: How responses end.
+        rows: The first rows, formatted.
+    """
+    if tokenizer.chat_template is None:
+        return
+    if kind == "chat":
+        if others := other_ends(tokenizer, rule, config.date_string):
+            yield _of_other_ends(str(tokenizer.convert_ids_to_tokens(rule.token_id)), others)
+    elif not str(config.preprocessing_fn).endswith(":as_alpaca"):  # chosen for its own prompts
+        opening = opening_of(Renderer(tokenizer, config.date_string, quiet=True))
+        if opening and not _are_rendered(rows, opening):
+            yield (
+                "The rows are plain and are tokenized without the tokenizer's chat template. If "
+                f"the model was tuned with it, {_remedy(config)}."
+            )
+
+
+def _of_other_ends(stop: str, others: list[str]) -> str:
+    several = len(others) > 1
+    names, those = " and ".join(map(repr, others)), "them" if several else "it"
+    listed = ", ".join(f'"{token}"' for token in others)
+    return (
+        f"Responses end with {stop!r}. The model may end an answer with {names} as well, and "
+        f"sampling goes past {those} unless spin.generation.stop_strings holds {those}: [{listed}]."
+    )
+
+
+def _are_rendered(rows: Sequence[Mapping[str, Any]], opening: str) -> bool:
+    """Tell whether most prompts hold what the template writes after a question."""
+    mark = next(filter(None, map(str.strip, opening.splitlines())), None)
+    return mark is not None and 2 * sum(mark in row["prompt"] for row in rows) > len(rows)
+
+
+def _remedy(config: DatasetConfig) -> str:
+    """Return how to make the rows turns."""
+    given = config.preprocessing_fn
+    if isinstance(given, str):
+        return 'let dataset.preprocessing_fn return {"messages": [...]}'
+    if given is None or (given["prompt"] in PROMPTS and given["response"] in ANSWERS):
+        return f"make turns of them: set dataset.preprocessing_fn: {_AS_CHAT}"
+    return (
+        'give {"messages": [...]}, by a dataset.preprocessing_fn: module:function of yours '
+        f"({_AS_CHAT} does it for columns named prompt, question, response, answer and the like)"
+    )
