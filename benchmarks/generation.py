@@ -30,9 +30,9 @@ import torch
 import transformers
 from torch import nn
 
-from spin_composer.self_play import cache, decode, sampling
-from spin_composer.self_play.engine import HFEngine
-from spin_composer.settings import GenerationSettings
+from spin_composer.engines.hf import cache, decode, sampling
+from spin_composer.engines.hf.engine import HFEngine
+from spin_composer.settings.spin import GenerationSettings
 
 STOP_ID = 2
 SHAPES: dict[str, dict[str, int]] = {

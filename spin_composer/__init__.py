@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from spin_composer.algorithm import SPIN
     from spin_composer.data.loader import build_spin_dataloader, build_spin_evaluator
-    from spin_composer.model import HFSpinLM, MPTSpinLM
+    from spin_composer.model.lm import HFSpinLM, MPTSpinLM
     from spin_composer.schedule import SpinScheduler
 
 __version__ = "0.1.0"
@@ -20,8 +20,8 @@ __version__ = "0.1.0"
 _EXPORTS = {
     "SPIN": "spin_composer.algorithm",
     "SpinScheduler": "spin_composer.schedule",
-    "HFSpinLM": "spin_composer.model",
-    "MPTSpinLM": "spin_composer.model",
+    "HFSpinLM": "spin_composer.model.lm",
+    "MPTSpinLM": "spin_composer.model.lm",
     "build_spin_dataloader": "spin_composer.data.loader",
     "build_spin_evaluator": "spin_composer.data.loader",
 }

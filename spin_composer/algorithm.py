@@ -11,47 +11,45 @@ from composer.loggers import Logger
 from composer.utils import dist, reproducibility
 from torch.utils.data import DataLoader
 
-from spin_composer.books import FILE_NAME as BOOKS
-from spin_composer.books import IterationLog
-from spin_composer.both_ways_check import check_both_ways
 from spin_composer.data.loader import examples_of
-from spin_composer.early_end import EarlyEnd
-from spin_composer.engines import check_engine
+from spin_composer.distributed import from_rank_zero, on_all_ranks
+from spin_composer.engines.open import check_engine
 from spin_composer.errors import InputError
-from spin_composer.exports import export_at_the_end, exporters, name_exports
-from spin_composer.finite import FiniteCheck, check_before_saving, check_weights
-from spin_composer.first_batch import FirstBatchCheck
-from spin_composer.held_out_check import warn_of_other_ids
-from spin_composer.iteration import (
+from spin_composer.foundry.exporter import export_at_the_end, exporters, name_exports
+from spin_composer.fsdp import mend_gloo_average, reshard
+from spin_composer.game import (
     Game,
     check_play_only,
     composer_model,
     resume_iteration,
     start_iteration,
 )
-from spin_composer.model import SpinLM
-from spin_composer.offline_wandb import expect_no_artifacts, log_tables_offline
-from spin_composer.schedule import refresh_learning_rates, require_spin_scheduler
-from spin_composer.self_play.gather import reshard
-from spin_composer.self_play.lock import StoreLock
-from spin_composer.self_play.places import lock_places, open_store
-from spin_composer.self_play.ranks import from_rank_zero, on_all_ranks
-from spin_composer.settings import SpinSettings, count_iterations, fill
-from spin_composer.start_checks import (
+from spin_composer.hooks.checkpoints import mend_checkpoints
+from spin_composer.hooks.early_end import EarlyEnd
+from spin_composer.hooks.finite import FiniteCheck, check_before_saving, check_weights
+from spin_composer.hooks.first_batch import FirstBatchCheck
+from spin_composer.hooks.intervals import evaluate_at_iteration_ends, save_at_iteration_ends
+from spin_composer.hooks.iteration_log import FILE_NAME as BOOKS
+from spin_composer.hooks.iteration_log import IterationLog
+from spin_composer.hooks.offline_wandb import expect_no_artifacts, log_tables_offline
+from spin_composer.hooks.stopping import Stopping
+from spin_composer.model.lm import SpinLM
+from spin_composer.preflight.held_out import warn_of_other_ids
+from spin_composer.preflight.start import (
     check_fit,
     check_writable,
-    evaluate_at_iteration_ends,
     head_check_batch,
-    mend_checkpoints,
-    mend_gloo_average,
     rehearse,
     require_of_spin,
-    save_at_iteration_ends,
     warn_unfaithful,
 )
-from spin_composer.stopping import Stopping
+from spin_composer.preflight.tokenization import check_both_ways
+from spin_composer.preflight.trainable import check_trainable, require_restored, watch_load
+from spin_composer.schedule import refresh_learning_rates, require_spin_scheduler
+from spin_composer.settings.spin import SpinSettings, count_iterations, fill
+from spin_composer.store.lock import StoreLock
+from spin_composer.store.open import lock_places, open_store
 from spin_composer.terms import tokenised_as_begun
-from spin_composer.trainable import check_trainable, require_restored, watch_load
 
 
 class SPIN(Algorithm):
@@ -63,7 +61,7 @@ class SPIN(Algorithm):
     ``AFTER_TRAIN_BATCH`` (the check of an iteration's first batch) and ``ITERATION_END`` (books).
 
     Args:
-        settings: The fields of :class:`~spin_composer.settings.SpinSettings` by keyword.
+        settings: The fields of :class:`~spin_composer.settings.spin.SpinSettings` by keyword.
 
     Raises:
         InputError: If a setting is unknown or cannot work.

@@ -54,7 +54,7 @@ def report(
     """Print a run's table of iterations."""
     from rich.console import Console
 
-    from spin_composer.report import draw, print_table, read_books
+    from spin_composer.report.books import draw, print_table, read_books
 
     books = read_books(Path(store)) if "://" not in store else _remote_books(store)
     console = Console()
@@ -67,8 +67,8 @@ def report(
 def _remote_books(url: str) -> Any:
     from tempfile import TemporaryDirectory
 
-    from spin_composer.report import FILE_NAME, read_books
-    from spin_composer.self_play.object_folder import ObjectFolder
+    from spin_composer.report.books import FILE_NAME, read_books
+    from spin_composer.store.object_folder import ObjectFolder
 
     with TemporaryDirectory() as folder:
         text = ObjectFolder(url).read_text(FILE_NAME)
@@ -84,7 +84,7 @@ def status(
     """Print where a run stands, and what the same command would do next; reads files only."""
     from rich.console import Console
 
-    from spin_composer.status import print_status, read_plan, read_status
+    from spin_composer.report.status import print_status, read_plan, read_status
 
     console = Console()
     found = read_status(read_plan(run))

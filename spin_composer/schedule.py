@@ -15,7 +15,7 @@ from composer.optim import (
 )
 
 from spin_composer.errors import InputError
-from spin_composer.settings import SpinSettings, check_scheduler, of_iteration
+from spin_composer.settings.spin import SpinSettings, check_scheduler, of_iteration
 
 
 class SpinScheduler(ComposerScheduler):

@@ -11,24 +11,24 @@ from typing import TYPE_CHECKING, Any
 from composer.core import State
 from composer.utils import dist
 
-from spin_composer.begun import tokenize_of
 from spin_composer.data.examples import ExampleDataset
 from spin_composer.data.origin import goes_on_with
+from spin_composer.distributed import from_rank_zero
 from spin_composer.errors import StoreError
-from spin_composer.self_play.degenerate import BY_TEXT
-from spin_composer.self_play.manifest import (
+from spin_composer.play.degenerate import BY_TEXT
+from spin_composer.play.plan import Unit, plan_units
+from spin_composer.store.begun import tokenize_of
+from spin_composer.store.local import Store
+from spin_composer.store.manifest import (
     FORMAT_VERSION,
     RECORDED,
     meaning,
     played_units,
     replayed_units,
 )
-from spin_composer.self_play.plan import Unit, plan_units
-from spin_composer.self_play.ranks import from_rank_zero
-from spin_composer.self_play.store import Store
 
 if TYPE_CHECKING:
-    from spin_composer.iteration import Game
+    from spin_composer.game import Game
 
 log = logging.getLogger(__name__)
 

@@ -65,7 +65,7 @@ def train_config(config: Any) -> Any:
     """Check a config and train it; see :func:`train`."""
     from omegaconf import OmegaConf
 
-    from spin_composer.config import check_launch, is_spin, validate
+    from spin_composer.settings.yaml import check_launch, is_spin, validate
 
     plain = OmegaConf.to_container(config)
     if is_spin(plain):  # pyright: ignore[reportArgumentType]
@@ -101,7 +101,7 @@ def exit_code(run: Callable[[], object], name: str) -> int:
         if isinstance(error, (KeyboardInterrupt, SystemExit)):
             raise
         if isinstance(error, ValueError) and _FINISHED in str(error):  # raised by Trainer.fit()
-            module = sys.modules.get("spin_composer.early_end")
+            module = sys.modules.get("spin_composer.hooks.early_end")
             reason = module.EarlyEnd.reason if module is not None else ""
             why = f" ({reason})" if reason else ""
             print(f"{name}: the run is finished already{why}; nothing to do.", file=sys.stderr)
@@ -121,7 +121,7 @@ def exit_code(run: Callable[[], object], name: str) -> int:
 
 def release_locks() -> None:
     """Give back the locks that a run which failed still holds, while its threads can work."""
-    module = sys.modules.get("spin_composer.self_play.lock")  # absent if the run did not begin
+    module = sys.modules.get("spin_composer.store.lock")  # absent if the run did not begin
     if module is not None:
         module.release_all()
 

@@ -47,7 +47,7 @@ def import_everything() -> None:
 
     import spin_composer.algorithm
     import spin_composer.data.loader
-    import spin_composer.model
+    import spin_composer.model.lm
 
     assert llmfoundry
     assert transformers

@@ -29,14 +29,16 @@ sys.path.insert(0, str(Path(__file__).parent))
 # Files of long runs, the longest first: begun last, they would keep one worker while the other
 # idles.
 LONGEST = (
-    "test_yaml_runs.py", "test_gather.py", "test_interrupt.py", "test_chaos.py",
-    "test_remote_run.py", "test_shared_work.py", "test_rounds.py", "test_first_batch.py",
-    "test_compile.py", "test_preflight.py", "test_shared_memory.py", "test_damage.py",
-    "test_trainable.py", "test_before.py",
+    "test_yaml_runs.py", "test_fsdp.py", "test_interrupt.py", "test_chaos.py",
+    "test_remote_run.py", "play/test_sharing.py", "play/test_lockstep.py",
+    "hooks/test_first_batch.py", "kernels/test_compile.py", "preflight/test_facts.py",
+    "test_shared_memory.py", "test_damage.py", "preflight/test_trainable.py",
+    "test_before.py",
 )  # fmt: skip
+_TESTS = Path(__file__).parent
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Put the files of long runs first; the order within a file stays."""
     rank = {name: place for place, name in enumerate(LONGEST)}
-    items.sort(key=lambda item: rank.get(item.path.name, len(rank)))
+    items.sort(key=lambda item: rank.get(item.path.relative_to(_TESTS).as_posix(), len(rank)))

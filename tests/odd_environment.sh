@@ -21,9 +21,9 @@ if [ "$(id -u)" = 0 ]; then
 fi
 echo "odd environment: ${as[*]:-the same user}"
 sample=(
-    tests/data tests/self_play/test_store.py tests/self_play/test_server_process.py
-    tests/self_play/test_lock.py tests/self_play/test_server.py tests/test_settings.py
-    tests/test_config.py tests/test_report.py tests/test_status.py tests/test_save_folder.py
+    tests/data tests/store/test_local.py tests/engines/server/test_process.py
+    tests/store/test_lock.py tests/engines/server/test_engine.py tests/settings/test_spin.py
+    tests/settings/test_yaml.py tests/report/test_books.py tests/report/test_status.py tests/test_save_folder.py
     tests/test_data_commands.py tests/test_exits.py tests/test_resume.py tests/demo/test_world.py
 )
 cd "$folder"

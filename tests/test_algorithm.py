@@ -15,8 +15,8 @@ from torch.utils.data import DataLoader
 
 from spin_composer import SPIN
 from spin_composer.errors import InputError, StoreError
-from spin_composer.self_play.play import Player
-from spin_composer.self_play.store import Store
+from spin_composer.play.player import Player
+from spin_composer.store.local import Store
 
 
 def weights(trainer) -> list[torch.Tensor]:
@@ -85,7 +85,7 @@ def test_every_metric_of_the_readme_is_logged(run):
     section = readme.split("## Metrics")[1].split("\n## ")[0]
     named = {line.split("`")[1] for line in section.splitlines() if line.startswith("| `")}
     assert len(named) > 15
-    elsewhere = {"spin/server_gap"}  # engine server's: tests/self_play/test_server_gap.py
+    elsewhere = {"spin/server_gap"}  # engine server's: tests/engines/server/test_logprob_gap.py
     assert {n for n in named if not n.startswith("metrics/eval")} - elsewhere <= logged
 
 

@@ -14,8 +14,8 @@ from test_resume import weights
 
 from spin_composer.errors import EnvironmentFailure, StoreError
 from spin_composer.exits import explain
-from spin_composer.self_play import durable
-from spin_composer.self_play.lock import StoreLock
+from spin_composer.store import durable
+from spin_composer.store.lock import StoreLock
 
 CHECKPOINTS = {"save_interval": "3ba", "save_filename": "ep{epoch}-ba{batch}.pt"}
 
@@ -171,7 +171,7 @@ def test_a_full_disk_in_play_exits_4_and_the_next_start_goes_on(finished, tmp_pa
         units.extend([path] * (path.name == "unit.json"))
         write(path, text)
 
-    monkeypatch.setattr("spin_composer.self_play.unit.write_atomically", full)
+    monkeypatch.setattr("spin_composer.store.unit.write_atomically", full)
     with pytest.raises(OSError, match="No space left") as caught:
         trainer(tmp_path).fit()
     assert explain(caught.value)[0] == 4  # pyright: ignore[reportOptionalSubscript]

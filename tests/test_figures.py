@@ -8,10 +8,10 @@ import logging
 import pytest
 from fixtures.runs import tiny_trainer
 
-from spin_composer.self_play.durable import seal, unseal
-from spin_composer.self_play.play import Player
-from spin_composer.self_play.spans import covered_seconds
-from spin_composer.self_play.store import Store
+from spin_composer.play.player import Player
+from spin_composer.report.spans import covered_seconds
+from spin_composer.store.durable import seal, unseal
+from spin_composer.store.local import Store
 
 
 @pytest.mark.parametrize(

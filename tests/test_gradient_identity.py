@@ -13,9 +13,9 @@ import pytest
 import torch
 from torch import Tensor
 
-from spin_composer.head import install_head
-from spin_composer.logprobs import response_logps, sequence_sums
 from spin_composer.loss import PairLoss
+from spin_composer.model.head import install_head
+from spin_composer.model.logprobs import response_logps, sequence_sums
 from tests.fixtures.models import batch_of, tiny_model
 
 VOCAB, STOP, LONGEST = 5, 4, 4

@@ -18,7 +18,7 @@ import yaml
 from fixtures.yamls import ROOT, YAMLS, plain, tiny
 from omegaconf import OmegaConf
 
-from spin_composer.config import validate
+from spin_composer.settings.yaml import validate
 
 MCLI = sorted((YAMLS / "mcli").glob("*.yaml"))
 NODE = str(YAMLS / "slurm" / "node.sh")

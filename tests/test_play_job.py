@@ -10,7 +10,7 @@ from fixtures.yaml_run import save_model, tiny_config, write_config
 
 from spin_composer.errors import InputError, PlayDone
 from spin_composer.play_job import job_config, play
-from spin_composer.settings import PlayOnly, SpinSettings
+from spin_composer.settings.spin import PlayOnly, SpinSettings
 from spin_composer.train import read_yaml, train
 
 NUM_UNITS = {0: 5, 1: 10}

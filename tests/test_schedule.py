@@ -15,7 +15,7 @@ from composer.optim import ConstantScheduler, LinearScheduler
 from spin_composer import SpinScheduler
 from spin_composer.errors import InputError
 from spin_composer.schedule import refresh_learning_rates, require_spin_scheduler
-from spin_composer.settings import SpinSettings
+from spin_composer.settings.spin import SpinSettings
 from tests.fixtures.runs import tiny_trainer
 
 BATCHES_PER_EPOCH = 5

@@ -14,9 +14,9 @@ from typing import Any
 import numpy as np
 import pytest
 
-from spin_composer.data.pairs import Pair
-from spin_composer.self_play.store import Store
-from spin_composer.self_play.unit import LENGTH, Row, UnitReport
+from spin_composer.data.pairs import LENGTH, Pair
+from spin_composer.store.local import Store
+from spin_composer.store.unit import Row, UnitReport
 
 ROOT = Path(__file__).parents[1]
 NEVER = math.inf

@@ -13,16 +13,16 @@ from fixtures.runs import NUM_ROWS, tiny_trainer
 from peft import LoraConfig, get_peft_model
 
 from spin_composer import HFSpinLM
+from spin_composer.engines.hf.engine import HFEngine
 from spin_composer.errors import StoreError
-from spin_composer.self_play.engine import HFEngine
-from spin_composer.self_play.manifest import (
+from spin_composer.store.local import Store
+from spin_composer.store.manifest import (
     differing,
     meaning,
     plain_manifest,
     played_units,
     replayed_units,
 )
-from spin_composer.self_play.store import Store
 
 OLD = {
     "iteration": 1, "seed": 7, "num_units": 10, "unit_size": 5, "samples_per_iteration": "all",

@@ -11,7 +11,7 @@ import torch
 from fixtures.yaml_run import books, launch, save_model, tiny_config, write_config
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from spin_composer.self_play.store import Store
+from spin_composer.store.local import Store
 from spin_composer.train import train
 
 COUNT_GATHERS = Path(__file__).parent / "fixtures" / "count_gathers.py"

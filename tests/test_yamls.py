@@ -14,8 +14,8 @@ import pytest
 from fixtures.yamls import HF_CLASS, REAL, load, plain, tiny
 from omegaconf import OmegaConf
 
-from spin_composer.config import validate
-from spin_composer.settings import GenerationSettings, SpinSettings
+from spin_composer.settings.spin import GenerationSettings, SpinSettings
+from spin_composer.settings.yaml import validate
 
 
 @pytest.fixture(scope="module", params=REAL)

@@ -27,15 +27,21 @@ import torch
 from numpy.typing import NDArray
 
 PairBatch = dict[str, Any]
+Ids = NDArray[np.int32]
+"""Token ids of a prompt or a response."""
+
+STOP, LENGTH, STRING = 0, 1, 2
+"""Finish reasons of a response: the stop token, max_new_tokens, a stop string. Only the first ends
+with the stop token; none is added to the others."""
 
 
 @dataclass(frozen=True, slots=True)
 class Pair:
     """One prompt with its real and its generated response, int32 token ids [P], [R], [G]."""
 
-    prompt: NDArray[np.int32]
-    real: NDArray[np.int32]
-    generated: NDArray[np.int32]
+    prompt: Ids
+    real: Ids
+    generated: Ids
     opponent_real: float = 0.0
     """The opponent's log-prob sum of the real response, in nats."""
     opponent_generated: float = 0.0

@@ -149,7 +149,7 @@ def _write_data(paths: Paths, seed: int) -> list[Row]:
 
 def _play(paths: Paths, seed: int) -> tuple[int, Any, int]:
     """Play the game; return the tokens trained on, its books, and epochs per iteration."""
-    from spin_composer.report import read_books
+    from spin_composer.report.books import read_books
     from spin_composer.train import train
 
     trainer = train(YAML, [f"variables.folder={paths.folder}", f"seed={seed}"])

@@ -54,9 +54,9 @@ def score(
     import torch
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
-    from spin_composer.self_play.engine import HFEngine
-    from spin_composer.self_play.unit import STOP
-    from spin_composer.settings import GenerationSettings
+    from spin_composer.data.pairs import STOP
+    from spin_composer.engines.hf.engine import HFEngine
+    from spin_composer.settings.spin import GenerationSettings
 
     tokenizer = AutoTokenizer.from_pretrained(model)
     engine = HFEngine(

@@ -193,8 +193,8 @@ def probe(model: Path) -> str:
 def run_once(stop: str | None) -> None:
     """Give the run's command in the working directory; with ``stop``, until it kills itself."""
     import spin_composer.algorithm as algorithm
-    from spin_composer.books import IterationLog
-    from spin_composer.self_play.store import Store
+    from spin_composer.hooks.iteration_log import IterationLog
+    from spin_composer.store.local import Store
     from spin_composer.train import main
 
     torch.set_num_threads(1)

@@ -1,0 +1,1 @@
+"""Engines: who answers an iteration's prompts."""

@@ -1,0 +1,1 @@
+"""Engine ``hf``: the policy itself generates, in the training processes."""

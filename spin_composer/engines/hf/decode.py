@@ -1,0 +1,202 @@
+"""The decode loop of engine ``hf``: finished rows leave the batch, waiting prompts join it.
+
+A step feeds one token per row, draws the next and notes on the device which rows are done; the
+host looks at that every few steps only.
+
+What a row gets depends on the prompts and their uniforms alone: who sits beside it is decided by
+the tokens themselves, and moves its logits by rounding at most.
+
+Dimensions: R rows in the batch, Q tokens fed to each, L columns of the cache that are filled,
+P tokens of a prompt, V vocabulary, G longest response.
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections import deque
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from spin_composer import interrupt
+from spin_composer.data.pairs import Ids
+from spin_composer.engines.hf.rows import Rows
+from spin_composer.engines.hf.sampling import Sampler, StopStrings
+from spin_composer.model.unwrap import inner_model
+from spin_composer.settings.spin import GenerationSettings
+
+LOOK_EVERY = 8
+"""Steps between two looks of the host at which rows are done."""
+CHANGE_AT = 8
+"""Rows leave when there is one for so many that stay: a change copies the whole cache."""
+PREFILL_TOKENS = 8192
+"""Prompt tokens, padding included, that one forward pass takes; a longer prompt goes alone."""
+
+
+class Decoder:
+    """Answers prompts with a model that has a standard KV cache.
+
+    Args:
+        model: The policy; called as training calls it.
+        stop_token_id: The one token that ends a response.
+        settings: Sampling settings.
+        device: Where the model is.
+        dtype: That attention computes in.
+        strings: Ends rows at stop strings, or None.
+    """
+
+    def __init__(
+        self,
+        model: Any,
+        stop_token_id: int,
+        settings: GenerationSettings,
+        device: torch.device,
+        dtype: torch.dtype,
+        strings: StopStrings | None,
+    ):
+        self.model = model
+        self.stop_token_id = stop_token_id
+        self.settings = settings
+        self.device = device
+        self.dtype = dtype
+        self.strings = strings
+        self.heard: Callable[[int, int], None] = lambda answered, tokens: None
+        """Called with the prompts that are answered, and the tokens made, so far."""
+        self.sampler = Sampler(settings, stop_token_id)
+        self._sound = torch.ones((), dtype=torch.bool, device=device)
+        takes = inspect.signature(inner_model(model).forward).parameters
+        # Of a prompt's logits [P, V] only the last are needed.
+        self._last_only = {"logits_to_keep": 1} if "logits_to_keep" in takes else {}
+
+    def run(self, prompts: Sequence[Ids], uniforms: Tensor) -> list[Ids]:
+        """Answer the prompts; they join the batch in order.
+
+        Args:
+            prompts: Token ids [P] of each.
+            uniforms: [N, G] fp64 in [0, 1): row i is the fate of prompt i.
+
+        Returns:
+            The response of each [<= G]; behind its end, stop tokens may follow.
+
+        Raises:
+            RuntimeError: If the policy's logits are not finite.
+        """
+        uniforms = uniforms.to(self.device)
+        answers: dict[int, Ids] = {}
+        waiting = deque(range(len(prompts)))
+        rows: Rows | None = None
+        while True:
+            interrupt.check()
+            done = [] if rows is None else self._look(rows)
+            keep = [row for row, is_done in enumerate(done) if not is_done]
+            if rows is not None:
+                made = sum(map(len, answers.values())) + sum(rows.counts)
+                self.heard(len(answers) + sum(done), made)
+            if rows is None or self._is_due(rows, len(keep)):
+                answers |= {} if rows is None else rows.responses(done)
+                rows = self._changed(rows, keep, prompts, uniforms, waiting)
+            if rows is None:
+                return [answers[number] for number in range(len(prompts))]
+            left = self.settings.max_new_tokens - min(rows.counts)
+            for _ in range(min(LOOK_EVERY, left)):
+                self._step(rows)
+
+    def _look(self, rows: Rows) -> list[bool]:
+        """Return which rows are done: the one place where the host waits for the device."""
+        *done, sound = torch.cat([rows.finished, self._sound[None]]).tolist()
+        if not sound:
+            raise RuntimeError("the policy's logits are not finite: its weights are broken.")
+        return done
+
+    def _is_due(self, rows: Rows, num_kept: int) -> bool:
+        """Tell whether the rows that are done are to leave now."""
+        num_done = len(rows.numbers) - num_kept
+        # The cache would be copied anyway; and it never grows for rows that are done.
+        grows = rows.cache.length + LOOK_EVERY + 2 > rows.cache.capacity
+        return num_kept == 0 or num_done * CHANGE_AT >= num_kept or (grows and num_done > 0)
+
+    def _changed(
+        self,
+        rows: Rows | None,
+        keep: list[int],
+        prompts: Sequence[Ids],
+        uniforms: Tensor,
+        waiting: deque[int],
+    ) -> Rows | None:
+        """Return the batch of the rows that are kept and of waiting prompts; None if empty."""
+        rows = rows if keep else None
+        changed = False
+        while waiting and len(keep) < self.settings.batch_size:
+            numbers = self._next(len(keep), prompts, waiting)
+            new = self._prefill(numbers, prompts, uniforms)
+            rows = new if rows is None else rows.merged(keep, new, uniforms)
+            keep, changed = list(range(len(rows.numbers))), True
+        if rows is not None and not changed:
+            rows = rows.merged(keep, None, uniforms)
+        return rows
+
+    def _next(self, held: int, prompts: Sequence[Ids], waiting: deque[int]) -> list[int]:
+        numbers: list[int] = []
+        width = 0
+        while waiting and held + len(numbers) < self.settings.batch_size:
+            width = max(width, len(prompts[waiting[0]]))
+            if numbers and width * (len(numbers) + 1) > PREFILL_TOKENS:
+                break
+            numbers.append(waiting.popleft())
+        return numbers
+
+    def _prefill(self, numbers: list[int], prompts: Sequence[Ids], uniforms: Tensor) -> Rows:
+        """Return rows of prompts whose first response token is drawn."""
+        rows = Rows.of_prompts(numbers, prompts, uniforms, self.dtype)
+        width = max(rows.widths)
+        columns = torch.arange(width, device=self.device)
+        positions = (columns - rows.starts[:, None]).clamp(min=0)
+        mask, ids = rows.prompt_mask(width), rows.ids[:, :width]
+        self._draw(rows, self._forward(rows, ids, mask, positions, columns))
+        return rows
+
+    def _step(self, rows: Rows) -> None:
+        """Feed the token drawn last, and draw the next."""
+        column = rows.open_column()
+        # Rows that are done go on until the next look, at a position that they have been at.
+        positions = (column - rows.starts).masked_fill(rows.finished, 0)[:, None]
+        columns = torch.arange(column, column + 1, device=self.device)
+        ids = rows.ids[:, column : column + 1]
+        self._draw(rows, self._forward(rows, ids, rows.mask, positions, columns))
+
+    def _forward(
+        self, rows: Rows, ids: Tensor, mask: Tensor, positions: Tensor, columns: Tensor
+    ) -> Tensor:
+        """Run the model on [R, Q] tokens; return the last one's logits [R, V] in fp32."""
+        output = self.model(
+            input_ids=ids,
+            attention_mask=mask,
+            position_ids=positions,
+            past_key_values=rows.cache,
+            use_cache=True,
+            cache_position=columns,
+            return_dict=True,
+            **self._last_only,
+        )
+        rows.cache.length += ids.shape[1]
+        # A copy always: the sampler changes it.
+        return output.logits[:, -1].to(torch.float32, copy=True)
+
+    def _draw(self, rows: Rows, logits: Tensor) -> None:
+        """Draw the token of column L from the logits [R, V] of the one before it."""
+        column = rows.cache.length
+        counts = column - rows.begins
+        # Rows that are done may be behind their last uniform.
+        index = counts.clamp(max=rows.uniforms.shape[1] - 1)[:, None]
+        uniforms = rows.uniforms.gather(1, index)[:, 0]
+        tokens, sound = self.sampler.draw(logits, uniforms, rows.ids[:, :column], counts)
+        tokens = tokens.masked_fill(rows.finished, self.stop_token_id)
+        rows.ids[:, column] = tokens
+        rows.finished |= (tokens == self.stop_token_id) | (
+            counts + 1 >= self.settings.max_new_tokens
+        )
+        if self.strings is not None:
+            rows.finished |= self.strings.of_rows(rows.ids[:, : column + 1], rows.begins)
+        self._sound &= sound

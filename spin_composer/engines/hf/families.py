@@ -1,0 +1,73 @@
+"""Which models our decode loop can run, and in what form it finds them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+
+from spin_composer.model.unwrap import plain_class
+
+STANDARD = frozenset(
+    {"cohere", "gemma", "glm", "glm4", "gpt_neox", "granite", "helium", "llama", "mistral"}
+    | {"mixtral", "nemotron", "olmo", "olmo2", "phi", "qwen2", "qwen2_moe", "qwen3", "qwen3_moe"}
+    | {"stablelm", "starcoder2"}
+)
+"""Model types whose forward takes a 4D mask, positions and a cache object, all their layers alike:
+each is tested against whole forward passes. What is not here is slow, not wrong."""
+
+
+def obstacle_of(model: Any, num_tokens: int) -> str | None:
+    """Return why a model cannot go through the decode loop, or None.
+
+    Args:
+        model: Of :func:`inner_model`.
+        num_tokens: Of the longest sequence.
+    """
+    config = model.config
+    name = plain_class(model).__name__
+    kind = getattr(config, "model_type", "")
+    if not plain_class(model).__module__.startswith("transformers.") or kind not in STANDARD:
+        return f"{name} is not among the models that our decode loop is tested with"
+    if getattr(config, "cache_implementation", None):
+        return f"{name}'s config asks for a cache of its own ({config.cache_implementation})"
+    window = getattr(config, "sliding_window", None)
+    if not getattr(config, "use_sliding_window", True):
+        window = None
+    if window is not None and num_tokens > window:
+        return f"sequences of up to {num_tokens} tokens pass {name}'s sliding window of {window}"
+    attention = config._attn_implementation
+    if attention not in ("eager", "sdpa") and not model._supports_attention_backend:
+        return f"{name} cannot leave attention {attention}, which takes no 4D mask"
+    return None
+
+
+def compute_dtype(model: Any, device: torch.device) -> torch.dtype:
+    """Return the dtype that attention computes in: autocast's, or that of the hidden states."""
+    return autocast_dtype(device) or model.get_input_embeddings().weight.dtype
+
+
+def autocast_dtype(device: torch.device) -> torch.dtype | None:
+    """Return the dtype that autocast casts products to, or None where it is off."""
+    if torch.is_autocast_enabled(device.type):
+        return torch.get_autocast_dtype(device.type)
+    return None
+
+
+@contextmanager
+def masked_attention(model: Any) -> Iterator[None]:
+    """Compute attention by a function that takes a 4D mask.
+
+    flash_attention_2 would look for padding in the mask, and wait for what it finds, in every
+    layer of every step; sdpa computes the same.
+    """
+    config = model.config
+    kept = config._attn_implementation
+    if kept not in ("eager", "sdpa"):
+        config._attn_implementation = "sdpa"
+    try:
+        yield
+    finally:
+        config._attn_implementation = kept

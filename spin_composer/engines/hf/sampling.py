@@ -1,0 +1,137 @@
+"""How the next token is drawn, and which rows it ends; nothing here makes the host wait.
+
+Dimensions: R rows, C columns of their ids, V vocabulary.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+from transformers import LogitsProcessorList, StoppingCriteria, StopStringCriteria
+from transformers.generation import (
+    RepetitionPenaltyLogitsProcessor,
+    TemperatureLogitsWarper,
+    TopKLogitsWarper,
+    TopPLogitsWarper,
+)
+
+from spin_composer.settings.spin import GenerationSettings
+
+_NO_TOKEN = 2**31 - 1
+"""An id beyond every vocabulary, which takes part in no stop string."""
+
+
+class StopStrings(StoppingCriteria):
+    """Stops a row whose response holds a stop string.
+
+    transformers' own criterion also looks at the prompt: a string that begins there would end a
+    response that does not hold it.
+    """
+
+    def __init__(self, tokenizer: Any, strings: list[str], prompt_width: int = 0):
+        self.within: Any = StopStringCriteria(tokenizer, strings)
+        self.prompt_width = prompt_width
+
+    def __call__(self, input_ids: Any, scores: Any, **_: Any) -> Any:
+        """Tell of each row [R] whether to stop."""
+        return self.within(input_ids[:, self.prompt_width :], scores)
+
+    def holds(self, response: NDArray[np.int32]) -> bool:
+        """Tell whether a response [G] ends with a token that completes a stop string."""
+        ids = torch.from_numpy(response)[None].long()
+        return len(response) > 0 and bool(self.within(ids, None))
+
+    def of_rows(self, ids: Tensor, begins: Tensor) -> Tensor:
+        """Tell of each row [R] whether to stop, whose response begins at a column of its own.
+
+        Args:
+            ids: [R, C] int64; every row's last token is in the last column.
+            begins: [R] int64, where responses begin.
+        """
+        first = max(0, ids.shape[1] - self.within.maximum_token_len)
+        columns = torch.arange(first, ids.shape[1], device=ids.device)
+        return self.within(ids[:, first:].masked_fill(columns < begins[:, None], _NO_TOKEN), None)
+
+
+class Sampler:
+    """Draws tokens as ``generate`` does under the same settings, from uniforms given to it.
+
+    Args:
+        settings: Sampling settings.
+        stop_token_id: Forbidden before ``min_new_tokens``.
+    """
+
+    def __init__(self, settings: GenerationSettings, stop_token_id: int):
+        self.stop_token_id = stop_token_id
+        self.min_new_tokens = settings.min_new_tokens
+        # In generate's order; of those at their neutral value, which do nothing, there are none.
+        self.penalties = LogitsProcessorList()
+        if settings.repetition_penalty != 1:
+            penalty = float(settings.repetition_penalty)
+            self.penalties.append(RepetitionPenaltyLogitsProcessor(penalty))
+        self.warpers = LogitsProcessorList()
+        if settings.temperature != 1:
+            self.warpers.append(TemperatureLogitsWarper(float(settings.temperature)))
+        if settings.top_k:
+            self.warpers.append(TopKLogitsWarper(settings.top_k))
+        if settings.top_p < 1:
+            self.warpers.append(TopPLogitsWarper(float(settings.top_p)))
+
+    def draw(
+        self, logits: Tensor, uniforms: Tensor, ids: Tensor, counts: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        """Draw one token per row.
+
+        Args:
+            logits: [R, V] fp32; may be changed.
+            uniforms: [R] fp64 in [0, 1), one number for each draw.
+            ids: [R, C] int64, the tokens so far; padding repeats one of the row's own.
+            counts: [R] int64, tokens of the response so far.
+
+        Returns:
+            Tokens [R] int64, and whether the logits were finite, a bool.
+        """
+        scores: Any = self.penalties(ids, logits)  # pyright: ignore[reportArgumentType]
+        if self.min_new_tokens:
+            early = counts < self.min_new_tokens
+            stop = scores[:, self.stop_token_id]
+            scores[:, self.stop_token_id] = stop.masked_fill(early, -torch.inf)
+        scores = self.warpers(ids, scores)  # pyright: ignore[reportArgumentType]
+        return invert(scores, uniforms)
+
+
+def invert(scores: Tensor, uniforms: Tensor) -> tuple[Tensor, Tensor]:
+    """Draw from softmax(scores): the first token at which the probabilities add up to 1 - u.
+
+    One number per row, which no other row's fate touches, in place of torch.multinomial's V
+    exponentials. Summed in fp64: at fp32 a rare token's probability would be lost in the sum.
+
+    Args:
+        scores: [R, V] fp32.
+        uniforms: [R] fp64 in [0, 1).
+
+    Returns:
+        Tokens [R] int64, and whether the scores of all rows were a distribution, a bool.
+    """
+    cumulative = scores.softmax(-1).cumsum(-1, dtype=torch.float64)
+    total = cumulative[:, -1:]
+    # 1 - u is in (0, 1]: a token of probability 0 is never the first to reach it.
+    tokens = torch.searchsorted(cumulative, total * (1 - uniforms[:, None]))
+    return tokens[:, 0].clamp(max=scores.shape[1] - 1), total.isfinite().all()
+
+
+def uniforms_of(count: int, tokens: int, seed: int) -> Tensor:
+    """Return [count, tokens] fp64 uniforms of a seed; on the CPU, so equal for every device."""
+    generator = torch.Generator().manual_seed(seed)
+    return torch.rand(count, tokens, dtype=torch.float64, generator=generator)
+
+
+def reordered(values: Sequence[Any], order: Sequence[int]) -> list[Any]:
+    """Return the list in which ``values[i]`` stands at place ``order[i]``."""
+    placed = dict(zip(order, values, strict=True))
+    return [placed[place] for place in range(len(values))]

@@ -1,0 +1,1 @@
+"""Engine ``server``: a completion server generates, with the exported opponent."""

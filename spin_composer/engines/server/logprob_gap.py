@@ -1,0 +1,68 @@
+"""Is what a server serves the exported opponent? Its log-probs of its own tokens must be ours."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+from spin_composer.errors import EngineError
+from spin_composer.store.unit import Row
+
+FP32_TOLERANCE = 1e-2
+LOW_PRECISION_TOLERANCE = 5e-2
+"""Nats per token, of a unit's mean. What is compared are sums over a response, in which roundings,
+some 0.02 a token in bf16, mostly cancel; a server samples what its own model finds likely, so that
+another model is off by tenths of a nat and more. An estimate: no bf16 server has been measured."""
+_NOISE_MULTIPLE = 4.0
+
+
+class ServerGap:
+    """Compares, unit by unit, a server's log-probs of its responses with those of scoring.
+
+    Args:
+        tolerance: Of a unit's mean difference, in nats per token.
+        server: Name of the server, for the error.
+    """
+
+    def __init__(self, tolerance: float, server: object):
+        self.tolerance = tolerance
+        self.server = server
+        self.largest = 0.0
+        """Mean |server - ours| in nats per token, of the unit where it was largest."""
+        self.compared_tokens = 0
+
+    def check(
+        self, rows: Sequence[Row], served: Sequence[float | None], noise: float
+    ) -> float | None:
+        """Compare a unit's rows, as scored, with the sums that the server gave.
+
+        Args:
+            rows: Scored ones.
+            served: The server's log-prob sum of each row's generated response, in nats; None where
+                it gave none.
+            noise: Of scoring, in nats per token.
+
+        Returns:
+            Mean |server - ours| in nats per token; None if the server gave no sums.
+
+        Raises:
+            EngineError: If they differ by more than roundings do.
+        """
+        pairs = [(row.pair, logp) for row, logp in zip(rows, served, strict=True)]
+        gaps = [abs(p.opponent_generated - logp) for p, logp in pairs if logp is not None]
+        tokens = sum(len(pair.generated) for pair, logp in pairs if logp is not None)
+        if not tokens:
+            return None
+        gap = math.fsum(gaps) / tokens
+        tolerance = max(self.tolerance, _NOISE_MULTIPLE * noise)
+        if not gap <= tolerance:
+            raise EngineError(
+                f"{self.server} does not serve the exported opponent: its log-probs of its own "
+                f"tokens differ from ours by {gap:.3g} nats per token (tolerance {tolerance:.3g}). "
+                "It serves another model, a quantised one, or the last iteration's after a "
+                "reload_command that did nothing. If it is right, raise "
+                "spin.generation.server.logp_tolerance."
+            )
+        self.largest = max(self.largest, gap)
+        self.compared_tokens += tokens
+        return gap

@@ -1,0 +1,1 @@
+"""llm-foundry behind one wall: nothing else imports it."""

@@ -1,0 +1,121 @@
+"""A YAML's names and arguments against what llm-foundry can build, before it builds anything.
+
+llm-foundry itself finds a mistyped optimizer when the model's weights are in memory.
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import torch
+from llmfoundry import registry
+from llmfoundry.models.hf import ComposerHFCausalLM
+
+from spin_composer.errors import InputError, shown, together
+from spin_composer.settings.fields import nearest
+
+_OF_PARAMETER_GROUPS = frozenset({"disable_grad", "param_groups"})
+_OF_MODELS = frozenset({"master_weights_dtype"})
+_NONE: frozenset[str] = frozenset()
+_GIVEN_BY_FOUNDRY = frozenset({"self", "params", "tokenizer", "train_config"})
+
+
+def check_registered(cfg: Mapping[str, Any]) -> None:
+    """Check a SPIN run's names, their arguments, and what its device can do.
+
+    Args:
+        cfg: A config that ``config.validate`` accepts.
+
+    Raises:
+        InputError: A line for each problem.
+    """
+    model = {key: value for key, value in cfg["model"].items() if key != "name"}
+    optimizer = {key: value for key, value in cfg["optimizer"].items() if key != "name"}
+    checks: list[Callable[[], object]] = [
+        lambda: _device(cfg),
+        lambda: _built("model", registry.models, cfg["model"]["name"], model, _OF_MODELS),
+        lambda: _built(
+            "optimizer", registry.optimizers, cfg["optimizer"]["name"], optimizer,
+            _OF_PARAMETER_GROUPS,
+        ),
+    ]  # fmt: skip
+    if isinstance(adapters := model.get("peft_config"), Mapping):
+        from peft import LoraConfig
+
+        checks.append(lambda: _fits("model.peft_config", LoraConfig, "LoRA", adapters))
+    for section, registries in (
+        ("algorithms", [registry.algorithms]),
+        ("callbacks", [registry.callbacks, registry.callbacks_with_config]),
+        ("loggers", [registry.loggers]),
+    ):
+        for name, given in (cfg.get(section) or {}).items():
+            known = [r for r in registries if name in r] or registries
+            checks.append(
+                lambda s=section, r=known, n=name, g=given: _built(f"{s}.{n}", r[0], n, g or {})
+            )
+    for key in ("eval_loader", "eval_loaders"):
+        loaders = cfg.get(key) or []
+        for loader in loaders if isinstance(loaders, list) else [loaders]:
+            name = loader.get("name")
+            checks.append(lambda n=name, k=key: _known(f"{k}.name", registry.dataloaders, n))
+    together(*checks)
+
+
+def _device(cfg: Mapping[str, Any]) -> None:
+    if torch.cuda.is_available():
+        return
+    problems = []
+    precision = cfg.get("precision", "amp_bf16")  # llm-foundry's default
+    if precision not in ("fp32", None):
+        problems.append(f"precision={shown(precision)} needs a GPU. Set precision=fp32 on a CPU.")
+    if cfg.get("device_train_microbatch_size", "auto") == "auto":
+        problems.append(
+            "device_train_microbatch_size=auto needs a GPU. Set it to a number of pairs on a CPU."
+        )
+    if problems:
+        raise InputError("\n".join(problems))
+
+
+def _known(where: str, known: Any, name: Any) -> None:
+    if name not in known:
+        names = sorted(known.get_all())
+        raise InputError(f"{where}={shown(name)} is not registered. {nearest(name, names)}")
+
+
+def _built(where: str, known: Any, name: Any, given: Any, others: frozenset[str] = _NONE) -> None:
+    """Check that ``name`` is registered and takes the arguments ``given``."""
+    _known(f"{where}.name" if where in ("model", "optimizer") else where, known, name)
+    if not isinstance(given, Mapping):
+        raise InputError(f"{where} must be a mapping of settings, got {shown(given)}.")
+    _fits(where, known.get(name), name, given, others)
+
+
+def _fits(where: str, built: Any, name: str, given: Any, others: frozenset[str] = _NONE) -> None:
+    arguments, required = _arguments(built)
+    missing = sorted(required - set(given))
+    lines = [f"{where}.{key} is not set, and {name} needs it." for key in missing]
+    if arguments is not None:
+        lines += [
+            f"{where}.{key} is no setting of {name}. {nearest(key, sorted(arguments | others))}"
+            for key in given
+            if key not in arguments | others
+        ]
+    if lines:
+        raise InputError("\n".join(lines))
+
+
+def _arguments(built: Any) -> tuple[set[str] | None, set[str]]:
+    """Return the names of what a class or function takes, None if any, and of what it needs."""
+    functions = [built.__init__ if inspect.isclass(built) else built]
+    if inspect.isclass(built) and issubclass(built, ComposerHFCausalLM):
+        functions.append(ComposerHFCausalLM.__init__)  # gets what ours does not name
+    signatures = [list(inspect.signature(f).parameters.values()) for f in functions]
+    named = [
+        p for each in signatures for p in each if p.kind not in (p.VAR_KEYWORD, p.VAR_POSITIONAL)
+    ]
+    needed = {p.name for p in named if p.default is p.empty} - _GIVEN_BY_FOUNDRY
+    if any(p.kind == p.VAR_KEYWORD for p in signatures[-1]):
+        return None, needed
+    return {p.name for p in named} - _GIVEN_BY_FOUNDRY, needed

@@ -1,0 +1,266 @@
+"""FSDP1 and FSDP2: whole parameters, all at once or one at a time.
+
+The only module that uses torch's private names of FSDP.
+
+Within :func:`gathered` every rank holds the whole model and a forward pass makes no collective,
+so that ranks generate independently of one another. Where a server generates, the model stays
+sharded, and :func:`each_whole` gathers one parameter after the other for who must read them all.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
+from dataclasses import dataclass
+from typing import Any, cast
+
+import torch
+from composer.core import State
+from composer.utils import dist
+from torch import Tensor, nn
+from torch.distributed.fsdp import FSDPModule
+from torch.distributed.fsdp import FullyShardedDataParallel as FSDP1
+from torch.distributed.fsdp._common_utils import TrainingState
+from torch.distributed.fsdp._runtime_utils import _reshard
+from torch.distributed.tensor import DTensor
+
+log = logging.getLogger(__name__)
+
+Owner = tuple[nn.Module, str]
+"""A module and the name under which it holds a parameter."""
+
+
+@contextmanager
+def gathered(model: nn.Module) -> Iterator[None]:
+    """Hold every parameter of ``model`` whole on every rank; a collective at entry.
+
+    Works for FSDP2 (``fully_shard``) and FSDP1 modules, and does nothing for others. Under
+    FSDP2, torch 2.7 has no switch for resharding after forward: a parameter group reshards
+    exactly if it has a ``post_forward_mesh_info``, which is taken away meanwhile.
+    """
+    fsdp2 = [m for m in model.modules() if isinstance(m, FSDPModule)]
+    fsdp1 = [m for m in model.modules() if isinstance(m, FSDP1)]
+    with ExitStack() as stack:
+        if fsdp1:
+            stack.enter_context(_gathered_fsdp1(model, fsdp1))
+        if fsdp2:
+            stack.enter_context(_gathered_fsdp2(fsdp2))
+        yield
+
+
+@contextmanager
+def _gathered_fsdp2(modules: list[Any]) -> Iterator[None]:
+    groups = [_group(module) for module in modules]
+    groups = [group for group in groups if group is not None]
+    kept = [group.post_forward_mesh_info for group in groups]
+    for group in groups:
+        group.post_forward_mesh_info = None
+    try:
+        for module in modules:
+            module.unshard()
+        yield
+    finally:
+        for group, info in zip(groups, kept, strict=True):
+            group.post_forward_mesh_info = info
+        for module in modules:
+            module.reshard()
+
+
+@contextmanager
+def _gathered_fsdp1(root: nn.Module, modules: list[FSDP1]) -> Iterator[None]:
+    # FSDP1 forbids its own forward while parameters are summoned, so the wrapped modules are
+    # called directly: their parameters are whole, and in the dtype that FSDP's forward would have
+    # (its mixed precision), so that scores are those of training.
+    with FSDP1.summon_full_params(root, writeback=False, recurse=True), ExitStack() as stack:
+        for module in modules:
+            stack.enter_context(_cast_as_in_forward(module))
+            module.forward = module.module.__call__
+            stack.callback(module.__dict__.pop, "forward", None)
+        yield
+
+
+@contextmanager
+def _cast_as_in_forward(module: FSDP1) -> Iterator[None]:
+    """Shadow a module's whole parameters by copies in the dtype of FSDP's forward, if another."""
+    handle = module._handle
+    if handle is None:
+        yield
+        return
+    copies: list[tuple[list[Owner], Tensor]] = []
+    for owners in _owners_fsdp1(handle):
+        parameter = getattr(*owners[0])
+        if parameter.dtype != handle._fwd_bwd_param_dtype:
+            copies.append((owners, parameter.detach().to(handle._fwd_bwd_param_dtype)))
+    with shadowed(copies):
+        yield
+
+
+@contextmanager
+def shadowed(copies: list[tuple[list[Owner], Tensor]]) -> Iterator[None]:
+    """Let modules' attributes be other tensors; the parameters stay registered as they are.
+
+    An instance's own attribute is found before a registered parameter.
+    """
+    kept = []
+    try:
+        for owners, copy in copies:
+            for module, name in owners:
+                kept.append((module, name, module.__dict__.get(name)))
+                module.__dict__[name] = copy
+        yield
+    finally:
+        for module, name, before in reversed(kept):
+            if before is None:
+                module.__dict__.pop(name, None)
+            else:
+                module.__dict__[name] = before
+
+
+def is_sharded(model: nn.Module) -> bool:
+    """Tell whether FSDP, of either kind, has wrapped any part of a model."""
+    return any(isinstance(module, (FSDPModule, FSDP1)) for module in model.modules())
+
+
+def reshard(model: nn.Module) -> None:
+    """Free what a forward without a backward leaves gathered: the parameters of FSDP's root."""
+    for module in model.modules():
+        if isinstance(module, FSDPModule):
+            module.reshard()
+        elif isinstance(module, FSDP1) and (h := module._handle) and h.uses_sharded_strategy:
+            _reshard(module, h, free_unsharded_flat_param=True)
+
+
+@dataclass(frozen=True)
+class Whole:
+    """A whole parameter, and the modules that hold it (several where it is tied)."""
+
+    name: str
+    """Plain, as the first of its owners has it."""
+    owners: list[Owner]
+    tensor: Tensor
+
+
+def each_whole(root: nn.Module) -> Iterator[Whole]:
+    """Yield the parameters of ``root`` whole, one at a time; a collective for each under FSDP.
+
+    They are those that the optimizer updates, not what mixed precision makes of them for a
+    forward: the same numbers under FSDP1, FSDP2 and neither, on any number of ranks, within
+    :func:`gathered` and without. No more than one FSDP1 unit, or one FSDP2 parameter, is whole at
+    a time, if what is yielded is dropped before the next is asked for.
+
+    Args:
+        root: The outermost module that FSDP has wrapped, or one around it. All ranks must take
+            all its parameters.
+    """
+    order = {id(m): (i, path) for i, (path, m) in enumerate(root.named_modules())}
+
+    def whole(owners: list[Owner], tensor: Tensor) -> Whole:
+        # What FSDP takes for a tied parameter's first owner need not be the plain model's.
+        owners = sorted(owners, key=lambda owner: order[id(owner[0])][0])
+        path = order[id(owners[0][0])][1]
+        return Whole(plain_name(f"{path}.{owners[0][1]}".lstrip(".")), owners, tensor)
+
+    managed: set[tuple[int, str]] = set()
+    for module in list(root.modules()):
+        for context, parameters in _wrapped(module):
+            with context:
+                for owners, read in parameters:
+                    managed.update((id(owner), name) for owner, name in owners)
+                    yield whole(owners, read())
+    others: dict[int, list[Owner]] = {}
+    for module in root.modules():
+        for name, parameter in module._parameters.items():
+            if parameter is not None and (id(module), name) not in managed:
+                others.setdefault(id(parameter), []).append((module, name))
+    for owners in others.values():
+        yield whole(owners, _full(owners[0][0]._parameters[owners[0][1]]))
+
+
+_Parameters = list[tuple[list[Owner], Callable[[], Tensor]]]
+
+
+def _wrapped(module: Any) -> Iterator[tuple[AbstractContextManager[Any], _Parameters]]:
+    """Yield the parameters that FSDP manages for a module, and the context that they are whole in.
+
+    Each comes with its owners and a function that returns it.
+    """
+    if isinstance(module, FSDPModule) and (group := _group(module)) is not None:
+        parameters: _Parameters = []
+        for fsdp_param in group.fsdp_params:
+            info = fsdp_param._module_info
+            owners = [(info.module, info.param_name)]
+            owners += zip(info.shared_modules, info.shared_param_names, strict=True)
+            # What the module holds is the gathered one in the midst of a gathering.
+            held = getattr(*owners[0])
+            shard = held if isinstance(held, DTensor) else fsdp_param.sharded_param
+            parameters.append((owners, lambda shard=shard: _full(shard)))
+        yield nullcontext(), parameters
+    elif isinstance(module, FSDP1) and module._handle is not None:
+        summoned = module.training_state == TrainingState.SUMMON_FULL_PARAMS
+        context: AbstractContextManager[Any] = (
+            nullcontext()
+            if summoned
+            else FSDP1.summon_full_params(module, recurse=False, writeback=False)
+        )
+        # Registered ones: beside them may stand a copy in the forward's dtype (gathered).
+        yield (
+            context,
+            [
+                (owners, lambda at=owners[0]: cast(Tensor, at[0]._parameters[at[1]]))
+                for owners in _owners_fsdp1(module._handle)
+            ],
+        )
+
+
+def _owners_fsdp1(handle: Any) -> list[list[Owner]]:
+    """Return the owners of each parameter of a handle."""
+    flat = handle.flat_param
+    owners = {(id(i.module), i.param_name): [(i.module, i.param_name)] for i in flat._param_infos}
+    for info in flat._shared_param_infos:
+        first = (id(info.prim_module), info.prim_param_name)
+        owners[first].append((info.module, info.param_name))
+    return list(owners.values())
+
+
+def _group(module: Any) -> Any:
+    """Return FSDP2's parameter group of a module; None if it has no parameters of its own."""
+    return module._get_fsdp_state()._fsdp_param_group
+
+
+def _full(parameter: Any) -> Tensor:
+    parameter = parameter.detach()
+    return parameter.full_tensor() if isinstance(parameter, DTensor) else parameter
+
+
+def plain_name(name: str) -> str:
+    """Return a parameter's name without the wrappers of FSDP1, DDP and checkpointing."""
+    for wrapper in ("_fsdp_wrapped_module.", "_checkpoint_wrapped_module."):
+        name = name.replace(wrapper, "")
+    return name
+
+
+def mend_gloo_average(state: State) -> None:
+    """Divide FSDP2's gradients by the number of ranks where its averaging reduce-scatter sums.
+
+    gloo's does (pytorch#162338): gradients on CPU would be too large by the world size. The
+    backend is probed, so that nothing changes where it averages.
+    """
+    modules = [m for m in state.model.modules() if isinstance(m, FSDPModule)]
+    world_size = dist.get_world_size()
+    if not modules or world_size == 1:
+        return
+    probe = state.device.tensor_to_device(torch.ones(world_size))
+    out = probe.new_empty(1)
+    torch.distributed.reduce_scatter_tensor(out, probe, op=torch.distributed.ReduceOp.AVG)
+    factor = float(out)
+    if factor == 1.0:
+        return
+    if dist.get_global_rank() == 0:
+        log.info(f"reduce_scatter(AVG) gives {factor:g} for a mean of 1: gradients are divided.")
+
+    def divide(gradient: torch.Tensor) -> None:
+        gradient.div_(factor)
+
+    for module in modules:
+        module.set_all_reduce_hook(divide)

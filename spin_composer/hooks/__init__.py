@@ -1,0 +1,1 @@
+"""What SPIN hangs on Composer's Trainer: checks, stops, intervals, logs."""

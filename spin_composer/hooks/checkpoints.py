@@ -1,0 +1,38 @@
+"""The save folder of a run that was killed, as the Trainer is to find it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from composer.callbacks import CheckpointSaver
+from composer.core import State
+from composer.utils import format_name_with_dist
+
+from spin_composer.distributed import from_rank_zero
+from spin_composer.save_folder import mend_folder, name_pattern, require_readable
+
+
+def mend_checkpoints(state: State) -> None:
+    """Set aside what a kill left partial in the save folder, and mend ``latest``; a collective.
+
+    Call it at ``BEFORE_LOAD``: after that the Trainer looks for the checkpoint to resume. Does
+    nothing where checkpoints go to an object store, whose objects are whole or absent.
+
+    Raises:
+        InputError: If the newest checkpoint is sharded and the run reads full ones, or conversely.
+    """
+    saver = next((c for c in state.callbacks if isinstance(c, CheckpointSaver)), None)
+    if saver is None or saver.remote_uploader is not None or saver.latest_filename is None:
+        return
+    folder = Path(format_name_with_dist(saver.folder, state.run_name))
+    name = str(saver.filename.filename)
+    full = name_pattern(name, state.run_name)
+    sharded = state.fsdp_sharded_state_dict_enabled
+    if sharded:
+        assert state.fsdp_config is not None
+        name = str(state.fsdp_config.sharded_ckpt_prefix_dir)
+    latest = format_name_with_dist(str(saver.latest_filename.filename), state.run_name)
+    pattern = name_pattern(name, state.run_name)
+    if not saver.overwrite:
+        from_rank_zero(lambda: require_readable(folder, full, sharded))
+    from_rank_zero(lambda: mend_folder(folder, pattern, folder / latest))

@@ -1,0 +1,154 @@
+"""NaN and infinity: found before anything is built on them, or saved.
+
+A batch's losses and gradients are looked at before the optimizer's step, by all ranks together; the
+weights at the start and before each save. What is found stops the run: a step of NaN is not undone.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Any
+
+import torch
+from composer.callbacks import CheckpointSaver
+from composer.core import Event, Precision, State
+from composer.loggers import Logger
+from composer.utils import dist
+from llmfoundry.callbacks.hf_checkpointer import HuggingFaceCheckpointer
+from torch import Tensor, nn
+from torch.distributed.tensor import DTensor
+
+from spin_composer.errors import NotFiniteError
+from spin_composer.fsdp import plain_name
+from spin_composer.hooks.first_batch import meet_after_backward
+
+_SHOWN_ROWS = 16
+_SHOWN_NAMES = 3
+
+
+class FiniteCheck:
+    """Looks at each batch's losses and gradients before the optimizer's step."""
+
+    def __init__(self) -> None:
+        self._losses: list[Tensor] = []
+        self._rows: list[list[int]] = []
+
+    def before_train_batch(self, state: State, logger: Logger) -> None:
+        """Begin the batch, perhaps anew: one that ran out of memory is split finer."""
+        del state, logger
+        self._losses, self._rows = [], []
+
+    def after_loss(self, state: State, logger: Logger) -> None:
+        """Keep a microbatch's losses; no collective, and no wait for the device."""
+        del logger
+        outputs: Any = state.outputs
+        losses = outputs.get("pair_losses")
+        if losses is None:
+            losses = torch.as_tensor(state.loss).detach().reshape(1)
+        self._losses.append(losses.detach())
+        self._rows.append(list(state.batch.get("indices", [])))
+
+    def after_train_batch(self, state: State, logger: Logger) -> None:
+        """Decide; a collective.
+
+        With a gradient scaler (amp_fp16) gradients overflow by design, and the scaler leaves that
+        step out: they count only once it has no scale left to take back.
+
+        Raises:
+            NotFiniteError: On all ranks, if a loss or a gradient of any is not finite.
+        """
+        del logger
+        meet_after_backward(state)
+        loss = torch.cat([loss.reshape(-1) for loss in self._losses]).isfinite().all()
+        gradient = gradients_are_finite(state.model).to(loss.device)
+        flags = torch.stack((~loss, ~gradient)).int()
+        dist.all_reduce(flags, reduce_operation="MAX")
+        bad_loss, bad_gradient = flags.tolist()
+        if bad_loss or (bad_gradient and not _is_scaled(state)):
+            raise NotFiniteError(self._line(state, bool(bad_loss)))
+
+    def _line(self, state: State, bad_loss: bool) -> str:
+        rows = []
+        for losses, indices in zip(self._losses, self._rows, strict=True):
+            bad = (~losses.isfinite()).tolist() if bad_loss else [True] * len(indices)
+            rows += [index for index, is_bad in zip(indices, bad, strict=False) if is_bad]
+        found = sorted({row for of_rank in dist.all_gather_object(rows) for row in of_rank})
+        t = state.timestamp
+        what = "loss" if bad_loss else "gradient"
+        return (
+            f"iteration {int(t.iteration)}, batch {int(t.batch)}: the {what} is not finite "
+            f"(training rows {_listed(found, _SHOWN_ROWS)} of the data). The run stopped before "
+            "the optimizer's step, and nothing was saved. Look at these rows, lower the learning "
+            "rate or clip gradients; the same command goes on from the newest checkpoint."
+        )
+
+
+def gradients_are_finite(model: nn.Module) -> Tensor:
+    """Return whether this rank's part of the gradient has a finite norm: a bool tensor."""
+    gradients = [_local(p.grad) for p in model.parameters() if p.grad is not None]
+    gradients = [gradient for gradient in gradients if gradient.numel()]
+    if not gradients:
+        return torch.tensor(True)
+    norms = torch._foreach_norm(gradients, 2, dtype=torch.float32)
+    return torch.stack([norm.to(norms[0].device) for norm in norms]).isfinite().all()
+
+
+def _is_scaled(state: State) -> bool:
+    scaler = state.scaler
+    scaled = state.precision == Precision.AMP_FP16 and scaler is not None and scaler.is_enabled()
+    return scaled and scaler.get_scale() > 1.0  # pyright: ignore[reportOptionalMemberAccess]
+
+
+def check_weights(state: State) -> None:
+    """Check that the model's weights are finite; a collective.
+
+    Raises:
+        NotFiniteError: Names the first of those that are not, and what to do.
+    """
+    mine = sorted(_not_finite(state.model))
+    bad = sorted({name for names in dist.all_gather_object(mine) for name in names})
+    if not bad:
+        return
+    total = len(dict(state.model.named_parameters()))
+    t = state.timestamp
+    which = f"{len(bad)} of the model's {total} weights are not finite ({_listed(bad)})"
+    if int(t.batch) == 0:
+        raise NotFiniteError(f"{which}, before training. Use a base model that is whole.")
+    raise NotFiniteError(
+        f"{which} after batch {int(t.batch)}. They are not saved. Lower the learning rate, and "
+        "give the same command again: it goes on from the newest checkpoint. If that one is at "
+        "fault, move it out of save_folder."
+    )
+
+
+def check_before_saving(state: State, event: Event) -> None:
+    """Check the weights if a checkpoint or an export is due at an event; a collective."""
+    if event != Event.BATCH_CHECKPOINT or any(_due(state, event)):
+        check_weights(state)
+
+
+def _due(state: State, event: Event) -> Iterable[bool]:
+    for callback in state.callbacks:
+        if isinstance(callback, CheckpointSaver):
+            yield bool(callback.save_interval(state, event))
+        elif isinstance(callback, HuggingFaceCheckpointer):
+            yield bool(callback.check_interval(state, event))
+
+
+@torch.no_grad()
+def _not_finite(model: nn.Module) -> list[str]:
+    found = [(name, _local(p).isfinite().all()) for name, p in model.named_parameters()]
+    return [
+        plain_name(name).removeprefix("module.").removeprefix("model.")
+        for name, finite in found
+        if not finite
+    ]
+
+
+def _local(tensor: Any) -> Tensor:
+    return tensor.to_local() if isinstance(tensor, DTensor) else tensor
+
+
+def _listed(items: list[Any], most: int = _SHOWN_NAMES) -> str:
+    more = f" and {len(items) - most} more" if len(items) > most else ""
+    return ", ".join(map(str, items[:most])) + more

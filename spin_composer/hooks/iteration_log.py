@@ -1,0 +1,93 @@
+"""The books of a run: one record per iteration in ``<store>/iterations.json``.
+
+For people, and for ``spin-composer report``.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from composer.core import State
+
+from spin_composer.store.durable import write_atomically
+
+FILE_NAME = "iterations.json"
+
+
+class IterationLog:
+    """Means of an iteration's training metrics, its play's figures and its evaluation.
+
+    Its state is part of the checkpoint, so a resumed run keeps the same books.
+    """
+
+    def __init__(self) -> None:
+        self._path = Path()
+        self._baseline: dict[str, float] = {}
+        self._records: list[dict[str, float]] = []
+        self._play: dict[str, float] = {}
+        self._sums: dict[str, float] = {}
+        self._batches = 0
+
+    def open(self, root: Path, state: State) -> None:
+        """Note where the books are kept, and the evaluation before the first iteration."""
+        self._path = root / FILE_NAME
+        if int(state.timestamp.batch) == 0:
+            self._baseline = _evaluation(state)
+
+    def start(self, play: Mapping[str, float]) -> None:
+        """Open an iteration with its play's figures."""
+        self._play, self._sums, self._batches = dict(play), {}, 0
+
+    def tally(self, state: State) -> None:
+        """Add a trained batch."""
+        values = {f"train/{name}": value for name, value in state.train_metric_values.items()}
+        values |= dict(getattr(state, "total_loss_dict", None) or {})
+        for name, value in values.items():
+            self._sums[name] = self._sums.get(name, 0.0) + float(value)
+        self._batches += 1
+
+    def close(self, state: State, figures: Mapping[str, float]) -> None:
+        """Close the iteration that the state's clock has just left."""
+        iteration = int(state.timestamp.iteration) - 1
+        means = {name: total / self._batches for name, total in self._sums.items()}
+        record = {"iteration": iteration, "batches": self._batches}
+        record |= self._play | means | _evaluation(state) | dict(figures)
+        self._records = [r for r in self._records if r["iteration"] < iteration] + [record]
+
+    def write(self, ended: str = "") -> None:
+        """Write the books; call it on rank 0. ``ended`` says who ended the run early, and where."""
+        books: dict[str, Any] = {"baseline": self._baseline, "iterations": self._records}
+        if ended:
+            books["ended"] = ended
+        write_atomically(self._path, json.dumps(books, indent=1) + "\n")
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return the books so far, the open iteration included."""
+        return {
+            "baseline": self._baseline,
+            "records": self._records,
+            "play": self._play,
+            "sums": self._sums,
+            "batches": self._batches,
+        }
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Restore :meth:`state_dict`."""
+        self._baseline = dict(state.get("baseline", {}))
+        self._records = list(state.get("records", []))
+        self._play = dict(state.get("play", {}))
+        self._sums = dict(state.get("sums", {}))
+        self._batches = state.get("batches", 0)
+
+
+def _evaluation(state: State) -> dict[str, float]:
+    """Return the last evaluation's metrics as ``eval/<label>/<name>``; a collective at most."""
+    return {
+        f"eval/{label}/{name}": float(metric.compute())
+        for label, metrics in (state.eval_metrics or {}).items()
+        for name, metric in metrics.items()
+        if metric.update_called
+    }

@@ -1,0 +1,142 @@
+"""Where a run stops after a signal: all ranks at the same batch, after a save if that is wanted.
+
+Between two batches all ranks tell one another, in one small all-reduce beside the several that
+Composer makes there, of what each has noted. So they stop at the same batch, whichever of them
+got the signal, and none is left in a collective.
+"""
+
+from __future__ import annotations
+
+import signal
+import uuid
+from contextlib import suppress
+from typing import Any
+
+import torch
+from composer.callbacks import CheckpointSaver
+from composer.core import Event, State
+from composer.loggers import Logger
+from composer.utils import dist
+
+from spin_composer import interrupt
+from spin_composer.distributed import from_rank_zero, key_value_store
+from spin_composer.errors import InputError
+
+_BEFORE_AN_END = (signal.SIGUSR1, signal.SIGUSR2)
+"""What Slurm and others send some time before they end a job; the names are the user's choice."""
+
+
+class Stopping:
+    """Agrees with the other ranks where to stop; its methods are called at Composer's events.
+
+    Args:
+        save: Save a checkpoint before (``save_on_signal``).
+    """
+
+    def __init__(self, save: bool):
+        self.save = save
+        self.number = 0
+        """Of the signal that all ranks know of, or 0."""
+        self._in_training = False
+
+    def begin(self, state: State) -> None:
+        """Listen for signals, at ``FIT_START``; a collective.
+
+        Raises:
+            InputError: If checkpoints are to be saved at a signal and the run saves none.
+        """
+        if self.save and not any(isinstance(c, CheckpointSaver) for c in state.callbacks):
+            raise InputError(
+                "spin.save_on_signal=true has nowhere to save: the run has no save_folder. Set it."
+            )
+        interrupt.install(*(_BEFORE_AN_END if self.save else ()))
+        interrupt.hold(False)
+        self.number, self._in_training = 0, False
+        key = from_rank_zero(lambda: f"spin/interrupted/{uuid.uuid4()}")
+        _connect(key_value_store(), key)
+
+    def wants_save(self, event: Event) -> bool:
+        """Tell whether a checkpoint is to be saved at a batch's end because of a signal."""
+        return event == Event.BATCH_CHECKPOINT and bool(self.number) and self.save
+
+    def before_dataloader(self, state: State, logger: Logger) -> None:
+        """Before each batch: from here on signals are noted only; stop if they have been saved.
+
+        Raises:
+            Interrupted: If the checkpoint of the batch before was saved after a signal.
+        """
+        del logger
+        self._in_training = True
+        interrupt.hold(True, patient=self.save)
+        if self.number:
+            self._stop_if_saved(state)
+
+    def batch_end(self, state: State, logger: Logger) -> None:
+        """After each batch, in evaluation too: stop if any rank has noted a signal; a collective.
+
+        Raises:
+            Interrupted: On all ranks; with ``save_on_signal`` later, when that is done.
+        """
+        del logger
+        if self._in_training and not self.number:
+            self._agree(state)
+            if self.number and not self.save:
+                raise interrupt.stopped(self.number)
+
+    def eval_batch_end(self, state: State, logger: Logger) -> None:
+        """See :meth:`batch_end`; an evaluation that a save is to follow goes on to its end."""
+        if not self.save:
+            self.batch_end(state, logger)
+
+    def iteration_start(self, state: State, logger: Logger) -> None:
+        """After an iteration's end, whose checkpoint is saved, and before play; a collective.
+
+        Raises:
+            Interrupted: On all ranks, if any has noted a signal.
+        """
+        del logger
+        if self._in_training:
+            self._agree(state)
+            if self.number:
+                self._stop_if_saved(state)
+                raise interrupt.stopped(self.number)
+        self._let_go()
+
+    def fit_end(self) -> None:
+        """Hear no more signals, unless the command line does."""
+        self._let_go()
+        if not interrupt.is_owned():
+            interrupt.uninstall()
+
+    def _let_go(self) -> None:
+        self._in_training = False
+        interrupt.hold(False)
+
+    def _agree(self, state: State) -> None:
+        noted = state.device.tensor_to_device(torch.tensor([interrupt.noted()]))
+        dist.all_reduce(noted, reduce_operation="MAX")
+        self.number = int(noted.item())
+
+    def _stop_if_saved(self, state: State) -> None:
+        batch = state.timestamp.batch
+        for saver in state.callbacks:
+            if isinstance(saver, CheckpointSaver) and saver.last_checkpoint_batch == batch:
+                t = state.timestamp
+                interrupt.goes_on_from(f"epoch {int(t.epoch)}, batch {int(batch)}")
+                raise interrupt.stopped(self.number)
+
+
+def _connect(store: Any, key: str) -> None:
+    """Let a rank that a signal ends alone say so to those that lose it."""
+
+    def tell(number: int) -> None:
+        with suppress(RuntimeError):  # rank 0, which holds the store, may be gone
+            store.set(key, str(number))
+
+    def ask() -> int:
+        with suppress(RuntimeError):
+            if store.check([key]):
+                return int(store.get(key))
+        return 0
+
+    interrupt.connect(tell, ask)

@@ -1,0 +1,263 @@
+"""ComposerModels of the game: any Hugging Face causal LM, and llm-foundry's MPT.
+
+A pair batch goes through the scoring head: to the pair loss where a gradient will be asked for, its
+gradient made on the way, and to log-prob sums elsewhere. Every other batch (held-out SFT rows,
+generation) takes the parent class's path unchanged.
+
+Dimensions: B pairs, S = 2B sequences, N scored tokens.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping
+from itertools import pairwise
+from typing import TYPE_CHECKING, Any
+
+import torch
+from composer.models import HuggingFaceModel
+from composer.models.huggingface import maybe_get_underlying_model
+from llmfoundry.models import ComposerMPTCausalLM
+from llmfoundry.models.hf import ComposerHFCausalLM
+from torch import Tensor, nn
+from torchmetrics import Metric
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from spin_composer.data.pairs import is_pair_batch
+from spin_composer.errors import InputError
+from spin_composer.loss import PairLoss
+from spin_composer.metrics import PAIR_METRICS, PairMetric
+from spin_composer.model.dropout import disable_dropout
+from spin_composer.model.head import install_head
+from spin_composer.model.logprobs import (
+    check_head,
+    response_logps,
+    response_pair_loss,
+    sequence_sums,
+)
+from spin_composer.model.trained import kept_in_checkpoints, trainable_names
+from spin_composer.model.tying import say_what_is_tied
+from spin_composer.preflight.quantized import check_config, check_loaded
+
+if TYPE_CHECKING:
+    from peft import PeftModel
+
+log = logging.getLogger(__name__)
+
+
+class SpinLM(HuggingFaceModel):
+    """What the ComposerModels of SPIN share; mixed in before llm-foundry's class."""
+
+    pair_loss: PairLoss | None
+    """The iteration's loss; the algorithm sets it."""
+
+    def _prepare_for_spin(self, use_train_metrics: bool) -> None:
+        """Install the head and switch dropout off; embeddings and LoRA must be final by now."""
+        self.pair_loss = None
+        inner = maybe_get_underlying_model(self.model)
+        say_what_is_tied(inner, is_base=self.using_peft)
+        install_head(self.model)
+        disabled = disable_dropout(self.model)
+        if disabled:
+            log.info("Dropout is off for policy and opponent: %d probabilities were set", disabled)
+        names = PAIR_METRICS if use_train_metrics else ()
+        self.train_metrics = self._get_metric_dict([metric() for metric in names])
+
+    def state_dict(self, *args: Any, **kwargs: Any) -> dict[str, Any]:
+        """Return the state dict; of a PEFT model the adapters and whatever else is trained."""
+        if not (self.using_peft and self.should_save_peft_only):
+            return super().state_dict(*args, **kwargs)
+        whole = nn.Module.state_dict(self, *args, **kwargs)
+        prefix = kwargs.get("prefix", args[1] if len(args) > 1 else "")
+        return kept_in_checkpoints(whole, trainable_names(self), prefix)
+
+    def forward(self, batch: Mapping[str, Any]) -> Any:
+        """Return ``policy_logps`` [B, 2] and ``lengths`` [B, 2] of a pair batch, and more.
+
+        In training, ``pair_losses`` [B] and their mean ``loss``, which alone has a gradient.
+        Without autograd or before a loss was set, ``token_logps`` [N].
+        """
+        if not is_pair_batch(batch):
+            return super().forward(batch)  # type: ignore[arg-type]
+        lengths = batch["cu_scored"].long().diff().view(-1, 2)
+        if torch.is_grad_enabled() and self.pair_loss is not None:
+            return self._with_loss(batch, lengths, self.pair_loss)
+        token_logps = response_logps(self.model, batch)
+        return {
+            "policy_logps": sequence_sums(token_logps, batch["cu_scored"]).view(-1, 2),
+            "lengths": lengths,
+            "token_logps": token_logps,
+        }
+
+    def _with_loss(
+        self, batch: Mapping[str, Any], lengths: Tensor, pair_loss: PairLoss
+    ) -> dict[str, Tensor]:
+        def of_sums(real: Tensor, generated: Tensor) -> Tensor:
+            return pair_loss(torch.stack((real, generated), 1), batch["opponent_logps"], lengths)
+
+        found = response_pair_loss(self.model, batch, of_sums)
+        return {
+            "policy_logps": torch.stack((found.real_logps, found.generated_logps), 1),
+            "lengths": lengths,
+            "pair_losses": found.pair_losses,
+            "loss": found.loss,
+        }
+
+    def loss(self, outputs: Any, batch: Mapping[str, Any]) -> Any:
+        """Return the mean pair loss of a pair batch, the parent's loss of any other."""
+        if not is_pair_batch(batch):
+            return super().loss(outputs, batch)  # type: ignore[arg-type]
+        if "loss" in outputs:
+            return outputs["loss"]
+        losses = self._required_loss()(
+            outputs["policy_logps"], batch["opponent_logps"], outputs["lengths"]
+        )
+        return losses.mean()
+
+    def eval_forward(self, batch: Any, outputs: Any | None = None) -> Any:
+        """Return the outputs of a pair batch; the parent's evaluation of any other."""
+        if not is_pair_batch(batch):
+            return super().eval_forward(batch, outputs)
+        return self(batch) if outputs is None else outputs
+
+    def update_metric(self, batch: Any, outputs: Any, metric: Metric) -> dict:
+        """Hand a pair batch to the pair metrics only, and any other batch to the others only."""
+        if is_pair_batch(batch) != isinstance(metric, PairMetric):
+            return {}
+        if not isinstance(metric, PairMetric):
+            return super().update_metric(batch, outputs, metric)
+        loss = self._required_loss()
+        metric.update(outputs["policy_logps"], batch["opponent_logps"], outputs["lengths"], loss)
+        return {}
+
+    @torch.no_grad()
+    def response_logps(self, batch: Mapping[str, Any]) -> Tensor:
+        """Return the log-prob [N] of each scored token, entering through this module (FSDP)."""
+        return self(batch)["token_logps"]
+
+    @torch.no_grad()
+    def score(self, batch: Mapping[str, Any]) -> Tensor:
+        """Return the log-prob sums [B, 2] of a pair batch, without gradient."""
+        return self(batch)["policy_logps"]
+
+    def check_head(self, batch: Mapping[str, Any]) -> None:
+        """Compare head and model on a small pair batch (logprobs.check_head); all ranks call it."""
+        check_head(self.model, batch, score=self.response_logps, forward=self)
+
+    def _required_loss(self) -> PairLoss:
+        if self.pair_loss is None:
+            raise RuntimeError(
+                "A pair batch arrived, but no algorithm has set the model's pair_loss. "
+                "Add `algorithms: spin` to the YAML, or SPIN(...) to the Trainer's algorithms."
+            )
+        return self.pair_loss
+
+
+class HFSpinLM(SpinLM, ComposerHFCausalLM):
+    """A Hugging Face causal LM that plays SPIN; llm-foundry's name for it is ``hf_spin_lm``.
+
+    Args:
+        tokenizer: the model's tokenizer.
+        pretrained_model_name_or_path: a name on the Hub or a local folder.
+        trust_remote_code: run Python code that comes with the model; false unless set.
+        use_train_metrics: compute the pair metrics while training.
+        kwargs: the other keys of llm-foundry's ``hf_causal_lm``.
+
+    Raises:
+        InputError: The model's output layer cannot be scored.
+    """
+
+    def __init__(
+        self,
+        tokenizer: PreTrainedTokenizerBase,
+        pretrained_model_name_or_path: str,
+        trust_remote_code: bool = False,
+        use_train_metrics: bool = True,
+        **kwargs: Any,
+    ) -> None:
+        ComposerHFCausalLM.__init__(
+            self,
+            tokenizer=tokenizer,
+            pretrained_model_name_or_path=pretrained_model_name_or_path,
+            trust_remote_code=trust_remote_code,
+            use_train_metrics=False,
+            **kwargs,
+        )
+        self._prepare_for_spin(use_train_metrics)
+
+    @classmethod
+    def build_config(cls, pretrained_model_name_or_path: str, *args: Any, **kwargs: Any) -> Any:
+        """Return the config, as llm-foundry makes it; a quantised model is refused by it."""
+        config = super().build_config(pretrained_model_name_or_path, *args, **kwargs)
+        check_config(config, pretrained_model_name_or_path)
+        return config
+
+    @classmethod
+    def from_model(
+        cls,
+        model: PreTrainedModel | PeftModel,
+        tokenizer: PreTrainedTokenizerBase,
+        use_train_metrics: bool = True,
+        should_save_peft_only: bool = True,
+    ) -> HFSpinLM:
+        """Return the ComposerModel of a model that is already in memory.
+
+        The model is used, not copied: its output layer and its dropout are changed in place.
+
+        Args:
+            model: a Hugging Face causal LM, or a PeftModel around one.
+            tokenizer: its tokenizer.
+            use_train_metrics: compute the pair metrics while training.
+            should_save_peft_only: checkpoints hold the trained weights only, LoRA's and others.
+        """
+        check_loaded(model)
+        given: Any = getattr(model, "peft_config", None) or {}
+        kinds = {str(getattr(c.peft_type, "value", c.peft_type)).upper() for c in given.values()}
+        if kinds - {"LORA"}:
+            raise InputError(f"model: PEFT of type {sorted(kinds)} is not supported. Use LoRA.")
+        self = cls.__new__(cls)
+        HuggingFaceModel.__init__(
+            self,
+            model=model,
+            tokenizer=tokenizer,  # type: ignore[arg-type]
+            use_logits=True,
+            eval_metrics=cls.build_metrics(use_train_metrics=False)[1],
+            shift_labels=True,
+            should_save_peft_only=should_save_peft_only,
+        )
+        cls.prepare_inner_model(self.model, "cpu")
+        self._prepare_for_spin(use_train_metrics)
+        return self
+
+
+class MPTSpinLM(SpinLM, ComposerMPTCausalLM):
+    """llm-foundry's MPT that plays SPIN; llm-foundry's name for it is ``mpt_spin_lm``.
+
+    Args:
+        tokenizer: the model's tokenizer.
+        use_train_metrics: compute the pair metrics while training.
+        loss_fn: the SFT loss of evaluation batches; needs no flash-attn unless set.
+        kwargs: the other keys of llm-foundry's ``mpt_causal_lm`` (MPTConfig).
+    """
+
+    def __init__(
+        self,
+        tokenizer: PreTrainedTokenizerBase | None = None,
+        use_train_metrics: bool | None = True,
+        loss_fn: str | dict | None = "torch_crossentropy",
+        **kwargs: Any,
+    ) -> None:
+        ComposerMPTCausalLM.__init__(
+            self, tokenizer=tokenizer, use_train_metrics=False, loss_fn=loss_fn, **kwargs
+        )
+        self._prepare_for_spin(bool(use_train_metrics))
+
+    def flops_per_batch(self, batch: Mapping[str, Any]) -> float:
+        """Return the forward and backward FLOPs of a batch, as llm-foundry counts them."""
+        if not is_pair_batch(batch):
+            return super().flops_per_batch(batch)
+        lengths = [b - a for a, b in pairwise(batch["seqlen_bounds"])]
+        parameters = 2.0 * self.n_active_params * sum(lengths)
+        config: Any = self.config
+        attention = 4.0 * config.n_layers * config.d_model
+        return 3.0 * (parameters + attention * sum(length**2 for length in lengths))

@@ -1,0 +1,154 @@
+"""Response log-probs, or the loss, of a pair batch by one forward of the model.
+
+Dimensions: B pairs, S = 2B sequences, T the longest of them, N scored tokens, V vocabulary.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from itertools import pairwise
+from typing import Any, cast
+
+import torch
+from composer.models.huggingface import maybe_get_underlying_model
+from torch import Tensor, nn
+
+from spin_composer.model.head import PairRequest, find_head, scoring
+from spin_kernels import PairLossOutput, log_softmax_gather
+
+Batch = Mapping[str, Any]
+
+
+def pad_right(batch: Batch) -> tuple[dict[str, Tensor], Tensor]:
+    """Return the pair batch as padded model inputs, and its scored rows in them.
+
+    Args:
+        batch: input_ids [total], cu_seqlens [S + 1], scored_rows [N] on one device, and
+            seqlen_bounds.
+
+    Returns:
+        ``{"input_ids": [S, T] int64, "attention_mask": [S, T] int64}`` and rows [N] into S * T.
+    """
+    ids, cu = batch["input_ids"], batch["cu_seqlens"].long()
+    lengths = cu.diff()
+    bounds = batch["seqlen_bounds"]  # the host's: no wait for the device
+    num_sequences, width = len(bounds) - 1, max(b - a for a, b in pairwise(bounds))
+    sequence = torch.repeat_interleave(lengths, output_size=ids.shape[0])  # [total]
+    places = torch.arange(ids.shape[0], device=ids.device) - cu[sequence] + sequence * width
+    # Any id of the vocabulary does for padding: it is masked, and causal rows never look right.
+    padded = torch.zeros(num_sequences * width, dtype=torch.long, device=ids.device)
+    padded[places] = ids
+    mask = torch.arange(width, device=ids.device) < lengths[:, None]
+    inputs = {"input_ids": padded.view(num_sequences, width), "attention_mask": mask.long()}
+    return inputs, places[batch["scored_rows"]]
+
+
+def response_logps(model: nn.Module, batch: Batch) -> Tensor:
+    """Return the policy's log-prob of each scored token of a pair batch, by one root forward.
+
+    Only the scored rows reach the output layer, and no [N, V] matrix of logits is held.
+
+    Args:
+        model: a model that went through :func:`~spin_composer.model.head.install_head`, inside FSDP
+            or not.
+        batch: a pair batch (spin_composer.data.pairs) on the model's device.
+
+    Returns:
+        token_logps [N], fp32 (fp64 for an fp64 model), with gradient.
+    """
+    return _answer(model, batch, None).reshape(-1)
+
+
+def response_pair_loss(
+    model: nn.Module, batch: Batch, pair_loss: Callable[[Tensor, Tensor], Tensor]
+) -> PairLossOutput:
+    """Return the mean pair loss of a batch with its gradient already made in the output layer.
+
+    One forward of the model; three matrix products of the output layer, no [N, V] logits kept.
+
+    Args:
+        model: a model that went through :func:`~spin_composer.model.head.install_head`, inside FSDP
+            or not.
+        batch: a pair batch (spin_composer.data.pairs) on the model's device.
+        pair_loss: (real sums [B], generated sums [B]) -> losses [B], the opponent's sums bound in.
+
+    Returns:
+        The mean loss for ``backward``, and detached pair losses and log-prob sums, each [B].
+    """
+    bounds = torch.tensor(batch["scored_bounds"])
+    num_pairs = len(bounds) // 2
+    device = batch["targets"].device
+    pairs = PairRequest(bounds, pair_loss, torch.full((num_pairs,), 1 / num_pairs, device=device))
+    loss = _answer(model, batch, pairs).reshape(())
+    assert pairs.answer is not None  # the head answered, or _answer raised
+    return pairs.answer._replace(loss=loss)
+
+
+def _answer(model: nn.Module, batch: Batch, pairs: PairRequest | None) -> Tensor:
+    """Return what the head answers in place of logits, by one root forward."""
+    inputs, rows = pad_right(batch)
+    with scoring(find_head(model), rows, batch["targets"], inputs["input_ids"].numel(), pairs):
+        return model(**inputs, use_cache=False, return_dict=True).logits
+
+
+def sequence_sums(token_logps: Tensor, cu_scored: Tensor) -> Tensor:
+    """Return the sum of each sequence's token log-probs.
+
+    Sums are made in fp64 and without atomics: the same tokens give the same sum in every batch.
+
+    Args:
+        token_logps: [N].
+        cu_scored: [S + 1] cumulative number of scored tokens per sequence.
+
+    Returns:
+        [S] in the dtype of ``token_logps``; 0 for a sequence without scored tokens.
+    """
+    lengths = cu_scored.long().diff()
+    sums = torch.segment_reduce(token_logps.double(), "sum", lengths=lengths, unsafe=True)
+    return sums.to(token_logps.dtype)
+
+
+@torch.no_grad()
+def check_head(
+    model: nn.Module,
+    batch: Batch,
+    score: Callable[[Batch], Tensor] | None = None,
+    forward: Callable[[dict[str, Tensor]], Any] | None = None,
+) -> None:
+    """Compare the head's log-probs with the log-softmax of the model's own logits.
+
+    Args:
+        model: a model that went through :func:`spin_composer.model.head.install_head`.
+        batch: a small pair batch; its full logits [S, T, V] are made once.
+        score: how to get token_logps [N], default :func:`response_logps` on ``model``. Under FSDP
+            both functions must enter through the outermost wrapped module.
+        forward: how to run the model on ``{"input_ids", "attention_mask"}``.
+
+    Raises:
+        RuntimeError: They differ: the model changes its logits after the output layer in a way
+            that spin_composer does not know.
+    """
+    inputs, rows = pad_right(batch)
+    logps = score(batch) if score else response_logps(model, batch)
+    output = forward(inputs) if forward else model(**inputs, use_cache=False, return_dict=True)
+    logits = output.logits.flatten(0, 1)[rows]
+    own = log_softmax_gather(logits, batch["targets"])
+    difference = float((own - logps).abs().max()) if len(own) else 0.0
+    tolerance = _rounding(logits)
+    if not difference <= tolerance:
+        name = type(maybe_get_underlying_model(cast(Any, model))).__name__
+        raise RuntimeError(
+            f"{name}: the head's log-probs differ from the model's own by {difference:.3g} (at "
+            f"most {tolerance:.3g} allowed). The model changes its logits after the output layer "
+            "in a way that spin_composer does not know, so it cannot be trained with SPIN."
+        )
+
+
+def _rounding(logits: Tensor) -> float:
+    """Return how far the model's own log-probs may be off: its logits are rounded, ours are not."""
+    device = logits.device.type
+    eps = torch.finfo(logits.dtype).eps
+    if torch.is_autocast_enabled(device) and logits.dtype != torch.float64:
+        eps = max(eps, torch.finfo(torch.get_autocast_dtype(device)).eps)
+    finite = logits[logits.isfinite()].float()
+    return 1e-4 + 2 * eps * (float(finite.abs().max()) if len(finite) else 0.0)

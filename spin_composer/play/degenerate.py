@@ -1,0 +1,56 @@
+"""Generated responses that equal the real one: what they would teach is nothing, or a spelling.
+
+The same ids give no gradient. Other ids of the same text do: a model that writes ``The`` where the
+data's tokens are ``▁The`` would learn that token, and its accuracy would be 1 for that alone.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import numpy as np
+
+from spin_composer.data.pairs import Ids
+
+BY_IDS, BY_TEXT = "ids", "text"
+"""What an iteration's manifest says of it; iterations that say nothing were played by ids."""
+
+Comparison = Callable[[Sequence[Ids], Sequence[Ids]], list[bool]]
+"""(real responses, generated ones) -> which of the pairs are degenerate."""
+
+_NO_CHARACTER = "\ufffd"
+
+
+def same_ids(real: Sequence[Ids], generated: Sequence[Ids]) -> list[bool]:
+    """Tell which generated responses [G] have the ids of the real ones [R]."""
+    return [np.array_equal(r, g) for r, g in zip(real, generated, strict=True)]
+
+
+def same_texts(tokenizer: Any, stop_token_id: int) -> Comparison:
+    """Return the comparison by ids or by decoded text.
+
+    Texts are the same if a reader takes them for the same: other control tokens make another
+    response, but the stop token is left out, so that one cut off just before it counts as the real.
+    """
+    special = np.asarray(sorted(tokenizer.all_special_ids), dtype=np.int32)
+
+    def read(responses: Sequence[Ids]) -> list[tuple[str, list[int]]]:
+        bodies = [x[:-1] if len(x) and x[-1] == stop_token_id else x for x in responses]
+        texts = tokenizer.batch_decode(
+            bodies, skip_special_tokens=True, clean_up_tokenization_spaces=False
+        )
+        return [(t, b[np.isin(b, special)].tolist()) for t, b in zip(texts, bodies, strict=True)]
+
+    def compare(real: Sequence[Ids], generated: Sequence[Ids]) -> list[bool]:
+        pairs = zip(read(real), read(generated), strict=True)
+        # Bytes that are no character all read alike.
+        texts = [r == g and _NO_CHARACTER not in r[0] for r, g in pairs]
+        return [a or b for a, b in zip(same_ids(real, generated), texts, strict=True)]
+
+    return compare
+
+
+def comparison_of(manifest_says: str, tokenizer: Any, stop_token_id: int) -> Comparison:
+    """Return an iteration's comparison; the rest of one that was begun by ids goes on by ids."""
+    return same_texts(tokenizer, stop_token_id) if manifest_says == BY_TEXT else same_ids

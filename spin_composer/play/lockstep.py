@@ -1,0 +1,112 @@
+"""Units made in rounds: where the model stays sharded, scoring is a forward of all ranks together.
+
+In a round every rank drafts at most one unit, by the completion server and without the model. The
+ranks wait for one another without a collective, since responses are long and uneven, and then
+score in step: a rank that has fewer batches than another scores a filler instead, and drops what
+comes of it. Then each commits its unit. A rank that fails says so to those that wait for it; one
+whose forward itself fails leaves the others in theirs, as in training, until it is gone.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+import torch
+from composer.utils import dist
+from torch import Tensor
+
+from spin_composer.data.pairs import Pair, PairBatch, collate_pairs
+from spin_composer.interrupt import Interrupted
+from spin_composer.play.player import Job, Player
+from spin_composer.play.sharing import SharedWork
+from spin_composer.store.unit import UnitReport
+
+
+@dataclass(frozen=True)
+class Rounds:
+    """Makes units in rounds; see :data:`~spin_composer.play.player.Turns`.
+
+    Args:
+        to_device: Moves a tensor to where the ranks' collectives want it.
+        reshard: Frees what a forward leaves gathered, so that it is not held while ranks draft.
+    """
+
+    to_device: Callable[[Tensor], Tensor]
+    reshard: Callable[[], None]
+
+    def __call__(
+        self, player: Player, work: SharedWork, iteration: int, jobs: Sequence[Job]
+    ) -> Iterator[UnitReport | None]:
+        """Make this rank's part of ``jobs``; yield the units' reports."""
+        for first in range(0, len(jobs), dist.get_world_size()):
+            mine = jobs[first : first + dist.get_world_size()][dist.get_global_rank() :][:1]
+            drafts = []
+            for job in mine:
+                if player.take_up(iteration, *job):
+                    yield None
+                else:
+                    drafts.append(player.draft(iteration, *job))
+            work.meet()
+            step = _InStep(player.score, self.to_device)
+            try:
+                done = [replace(player, score=step).scored(draft) for draft in drafts]
+                step.until_all_are_done()
+            except (Exception, Interrupted) as error:
+                work.check()  # what another rank's failure broke here is that rank's to say
+                work.tell(error)
+                step.give_up()
+                raise
+            self.reshard()
+            yield from (player.commit(iteration, unit) for unit in done)
+
+
+_DONE, _GOES_ON, _FAILED = 0, 1, 2
+
+
+class _InStep:
+    """A score function that ranks call equally often, if each ends with `until_all_are_done`."""
+
+    def __init__(
+        self, score: Callable[[PairBatch], Tensor], to_device: Callable[[Tensor], Tensor]
+    ) -> None:
+        self.score = score
+        self.to_device = to_device
+        self._in_forward = False
+
+    def __call__(self, batch: PairBatch) -> Tensor:
+        self._any_goes_on(_GOES_ON)
+        return self._forward(batch)
+
+    def until_all_are_done(self) -> None:
+        while self._any_goes_on(_DONE):
+            self._forward(_filler())
+
+    def give_up(self) -> None:
+        """Keep the others, to whom the failure is told, from one more forward."""
+        if not self._in_forward:
+            self._largest(_FAILED)
+
+    def _forward(self, batch: PairBatch) -> Tensor:
+        self._in_forward = True
+        logps = self.score(batch)
+        self._in_forward = False
+        return logps
+
+    def _any_goes_on(self, this_one: int) -> bool:
+        found = self._largest(this_one)
+        if found == _FAILED:
+            raise RuntimeError("another rank failed while it scored")
+        return found == _GOES_ON
+
+    def _largest(self, value: int) -> int:
+        flag = self.to_device(torch.tensor([value]))
+        dist.all_reduce(flag, reduce_operation="MAX")
+        return int(flag)
+
+
+def _filler() -> PairBatch:
+    """Return the smallest pair batch that any model takes."""
+    one = np.zeros(1, np.int32)
+    return collate_pairs([Pair(one, one, one)])

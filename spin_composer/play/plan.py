@@ -1,0 +1,90 @@
+"""What an iteration plays: which prompts, in which units, whatever the number of ranks."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from spin_composer.settings.spin import ALL, SpinSettings
+
+PLAY, REPLAY = "play", "replay"
+
+
+@dataclass(frozen=True)
+class PlayUnit:
+    """A unit of prompts to answer: ``indices`` [P] into the data set."""
+
+    indices: NDArray[np.int64]
+
+
+@dataclass(frozen=True)
+class ReplayUnit:
+    """A unit of an earlier iteration whose pairs the current opponent rescores."""
+
+    iteration: int
+    unit: int
+
+
+Unit = PlayUnit | ReplayUnit
+
+
+def plan_units(
+    settings: SpinSettings,
+    seed: int,
+    iteration: int,
+    num_examples: int,
+    replayed: Mapping[int, int] | None = None,
+) -> list[Unit]:
+    """Return the units of an iteration, a function of its arguments alone.
+
+    The unit at position u is stored as unit u. Units that are played come first; those replayed
+    are the played units of the ``settings.replay`` iterations before.
+
+    Args:
+        settings: Of this iteration; earlier ones may have been played with others.
+        seed: Of play.
+        iteration: Which one.
+        num_examples: Rows of the SFT set.
+        replayed: Units to replay of each earlier iteration, which its manifest tells; None: as
+            many as this one plays.
+    """
+    units: list[Unit] = list(_play_units(settings, seed, iteration, num_examples))
+    if replayed is None:
+        earlier = range(max(0, iteration - settings.replay), iteration)
+        replayed = dict.fromkeys(earlier, len(units))
+    for earlier, count in sorted(replayed.items()):
+        units += [ReplayUnit(earlier, unit) for unit in range(count)]
+    return units
+
+
+def _play_units(
+    settings: SpinSettings, seed: int, iteration: int, num_examples: int
+) -> list[PlayUnit]:
+    indices = np.arange(num_examples)
+    if settings.samples_per_iteration != ALL:
+        count = min(int(settings.samples_per_iteration), num_examples)
+        rng = np.random.default_rng([seed, iteration])
+        indices = np.sort(rng.choice(num_examples, count, replace=False))
+    size = settings.unit_size
+    return [PlayUnit(indices[i : i + size]) for i in range(0, len(indices), size)]
+
+
+def idle_ranks(units: Sequence[Unit], num_ranks: int) -> str | None:
+    """Return a warning if smaller units would give more ranks something to play, or None."""
+    sizes = [len(unit.indices) for unit in units if isinstance(unit, PlayUnit)]
+    even = -(-sum(sizes) // num_ranks)  # of the largest share, if all ranks had one unit
+    if len(sizes) >= num_ranks or max(sizes, default=0) <= even:
+        return None
+    return (
+        f"{len(sizes)} unit(s) for {num_ranks} ranks: {num_ranks - len(sizes)} of them play "
+        f"nothing. Set spin.unit_size to {even} or less."
+    )
+
+
+def unit_seed(seed: int, iteration: int, unit: int) -> int:
+    """Return the sampling seed of a unit, distinct for distinct arguments (63 bits)."""
+    state = np.random.SeedSequence([seed, iteration, unit]).generate_state(1, np.uint64)
+    return int(state[0] >> np.uint64(1))

@@ -1,0 +1,354 @@
+"""One iteration of play: answer the prompts, score both sides, store the units.
+
+Units are taken by ranks from a shared counter, so a slow rank does not hold up the others; what
+a unit holds does not depend on who makes it. No collective is made between the gathering of the
+parameters and the end, and ranks wait for one another by looking at the store: no timeout of the
+process group can end a long play. Where the parameters are not gathered, see rounds.py.
+"""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import numpy as np
+import torch
+
+from spin_composer import interrupt
+from spin_composer.data.pairs import LENGTH, Pair, collate_pairs
+from spin_composer.distributed import check_shared, from_rank_zero
+from spin_composer.engines.base import Engine, Response
+from spin_composer.engines.server.logprob_gap import ServerGap
+from spin_composer.errors import NotFiniteError
+from spin_composer.play.degenerate import Comparison, same_ids
+from spin_composer.play.figures import PlayReport, total
+from spin_composer.play.plan import PLAY, REPLAY, PlayUnit, ReplayUnit, Unit, unit_seed
+from spin_composer.play.progress import Meter, Progress, Totals
+from spin_composer.play.sharing import SharedWork, on_every_node
+from spin_composer.store.local import DELETE_IT, Store
+from spin_composer.store.remote import MirroredStore
+from spin_composer.store.unit import Row, UnitReport
+
+log = logging.getLogger(__name__)
+
+_NOISE_PAIRS = 8
+
+
+@dataclass(frozen=True)
+class Draft:
+    """A unit before it is scored: rows without the opponent's sums, in order."""
+
+    index: int
+    unit: Unit
+    rows: list[Row]
+    responses: list[Response]
+    """All that were generated for it, those of rows that were dropped included."""
+    served_logps: list[float | None]
+    """A server's log-prob sum of each row's response, where it gave one."""
+    seconds: float
+    """What answering took."""
+    began: float = 0.0
+    """When, in seconds since the epoch."""
+
+
+@dataclass(frozen=True)
+class Scored:
+    """A unit that is ready to be stored."""
+
+    draft: Draft
+    rows: list[Row]
+    report: UnitReport
+
+
+Job = tuple[int, Unit]
+"""A unit that is to be made, and its number."""
+
+
+@dataclass(frozen=True)
+class Player:
+    """Makes the units of one iteration on one rank.
+
+    Args:
+        store: Where units go.
+        engine: Answers the prompts.
+        score: Returns the opponent's log-prob sums [B, 2] of a pair batch, in training's layout
+            and precision.
+        examples: The SFT set: ``examples[i]`` has ``prompt`` and ``response`` ids.
+        seed: Seed of play.
+        score_batch_size: Pairs scored at once.
+        server_gap: Compares a server's log-probs with scoring's; None with engine ``hf``.
+        meter: Counts what is done.
+        same: Tells which generated responses equal the real ones.
+        before_commit: Called before each unit is stored.
+        still_ours: Called now and then on rank 0; raises if the store became another run's.
+    """
+
+    store: Store
+    engine: Engine
+    score: Callable[[dict[str, torch.Tensor]], torch.Tensor]
+    examples: Any
+    seed: int
+    score_batch_size: int
+    server_gap: ServerGap | None = None
+    meter: Meter = field(default_factory=Meter)
+    same: Comparison = same_ids
+    before_commit: Callable[[], object] | None = None
+    still_ours: Callable[[], None] = lambda: None
+
+    def make(self, iteration: int, index: int, unit: Unit) -> UnitReport:
+        """Make one unit and commit it; return its report."""
+        return self.commit(iteration, self.scored(self.draft(iteration, index, unit)))
+
+    def draft(self, iteration: int, index: int, unit: Unit) -> Draft:
+        """Answer a unit's prompts, or read the unit that is replayed."""
+        started, began = time.perf_counter(), time.time()
+        if isinstance(unit, ReplayUnit):
+            rows = list(self.store.read_unit(unit.iteration, unit.unit))
+            return Draft(index, unit, rows, [], [None] * len(rows), 0.0, began)
+        rows, responses = self._answer(iteration, index, unit)
+        # A dropped row's response equals the real one, so it is not among these.
+        logps = {id(response.ids): response.logp for response in responses}
+        served = [logps[id(row.pair.generated)] for row in rows]
+        seconds = time.perf_counter() - started
+        return Draft(index, unit, rows, responses, served, seconds, began)
+
+    def scored(self, draft: Draft) -> Scored:
+        """Score a draft with the current opponent."""
+        started = time.perf_counter()
+        with self.meter.scoring():
+            rows, noise = self._rescore(draft.rows)
+        _require_finite(rows)
+        played = isinstance(draft.unit, PlayUnit)
+        if played:  # a response that equals the real one makes no pair
+            self.meter.spare(0, len(draft.responses) - len(rows))
+        report = UnitReport(
+            kind=PLAY if played else REPLAY,
+            prompts=len(draft.responses) if played else len(rows),
+            pairs=len(rows),
+            degenerate=len(draft.responses) - len(rows) if played else 0,
+            truncated=sum(r.finish == LENGTH for r in draft.responses),
+            generated_tokens=sum(len(r.ids) for r in draft.responses),
+            generation_seconds=draft.seconds,
+            scoring_seconds=time.perf_counter() - started,
+            noise=noise,
+            began=draft.began,
+            ended=time.time(),
+        )
+        return Scored(draft, rows, report)
+
+    def commit(self, iteration: int, unit: Scored) -> UnitReport:
+        """Store a unit; return its report.
+
+        Raises:
+            StoreError: If another play of the iteration was begun meanwhile.
+            EngineError: If another model than the opponent answered it.
+        """
+        report = unit.report
+        if self.server_gap is not None:
+            gap = self.server_gap.check(unit.rows, unit.draft.served_logps, report.noise)
+            report = replace(report, server_gap=gap)
+        self.store.commit_unit(iteration, unit.draft.index, unit.rows, report)
+        return report
+
+    def take_up(self, iteration: int, index: int, unit: Unit) -> bool:
+        """Tell whether a unit is there after all: by another job, or a process that was killed."""
+        if not self.store.take_up_unit(iteration, index):
+            return False
+        if isinstance(unit, PlayUnit):
+            self.meter.spare(len(unit.indices), len(unit.indices))
+        else:
+            self.meter.spare(0, self.store.report(iteration, index).pairs)
+        return True
+
+    def _answer(
+        self, iteration: int, index: int, unit: PlayUnit
+    ) -> tuple[list[Row], list[Response]]:
+        examples = [self.examples[int(i)] for i in unit.indices]
+        seed = unit_seed(self.seed, iteration, index)
+        with self.meter.answering():
+            responses = self.engine.generate([e.prompt for e in examples], seed)
+            self.meter.heard(len(responses), sum(len(r.ids) for r in responses))
+        same = self.same([e.response for e in examples], [r.ids for r in responses])
+        made = zip(unit.indices, examples, responses, same, strict=True)
+        rows = [
+            Row(int(i), Pair(e.prompt, e.response, r.ids), r.finish)
+            for i, e, r, real in made if not real
+        ]  # fmt: skip
+        return rows, responses
+
+    def _rescore(self, rows: Sequence[Row]) -> tuple[list[Row], float]:
+        """Score rows with the current opponent; also measure the noise of scoring."""
+        sums = np.empty((len(rows), 2))
+        size = self.score_batch_size
+        noise = 0.0
+        for first in range(0, len(rows), size):
+            interrupt.check()
+            pairs = [row.pair for row in rows[first : first + size]]
+            sums[first : first + size] = self.score(collate_pairs(pairs)).double().cpu().numpy()
+            self.meter.scored(len(pairs))
+            if first == 0:
+                few = pairs[:_NOISE_PAIRS]
+                noise = self._noise(few, sums[: len(few)])
+        return [
+            replace(row, pair=replace(row.pair, opponent_real=real, opponent_generated=generated))
+            for row, (real, generated) in zip(rows, sums.tolist(), strict=True)
+        ], noise
+
+    def _noise(self, pairs: Sequence[Pair], sums: np.ndarray) -> float:
+        """Score the same pairs in other batches; return the mean |difference| per token."""
+        halves = [pairs[i : i + max(1, len(pairs) // 2)][::-1] for i in _starts(len(pairs))]
+        again = [self.score(collate_pairs(h)).double().cpu().numpy()[::-1] for h in halves]
+        tokens = sum(len(p.real) + len(p.generated) for p in pairs)
+        return float(np.abs(np.concatenate(again) - sums).sum() / tokens)
+
+
+def _require_finite(rows: Sequence[Row]) -> None:
+    """Refuse the opponent's sums that are NaN or infinite: pairs could not be trained on them."""
+    bad = [
+        r.index
+        for r in rows
+        if not np.isfinite((r.pair.opponent_real, r.pair.opponent_generated)).all()
+    ]
+    if bad:
+        raise NotFiniteError(
+            f"the opponent's log-probs of {len(bad)} responses are not finite (training rows "
+            f"{', '.join(map(str, bad[:16]))} of the data). Nothing of their unit was stored. Look "
+            "at these rows and the model; fp16 overflows where bf16 and fp32 do not."
+        )
+
+
+def _starts(num_pairs: int) -> range:
+    return range(0, num_pairs, max(1, num_pairs // 2))
+
+
+Turns = Callable[[Player, SharedWork, int, Sequence[Job]], Iterator[UnitReport | None]]
+"""Makes jobs of an iteration together with the other ranks; yields the reports of this rank's, and
+None for one that was there after all: made by another job, or by a process that was killed."""
+
+
+def one_by_one(
+    player: Player, work: SharedWork, iteration: int, jobs: Sequence[Job]
+) -> Iterator[UnitReport | None]:
+    """Make units as ranks come to them, each rank for itself: a slow one holds up nobody."""
+    for position in work.claims():
+        there = player.take_up(iteration, *jobs[position])
+        yield None if there else player.make(iteration, *jobs[position])
+
+
+def make_units(
+    player: Player,
+    iteration: int,
+    units: Sequence[Unit],
+    wanted: Sequence[int],
+    turns: Turns = one_by_one,
+    begin: Callable[[], None] = lambda: None,
+) -> list[int]:
+    """Make those of the wanted units that are not in the store yet, on all ranks together.
+
+    Args:
+        player: This rank's; with ``one_by_one`` its model's parameters are gathered.
+        iteration: Whose units.
+        units: All of its units; unit u is stored as unit u.
+        wanted: Which of them to make.
+        turns: How ranks share them.
+        begin: Called on rank 0 when nothing can refuse the play any more, before anything is
+            written.
+
+    Returns:
+        The units that were missing, the same on every rank.
+
+    Raises:
+        StoreError: If the store is not shared between ranks, or an earlier one is damaged.
+    """
+    store = player.store
+    if store.shared:
+        check_shared(store.root)
+    missing: list[int] = from_rank_zero(
+        lambda: sorted(set(store.missing_units(iteration, len(units))) & set(wanted))
+    )
+    _prepare_sources(store, [units[u] for u in missing])
+    from_rank_zero(begin)
+    if isinstance(store, MirroredStore):
+        on_every_node(lambda: store.prepare_node(iteration))
+    if not missing:
+        return missing
+    jobs = [(unit, units[unit]) for unit in missing]
+    totals = from_rank_zero(lambda: _totals(store, jobs, len(wanted) - len(missing)))
+    with (
+        Progress(iteration, totals) as progress,
+        SharedWork(len(missing), lambda *_: player.still_ours(), progress=progress) as work,
+    ):
+        player = replace(player, meter=progress.meter)
+        player.engine.heard = progress.meter.heard  # pyright: ignore[reportAttributeAccessIssue]
+        for report in turns(player, work, iteration, jobs):
+            work.done(0 if report is None else report.generated_tokens)
+        work.wait()
+    return missing
+
+
+def finished_play(
+    store: Store, iteration: int, num_units: int, remedy: str = DELETE_IT
+) -> PlayReport:
+    """Verify and merge an iteration whose units are all there; return their figures.
+
+    A collective. ``remedy`` says what to do about a unit that is not whole.
+
+    Raises:
+        StoreError: If a unit is missing or damaged.
+    """
+    bring_units(store, iteration, num_units, remedy, merge=True)
+    return from_rank_zero(lambda: total([store.report(iteration, u) for u in range(num_units)]))
+
+
+def bring_units(
+    store: Store, iteration: int, num_units: int, remedy: str, merge: bool = False
+) -> None:
+    """Have an iteration's units, verified, on every node; a collective.
+
+    Raises:
+        StoreError: If one is missing or damaged.
+    """
+
+    def check() -> None:
+        store.verify(iteration, num_units, remedy)
+        if merge:
+            store.merge(iteration, num_units)
+
+    if store.shared:
+        from_rank_zero(check)
+        return
+    assert isinstance(store, MirroredStore)
+    makings = from_rank_zero(lambda: store.choose(iteration, num_units, remedy))
+
+    def fetch() -> None:
+        store.fetch(iteration, makings, remedy)
+        check()
+
+    on_every_node(fetch)
+
+
+def _totals(store: Store, jobs: Sequence[Job], units_there: int) -> Totals:
+    """Return what is to be done."""
+    units = [unit for _, unit in jobs]
+    prompts = sum(len(unit.indices) for unit in units if isinstance(unit, PlayUnit))
+    replayed = [unit for unit in units if isinstance(unit, ReplayUnit)]
+    pairs = sum(store.report(unit.iteration, unit.unit).pairs for unit in replayed)
+    return Totals(len(units), prompts, prompts + pairs, units_there)
+
+
+def _prepare_sources(store: Store, units: Sequence[Unit]) -> None:
+    """Verify the earlier iterations that are replayed, once, before their units are read."""
+    counts: dict[int, int] = {}
+    for unit in units:
+        if isinstance(unit, ReplayUnit):
+            counts[unit.iteration] = max(counts.get(unit.iteration, 0), unit.unit + 1)
+    for iteration, count in counts.items():
+        remedy = (
+            f"It is replayed, and the opponent that played iteration {iteration} is gone: restore "
+            "it from a copy, or move all checkpoints after that iteration's start out of "
+            "save_folder and give the same command with spin.repair=true."
+        )
+        bring_units(store, iteration, count, remedy)

@@ -1,0 +1,163 @@
+"""Before an iteration is played: what is there of it is checked, and space is counted.
+
+Everything here is done by one rank, while the others wait for its word.
+"""
+
+from __future__ import annotations
+
+import logging
+import re
+import shutil
+import time
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+from spin_composer.errors import EnvironmentFailure, StoreError
+from spin_composer.play.plan import PlayUnit, ReplayUnit, Unit
+from spin_composer.store.durable import json_object
+from spin_composer.store.local import DELETE_IT, Store, set_aside
+
+log = logging.getLogger(__name__)
+
+_OF_THE_RUN = ("data", "tokenizer", "tokenize", "stop_token_id", "seed")
+"""Fields in which an iteration that is replayed must agree with the one that replays it."""
+_TOKEN_BYTES = 4
+_ROW_BYTES = 128
+"""Of a row beside its tokens, generously: four numbers, and the sizes of three arrays."""
+_UNIT_BYTES = 5 * 4096
+"""Of a unit beside its rows: two small files, and blocks that are not full."""
+_ASIDE = re.compile(r"\..+\.[0-9a-f]{8}")
+_ASIDE_SECONDS = 3600.0
+
+
+def check_iteration(
+    store: Store,
+    manifest: Mapping[str, Any],
+    units: Sequence[Unit],
+    examples: Any,
+    repair: bool,
+    wanted: Sequence[int],
+) -> None:
+    """Check that an iteration can be played, and that what is there of it can be built upon.
+
+    Writes nothing: a run that is refused leaves the store as it was. (With ``repair``, damage is
+    set aside.)
+
+    Args:
+        store: The run's.
+        manifest: Of the play that is to be there.
+        units: Of the iteration; unit u is stored as unit u.
+        examples: The SFT set; ``lengths`` [num_examples, 2] are tokens of prompt and response.
+        repair: Set damaged units aside, to be made again.
+        wanted: The units that are to be made, if they are missing.
+
+    Raises:
+        StoreError: If the folder is another run's, or damaged; with ``repair``, if it is another
+            run's. If an earlier iteration that is replayed is missing, or of other data.
+        EnvironmentFailure: If the disk has not the space that the missing units take.
+    """
+    iteration = manifest["iteration"]
+    _sweep(store, iteration)
+    if repair:
+        _set_unreadable_aside(store, iteration)
+    store.check_open(manifest)
+    for earlier in sorted({unit.iteration for unit in units if isinstance(unit, ReplayUnit)}):
+        same = {field: manifest[field] for field in _OF_THE_RUN if field in manifest}
+        store.check_manifest(store.manifest(earlier) | same)
+    _find_damage(store, iteration, len(units), repair)
+    longest = manifest["generation"]["max_new_tokens"]
+    missing = sorted(set(store.missing_units(iteration, len(units))) & set(wanted))
+    require_space(store, iteration, [units[unit] for unit in missing], examples, longest)
+
+
+def require_space(
+    store: Store, iteration: int, units: Sequence[Unit], examples: Any, max_new_tokens: int
+) -> None:
+    """Refuse to play units that the disk cannot hold.
+
+    Raises:
+        EnvironmentFailure: Names the numbers.
+    """
+    needed = sum(unit_bytes(store, unit, examples, max_new_tokens) for unit in units)
+    at = store.root.absolute()
+    while not at.exists():  # a job that only plays may be the first to come
+        at = at.parent
+    free = shutil.disk_usage(at).free
+    if needed > free:
+        raise EnvironmentFailure(
+            f"the {len(units)} units that iteration {iteration} still plays take up to "
+            f"{_shown(needed)}, and {store.root.absolute()} has {_shown(free)} free. Free space "
+            "there, or set spin.store to a folder on a larger disk."
+        )
+
+
+def unit_bytes(store: Store, unit: Unit, examples: Any, max_new_tokens: int) -> int:
+    """Return the most bytes that a unit takes on the disk."""
+    if isinstance(unit, ReplayUnit):
+        return _UNIT_BYTES + store.unit_bytes(unit.iteration, unit.unit)
+    assert isinstance(unit, PlayUnit)
+    tokens = int(examples.lengths[unit.indices].sum()) + max_new_tokens * len(unit.indices)
+    return _UNIT_BYTES + _ROW_BYTES * len(unit.indices) + _TOKEN_BYTES * tokens
+
+
+def in_training(iteration: int, epochs_per_iteration: int) -> str:
+    """Return the remedy for a store that is damaged when the iteration's opponent is gone."""
+    start = iteration * epochs_per_iteration
+    which = f"all checkpoints after epoch {start}" if iteration else "all checkpoints"
+    return (
+        f"The opponent that played iteration {iteration} is gone, so training cannot go on here: "
+        f"restore it from a copy, or move {which} out of save_folder and give the same command "
+        "with spin.repair=true, which plays what is missing and trains the iteration again."
+    )
+
+
+def _find_damage(store: Store, iteration: int, num_units: int, repair: bool) -> None:
+    for unit in range(num_units):
+        while problem := store.damage(iteration, unit, thorough=repair):
+            if not repair:
+                folder = store.unit_folder(iteration, unit)
+                raise StoreError(f"{problem}. {DELETE_IT.format(folder=folder)}")
+            aside = store.set_unit_aside(iteration, unit)
+            log.warning(f"{problem}: the unit is set aside as {aside}, made again (spin.repair).")
+
+
+def _set_unreadable_aside(store: Store, iteration: int) -> None:
+    """Set an iteration's folder aside if no manifest says what is in it."""
+    folder = store.folder(iteration)
+    units = folder / "units"
+    if not units.exists() or not any(units.iterdir()):
+        return
+    try:
+        json_object((folder / "manifest.json").read_text(encoding="utf-8"))
+    except (FileNotFoundError, ValueError) as error:
+        aside = set_aside(folder, folder.with_name(f"{folder.name}.set-aside"))
+        log.warning(f"{folder} has no readable manifest ({error}) and is set aside as {aside}.")
+
+
+def _sweep(store: Store, iteration: int) -> None:
+    """Remove what writers that were killed left aside; a live one's is younger than an hour."""
+    folder = store.folder(iteration)
+    now = time.time()
+    for place in (store.root, folder, folder / "units"):
+        for path in list(place.iterdir()) if place.exists() else []:
+            if _ASIDE.fullmatch(path.name):
+                with suppress(FileNotFoundError):  # a job beside this run has just renamed it
+                    if now - path.stat().st_mtime > _ASIDE_SECONDS:
+                        _remove(path)
+
+
+def _remove(path: Path) -> None:
+    if path.is_dir():
+        shutil.rmtree(path, ignore_errors=True)
+    else:
+        path.unlink(missing_ok=True)
+
+
+def _shown(num_bytes: float) -> str:
+    for unit in ("bytes", "kB", "MB", "GB"):
+        if num_bytes < 1000:
+            return f"{num_bytes:.3g} {unit}"
+        num_bytes /= 1000
+    return f"{num_bytes:.3g} TB"

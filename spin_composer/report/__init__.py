@@ -1,0 +1,1 @@
+"""What people read of a run: tables, curves, status. Reads files only."""

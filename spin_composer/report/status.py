@@ -1,0 +1,307 @@
+"""Where a run stands: its store, its checkpoints and its lock, read as files.
+
+Works on any machine that sees the folders, while the run goes on or after it has died.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import time
+from collections.abc import Mapping
+from contextlib import ExitStack
+from dataclasses import dataclass, field
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+
+from spin_composer.errors import InputError, StoreError
+from spin_composer.report.spans import covered_seconds
+from spin_composer.save_folder import find_checkpoints, name_pattern, structure_problem
+from spin_composer.settings.spin import SpinSettings, count_iterations
+
+_LIVE_SECONDS = 30.0
+"""A run touches its lock every five seconds."""
+_NAMES = ("ep{epoch}-ba{batch}-rank{rank}.pt", "ep{epoch}-ba{batch}")
+"""Checkpoints' names, full and sharded, unless the YAML says otherwise."""
+
+
+@dataclass(frozen=True)
+class IterationStatus:
+    """What the store holds of an iteration."""
+
+    iteration: int
+    units: int
+    """Units committed."""
+    num_units: int
+    """Units that it has; 0 if its manifest cannot be read."""
+    pairs: int
+    tokens_per_second: float
+    """Generated, per rank; 0 if nothing was generated yet."""
+    closed: bool
+    """Trained to its end, and in the books."""
+    play_seconds: float = 0.0
+    """Wall clock of making its units; 0 where they do not note it."""
+    problem: str = ""
+    """What is damaged, judged without hashing; ``spin-composer`` hashes when it trains."""
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What a YAML tells of its run."""
+
+    store: Path
+    remote: str | None = None
+    """URL of the store, if it is in an object store."""
+    save_folder: Path | None = None
+    epochs: int | None = None
+    """Epochs per iteration."""
+    iterations: int | None = None
+    names: tuple[str, ...] = _NAMES
+    run_name: str = ""
+
+
+@dataclass(frozen=True)
+class Status:
+    """Where a run stands."""
+
+    plan: Plan
+    iterations: list[IterationStatus]
+    owner: str
+    """Who holds the store, and whether it lives."""
+    live: bool
+    checkpoint: str | None = None
+    """The newest whole one's name."""
+    position: tuple[int, int] | None = None
+    """Its epoch and batch."""
+    partial: list[str] = field(default_factory=list)
+    """Checkpoints that are cut short."""
+    ended: str = ""
+    """Who ended the run before its time, and where."""
+
+
+def read_plan(run: Path) -> Plan:
+    """Return what a run's YAML, or its store's folder, tells of it.
+
+    Raises:
+        InputError: If it is neither.
+    """
+    if run.is_dir():
+        return Plan(run)
+    if run.suffix not in (".yaml", ".yml"):
+        raise InputError(f"{run} is neither a folder nor a YAML. Give the run's store or its YAML.")
+    from spin_composer.settings.yaml import validate
+    from spin_composer.train import read_yaml
+
+    config = _plain(read_yaml(run, ()))
+    return plan_of(config, validate(config), str(run))
+
+
+def plan_of(config: Mapping[str, Any], settings: SpinSettings, where: str) -> Plan:
+    """Return what a run's config tells of it; ``where`` names the config in messages.
+
+    Raises:
+        InputError: If it has no run_name and its store's name needs one.
+    """
+    name = str(config.get("run_name") or "")
+    if not name and "{run_name}" in settings.store:
+        raise InputError(f"{where} has no run_name, so its store has no name. Give the store.")
+    folder = str(config.get("save_folder") or "")
+    epochs = settings.epochs_per_iteration
+    given = config.get("save_filename")
+    return Plan(
+        store=Path(settings.store.format(run_name=name)),
+        remote=settings.remote_store and settings.remote_store.format(run_name=name),
+        save_folder=(
+            Path(folder.replace("{run_name}", name)) if folder and "://" not in folder else None
+        ),
+        epochs=epochs,
+        iterations=count_iterations(config.get("max_duration"), epochs),
+        names=(str(given),) if given else _NAMES,
+        run_name=name,
+    )
+
+
+def read_status(plan: Plan) -> Status:
+    """Read where a run stands.
+
+    Raises:
+        StoreError: If there is no store, or its books are damaged.
+    """
+    with ExitStack() as stack:
+        store = plan.store
+        if plan.remote is not None:
+            from spin_composer.store.object_folder import ObjectFolder
+            from spin_composer.store.records import bring_records
+
+            store = Path(stack.enter_context(TemporaryDirectory()))
+            bring_records(ObjectFolder(plan.remote), store)
+        elif not store.is_dir():
+            raise StoreError(
+                f"{store} does not exist: the run has not begun, or it is another run's name. "
+                "Give the folder that spin.store names."
+            )
+        closed, ended = _books(store / "iterations.json")
+        folders = sorted(p for p in store.glob("iter-*") if re.fullmatch(r"iter-\d+", p.name))
+        iterations = [_read_iteration(folder, closed, plan.remote is None) for folder in folders]
+        owner, live = _owner(store / "run.lock")
+    checkpoint, position, partial = _checkpoints(plan)
+    return Status(plan, iterations, owner, live, checkpoint, position, partial, ended)
+
+
+def print_status(status: Status, console: Console) -> None:
+    """Print a row per iteration, the last checkpoint, and what would be done next."""
+    total = f" of {status.plan.iterations}" if status.plan.iterations else ""
+    where = status.plan.remote or status.plan.store
+    table = Table(title=f"{where}: {len(status.iterations)}{total} iterations begun")
+    for title in ("iteration", "units", "pairs", "tokens/s/rank", "play s", "state"):
+        table.add_column(title, justify="left" if title == "state" else "right")
+    for one in status.iterations:
+        rate = f"{one.tokens_per_second:.0f}" if one.tokens_per_second else "-"
+        units = f"{one.units} of {one.num_units or '?'}"
+        spent = f"{one.play_seconds:.1f}" if one.play_seconds else "-"
+        table.add_row(f"{one.iteration}", units, f"{one.pairs}", rate, spent, _state(one))
+    console.print(table)
+    console.print(f"process:    {status.owner}", soft_wrap=True, markup=False)
+    if status.plan.save_folder is not None:
+        console.print(f"checkpoint: {status.checkpoint or 'none'}", soft_wrap=True, markup=False)
+    for name in status.partial:
+        text = f"            {name} is cut short; the next start sets it aside"
+        console.print(text, soft_wrap=True, markup=False)
+    console.print(f"next:       {next_step(status)}", soft_wrap=True, markup=False)
+
+
+def next_step(status: Status) -> str:
+    """Return what the same command would do, or what the run is doing."""
+    word = "it" if status.live else "the same command"
+    epochs, total = status.plan.epochs, status.plan.iterations
+    damaged = [one for one in status.iterations if one.problem]
+    if damaged:
+        return f"{damaged[0].problem}: {word} will say what to do"
+    if status.ended and not status.live:
+        return f"nothing: the run is finished ({status.ended})"
+    if status.position is None or epochs is None:
+        last = status.iterations[-1] if status.iterations else None
+        if last is None:
+            return f"{word} plays iteration 0"
+        if last.units < last.num_units:
+            return f"{word} plays {last.num_units - last.units} units of iteration {last.iteration}"
+        if last.closed:
+            return f"iteration {last.iteration} is trained; {word} goes on from its checkpoint"
+        return f"{word} trains iteration {last.iteration} from the last checkpoint in it"
+    epoch, batch = status.position
+    iteration = epoch // epochs
+    if total is not None and iteration >= total:
+        return "nothing: the run is finished"
+    found = next((one for one in status.iterations if one.iteration == iteration), None)
+    if epoch % epochs == 0 and (found is None or found.units < found.num_units):
+        done = f"{found.units} of {found.num_units} units are" if found else "no unit is"
+        return f"{word} plays iteration {iteration} ({done} there{'' if found else ' yet'})"
+    return f"{word} trains iteration {iteration} from epoch {epoch}, batch {batch}"
+
+
+def _state(one: IterationStatus) -> str:
+    if one.problem:
+        return one.problem
+    if one.closed:
+        return "trained"
+    return "played" if one.units == one.num_units else "in play"
+
+
+def _read_iteration(folder: Path, closed: set[int], with_files: bool) -> IterationStatus:
+    """Read an iteration's folder; ``with_files``, units' other files are there too."""
+    number = int(folder.name.removeprefix("iter-"))
+    reports, problem, num_units = [], "", 0
+    try:
+        manifest = (folder / "manifest.json").read_text(encoding="utf-8")
+        num_units = int(json.loads(manifest)["num_units"])
+    except FileNotFoundError:
+        problem = "manifest.json is missing"
+    except (ValueError, KeyError, TypeError):
+        problem = "manifest.json is damaged"
+    for unit in sorted((folder / "units").glob("unit-*")):
+        try:
+            report = json.loads((unit / "unit.json").read_text(encoding="utf-8"))
+            sizes = {name: file["bytes"] for name, file in report["files"].items()}
+            reports.append(report)
+        except FileNotFoundError:
+            problem = problem or f"{unit.name} has no unit.json"
+            continue
+        except (ValueError, KeyError, TypeError):
+            problem = problem or f"{unit.name} is damaged"
+            continue
+        for name, size in sizes.items() if with_files else ():
+            if not (unit / name).exists() or (unit / name).stat().st_size != size:
+                problem = problem or f"{unit.name}/{name} is damaged"
+    tokens = sum(r.get("generated_tokens", 0) for r in reports)
+    seconds = sum(r.get("generation_seconds", 0) for r in reports)
+    return IterationStatus(
+        iteration=number,
+        units=len(reports),
+        num_units=num_units,
+        pairs=sum(r.get("pairs", 0) for r in reports),
+        tokens_per_second=tokens / seconds if seconds else 0.0,
+        closed=number in closed,
+        play_seconds=covered_seconds((r.get("began", 0), r.get("ended", 0)) for r in reports),
+        problem=problem,
+    )
+
+
+def _books(path: Path) -> tuple[set[int], str]:
+    """Return the closed iterations, and who ended the run early."""
+    try:
+        books = json.loads(path.read_text(encoding="utf-8"))
+        closed = {int(record["iteration"]) for record in books["iterations"]}
+        return closed, str(books.get("ended", ""))
+    except FileNotFoundError:
+        return set(), ""
+    except (ValueError, KeyError, TypeError) as error:
+        raise StoreError(
+            f"{path} is damaged ({error!r}). Restore it; the next iteration's end writes it anew."
+        ) from None
+
+
+def _owner(lock: Path) -> tuple[str, bool]:
+    try:
+        owner = json.loads(lock.read_text(encoding="utf-8"))
+        age = max(0.0, time.time() - lock.stat().st_mtime)
+        who = f"run {owner['run']!r}, process {owner['pid']} on {owner['host']}"
+    except FileNotFoundError:
+        return "none", False
+    except (ValueError, KeyError, TypeError):
+        return f"{lock} is unreadable", False
+    if age < _LIVE_SECONDS:
+        return f"{who}, heard {age:.0f} s ago", True
+    return f"{who}, died or is cut off: not heard for {age:.0f} s", False
+
+
+def _checkpoints(plan: Plan) -> tuple[str | None, tuple[int, int] | None, list[str]]:
+    if plan.save_folder is None:
+        return None, None, []
+    partial: list[str] = []
+    whole: list[tuple[tuple[int, int], str]] = []
+    for pattern in checkpoint_patterns(plan):
+        for found in find_checkpoints(plan.save_folder, pattern):
+            batch, _, _, epoch = found.counts
+            if structure_problem(found.path):
+                partial.append(found.path.name)
+            elif epoch >= 0:
+                whole.append(((epoch, batch), found.path.name))
+    if not whole:
+        return None, None, partial
+    position, name = max(whole)
+    return name, position, partial
+
+
+def checkpoint_patterns(plan: Plan) -> list[re.Pattern[str]]:
+    """Return patterns of the names of a run's checkpoints."""
+    return [name_pattern(name, plan.run_name) for name in plan.names]
+
+
+def _plain(config: Any) -> Mapping[str, Any]:
+    from omegaconf import OmegaConf
+
+    return OmegaConf.to_container(config)  # pyright: ignore[reportReturnType]

@@ -1,1 +1,0 @@
-"""Self-play: what is played, by whom, and where it is kept."""

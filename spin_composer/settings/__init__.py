@@ -1,0 +1,1 @@
+"""Settings of a run: typed, checked where they enter, free of heavy imports."""

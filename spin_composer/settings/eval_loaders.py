@@ -1,0 +1,111 @@
+"""The ``eval_loader`` of a YAML: ``name: spin`` measures held-out rows by training's own ids."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping
+from typing import Any
+
+from spin_composer.data.config import DatasetConfig, check_loader_keys, read_config
+from spin_composer.errors import InputError, shown
+from spin_composer.settings.fields import is_int
+
+log = logging.getLogger(__name__)
+
+_IDS_DEPEND_ON = ("tokenize", "generation_prompt", "date_string", "special_tokens_in_text")
+"""Keys of the dataset block that say how a row becomes ids."""
+_LIMITS = ("max_seq_len", "max_prompt_len", "truncate_prompt")
+"""Keys that say what is left of a long row."""
+_NOT_THE_LOADERS = ("label", "evaluation", "run")
+"""The evaluation's own key, and those that the config transform sets."""
+_PLAIN_TEXT = ("special_tokens_in_text", "text")
+"""The one value of that key that changes ids; the others say what is done about such a row."""
+
+
+def check_eval_loaders(cfg: Mapping[str, Any], training: DatasetConfig | None) -> None:
+    """Check the evaluation loaders of the name ``spin`` without loading anything.
+
+    Args:
+        cfg: A training config.
+        training: The ``train_loader``'s dataset block; None where the run is no SPIN run.
+
+    Raises:
+        InputError: A key cannot work, or makes other ids of a row than training has of it.
+    """
+    ours = [(where, loader) for where, loader in _loaders(cfg) if loader.get("name") == "spin"]
+    if not ours:
+        return
+    if cfg.get("eval_loader") and cfg.get("eval_loaders"):
+        raise InputError(
+            "eval_loader and eval_loaders are both given, and only the first is evaluated. Write "
+            "all of them in eval_loaders, each with a label."
+        )
+    size = cfg.get("device_eval_batch_size", 1)
+    if not is_int(size) or size < 1:
+        raise InputError(
+            f"device_eval_batch_size must be a whole number of rows, 1 or more, got {shown(size)}."
+        )
+    for where, loader in ours:
+        if where != "eval_loader" and not loader.get("label"):
+            raise InputError(f"{where}.label is not set. Name each of several evaluation sets.")
+        check_loader_keys((key for key in loader if key not in _NOT_THE_LOADERS), where)
+        dataset = loader.get("dataset")
+        if not isinstance(dataset, Mapping):
+            raise InputError(
+                f"{where}.dataset must be a mapping that names the data, got {shown(dataset)}. "
+                "Give it the train_loader's dataset block with held-out rows."
+            )
+        config = read_config(dataset, f"{where}.dataset")
+        if training is not None:
+            _compare(config, training, f"{where}.dataset")
+
+
+def route_eval_loaders(cfg: dict[str, Any]) -> None:
+    """Tell the loaders of the name ``spin`` that they evaluate; a labelled one becomes a list.
+
+    llm-foundry builds loaders for training and evaluation by the same names, and reads a label in
+    ``eval_loaders`` only.
+    """
+    for _, loader in _loaders(cfg):
+        if loader.get("name") == "spin":
+            loader["evaluation"] = True
+    single = cfg.get("eval_loader")
+    if isinstance(single, dict) and single.get("evaluation") and "label" in single:
+        if single["label"]:
+            cfg["eval_loaders"] = [cfg.pop("eval_loader")]
+        else:
+            single.pop("label")
+
+
+def _loaders(cfg: Mapping[str, Any]) -> list[tuple[str, Any]]:
+    """Return each evaluation loader of a config with the name that messages give it."""
+    found: list[tuple[str, Any]] = []
+    for key in ("eval_loader", "eval_loaders"):
+        given = cfg.get(key) or []
+        several = isinstance(given, list)
+        for i, loader in enumerate(given if several else [given]):
+            if isinstance(loader, Mapping):
+                found.append((f"{key}[{i}]" if several else key, loader))
+    return found
+
+
+def _compare(config: DatasetConfig, training: DatasetConfig, where: str) -> None:
+    """Refuse other ids than training's; name other limits, which only long rows feel."""
+    for key in _IDS_DEPEND_ON:
+        default = "rendering" if key == "tokenize" else None
+        here, there = (getattr(one, key) or default for one in (config, training))
+        name, plain = _PLAIN_TEXT
+        if here == there or (key == name and plain not in (here, there)):
+            continue
+        raise InputError(
+            f"{where}.{key} is {shown(here)} and train_loader.dataset.{key} is {shown(there)}: "
+            "held-out rows would be measured by other ids than are trained on. Write the same in "
+            "both."
+        )
+    for key in _LIMITS:
+        here, there = getattr(config, key), getattr(training, key)
+        if here != there:
+            log.warning(
+                f"{where}.{key} is {shown(here)} and train_loader.dataset.{key} is "
+                f"{shown(there)}: long held-out rows are cut at another place than training's."
+            )

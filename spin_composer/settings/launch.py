@@ -1,0 +1,217 @@
+"""What a YAML and the machine say together before anything is imported: can this run start?
+
+Nothing here loads a library, a model or data; every problem found is one line.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+import re
+import shlex
+import shutil
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from spin_composer.errors import InputError, shown
+from spin_composer.save_folder import try_to_write
+from spin_composer.settings.fields import is_int, is_number, nearest
+from spin_composer.settings.spin import SpinSettings
+
+_INTERVAL = re.compile(r"[\d_]+(\.\d*)?(e-?\d+)?\s*(iter|ep|ba|sp|tok|dur|sec)", re.IGNORECASE)
+_PRECISIONS = ("fp32", "amp_fp16", "amp_bf16", "amp_fp8")
+_OUTPUT_LAYERS = ("lm_head", "embed_out", "output_layer")
+EVALUATIONS = ("eval_loader", "eval_loaders", "icl_tasks", "icl_tasks_str")
+
+Config = Mapping[str, Any]
+Problems = Iterator[str]
+
+
+def launch_checks(
+    cfg: Config, settings: SpinSettings, world_size: int
+) -> list[Callable[[], object]]:
+    """Return the checks of a SPIN run's start, each of which raises what it finds.
+
+    Args:
+        cfg: A config that ``config.validate`` accepts.
+        settings: Its algorithm's.
+        world_size: Number of processes.
+    """
+    found: list[Problems] = [
+        _names(cfg),
+        _batches(cfg, world_size),
+        _evaluation(cfg),
+        _intervals(cfg),
+        _swapped_data(cfg),
+        _model(cfg, world_size),
+        _adapters(cfg["model"].get("peft_config")),
+        _loaded(cfg),
+        _server(cfg, settings),
+    ]
+    return [lambda problems=problems: _raise(problems) for problems in found]
+
+
+def _raise(problems: Problems) -> None:
+    lines = list(problems)
+    if lines:
+        raise InputError("\n".join(lines))
+
+
+def check_places(cfg: Config, settings: SpinSettings) -> None:
+    """Try to write where the run will: store, checkpoints, exports; once per node.
+
+    Raises:
+        OSError: The system's own, with the file's name.
+    """
+    if (os.environ.get("LOCAL_RANK") or "0") != "0":
+        return
+    exporter = (cfg.get("callbacks") or {}).get("hf_checkpointer") or {}
+    name = str(cfg.get("run_name") or "")
+    for place in (settings.store, cfg.get("save_folder"), exporter.get("save_folder")):
+        if isinstance(place, str) and place and "://" not in place:
+            try_to_write(Path(place.replace("{run_name}", name)))
+
+
+def _names(cfg: Config) -> Problems:
+    names = {
+        "tokenizer.name": cfg["tokenizer"]["name"],
+        "model.pretrained_model_name_or_path": cfg["model"].get("pretrained_model_name_or_path"),
+    }
+    for where, name in names.items():
+        local = isinstance(name, str) and (name.startswith((".", "/", "~")) or name.count("/") > 1)
+        if local and not Path(name).expanduser().exists():
+            yield f"{where}={name} does not exist. Give a folder or a Hub name."
+
+
+def _batches(cfg: Config, world_size: int) -> Problems:
+    batch = cfg["global_train_batch_size"]
+    if batch % world_size:
+        yield (
+            f"global_train_batch_size={batch} is no multiple of the {world_size} ranks. Set it to "
+            f"{max(1, batch // world_size) * world_size}, or start another number of ranks."
+        )
+    micro = cfg.get("device_train_microbatch_size", "auto")
+    if micro != "auto" and not (is_int(micro) and micro > 0):
+        yield (
+            f"device_train_microbatch_size must be a positive number of pairs, or auto, got "
+            f"{shown(micro)}."
+        )
+    rows = cfg.get("device_eval_batch_size", 1)
+    if rows != "auto" and not (is_number(rows) and rows > 0):
+        yield f"device_eval_batch_size must be a positive number of rows, got {shown(rows)}."
+    longest: Any = cfg.get("max_seq_len")
+    if not is_int(longest) or longest < 1:
+        yield (
+            f"max_seq_len must be a positive number of tokens, got {shown(longest)}. llm-foundry "
+            "asks for it; write what train_loader.dataset has."
+        )
+
+
+def _evaluation(cfg: Config) -> Problems:
+    if cfg.get("eval_first") and not any(cfg.get(key) for key in EVALUATIONS):
+        yield (
+            "eval_first=true, and there is nothing to evaluate. Add an eval_loader (name: spin, "
+            "with held-out rows), or remove eval_first: the run then has no held-out metric."
+        )
+
+
+def _swapped_data(cfg: Config) -> Problems:
+    for name in sorted({"curriculum_learning", "dataset_swap"} & set(cfg.get("callbacks") or {})):
+        yield (
+            f"callbacks.{name} changes the training data, which in SPIN are each iteration's "
+            "pairs; it also removes shared memory that other runs use. Remove it."
+        )
+
+
+def _intervals(cfg: Config) -> Problems:
+    given = {key: cfg.get(key) for key in ("save_interval", "eval_interval")}
+    for name, callback in (cfg.get("callbacks") or {}).items():
+        if isinstance(callback, Mapping):
+            given[f"callbacks.{name}.save_interval"] = callback.get("save_interval")
+    for where, interval in given.items():
+        ok = interval is None or is_int(interval)
+        if not ok and not (isinstance(interval, str) and _INTERVAL.fullmatch(interval)):
+            yield f"{where} must be like 1iter, 1ep, 100ba or 0.5dur, got {shown(interval)}."
+    precision = cfg.get("precision")
+    if precision is not None and precision not in _PRECISIONS:
+        yield f"precision={shown(precision)} is not known. {nearest(precision, _PRECISIONS)}"
+
+
+def _model(cfg: Config, world_size: int) -> Problems:
+    model = cfg["model"]
+    init, whole = model.get("init_device"), world_size == 1 or not cfg.get("fsdp_config")
+    if world_size == 1 and init == "mixed":
+        yield (
+            "model.init_device=mixed needs FSDP, which one process does not use. Start several "
+            "ranks (composer -n 8 -m spin_composer.train ...) or set model.init_device=cpu."
+        )
+    # Without FSDP llm-foundry takes cpu in place of meta.
+    named = "pretrained_model_name_or_path" in model
+    if init == "meta" and not whole and named and model.get("pretrained", True):
+        yield (
+            "model.init_device=meta loads no weights, and model.pretrained is true. Set "
+            "model.init_device=mixed."
+        )
+    asks = model.get("use_flash_attention_2") or model.get("attn_implementation")
+    if asks in (True, "flash_attention_2") and importlib.util.find_spec("flash_attn") is None:
+        yield (
+            "model asks for flash_attention_2, and flash-attn is not installed. Install it, or set "
+            "model.attn_implementation=sdpa."
+        )
+
+
+def _adapters(peft: Any) -> Problems:
+    if peft is None:
+        return
+    if not isinstance(peft, Mapping):
+        yield f"model.peft_config must be a mapping, got {shown(peft)}."
+        return
+    if importlib.util.find_spec("peft") is None:
+        yield "model.peft_config is set, and peft is not installed. Install it: pip install peft."
+    for key, wanted in (("peft_type", "LORA"), ("task_type", "CAUSAL_LM")):
+        if str(peft.get(key, "")).upper() != wanted:
+            yield f"model.peft_config.{key} must be {wanted}, got {shown(peft.get(key))}."
+    for key, least in (("r", 1), ("lora_alpha", 0)):
+        value = peft.get(key)
+        if value is not None and not (is_number(value) and value >= least):
+            yield f"model.peft_config.{key} must be a number >= {least}, got {shown(value)}."
+    targets = peft.get("target_modules")
+    for layer in _OUTPUT_LAYERS:
+        if targets == layer or (isinstance(targets, list) and layer in targets):
+            yield (
+                f"model.peft_config.target_modules names {layer}, the output layer: LoRA there is "
+                "not supported. Take it out (modules_to_save may have it)."
+            )
+
+
+def _loaded(cfg: Config) -> Problems:
+    path, folder = cfg.get("load_path"), cfg.get("save_folder")
+    if not isinstance(path, str) or "://" in path or "{" in path or Path(path).exists():
+        return
+    if folder and "://" not in str(folder):  # a run that goes on reads its own checkpoint instead
+        at = Path(str(folder).replace("{run_name}", str(cfg.get("run_name") or "")))
+        if cfg.get("autoresume") is not False and at.is_dir() and any(at.iterdir()):
+            return
+    yield f"load_path={path} does not exist. Give a checkpoint's file or folder."
+
+
+def _server(cfg: Config, settings: SpinSettings) -> Problems:
+    server = settings.generation.server
+    if server is not None and cfg["model"]["name"] == "mpt_spin_lm":
+        yield (
+            "spin.generation.engine=server cannot serve llm-foundry's MPT: only transformers' own "
+            "classes load elsewhere as they are here. Use engine: hf."
+        )
+    if server is None or (os.environ.get("RANK") or "0") != "0":  # rank 0's machine runs it
+        return
+    for key in ("command", "reload_command"):
+        command = getattr(server, key)
+        words = shlex.split(command) if command else []
+        if words[:1] == ["env"]:
+            words = [word for word in words[1:] if "=" not in word and not word.startswith("-")]
+        if words and shutil.which(words[0]) is None:
+            yield (
+                f"spin.generation.server.{key} starts {words[0]}, which is not found on this "
+                "machine (no shell runs it). Install it, or give its whole path."
+            )

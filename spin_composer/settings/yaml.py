@@ -1,0 +1,266 @@
+"""A run's YAML: checked before anything is loaded, and given the defaults that SPIN needs.
+
+:func:`transform` is registered as a config transform, so llm-foundry applies it to every
+training config; a config without ``spin`` passes unchanged.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from typing import Any
+
+from spin_composer.data.config import DatasetConfig, check_loader_keys, read_config
+from spin_composer.errors import InputError, shown, together
+from spin_composer.preflight.quantized import check_model_settings
+from spin_composer.settings.eval_loaders import check_eval_loaders, route_eval_loaders
+from spin_composer.settings.fields import is_int
+from spin_composer.settings.launch import EVALUATIONS, check_places, launch_checks
+from spin_composer.settings.spin import (
+    SpinSettings,
+    check_scheduler,
+    count_iterations,
+    fill,
+    nearest,
+)
+from spin_composer.store.begun import began_by_turns
+
+_MODELS = {"hf_causal_lm": "hf_spin_lm", "mpt_causal_lm": "mpt_spin_lm"}
+_SCHEDULER_KEYS = ("name", "t_warmup", "decay", "alpha_f")
+# llm-foundry's, here so that a mistyped one is found before llm-foundry is imported (20 s).
+_TOP_LEVEL_KEYS = frozenset(
+    """
+    accumulate_train_batch_on_tokens algorithms autoresume callbacks code_paths
+    compile_config console_log_interval cuda_load_lazy device_eval_batch_size
+    device_train_batch_size device_train_grad_accum device_train_microbatch_size
+    dist_timeout eval_first eval_gauntlet eval_gauntlet_str eval_interval eval_loader
+    eval_loaders eval_subset_num_batches expandable_segments flatten_metadata fsdp_config
+    global_train_batch_size icl_seq_len icl_subset_num_batches icl_tasks icl_tasks_str
+    load_ignore_keys load_path load_strict_model_weights load_weights_only log_config
+    log_to_console loggers max_duration max_seq_len max_split_size_mb metadata model
+    n_gpus only_composer_checkpoint only_hf_checkpoint optimizer precision profiler
+    progress_bar python_log_level run_name save_filename save_folder save_ignore_keys
+    save_interval save_latest_filename save_num_checkpoints_to_keep save_overwrite
+    save_weights_only scheduler seed spin_dataloaders tokenizer tp_config train_loader
+    train_subset_num_batches variables
+    """.split()  # noqa: SIM905
+)
+
+
+def is_spin(cfg: Mapping[str, Any]) -> bool:
+    """Tell whether a training config means a SPIN run."""
+    sections = [cfg.get(section) for section in ("train_loader", "model")]
+    names = [s.get("name") if isinstance(s, Mapping) else s for s in sections]
+    return (
+        "spin" in (cfg.get("algorithms") or {})
+        or "spin" in names
+        or any(name in _MODELS.values() for name in names)
+    )
+
+
+def transform(cfg: dict[str, Any]) -> dict[str, Any]:
+    """Check a training config and set SPIN's defaults in it; llm-foundry's config transform.
+
+    Defaults: validation before the first iteration, a Hugging Face folder at each iteration's
+    end if the run saves checkpoints, and ``autoresume`` where the run has what it takes.
+
+    Raises:
+        InputError: If a setting cannot work; see :func:`validate`.
+    """
+    if not is_spin(cfg):
+        check_eval_loaders(cfg, training=None)  # of SFT beside SPIN, measured alike
+        route_eval_loaders(cfg)
+        return cfg
+    from spin_composer.foundry.registered import (
+        check_registered,  # imports llm-foundry, who calls this
+    )
+
+    settings = validate(cfg)
+    cfg.setdefault("device_train_microbatch_size", "auto")
+    check_launch(cfg, settings, int(os.environ.get("WORLD_SIZE") or 1))
+    check_registered(cfg)
+    route_eval_loaders(cfg)
+    _tell_loaders(cfg, settings)
+    cfg.setdefault("eval_first", any(cfg.get(key) for key in EVALUATIONS))
+    if cfg.get("save_folder") and not cfg.get("save_weights_only"):
+        callbacks = cfg["callbacks"] = cfg.get("callbacks") or {}
+        callbacks.setdefault(
+            "hf_checkpointer",
+            {
+                "save_folder": cfg["save_folder"],
+                "save_interval": "1iter",
+                "huggingface_folder_name": "iter{iteration}",
+            },
+        )
+    if cfg.get("autoresume") is None:
+        cfg["autoresume"] = _can_resume_itself(cfg)
+    return cfg
+
+
+def _tell_loaders(cfg: dict[str, Any], settings: SpinSettings) -> None:
+    """Tell SPIN's loaders what their rows must fit; llm-foundry builds them before the model."""
+    evaluated = cfg.get("eval_loader") or cfg.get("eval_loaders") or []
+    evaluated = evaluated if isinstance(evaluated, list) else [evaluated]
+    limits: list[Any] = [
+        (loader.get("dataset") or {}).get("max_seq_len")
+        for loader in evaluated
+        if isinstance(loader, Mapping) and loader.get("name") == "finetuning"
+    ]
+    saves = cfg.get("save_folder") or settings.generation.engine == "server"
+    run = {
+        "model": dict(cfg["model"]),
+        "max_new_tokens": settings.generation.max_new_tokens,
+        "samples_per_iteration": settings.samples_per_iteration,
+        "max_eval_tokens": max((limit for limit in limits if is_int(limit)), default=0),
+        "saves": bool(saves or "hf_checkpointer" in (cfg.get("callbacks") or {})),
+        "by_turns": began_by_turns(settings, str(cfg.get("run_name") or "")),
+    }
+    cfg["train_loader"]["run"] = run
+    for loader in evaluated:
+        if isinstance(loader, dict) and loader.get("name") == "spin":
+            loader["run"] = run | {"max_new_tokens": 0, "saves": False}
+
+
+def _can_resume_itself(cfg: Mapping[str, Any]) -> bool:
+    """Tell whether the same command, given again, can find and go on from the last checkpoint.
+
+    Not where the YAML says otherwise (``save_overwrite``), where no whole checkpoint is kept, and
+    not with several concurrent uploads, with which Composer refuses ``autoresume``.
+    """
+    loggers = cfg.get("loggers")
+    uploader = loggers.get("remote_uploader_downloader") if isinstance(loggers, Mapping) else None
+    uploads = uploader.get("num_concurrent_uploads", 1) if isinstance(uploader, Mapping) else 1
+    return bool(
+        cfg.get("run_name")
+        and cfg.get("save_folder")
+        and not cfg.get("save_overwrite")
+        and not cfg.get("save_weights_only")
+        and cfg.get("save_num_checkpoints_to_keep", -1) != 0
+        and uploads == 1
+    )
+
+
+def validate(cfg: Mapping[str, Any]) -> SpinSettings:
+    """Check a SPIN run's config without loading model or data; return the algorithm's settings.
+
+    Raises:
+        InputError: Names the setting, its value and the remedy.
+    """
+    algorithms = cfg.get("algorithms") or {}
+    if not isinstance(algorithms, Mapping) or "spin" not in algorithms:
+        found = list(algorithms) if isinstance(algorithms, Mapping) else algorithms
+        raise InputError(
+            f"algorithms must hold spin, got {shown(found)}. Add `algorithms: {{spin: {{}}}}`."
+        )
+    settings, *_ = together(
+        lambda: _check_game(algorithms["spin"], cfg.get("max_duration")),
+        lambda: _check_model(_section(cfg, "model"), _allows_low_precision(algorithms["spin"])),
+        lambda: _check_scheduler(_section(cfg, "scheduler")),
+        lambda: check_eval_loaders(cfg, _check_loader(_section(cfg, "train_loader"))),
+        lambda: _section(cfg, "tokenizer"),
+        lambda: _section(cfg, "optimizer"),
+        lambda: _check_batch(cfg),
+    )
+    if settings.save_on_signal and settings.play_only is None and not cfg.get("save_folder"):
+        raise InputError(
+            "algorithms.spin.save_on_signal=true has nowhere to save: save_folder is not set. "
+            "Set it."
+        )
+    return settings
+
+
+def _check_game(given: Any, max_duration: Any) -> SpinSettings:
+    settings = fill(SpinSettings, given or {}, "algorithms.spin")
+    epochs = settings.epochs_per_iteration
+    settings.check_iterations(count_iterations(max_duration, epochs))
+    return settings
+
+
+def _check_batch(cfg: Mapping[str, Any]) -> None:
+    subset = cfg.get("train_subset_num_batches", -1)
+    if subset != -1:
+        raise InputError(
+            f"train_subset_num_batches={shown(subset)} does not reach the iterations' loaders. "
+            "Remove it and set algorithms.spin.samples_per_iteration."
+        )
+    batch = cfg.get("global_train_batch_size")
+    if not isinstance(batch, int) or batch < 1:
+        raise InputError(
+            f"global_train_batch_size must be a positive number of pairs, got {shown(batch)}."
+        )
+
+
+def check_launch(cfg: Mapping[str, Any], settings: SpinSettings, world_size: int) -> None:
+    """Check what only the start of a run shows: its machine, its folders, its number of ranks.
+
+    Args:
+        cfg: A SPIN run's config that :func:`validate` accepts.
+        settings: Its algorithm's.
+        world_size: Number of processes.
+
+    Raises:
+        InputError: A line for each problem: the setting, its value and the remedy.
+        OSError: A folder that the run writes to cannot be written.
+    """
+    together(lambda: _check_keys(cfg), *launch_checks(cfg, settings, world_size))
+    check_places(cfg, settings)
+
+
+def _check_keys(cfg: Mapping[str, Any]) -> None:
+    unknown = [key for key in cfg if key not in _TOP_LEVEL_KEYS]
+    if unknown:
+        raise InputError(
+            "\n".join(
+                f"{key} is no key of llm-foundry's training config. "
+                f"{nearest(key, sorted(_TOP_LEVEL_KEYS))}"
+                for key in unknown
+            )
+        )
+
+
+def _section(cfg: Mapping[str, Any], name: str) -> Mapping[str, Any]:
+    section = cfg.get(name)
+    if not isinstance(section, Mapping) or not section.get("name"):
+        raise InputError(f"{name} must be a mapping with a name, got {shown(section)}.")
+    return section
+
+
+def _allows_low_precision(spin: Any) -> bool:
+    return isinstance(spin, Mapping) and spin.get("allow_low_precision_weights") is True
+
+
+def _check_model(model: Mapping[str, Any], allow_low_precision: bool) -> None:
+    name = model["name"]
+    if name in _MODELS:
+        raise InputError(f"model.name={name} cannot play SPIN. Use {_MODELS[name]}.")
+    check_model_settings(model, allow_low_precision)
+
+
+def _check_scheduler(scheduler: Mapping[str, Any]) -> None:
+    if scheduler["name"] != "spin":
+        raise InputError(
+            f"scheduler.name={scheduler['name']} does not restart with each iteration. Use "
+            "`scheduler: {name: spin, t_warmup: 0.1dur}`."
+        )
+    for key in scheduler:
+        if key not in _SCHEDULER_KEYS:
+            raise InputError(
+                f"scheduler.{key} is not a setting of `spin`. {nearest(key, _SCHEDULER_KEYS)}"
+            )
+    check_scheduler(**{key: value for key, value in scheduler.items() if key != "name"})
+
+
+def _check_loader(loader: Mapping[str, Any]) -> DatasetConfig:
+    if loader["name"] != "spin":
+        raise InputError(
+            f"train_loader.name={loader['name']} gives no prompts to play. Use name: spin; the "
+            "other keys of llm-foundry's finetuning loader stay as they are."
+        )
+    check_loader_keys(key for key in loader if key != "run")  # transform()'s own
+    dataset = loader.get("dataset")
+    if not isinstance(dataset, Mapping):
+        raise InputError(
+            f"train_loader.dataset must be a mapping that names the data, got {shown(dataset)}. "
+            "Give it the dataset block of an SFT YAML (hf_name or local/remote, max_seq_len, ...)."
+        )
+    return read_config(dataset)

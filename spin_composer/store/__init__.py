@@ -1,0 +1,1 @@
+"""The self-play store: units of pairs and opponent log-probs, whole or absent."""

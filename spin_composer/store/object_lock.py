@@ -1,0 +1,64 @@
+"""The lock of a store in an object store: see ``lock``, which holds it.
+
+``run.lock`` names the owner, and ``run.beat`` changes every few seconds while it is held. Object
+stores have no operation that fails if an object exists and that all of them know, so two runs that
+take a free lock at the same moment both write it, wait, and read whose it became: the writes of
+one moment must have settled within the wait. A lock that is given back becomes empty.
+"""
+
+from __future__ import annotations
+
+import json
+import time
+
+from spin_composer.store.object_folder import ObjectFolder
+
+FILE_NAME, BEAT_NAME = "run.lock", "run.beat"
+_SETTLE_SECONDS = 3.0
+
+
+class LockObject:
+    """A lock that is an object (a :class:`~spin_composer.store.lock.LockPlace`).
+
+    Args:
+        remote: The store's folder in the object store.
+        settle_seconds: How long two writes of the same moment may take to be seen.
+    """
+
+    def __init__(self, remote: ObjectFolder, settle_seconds: float = _SETTLE_SECONDS):
+        self.remote = remote
+        self.shown = remote.url
+        self.settle_seconds = settle_seconds
+        self._beats = 0
+
+    def prepare(self) -> None:
+        """See :class:`LockPlace`; a bucket needs no preparation."""
+
+    def read(self) -> str | None:
+        """See :class:`LockPlace`."""
+        return self.remote.read_text(FILE_NAME) or None
+
+    def create(self, content: str) -> bool:
+        """See :class:`LockPlace`."""
+        if self.read() is not None:
+            return False
+        self.remote.write_text(FILE_NAME, content)
+        time.sleep(self.settle_seconds)
+        if self.read() != content:
+            return False
+        self.touch()
+        return True
+
+    def remove(self, held: str) -> None:
+        """See :class:`LockPlace`."""
+        if self.read() == held:
+            self.remote.write_text(FILE_NAME, "")
+
+    def touch(self) -> None:
+        """See :class:`LockPlace`; the time in it is for people (``spin-composer status``)."""
+        self._beats += 1
+        self.remote.write_text(BEAT_NAME, json.dumps({"beat": self._beats, "time": time.time()}))
+
+    def touched(self) -> object:
+        """See :class:`LockPlace`."""
+        return self.remote.read_text(BEAT_NAME)

@@ -1,0 +1,379 @@
+"""A store whose units live in an object store, and of which each node keeps a copy.
+
+    <url>/iter-000/manifest.json                     as in the store's folder; written first
+    <url>/iter-000/units/unit-00000-1a2b3c4d/        the files of one making of a unit
+    <url>/iter-000/done/unit-00000-1a2b3c4d.json     its unit.json, uploaded last
+    <url>/iter-000/done/unit-00000-1a2b3c4d.damaged  that making is not to be used (spin.repair)
+    <url>/iter-000/complete.json                     which making of each unit is trained on
+
+Object stores cannot rename, so a unit exists once its object in ``done/`` does. Each making has a
+name of its own: two processes that make the same unit at once (a job of ``spin-composer play``
+beside the run) cannot mix their files. Which one is trained on is settled once, for all nodes.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import re
+import shutil
+import uuid
+from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+from spin_composer.errors import EnvironmentFailure, StoreError
+from spin_composer.store.durable import json_object, seal, unseal, write_atomically
+from spin_composer.store.local import Store, place, set_aside
+from spin_composer.store.manifest import plain_manifest, require_same
+from spin_composer.store.object_folder import ObjectFolder
+from spin_composer.store.unit import (
+    REPORT,
+    Row,
+    UnitReport,
+    aside_of,
+    fsync_all,
+    unit_files,
+    unit_problem,
+)
+
+log = logging.getLogger(__name__)
+
+_MARKER = re.compile(r".*/done/unit-(\d+)-([0-9a-f]{8})\.(json|damaged)")
+_TRANSFERS = 8
+_TRIES = 3
+_REMEDY = "Set spin.repair=true; the same command makes it again at the iteration's start."
+
+
+class MirroredStore(Store):
+    """A store in an object store. Methods may be called on any rank of any node.
+
+    Args:
+        root: This node's own folder.
+        remote: The folder in the object store, the same on all nodes.
+    """
+
+    shared = False
+
+    def __init__(self, root: str | Path, remote: ObjectFolder):
+        super().__init__(root)
+        self.remote = remote
+
+    # --- manifest ---------------------------------------------------------------------------
+
+    def check_open(self, manifest: Mapping[str, Any]) -> None:
+        """See :meth:`Store.check_open`; the object store's manifest is the one that counts."""
+        iteration = manifest["iteration"]
+        found = self._remote_manifest(iteration)
+        if found is not None:
+            require_same(found, plain_manifest(manifest), self._url(iteration))
+        elif self._makings(iteration):
+            raise StoreError(
+                f"{self._url(iteration)} has units but no manifest.json, so nothing says what they "
+                "are. Delete that folder, or set spin.remote_store to another one."
+            )
+        else:
+            super().check_open(manifest)
+
+    def open_iteration(self, manifest: Mapping[str, Any], replace: bool = False) -> None:
+        """See :meth:`Store.open_iteration`; the object store's manifest and the node's agree."""
+        wanted = plain_manifest(manifest)
+        iteration = wanted["iteration"]
+        self.check_open(wanted)
+        found = self._remote_manifest(iteration)
+        if found is not None:
+            self.prepare_node(iteration)
+        super().open_iteration(manifest, replace)
+        if found is None:
+            name = f"{self._name(iteration)}/manifest.json"
+            self.remote.upload(self.folder(iteration) / "manifest.json", name)
+            # Of two jobs that open it at once, the one that wrote first reads the other's.
+            require_same(self._remote_manifest(iteration) or {}, wanted, self._url(iteration))
+
+    def is_unused(self, iteration: int) -> bool:
+        """Tell that something may be played by a manifest: other nodes' units are not seen here."""
+        del iteration
+        return False
+
+    def find_manifest(self, iteration: int) -> dict[str, Any] | None:
+        """See :meth:`Store.find_manifest`; the object store's."""
+        return self._remote_manifest(iteration)
+
+    def prepare_node(self, iteration: int) -> None:
+        """Have the iteration's manifest in this node's folder, and nothing of another play.
+
+        Call it on one rank of every node, before units are made there.
+
+        Raises:
+            StoreError: If the iteration is not open in the object store.
+        """
+        found = self._remote_manifest(iteration)
+        if found is None:
+            raise StoreError(
+                f"{self._url(iteration)}/manifest.json is missing, but its units are being made. "
+                "Give the same command again."
+            )
+        folder = self.folder(iteration)
+        try:
+            if json_object((folder / "manifest.json").read_text(encoding="utf-8")) == found:
+                return
+        except (FileNotFoundError, ValueError):
+            pass
+        if folder.exists():  # nothing says that what is in it was played as this iteration is
+            aside = set_aside(folder, folder.with_name(f"{folder.name}.set-aside"))
+            log.warning(f"{folder} is not of this run's play, and is set aside as {aside}.")
+        (folder / "units").mkdir(parents=True)
+        write_atomically(folder / "manifest.json", json.dumps(found, indent=1))
+
+    def manifest(self, iteration: int) -> dict[str, Any]:
+        """See :meth:`Store.manifest`; it is brought to this node if it is not there."""
+        path = self.folder(iteration) / "manifest.json"
+        if not path.exists() and (found := self._remote_manifest(iteration)) is not None:
+            (path.parent / "units").mkdir(parents=True, exist_ok=True)
+            write_atomically(path, json.dumps(found, indent=1))
+        return super().manifest(iteration)
+
+    def _remote_manifest(self, iteration: int) -> dict[str, Any] | None:
+        text = self.remote.read_text(f"{self._name(iteration)}/manifest.json")
+        try:
+            return None if text is None else json_object(text)
+        except ValueError as error:
+            raise StoreError(
+                f"{self._url(iteration)}/manifest.json is damaged ({error}). Delete that folder, "
+                "or set spin.remote_store to another one."
+            ) from None
+
+    # --- units ------------------------------------------------------------------------------
+
+    def has_unit(self, iteration: int, unit: int) -> bool:
+        """Tell whether a unit is in the object store, whole."""
+        return unit in self._makings(iteration, unit)
+
+    def take_up_unit(self, iteration: int, unit: int) -> bool:
+        """See :meth:`Store.take_up_unit`; uploads a unit that is whole on this node only."""
+        if self.has_unit(iteration, unit):
+            return True
+        folder = self.unit_folder(iteration, unit)
+        if not folder.exists():
+            return False
+        if problem := self.problem(iteration, unit):
+            aside = super().set_unit_aside(iteration, unit)
+            log.warning(f"{problem}: this node's copy is set aside as {aside}, and made again.")
+            return False
+        self._upload(iteration, unit)
+        return True
+
+    def missing_units(self, iteration: int, num_units: int) -> list[int]:
+        """Return the units of an iteration that are not in the object store."""
+        made = self._makings(iteration)
+        return [unit for unit in range(num_units) if unit not in made]
+
+    def commit_unit(
+        self, iteration: int, unit: int, rows: Sequence[Row], report: UnitReport
+    ) -> None:
+        """Write a unit on this node, then upload it; its marker goes last."""
+        super().commit_unit(iteration, unit, rows, report)
+        self._upload(iteration, unit)
+
+    def unit_bytes(self, iteration: int, unit: int) -> int:
+        """Return the bytes of a complete unit's files; 0 if it is not there."""
+        if size := super().unit_bytes(iteration, unit):
+            return size
+        makings = self._makings(iteration, unit).get(unit, [])
+        return self._marked_bytes(self._marker(iteration, unit, makings[0])) if makings else 0
+
+    def damage(self, iteration: int, unit: int, thorough: bool) -> str | None:
+        """See :meth:`Store.damage`; a damaged copy on this node alone is none of the unit's."""
+        folder = self.unit_folder(iteration, unit)
+        if folder.exists() and (problem := self.problem(iteration, unit)):
+            aside = super().set_unit_aside(iteration, unit)
+            log.warning(f"{problem}: this node's copy is set aside as {aside}.")
+        makings = self._makings(iteration, unit).get(unit) if thorough else None
+        if makings is None:
+            return None
+        try:
+            self._fetch(iteration, unit, makings[0], "")
+        except StoreError as error:
+            return str(error).rstrip(". ")
+        return None
+
+    def set_unit_aside(self, iteration: int, unit: int) -> Path:
+        """Mark a damaged making as such, so that it is not used; return the marker's name."""
+        making = self._makings(iteration, unit)[unit][0]
+        name = self._marker(iteration, unit, making).removesuffix(".json") + ".damaged"
+        self.remote.write_text(name, "set aside by spin.repair\n")
+        return Path(name)
+
+    # --- what is trained on -----------------------------------------------------------------
+
+    def choose(self, iteration: int, num_units: int, remedy: str) -> list[str]:
+        """Return which making of each unit is trained on, settled once for all nodes.
+
+        Call it on one rank.
+
+        Raises:
+            StoreError: If a unit is missing; ``remedy`` says what to do.
+        """
+        # A job without the run's lock may have opened it with another opponent at the same moment.
+        found = self._remote_manifest(iteration)
+        if found is None:
+            name = f"{self._url(iteration)}/manifest.json"
+            raise StoreError(f"{name} is missing. {remedy.format(folder=self._url(iteration))}")
+        require_same(found, self.manifest(iteration), self._url(iteration))
+        made = self._makings(iteration)
+        name = f"{self._name(iteration)}/complete.json"
+        text = self.remote.read_text(name)
+        if text is not None:
+            try:
+                settled = unseal(text)["units"]
+            except (ValueError, KeyError, TypeError):
+                # Another making may have been trained on than would be chosen now.
+                raise StoreError(
+                    f"{self.remote.url}/{name} is damaged, so nothing says which making of each "
+                    f"unit is trained on. {remedy.format(folder=f'{self.remote.url}/{name}')}"
+                ) from None
+            if len(settled) >= num_units and all(
+                making in made.get(unit, ()) for unit, making in enumerate(settled)
+            ):
+                return settled[:num_units]
+        for unit in range(num_units):
+            if unit not in made:
+                folder = f"{self._url(iteration)}/units/unit-{unit:05d}"
+                raise StoreError(f"{folder} is missing. {remedy.format(folder=folder)}")
+        chosen = [made[unit][0] for unit in range(num_units)]
+        self.remote.write_text(name, seal({"units": chosen}))
+        return chosen
+
+    def fetch(self, iteration: int, makings: Sequence[str], remedy: str) -> None:
+        """Have the chosen making of each unit in this node's folder, verified.
+
+        Raises:
+            StoreError: If one is missing or damaged; ``remedy`` says what to do.
+            EnvironmentFailure: If this node's disk cannot hold them.
+        """
+        (self.folder(iteration) / "units").mkdir(parents=True, exist_ok=True)
+        names = [self._marker(iteration, unit, making) for unit, making in enumerate(makings)]
+
+        def fetch(unit: int) -> None:
+            self._fetch(iteration, unit, makings[unit], remedy)
+
+        with ThreadPoolExecutor(_TRANSFERS, "fetch") as pool:
+            markers = list(pool.map(self.remote.read_text, names))
+            absent = [u for u, text in enumerate(markers) if not self._holds(iteration, u, text)]
+            sizes = [self._bytes(names[unit], markers[unit], remedy) for unit in absent]
+            self._require_space(iteration, sizes)
+            list(pool.map(fetch, absent))
+
+    def publish(self, name: str) -> None:
+        """Upload a file that people read."""
+        if (self.root / name).exists():
+            self.remote.upload(self.root / name, name)
+
+    def _makings(self, iteration: int, unit: int | None = None) -> dict[int, list[str]]:
+        """Return the names of the makings of each unit that is there, the one to use first."""
+        only = "" if unit is None else f"unit-{unit:05d}-"
+        found: dict[str, dict[int, list[str]]] = {"json": {}, "damaged": {}}
+        for name in self.remote.names(f"{self._name(iteration)}/done/{only}"):
+            if match := _MARKER.fullmatch(name):
+                found[match[3]].setdefault(int(match[1]), []).append(match[2])
+        usable = {
+            number: [m for m in makings if m not in found["damaged"].get(number, ())]
+            for number, makings in found["json"].items()
+        }
+        return {number: makings for number, makings in usable.items() if makings}
+
+    def _upload(self, iteration: int, unit: int) -> None:
+        making = uuid.uuid4().hex[:8]
+        folder = self.unit_folder(iteration, unit)
+        for path in sorted(folder.iterdir()):
+            if path.name != REPORT:
+                self.remote.upload(path, self._object(iteration, unit, making, path.name))
+        self.remote.upload(folder / REPORT, self._marker(iteration, unit, making))
+
+    def _holds(self, iteration: int, unit: int, marker: str | None) -> bool:
+        """Tell whether this node has the making of a unit with that marker, whole."""
+        path = self.unit_folder(iteration, unit) / REPORT
+        there = path.exists() and path.read_text(errors="replace") == marker
+        return there and self.problem(iteration, unit) is None
+
+    def _fetch(self, iteration: int, unit: int, making: str, remedy: str) -> None:
+        """Download a making, verify it, and put it in the unit's place."""
+        marker = self._marker(iteration, unit, making)
+        where = f"{self.remote.url}/{marker}"
+        target = self.unit_folder(iteration, unit)
+        problem: str | None = None
+        for _ in range(_TRIES):
+            with aside_of(target) as aside:
+                try:
+                    problem = self._download(iteration, unit, making, marker, aside)
+                except FileNotFoundError as error:
+                    problem = " ".join(str(error).split())
+                if problem is None:
+                    if self._holds(iteration, unit, (aside / REPORT).read_text(encoding="utf-8")):
+                        return
+                    if target.exists():  # another making, or a damaged copy
+                        set_aside(target, self.folder(iteration) / "set-aside" / target.name)
+                    place(aside, target)
+                    return
+        raise _not_whole(where, problem, remedy)
+
+    def _download(
+        self, iteration: int, unit: int, making: str, marker: str, aside: Path
+    ) -> str | None:
+        """Download a making to ``aside``; return what is wrong with it."""
+        text = self.remote.read_text(marker)
+        try:
+            names = list(unit_files(text or ""))
+        except ValueError:
+            return "its marker is damaged"
+        aside.mkdir(parents=True)
+        for name in names:
+            self.remote.download(self._object(iteration, unit, making, name), aside / name)
+        (aside / REPORT).write_text(text or "", encoding="utf-8")
+        problem = unit_problem(aside)
+        fsync_all(aside)
+        return None if problem is None else problem.replace(f"{aside}/", "")
+
+    def _marked_bytes(self, name: str) -> int:
+        return self._bytes(name, self.remote.read_text(name), "")
+
+    def _bytes(self, name: str, marker: str | None, remedy: str) -> int:
+        """Return the bytes of a unit's files by its marker.
+
+        Raises:
+            StoreError: If the marker is missing or damaged.
+        """
+        where = f"{self.remote.url}/{name}"
+        try:
+            return sum(int(file["bytes"]) for file in unit_files(marker or "").values())
+        except (ValueError, KeyError, TypeError):
+            problem = f"its marker is {'missing' if marker is None else 'damaged'}"
+            raise _not_whole(where, problem, remedy) from None
+
+    def _require_space(self, iteration: int, sizes: Sequence[int]) -> None:
+        needed = sum(sizes)
+        free = shutil.disk_usage(self.root).free
+        if needed > free:
+            raise EnvironmentFailure(
+                f"the units of iteration {iteration} that this node lacks are {needed} bytes, and "
+                f"{self.root.absolute()} has {free} free. Free space there, or set spin.store to a "
+                "folder on a larger disk."
+            )
+
+    def _name(self, iteration: int) -> str:
+        return self.folder(iteration).name
+
+    def _url(self, iteration: int) -> str:
+        return f"{self.remote.url}/{self._name(iteration)}"
+
+    def _marker(self, iteration: int, unit: int, making: str) -> str:
+        return f"{self._name(iteration)}/done/unit-{unit:05d}-{making}.json"
+
+    def _object(self, iteration: int, unit: int, making: str, name: str) -> str:
+        return f"{self._name(iteration)}/units/unit-{unit:05d}-{making}/{name}"
+
+
+def _not_whole(where: str, problem: str | None, remedy: str) -> StoreError:
+    text = (remedy or _REMEDY).format(folder=where)
+    return StoreError(f"the unit of {where} is not whole ({problem}). {text}")

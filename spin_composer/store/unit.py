@@ -1,0 +1,181 @@
+"""A unit of the store on disk: the rows of one MDS shard set, and ``unit.json``, which seals them.
+
+``unit.json`` holds the unit's figures and every file's size and xxh64. Streaming does not verify
+local files, so units are verified here.
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+import uuid
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from spin_composer.data.pairs import Pair
+from spin_composer.store.durable import fsync, hash_file, seal, unseal, write_atomically
+
+REPORT = "unit.json"
+
+_COLUMNS = {
+    "index": "int64",
+    "prompt": "ndarray:int32",
+    "real": "ndarray:int32",
+    "generated": "ndarray:int32",
+    "finish": "int64",
+    "opponent_real": "float64",
+    "opponent_generated": "float64",
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Row:
+    """One stored pair: the example's index in the data set, the pair, and how it ended."""
+
+    index: int
+    pair: Pair
+    finish: int
+
+
+@dataclass(frozen=True)
+class UnitReport:
+    """What a unit holds, and what making it took (``unit.json`` beside its file hashes)."""
+
+    kind: str
+    """``play``: generated and scored; ``replay``: an earlier iteration's pairs, rescored."""
+    prompts: int
+    """Prompts answered, or pairs rescored."""
+    pairs: int
+    """Pairs stored: prompts less the degenerate ones."""
+    degenerate: int
+    """Generated responses that equal the real one, by ids or by text; dropped."""
+    truncated: int
+    """Generated responses cut off by max_new_tokens."""
+    generated_tokens: int
+    """Tokens generated, degenerate ones included."""
+    generation_seconds: float
+    scoring_seconds: float
+    noise: float
+    """Mean |difference| per token, in nats, of two scorings of the same rows in different
+    batches."""
+    began: float = 0.0
+    ended: float = 0.0
+    """When it was made, in seconds since the epoch; 0 in stores that did not note it."""
+    server_gap: float | None = None
+    """Engine ``server``: mean difference of its log-probs and ours, in nats per token."""
+
+
+@contextmanager
+def aside_of(folder: Path) -> Iterator[Path]:
+    """Yield a name beside ``folder`` that is gone on the way out, for what is to become it."""
+    aside = folder.with_name(f".{folder.name}.{uuid.uuid4().hex[:8]}")
+    try:
+        yield aside
+    finally:
+        shutil.rmtree(aside, ignore_errors=True)
+
+
+def write_unit(folder: Path, rows: Sequence[Row], report: UnitReport) -> None:
+    """Write a unit's files to a new folder, and bring them to the disk."""
+    if rows:
+        _write_mds(folder, rows)
+    else:  # MDS knows no empty dataset: an all-degenerate unit is its unit.json alone
+        folder.mkdir(parents=True)
+    files = {
+        path.name: {"bytes": path.stat().st_size, "xxh64": hash_file(path)}
+        for path in sorted(folder.iterdir())
+    }
+    write_atomically(folder / REPORT, seal({**asdict(report), "files": files}))
+    fsync_all(folder)
+
+
+def fsync_all(folder: Path) -> None:
+    """Bring a folder and the files in it to the disk."""
+    for path in folder.iterdir():
+        fsync(path)
+    fsync(folder)
+
+
+def unit_files(text: str) -> dict[str, dict[str, Any]]:
+    """Return the ``bytes`` and ``xxh64`` of a unit's files by name, from its ``unit.json``.
+
+    Raises:
+        ValueError: If a byte of it differs from what was written.
+    """
+    return unseal(text)["files"]
+
+
+def read_report(folder: Path) -> UnitReport:
+    """Return the report of a complete unit."""
+    found = unseal((folder / REPORT).read_text(encoding="utf-8"))
+    found.pop("files")
+    return UnitReport(**found)
+
+
+def unit_problem(folder: Path) -> str | None:
+    """Return what is missing of a unit or differs from what was written, or None."""
+    if not folder.exists():
+        return f"{folder} is missing"
+    try:
+        files = unit_files((folder / REPORT).read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        return f"{folder / REPORT} is missing"
+    except ValueError:
+        return f"{folder / REPORT} is damaged"
+    for name, wanted in files.items():
+        path = folder / name
+        size = path.stat().st_size if path.exists() else -1
+        if size < 0:
+            return f"{path} is missing"
+        if size != wanted["bytes"] or hash_file(path) != wanted["xxh64"]:
+            return f"{path} is damaged ({size} bytes)"
+    return None
+
+
+def read_rows(folder: Path) -> Iterator[Row]:
+    """Yield the rows of a complete unit, in the order they were written."""
+    from streaming.base.format import reader_from_json
+
+    if not (folder / "index.json").exists():
+        return
+    index = json.loads((folder / "index.json").read_text(encoding="utf-8"))
+    for shard in index["shards"]:
+        reader = reader_from_json(str(folder), None, shard)
+        for i in range(reader.samples):
+            yield row_of_sample(reader[i])
+
+
+def row_of_sample(sample: Mapping[str, Any]) -> Row:
+    """Return the row that an MDS sample of a unit holds."""
+    pair = Pair(
+        sample["prompt"],
+        sample["real"],
+        sample["generated"],
+        float(sample["opponent_real"]),
+        float(sample["opponent_generated"]),
+        int(sample["index"]),
+    )
+    return Row(int(sample["index"]), pair, int(sample["finish"]))
+
+
+def _write_mds(folder: Path, rows: Sequence[Row]) -> None:
+    from streaming import MDSWriter
+
+    with MDSWriter(out=str(folder), columns=_COLUMNS, hashes=["xxh64"]) as writer:
+        for row in rows:
+            writer.write(
+                {
+                    "index": row.index,
+                    "prompt": np.asarray(row.pair.prompt, np.int32),
+                    "real": np.asarray(row.pair.real, np.int32),
+                    "generated": np.asarray(row.pair.generated, np.int32),
+                    "finish": row.finish,
+                    "opponent_real": float(row.pair.opponent_real),
+                    "opponent_generated": float(row.pair.opponent_generated),
+                }
+            )

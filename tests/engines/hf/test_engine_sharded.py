@@ -1,0 +1,67 @@
+"""Two ranks under FSDP2 answer as one process does, and gathering takes what was computed."""
+
+from __future__ import annotations
+
+import os
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+import torch.distributed as dist
+from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
+
+from spin_composer.engines.hf.engine import HFEngine
+from spin_composer.engines.hf.memory import needs_of
+from spin_composer.fsdp import gathered
+from spin_composer.settings.spin import GenerationSettings
+from tests.fixtures.models import tiny_model
+from tests.test_fsdp import spawn
+
+PROMPTS = [np.array(ids, np.int32) for ids in ([5, 3], [4, 7, 1, 9, 8], [6], [3, 3, 10])] * 3
+SETTINGS = GenerationSettings(max_new_tokens=20, batch_size=4)
+
+
+class Wrapped(torch.nn.Module):
+    """As a ComposerModel holds its model."""
+
+    def __init__(self, model: Any):
+        super().__init__()
+        self.model = model
+
+
+def answers(model: Any) -> list[tuple[list[int], int]]:
+    hf = HFEngine(model, None, 2, SETTINGS, torch.device("cpu"))
+    return [(r.ids.tolist(), r.finish) for r in hf.generate(PROMPTS, seed=6)]
+
+
+def play(rank: int, family: str, dtype: torch.dtype, port: int, results: Any) -> None:
+    os.environ.update(MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port))
+    dist.init_process_group("gloo", rank=rank, world_size=2)
+    model = tiny_model(family, vocab_size=11)
+    model.config._attn_implementation = "sdpa"
+    wanted = answers(tiny_model(family, vocab_size=11).to(dtype))
+    policy = MixedPrecisionPolicy(param_dtype=dtype)
+    for layer in model.model.layers:
+        fully_shard(layer, mp_policy=policy)
+    fully_shard(model, mp_policy=policy)
+    model(input_ids=torch.tensor([[3, 4]])).logits.sum().backward()
+    model.reshard()
+    needs = needs_of(Wrapped(model), model, SETTINGS, 4, 5, None)
+    with gathered(Wrapped(model)):
+        whole = sum(p.numel() * p.element_size() for p in model.parameters())
+        got = answers(model) if rank == 0 else None  # no collective in here
+    dist.barrier()
+    results[rank] = (needs.gathered, whole, got == wanted if rank == 0 else True)
+    dist.destroy_process_group()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("family", "dtype"), [("llama", torch.float32), ("qwen2", torch.bfloat16)]
+)
+def test_a_rank_answers_alone_what_one_process_answers(family: str, dtype: torch.dtype) -> None:
+    results = spawn(play, family, dtype)
+    for rank, (computed, whole, same) in results.items():
+        assert same, rank
+        assert computed == whole, rank

@@ -1,0 +1,88 @@
+"""A server that the run starts answers the run only."""
+
+from __future__ import annotations
+
+import logging
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from fixtures import models, tokenizers
+from fixtures.served import served, settings
+
+from spin_composer.engines.server import lifecycle as serving
+from spin_composer.engines.server.client import HTTPClient
+from spin_composer.engines.server.engine import ServerEngine
+from spin_composer.engines.server.export import export_opponent
+from spin_composer.engines.server.process import arguments
+from spin_composer.errors import EngineError, InputError
+
+PROMPTS = [np.array([45, 50], np.int32)] * 2
+KEY = "a-key-of-this-test"
+
+
+def test_a_started_server_answers_with_the_runs_key_only_and_the_key_is_written_nowhere(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    tokenizer = tokenizers.byte_level()
+    model = models.tiny_model("llama", vocab_size=len(tokenizer), max_position_embeddings=256)
+    folder = tmp_path / "opponent"
+
+    def export() -> None:
+        export_opponent(model, tokenizer, tokenizer.eos_token_id, "one", None, folder)
+
+    keys = []
+
+    def make(url: str, check_alive: Any, api_key: str) -> ServerEngine:
+        keys.append(api_key)
+        return ServerEngine(url, tokenizer, tokenizer.eos_token_id, ours, check_alive, api_key)
+
+    ours = settings()
+    assert ours.server is not None
+    caplog.set_level(logging.DEBUG)
+    with serving.served(ours.server, serving.Opponent(folder, export), make) as engine:
+        assert len(engine.generate(PROMPTS, seed=1)) == 2
+        url = engine.client.base_url  # pyright: ignore
+        assert not HTTPClient(url, 10, 0).answers_strangers()
+        with pytest.raises(EngineError, match=r"40[13]"):
+            ServerEngine(url, tokenizer, tokenizer.eos_token_id, ours).generate(PROMPTS, seed=1)
+    (key,) = keys
+    assert len(key) >= 24
+    assert key not in caplog.text
+    assert "answers requests without its key" not in caplog.text
+    for path in tmp_path.rglob("*"):
+        assert not path.is_file() or key.encode() not in path.read_bytes()
+
+
+def test_a_server_that_answers_without_the_key_is_seen(tmp_path: Path) -> None:
+    with served(tmp_path) as llama:
+        assert HTTPClient(llama.url, 10, 0, api_key=KEY).answers_strangers()
+
+
+def test_the_key_of_a_server_that_runs_already_comes_from_the_environment(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    section = {"reload_command": "true {model}", "api_key_env": "MY_SERVERS_KEY"}
+    monkeypatch.delenv("MY_SERVERS_KEY", raising=False)
+    with served(tmp_path / "served", KEY) as llama:
+        server = settings({"base_url": llama.url, **section}).server
+        assert server is not None
+        opponent = serving.Opponent(tmp_path / "opponent", (tmp_path / "opponent").mkdir)
+
+        def make(url: str, check_alive: Any, api_key: str) -> Any:
+            assert api_key == KEY
+            return llama.engine()
+
+        empty = pytest.raises(InputError, match=r"MY_SERVERS_KEY: that variable is empty")
+        with empty, serving.served(server, opponent, make):
+            pass
+        (tmp_path / "opponent").rmdir()
+        monkeypatch.setenv("MY_SERVERS_KEY", KEY)
+        with serving.served(server, opponent, make) as engine:
+            assert len(engine.generate(PROMPTS, seed=1)) == 2
+
+
+def test_a_command_may_name_the_key() -> None:
+    words = arguments("s --key {api_key} {model}", Path("/m"), 1, api_key=KEY)
+    assert words == ["s", "--key", KEY, "/m"]

@@ -1,0 +1,303 @@
+"""The ComposerModels: pair batches play the game, every other batch is llm-foundry's as before."""
+
+from __future__ import annotations
+
+import copy
+import math
+from inspect import signature
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from composer import DataSpec, Trainer
+from composer.loggers import InMemoryLogger
+from llmfoundry.models import ComposerMPTCausalLM
+from llmfoundry.models.hf import ComposerHFCausalLM
+from peft import LoraConfig, get_peft_model
+from tokenizers import Tokenizer
+from tokenizers.models import WordLevel
+from transformers import PreTrainedTokenizerFast
+
+from spin_composer.data.pairs import Pair, collate_pairs, num_pairs, num_tokens, split_pairs
+from spin_composer.errors import InputError
+from spin_composer.loss import PairLoss
+from spin_composer.metrics import PAIR_METRICS
+from spin_composer.model.head import ScoringHead
+from spin_composer.model.lm import HFSpinLM, MPTSpinLM
+from spin_composer.model.logprobs import pad_right, sequence_sums
+from tests.fixtures.models import MAX_TOKENS, VOCAB, batch_of, pair_batch, sequences_of, tiny_model
+
+MPT = {
+    "vocab_size": VOCAB,
+    "d_model": 32,
+    "n_layers": 2,
+    "n_heads": 4,
+    "max_seq_len": MAX_TOKENS,
+    "attn_config": {"attn_impl": "torch"},
+}
+LORA = {"peft_type": "LORA", "task_type": "CAUSAL_LM", "r": 2, "lora_dropout": 0.1}
+
+
+@pytest.fixture(scope="module")
+def tokenizer() -> PreTrainedTokenizerFast:
+    vocab = {"<pad>": 0, "<s>": 1, "</s>": 2, **{f"w{i}": i for i in range(3, VOCAB)}}
+    return PreTrainedTokenizerFast(
+        tokenizer_object=Tokenizer(WordLevel(vocab, unk_token="<pad>")),
+        bos_token="<s>",
+        eos_token="</s>",
+        pad_token="<pad>",
+    )
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Return a folder with a tiny GPT-2 that has dropout, as from_pretrained loads it."""
+    path = tmp_path_factory.mktemp("gpt2")
+    tiny_model("gpt2", attn_pdrop=0.1, resid_pdrop=0.1, embd_pdrop=0.1).save_pretrained(path)
+    return path
+
+
+def sft_batch(num_rows: int = 3) -> dict[str, Any]:
+    rng = torch.Generator().manual_seed(3)
+    ids = torch.randint(3, VOCAB, (num_rows, 12), generator=rng)
+    mask = torch.ones_like(ids)
+    mask[0, 8:] = 0
+    labels = ids.masked_fill(mask == 0, -100)
+    labels[:, :4] = -100
+    return {"input_ids": ids, "attention_mask": mask, "labels": labels}
+
+
+def evaluated(model: Any, batch: dict[str, Any]) -> dict[str, float]:
+    """Return the metrics of ``batch`` that an SFT evaluator has, made as Composer makes them."""
+    model.eval()
+    metrics = model.get_metrics(is_train=False)
+    metrics = {k: metrics[k] for k in ("LanguageCrossEntropy", "TokenAccuracy")}
+    batch = copy.deepcopy(batch)
+    with torch.no_grad():
+        outputs = model.eval_forward(batch)
+        for metric in metrics.values():
+            model.update_metric(batch, outputs, metric)
+    return {k: float(metric.compute()) for k, metric in metrics.items()}
+
+
+def test_sft_batches_get_the_same_loss_and_metrics_as_from_llm_foundry(
+    folder: Path, tokenizer: PreTrainedTokenizerFast
+) -> None:
+    ours = HFSpinLM(tokenizer, str(folder))
+    plain = ComposerHFCausalLM(tokenizer, str(folder), trust_remote_code=False)
+    figures = evaluated(ours, sft_batch())
+    assert figures["LanguageCrossEntropy"] > 1
+    assert figures == evaluated(plain, sft_batch())
+    batch = sft_batch()
+    assert torch.equal(ours.loss(ours(batch), batch), plain.loss(plain(batch), batch))
+
+
+def test_mpt_sft_batches_get_the_same_loss_and_metrics_as_from_llm_foundry(
+    tokenizer: PreTrainedTokenizerFast,
+) -> None:
+    plain = ComposerMPTCausalLM(tokenizer, loss_fn="torch_crossentropy", **copy.deepcopy(MPT))
+    ours = MPTSpinLM(tokenizer, **copy.deepcopy(MPT))
+    ours.load_state_dict(plain.state_dict())
+    assert evaluated(ours, sft_batch()) == evaluated(plain, sft_batch())
+    batch = sft_batch()
+    assert torch.equal(ours.loss(ours(batch), batch), plain.loss(plain(batch), batch))
+
+
+def test_remote_code_is_not_trusted_unless_asked_for() -> None:
+    assert signature(HFSpinLM).parameters["trust_remote_code"].default is False
+
+
+@pytest.mark.parametrize("kind", ["gpt2", "mpt", "llama"])
+def test_pair_batch_gives_sums_and_the_loss_of_its_four_vectors(
+    kind: str, folder: Path, tokenizer: PreTrainedTokenizerFast
+) -> None:
+    if kind == "mpt":
+        model: Any = MPTSpinLM(tokenizer, **copy.deepcopy(MPT))
+    elif kind == "gpt2":
+        model = HFSpinLM(tokenizer, str(folder))
+    else:
+        model = HFSpinLM.from_model(tiny_model("llama"), tokenizer)
+    assert isinstance(model, (HFSpinLM, MPTSpinLM))
+    model.train()
+    model.pair_loss = PairLoss("logistic", 0.3, nll_weight=0.1)
+    batch = pair_batch(3)
+    batch["opponent_logps"] = torch.linspace(-40, -5, 6).view(3, 2)
+    outputs = model(batch)
+    assert outputs["policy_logps"].shape == (3, 2)
+    assert outputs["lengths"].flatten().tolist() == [len(y) for _, y in sequences_of(batch)]
+    sums = sequence_sums(model.response_logps(batch), batch["cu_scored"]).view(-1, 2)
+    assert torch.equal(sums, outputs["policy_logps"])  # no dropout
+    assert torch.equal(model.score(batch), outputs["policy_logps"])
+    assert not model.score(batch).requires_grad
+    expected = model.pair_loss(outputs["policy_logps"], batch["opponent_logps"], outputs["lengths"])
+    assert torch.equal(outputs["pair_losses"], expected)
+    loss = model.loss(outputs, batch)
+    torch.testing.assert_close(loss, expected.mean(), atol=1e-6, rtol=1e-6)
+    loss.backward()
+    assert all(p.grad is not None for p in model.parameters())
+    model.check_head(pair_batch(1, seed=5))
+
+
+@pytest.mark.parametrize("kind", ["llama", "llama_tied", "gemma2", "granite", "cohere"])
+@pytest.mark.parametrize("variant", [{}, {"nll_weight": 0.1, "length_normalised": True}])
+def test_gradient_made_in_forward_equals_autograd_through_the_models_logits(
+    kind: str, variant: dict[str, Any], tokenizer: PreTrainedTokenizerFast
+) -> None:
+    model = HFSpinLM.from_model(tiny_model(kind), tokenizer).train()
+    model.pair_loss = PairLoss("logistic", 0.3, **variant)
+    batch = pair_batch(3, seed=3)
+    batch["opponent_logps"] = torch.linspace(-40, -5, 6).view(3, 2)
+    leaves = list(model.parameters())
+    ours = torch.autograd.grad(0.25 * model.loss(model(batch), batch), leaves)
+
+    inputs, rows = pad_right(batch)
+    logits = model.model(**inputs).logits.flatten(0, 1)[rows]
+    logps = logits.log_softmax(-1).gather(1, batch["targets"][:, None])[:, 0]
+    policy = torch.stack([part.sum() for part in logps.split(batch["cu_scored"].diff().tolist())])
+    lengths = batch["cu_scored"].diff().view(-1, 2)
+    losses = model.pair_loss(policy.view(-1, 2), batch["opponent_logps"], lengths)
+    theirs = torch.autograd.grad(0.25 * losses.mean(), leaves)
+    for mine, plain in zip(ours, theirs, strict=True):
+        torch.testing.assert_close(mine, plain, atol=1e-6, rtol=1e-4)
+
+
+def test_first_loss_is_log_two_when_the_opponent_is_the_policy(
+    folder: Path, tokenizer: PreTrainedTokenizerFast
+) -> None:
+    model = HFSpinLM(tokenizer, str(folder)).train()
+    model.pair_loss = PairLoss("logistic", 5.0)
+    batch = pair_batch(4)
+    # scored one pair at a time, trained on together
+    pairs = sequences_of(batch)
+    alone = [model.score(batch_of(pairs[i : i + 2])) for i in range(0, 8, 2)]
+    batch["opponent_logps"] = torch.cat(alone)
+    assert float(model.loss(model(batch), batch)) == pytest.approx(math.log(2), abs=1e-4)
+
+
+def test_pair_batch_without_the_algorithm_says_how_to_add_it(
+    tokenizer: PreTrainedTokenizerFast,
+) -> None:
+    model = HFSpinLM.from_model(tiny_model("llama"), tokenizer)
+    batch = pair_batch(1)
+    with pytest.raises(RuntimeError, match="algorithms: spin"):
+        model.loss(model(batch), batch)
+
+
+def test_pair_metrics_take_pair_batches_only_and_the_others_the_rest(
+    tokenizer: PreTrainedTokenizerFast,
+) -> None:
+    model: Any = HFSpinLM.from_model(tiny_model("llama"), tokenizer)
+    model.pair_loss = PairLoss("logistic", 0.3)
+    train, held_out = model.get_metrics(is_train=True), model.get_metrics(is_train=False)
+    assert list(train) == [metric.__name__ for metric in PAIR_METRICS]
+    assert "LanguagePerplexity" in held_out
+    batch = pair_batch(2)
+    outputs = model.eval_forward(batch)
+    for metric in [*train.values(), *held_out.values()]:
+        model.update_metric(batch, outputs, metric)
+    assert float(train["SpinRewardReal"].compute()) == pytest.approx(
+        0.3 * float(outputs["policy_logps"][:, 0].mean()), rel=1e-5
+    )
+    assert int(train["SpinMargin"].count) == 2
+    sft = sft_batch()
+    outputs = model.eval_forward(sft)
+    model.update_metric(sft, outputs, train["SpinMargin"])
+    assert int(train["SpinMargin"].count) == 2
+
+
+def test_train_metrics_can_be_switched_off(folder: Path, tokenizer: Any) -> None:
+    assert HFSpinLM(tokenizer, str(folder), use_train_metrics=False).get_metrics(True) == {}
+    assert (
+        MPTSpinLM(tokenizer, use_train_metrics=False, **copy.deepcopy(MPT)).get_metrics(True) == {}
+    )
+
+
+def test_lora_by_the_yaml_trains_adapters_only(
+    folder: Path, tokenizer: PreTrainedTokenizerFast
+) -> None:
+    model: Any = HFSpinLM(
+        tokenizer, str(folder), peft_config={**LORA, "target_modules": ["c_attn"]}
+    ).train()
+    model.pair_loss = PairLoss("logistic", 0.3)
+    batch = pair_batch(2)
+    assert torch.equal(model.response_logps(batch), model.response_logps(batch))  # no dropout
+    model.loss(model(batch), batch).backward()
+    trained = {name for name, p in model.named_parameters() if p.grad is not None}
+    assert trained
+    assert all("lora_" in name for name in trained | set(model.state_dict()))
+    with pytest.raises(InputError, match="target_modules names the output layer"):
+        HFSpinLM(tokenizer, str(folder), peft_config={**LORA, "target_modules": ["lm_head"]})
+
+
+def test_peft_model_in_memory_is_taken(tokenizer: PreTrainedTokenizerFast) -> None:
+    config = LoraConfig(task_type="CAUSAL_LM", r=2, target_modules=["q_proj"])
+    model = HFSpinLM.from_model(get_peft_model(tiny_model("llama"), config), tokenizer)
+    assert model.using_peft
+    assert model(pair_batch(1))["policy_logps"].requires_grad
+
+
+def test_embeddings_resized_for_the_tokenizer_are_scored(
+    tmp_path: Path, tokenizer: PreTrainedTokenizerFast
+) -> None:
+    tiny_model("llama", vocab_size=VOCAB - 20).save_pretrained(tmp_path)
+    model = HFSpinLM(tokenizer, str(tmp_path), allow_embedding_resizing=True)
+    head = model.model.get_output_embeddings()
+    assert isinstance(head, ScoringHead)
+    assert head.weight.shape[0] == VOCAB
+    model.check_head(pair_batch(2))
+
+
+def test_flops_of_a_pair_batch_are_those_of_its_sequences(
+    tokenizer: PreTrainedTokenizerFast,
+) -> None:
+    model = MPTSpinLM(tokenizer, **copy.deepcopy(MPT))
+    sequence = (torch.arange(3, 9), torch.arange(3, 7))
+    same = {"input_ids": torch.zeros(4, 10, dtype=torch.long)}
+    assert model.flops_per_batch(batch_of([sequence] * 4)) == pytest.approx(
+        model.flops_per_batch(same)
+    )
+
+
+def test_composers_trainer_trains_on_pairs_and_logs_the_metrics(
+    tokenizer: PreTrainedTokenizerFast,
+) -> None:
+    model: Any = HFSpinLM.from_model(tiny_model("llama"), tokenizer)
+    model.pair_loss = PairLoss("logistic", 1.0)
+    batches = [pair_batch(2, seed=0)]
+    batches[0]["opponent_logps"] = model.score(batches[0])
+    log = InMemoryLogger()
+    trainer = Trainer(
+        model=model,
+        train_dataloader=DataSpec(
+            batches,
+            split_batch=split_pairs,
+            get_num_samples_in_batch=num_pairs,
+            get_num_tokens_in_batch=num_tokens,
+        ),
+        optimizers=torch.optim.SGD(model.parameters(), lr=0.05),
+        max_duration="6ba",
+        device_train_microbatch_size=1,
+        device="cpu",
+        loggers=[log],
+        progress_bar=False,
+    )
+    trainer.fit()
+    losses = [float(x) for _, x in log.data["loss/train/total"]]
+    assert losses[0] == pytest.approx(math.log(2), abs=1e-5)
+    assert losses[-1] < 0.5 * losses[0]
+    accuracy = [float(x) for _, x in log.data["metrics/train/SpinAccuracy"]]
+    assert accuracy[-1] == 1
+    assert float(log.data["metrics/train/SpinMargin"][-1][1]) > 0.5
+    trainer.close()
+
+
+def test_batches_of_these_tests_are_those_of_the_collator() -> None:
+    batch = pair_batch(3)
+    sequences = sequences_of(batch)
+    pairs = [
+        Pair(*(x.int().numpy() for x in (prompt, real, generated)))
+        for (prompt, real), (_, generated) in zip(sequences[::2], sequences[1::2], strict=True)
+    ]
+    made = collate_pairs(pairs)
+    torch.testing.assert_close(made, batch, rtol=0, atol=0)

@@ -1,0 +1,302 @@
+"""What the tokenizer and the rows must fit is checked before the model's weights are read."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import transformers
+from fixtures import models, tokenizers
+from fixtures.ranks import on_ranks
+from fixtures.runs import tiny_trainer
+from fixtures.yaml_run import books, save_model, tiny_config, write_config
+from llmfoundry.models.mpt import MPTConfig
+from typer.testing import CliRunner
+
+from spin_composer import HFSpinLM
+from spin_composer.cli import app
+from spin_composer.errors import InputError
+from spin_composer.preflight.facts import (
+    ModelFacts,
+    _from_rank_zero,
+    build_config,
+    check_tokenizer,
+    model_facts,
+)
+from spin_composer.train import main
+
+YARN = {"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 32}
+LLAMA3 = {
+    "rope_type": "llama3", "factor": 8.0, "original_max_position_embeddings": 16,
+    "low_freq_factor": 1.0, "high_freq_factor": 4.0,
+}  # fmt: skip
+FACTS: list[tuple[str, dict[str, Any], int | None, bool]] = [
+    ("Llama", {"max_position_embeddings": 128}, 128, False),
+    # the scaling multiplies what the model was trained on ...
+    ("Llama", {"max_position_embeddings": 64, "rope_scaling": {"type": "linear", "factor": 2.0}},
+     128, False),
+    ("Llama", {"max_position_embeddings": 64, "rope_scaling": {"type": "dynamic", "factor": 4}},
+     256, False),
+    ("Qwen2", {"max_position_embeddings": 32, "rope_scaling": YARN}, 128, False),
+    # ... unless the config counts it already
+    ("Qwen2", {"max_position_embeddings": 128, "rope_scaling": YARN}, 128, False),
+    ("Llama", {"max_position_embeddings": 128, "rope_scaling": LLAMA3}, 128, False),
+    # a window is no end of the positions
+    ("Mistral", {"max_position_embeddings": 512, "sliding_window": 16}, 512, False),
+    ("GPT2", {"n_positions": 40}, 40, True),
+    ("OPT", {"max_position_embeddings": 40}, 40, True),
+    ("GPTNeoX", {"max_position_embeddings": 40}, 40, False),
+    ("GPTJ", {"n_positions": 40}, 40, False),
+    ("Bloom", {}, None, False),
+    ("Falcon", {"alibi": True}, None, False),
+    ("Mamba", {}, None, False),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("name", "given", "positions", "learned"), FACTS, ids=str)
+def test_positions_are_what_the_config_says(name, given, positions, learned):
+    facts = model_facts(getattr(transformers, f"{name}Config")(**given))
+    assert (facts.positions, facts.learned) == (positions, learned)
+
+
+def test_mpt_ends_at_max_seq_len():
+    for attn in ({"alibi": True}, {"rope": True, "rope_impl": "hf"}, {}):
+        config = MPTConfig(
+            max_seq_len=48, vocab_size=131, attn_config={**attn, "attn_impl": "torch"}
+        )
+        assert model_facts(config) == ModelFacts(48, True, 131, None)
+    model = {"name": "mpt_spin_lm", "max_seq_len": 48, "d_model": 32, "loss_fn": "x"}
+    model["attn_config"] = {"attn_impl": "torch"}
+    assert model_facts(build_config(model)).positions == 48
+
+
+def test_a_learned_position_beyond_the_last_is_an_error_and_a_rotary_one_is_none():
+    import torch
+
+    ids = torch.zeros(1, models.MAX_TOKENS + 1, dtype=torch.long)
+    for family in ("gpt2", "llama"):
+        model = models.tiny_model(family)
+        facts = model_facts(model.config)
+        assert facts.positions == models.MAX_TOKENS
+        if facts.learned:
+            with pytest.raises(IndexError):
+                model(ids)
+        else:
+            model(ids)
+        assert facts.learned == (family == "gpt2")
+
+
+def test_ids_that_the_embedding_lacks_are_named():
+    tokenizer = tokenizers.byte_level()
+    size = len(tokenizer)
+    check_tokenizer(tokenizer, ModelFacts(vocabulary=size), may_resize=False)
+    check_tokenizer(tokenizer, ModelFacts(vocabulary=2 * size, pad=size), may_resize=False)
+    check_tokenizer(tokenizer, ModelFacts(vocabulary=size - 1), may_resize=True)
+    with pytest.raises(InputError, match=f"it has {size} tokens, and the model's embedding 9"):
+        check_tokenizer(tokenizer, ModelFacts(vocabulary=9), may_resize=False)
+    with pytest.raises(InputError, match=f"pad_token_id={size} and an embedding of {size}"):
+        check_tokenizer(tokenizer, ModelFacts(vocabulary=size, pad=size), may_resize=False)
+
+
+# --- by YAML, with a model folder that has no weights ----------------------------------------
+
+
+@pytest.fixture(scope="module")
+def gpt2(tmp_path_factory) -> Path:
+    """A GPT-2's folder without its weights: reading them would be another error."""
+    folder = save_model(tmp_path_factory.mktemp("gpt2"), "gpt2", n_positions=48)
+    (folder / "model.safetensors").unlink()
+    return folder
+
+
+def few_positions(folder: Path) -> None:
+    edit(folder / "config.json", n_positions=24)
+
+
+def small_vocabulary(folder: Path) -> None:
+    edit(folder / "config.json", vocab_size=100)
+
+
+def sampling_without_sampling(folder: Path) -> None:
+    edit(folder / "generation_config.json", do_sample=False, temperature=0.6)
+
+
+def broken_sentencepiece(folder: Path) -> None:
+    """As a tokenizer read from a GGUF leaves it: transformers copies the file, nobody reads it."""
+    edit(folder / "config.json", vocab_size=400)
+    edit(folder / "tokenizer_config.json", tokenizer_class="LlamaTokenizerFast")
+    (folder / "tokenizer.model").write_bytes(b"GGUF\x03\x00\x00\x00 no sentencepiece model")
+
+
+def no_config(folder: Path) -> None:
+    (folder / "config.json").write_text("{}")
+
+
+def edit(path: Path, **values: Any) -> None:
+    path.write_text(json.dumps({**json.loads(path.read_text()), **values}))
+
+
+def no_tokenizer(folder: Path) -> None:
+    for path in folder.glob("*token*"):
+        path.unlink()
+
+
+def no_eos(folder: Path) -> None:
+    edit(folder / "tokenizer_config.json", eos_token=None)
+    edit(folder / "special_tokens_map.json", eos_token=None)
+
+
+def as_it_is(folder: Path) -> None:
+    del folder
+
+
+CASES: dict[str, tuple[Callable[[Path], None], list[str], list[str]]] = {
+    "rows longer than the positions": (
+        few_positions, ["eval_loader.dataset.max_seq_len=24"],
+        ["more than the model's 24 positions. Lower train_loader.dataset.max_seq_len",
+         "spin.generation.max_new_tokens=12 after the longest prompt ("],
+    ),
+    "responses longer than the positions": (
+        as_it_is, ["algorithms.spin.generation.max_new_tokens=40"],
+        ["spin.generation.max_new_tokens=40 after the longest prompt ("],
+    ),
+    "held-out rows longer than the positions": (
+        as_it_is, ["eval_loader.name=finetuning", "eval_loader.dataset.max_seq_len=64"],
+        ["eval_loader.dataset.max_seq_len=64 is more than the model's 48 positions, which are"],
+    ),
+    "a tokenizer larger than the embedding": (
+        small_vocabulary, [], ["tokenizer: it has 384 tokens, and the model's embedding 100."],
+    ),
+    "fewer rows than a batch": (
+        as_it_is, ["global_train_batch_size=32"],
+        ["global_train_batch_size=32 pairs is more than the 24 rows: an iteration would have no"],
+    ),
+    "fewer good rows than a batch": (
+        as_it_is,
+        ["train_loader.dataset.max_prompt_len=8", "train_loader.dataset.on_bad_row=skip",
+         "global_train_batch_size=24"],
+        ["bad ones were left out)"],
+    ),
+    "fewer samples than a batch": (
+        as_it_is, ["algorithms.spin.samples_per_iteration=3"],
+        ["global_train_batch_size=4 pairs is more than spin.samples_per_iteration=3"],
+    ),
+    "a generation config that cannot be saved": (
+        sampling_without_sampling, [], ["its generation_config.json cannot be saved, so the first"],
+    ),
+    "a tokenizer that checkpoints cannot hold": (
+        broken_sentencepiece, [],
+        ["so the first checkpoint would fail", "remove the file tokenizer.model beside it"],
+    ),
+    "SPIN's held-out rows longer than the positions": (
+        few_positions,
+        [
+            "train_loader.dataset.max_seq_len=24",
+            "train_loader.dataset.on_bad_row=skip",
+            "train_loader.dataset.max_prompt_len=20",
+            "algorithms.spin.generation.max_new_tokens=4",
+        ],
+        ["more than the model's 24 positions. Lower eval_loader.dataset.max_seq_len"],
+    ),
+    "held-out rows for less than a batch": (
+        as_it_is,
+        ["eval_loader.name=finetuning", "eval_loader.drop_last=true", "device_eval_batch_size=64"],
+        ["samples, but your minimum batch size is 64"],
+    ),
+    "a value that llm-foundry cannot hold": (as_it_is, ["seed=often"], ["seed"]),
+    "a folder that holds no tokenizer": (
+        no_tokenizer,
+        [],
+        ["(See tokenizer.name and the model's name.)"],
+    ),
+    "a tokenizer without EOS": (
+        no_eos,
+        [],
+        ["must have an eos_token"],
+    ),
+    "LoRA on modules that are not there": (
+        as_it_is,
+        ["model.peft_config={peft_type: LORA, task_type: CAUSAL_LM, target_modules: [q_proj]}"],
+        ["target_modules=['q_proj'] names no module of a GPT2LMHeadModel. It has c_attn, c_fc"],
+    ),
+    "no model's config": (no_config, [], ["its config cannot be read (ValueError"]),
+    "an override that the config does not have": (
+        as_it_is, ["model.config_overrides.n_poistions=3"], ["its config cannot be read ("],
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_it_is_refused_before_the_weights_and_nothing_is_written(case, gpt2, tmp_path, capsys):
+    change, overrides, said = CASES[case]
+    model = tmp_path / "model"
+    shutil.copytree(gpt2, model)
+    change(model)
+    path = write_config(tiny_config(tmp_path, model), tmp_path / "run.yaml")
+    before = sorted(tmp_path.rglob("*"))
+    assert main([str(path), *overrides]) == 2
+    errors = [x for x in capsys.readouterr().err.splitlines() if x.startswith("error: ")]
+    for text in said:
+        assert any(text in line for line in errors), errors
+    assert sorted(tmp_path.rglob("*")) == before
+
+
+MPT = {
+    "name": "mpt_spin_lm", "d_model": 32, "n_heads": 4, "n_layers": 2, "vocab_size": 384,
+    "attn_config": {"attn_impl": "torch"},
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("attn", [{"alibi": True}, {}], ids=["alibi", "learned"])
+def test_mpts_rows_must_fit_before_it_is_made(attn, tmp_path, capsys):
+    model = {**MPT, "max_seq_len": 24, "attn_config": {"attn_impl": "torch", **attn}}
+    config = tiny_config(tmp_path, model=model)
+    config["eval_loader"]["dataset"]["max_seq_len"] = 24
+    assert main([str(write_config(config, tmp_path / "run.yaml"))]) == 2
+    assert "tokens, more than the model's 24 positions" in capsys.readouterr().err
+
+
+def test_a_run_without_an_eval_loader_trains_without_a_held_out_metric(tmp_path):
+    config = tiny_config(tmp_path, max_duration="1iter")
+    del config["eval_loader"]
+    assert main([str(write_config(config, tmp_path / "run.yaml"))]) == 0
+    (record,) = books(tmp_path)
+    assert record["batches"] == 12
+    assert not [name for name in record if name.startswith("eval/")]
+    printed = CliRunner().invoke(app, ["report", str(tmp_path / "self-play")])
+    assert printed.exit_code == 0, printed.output
+
+
+def raise_on_rank_zero(rank: int) -> None:
+    def make() -> None:
+        assert rank == 0, "others do not read it"
+        raise InputError("model: no config.\ntokenizer: too large.")
+
+    _from_rank_zero(make)
+
+
+def test_what_rank_zero_finds_every_rank_raises():
+    said = ("InputError", "model: no config.\ntokenizer: too large.", 2)
+    assert on_ranks(raise_on_rank_zero) == {0: said, 1: said}
+
+
+# --- in Python -------------------------------------------------------------------------------
+
+
+def test_in_python_it_is_refused_when_the_trainer_is_made(tmp_path):
+    tokenizer = tokenizers.byte_level()
+
+    def model(**config: Any) -> Any:
+        return HFSpinLM.from_model(models.tiny_model("gpt2", vocab_size=384, **config), tokenizer)
+
+    with pytest.raises(InputError, match="more than the model's 24 positions"):
+        tiny_trainer(tmp_path, model(n_positions=24))
+    with pytest.raises(InputError, match=r"more than spin\.samples_per_iteration=3"):
+        tiny_trainer(tmp_path, model(n_positions=96), spin={"samples_per_iteration": 3})
+    with pytest.raises(InputError, match="=25 pairs is more than the 24 rows"):
+        tiny_trainer(tmp_path, model(n_positions=96), device_batch_size=25)
+    assert not (tmp_path / "self-play").exists()

@@ -1,0 +1,74 @@
+"""The settings of engine ``server``: what is accepted, refused, and kept in a manifest."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from spin_composer.errors import InputError
+from spin_composer.settings.server import ServerSettings
+from spin_composer.settings.spin import GenerationSettings, SpinSettings, fill
+
+COMMAND = "vllm serve {model} --port {port}"
+URL = {"base_url": "http://gpu7:8000", "reload_command": "reload {model}"}
+
+WRONG: list[tuple[dict[str, Any], str]] = [
+    ({"engine": "server"}, "generation.server must be a section with command or base_url"),
+    ({"server": {"command": COMMAND}}, "generation.server must be absent with hf"),
+    (
+        {"server": {}},
+        "server.command or base_url must be given, exactly one of them, got 'neither'",
+    ),
+    ({"server": {"command": COMMAND, **URL}}, "exactly one of them, got 'both'"),
+    ({"server": {"comand": COMMAND}}, "server.comand is not a setting. Did you mean 'command'?"),
+    ({"server": {"command": "vllm serve x --port {port}"}}, "with {model} and {port}"),
+    ({"server": {"command": "vllm serve {model}"}}, "with {model} and {port}"),
+    ({"server": {"command": "'vllm {model} {port}"}}, "with {model} and {port}"),
+    ({"server": {"command": 5}}, "server.command must be a text, or null, got 5"),
+    ({"server": {"command": COMMAND, "reload_command": "x {model}"}}, "absent beside command"),
+    ({"server": {**URL, "base_url": "gpu7:8000"}}, "server.base_url must be like http://host:8000"),
+    ({"server": {**URL, "base_url": "http://gpu7/v1/"}}, "without /v1"),
+    ({"server": {"base_url": "http://gpu7"}}, "every iteration would play the first opponent"),
+    ({"server": {**URL, "reload_command": "reload"}}, "a command with {model} beside base_url"),
+    ({"server": {"command": COMMAND, "port": -1}}, "server.port"),
+    ({"server": {"command": COMMAND, "port": True}}, "server.port"),
+    ({"server": {"command": COMMAND, "retries": -1}}, "server.retries must be an integer >= 0"),
+    ({"server": {"command": COMMAND, "concurrency": 0}}, "server.concurrency"),
+    ({"server": {"command": COMMAND, "startup_timeout_seconds": 0}}, "server.startup_timeout"),
+    ({"server": {"command": COMMAND, "request_timeout_seconds": "1"}}, "server.request_timeout"),
+    ({"server": {"command": COMMAND, "logp_tolerance": 0}}, "server.logp_tolerance must be"),
+    ({"server": {"command": COMMAND, "keep_export": 1}}, "server.keep_export"),
+    ({"server": {"command": COMMAND}, "min_new_tokens": 3}, "min_new_tokens must be 0 with engine"),
+    ({"server": {"command": COMMAND}, "repetition_penalty": 1.1}, "repetition_penalty must be 1"),
+]
+
+
+@pytest.mark.parametrize(("given", "said"), WRONG, ids=[str(given) for given, _ in WRONG])
+def test_a_wrong_value_is_refused_in_one_line(given: dict[str, Any], said: str) -> None:
+    engine = {} if said.endswith("absent with hf") else {"engine": "server"}
+    with pytest.raises(InputError) as caught:
+        fill(SpinSettings, {"generation": {**engine, **given}}, "spin")
+    assert said in str(caught.value)
+    assert "\n" not in str(caught.value)
+    assert str(caught.value).endswith((".", "?"))
+
+
+def generation(**given: Any) -> GenerationSettings:
+    return fill(GenerationSettings, {"engine": "server", **given}, "spin.generation")
+
+
+def test_a_manifest_holds_what_samples_depend_on_and_no_more() -> None:
+    one = generation(server={"command": COMMAND, "port": 8000}, batch_size=8)
+    moved = generation(server={**URL, "retries": 0, "concurrency": 1}, batch_size=16)
+    assert one.of_samples() == moved.of_samples()
+    for changed in ({"temperature": 0.9}, {"max_new_tokens": 5}, {"stop_strings": ["x"]}):
+        other = generation(server={"command": COMMAND}, **changed)
+        assert other.of_samples() != one.of_samples()
+    hf = GenerationSettings(batch_size=8)
+    assert hf.of_samples() != GenerationSettings(batch_size=16).of_samples()
+    assert "server" not in hf.of_samples()  # stores of before there was one still fit
+
+
+def test_a_trailing_slash_is_no_other_url() -> None:
+    assert ServerSettings(**{**URL, "base_url": "http://gpu7:8000/"}).base_url == URL["base_url"]

@@ -1,0 +1,160 @@
+"""The game's settings: what is accepted, and the one line that anything else is answered with."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from typing import Any
+
+import pytest
+
+from spin_composer.errors import InputError
+from spin_composer.settings.spin import (
+    GenerationSettings,
+    SpinSettings,
+    count_iterations,
+    fill,
+    of_iteration,
+)
+
+
+def refusal(make: Any) -> str:
+    """Return the message of the InputError that ``make`` raises; it is one line."""
+    with pytest.raises(InputError) as caught:
+        make()
+    message = str(caught.value)
+    assert "\n" not in message
+    assert message.endswith((".", "?"))
+    return message
+
+
+WRONG: list[tuple[dict[str, Any], str]] = [
+    ({"iteration_length": "2ba"}, "iteration_length must be like '2ep', got '2ba'"),
+    ({"iteration_length": 0}, "iteration_length must be like '2ep', got 0"),
+    ({"iteration_length": "1.5ep"}, "iteration_length"),
+    ({"iteration_length": True}, "iteration_length"),
+    ({"beta": 0}, "beta must be a positive number or a list of them, got 0"),
+    ({"beta": []}, "beta"),
+    ({"beta": [0.1, -1]}, "beta"),
+    ({"beta": "0.1"}, "beta"),
+    ({"beta": True}, "beta"),
+    ({"beta": float("nan")}, "beta"),
+    ({"beta": float("inf")}, "beta"),
+    ({"learning_rate": -1e-7}, "learning_rate"),
+    ({"loss": "logistik"}, "loss must be one of logistic, hinge, squared, got 'logistik'"),
+    ({"nll_weight": -0.1}, "nll_weight"),
+    ({"nll_weight": float("nan")}, "nll_weight"),
+    ({"length_normalised": "yes"}, "length_normalised must be true or false"),
+    ({"reset_optimizer": 1}, "reset_optimizer"),
+    ({"deterministic": None}, "deterministic"),
+    ({"replay": -1}, "replay must be an integer >= 0, got -1"),
+    ({"replay": 1.0}, "replay"),
+    ({"replay": True}, "replay"),
+    ({"unit_size": 0}, "unit_size"),
+    ({"sample_table_rows": -1}, "sample_table_rows"),
+    ({"samples_per_iteration": 0}, "samples_per_iteration must be a positive integer or 'all'"),
+    ({"samples_per_iteration": "some"}, "samples_per_iteration"),
+    ({"samples_per_iteration": True}, "samples_per_iteration"),
+    ({"seed": "seven"}, "seed"),
+    ({"seed": -1}, "seed"),
+    ({"store": ""}, "store"),
+    ({"generation": 5}, "generation must be a mapping of settings, got 5"),
+    ({"generation": {"max_new_tokens": -1}}, "generation.max_new_tokens must be a positive"),
+    ({"generation": {"max_new_tokens": 5.0}}, "generation.max_new_tokens"),
+    ({"generation": {"batch_size": 0}}, "generation.batch_size"),
+    ({"generation": {"min_new_tokens": -1}}, "generation.min_new_tokens"),
+    ({"generation": {"min_new_tokens": 9, "max_new_tokens": 8}}, "at most max_new_tokens (8)"),
+    ({"generation": {"temperature": 0}}, "generation.temperature must be a number > 0, got 0"),
+    ({"generation": {"repetition_penalty": 0.0}}, "generation.repetition_penalty"),
+    ({"generation": {"top_p": 0}}, "generation.top_p must be a number in (0, 1], got 0"),
+    ({"generation": {"top_p": 1.1}}, "generation.top_p"),
+    ({"generation": {"top_k": -1}}, "generation.top_k"),
+    ({"generation": {"stop_strings": "###"}}, "generation.stop_strings must be a list"),
+    ({"generation": {"stop_strings": [""]}}, "generation.stop_strings"),
+    ({"generation": {"engine": "vllm"}}, "generation.engine must be one of hf, server, got 'vllm'"),
+]
+
+
+@pytest.mark.parametrize(("given", "said"), WRONG, ids=[str(given) for given, _ in WRONG])
+def test_a_wrong_value_is_refused_by_its_name(given: dict[str, Any], said: str) -> None:
+    assert said in refusal(lambda: fill(SpinSettings, given, "spin"))
+
+
+@pytest.mark.parametrize(
+    ("given", "said"),
+    [
+        ({"replays": 1}, "spin.replays is not a setting. Did you mean 'replay'?"),
+        ({"generation": {"temprature": 1}}, "Did you mean 'temperature'?"),
+        ({"zzz": 1}, "Known: "),
+    ],
+)
+def test_an_unknown_key_is_answered_with_the_nearest_known_one(given: Any, said: str) -> None:
+    assert said in refusal(lambda: fill(SpinSettings, given, "spin"))
+
+
+def test_values_come_to_their_types() -> None:
+    settings = fill(SpinSettings, {"iteration_length": 3, "beta": 1, "generation": {}}, "x")
+    assert settings.iteration_length == "3ep"
+    assert settings.epochs_per_iteration == 3
+    assert settings.beta == [1.0]
+    assert settings.generation == GenerationSettings()
+    assert fill(SpinSettings, settings, "x") is settings
+
+
+def test_the_defaults_are_the_papers() -> None:
+    settings = SpinSettings()
+    assert settings.epochs_per_iteration == 2
+    assert (settings.beta, settings.replay, settings.loss) == ([0.1], 1, "logistic")
+    assert settings.reset_optimizer
+    assert settings.generation.unfaithful == []
+
+
+def test_settings_that_move_the_fixed_point_are_named() -> None:
+    moved = {"min_new_tokens": 2, "temperature": 0.7, "top_p": 0.9, "top_k": 5}
+    generation = GenerationSettings(**moved, repetition_penalty=1.1)
+    assert generation.unfaithful == [*moved, "repetition_penalty"]
+
+
+@pytest.mark.parametrize(
+    ("duration", "epochs", "iterations"),
+    [("3iter", 2, 3), ("6ep", 2, 3), (6, 2, 3), ("2ep", 2, 1), ("1iter", 5, 1)],
+)
+def test_iterations_of_a_duration(duration: Any, epochs: int, iterations: int) -> None:
+    assert count_iterations(duration, epochs) == iterations
+
+
+@pytest.mark.parametrize(
+    ("duration", "said"),
+    [
+        ("5ep", "max_duration=5ep is no whole number of iterations of 2ep"),
+        ("100ba", "must be a positive number of iterations or epochs, got 100ba"),
+        ("0iter", "got 0iter"),
+        ("-2ep", "got -2ep"),
+        (None, "got None"),
+    ],
+)
+def test_a_duration_that_is_no_number_of_iterations_is_refused(duration: Any, said: str) -> None:
+    assert said in refusal(lambda: count_iterations(duration, 2))
+
+
+@pytest.mark.parametrize("name", ["beta", "learning_rate"])
+def test_lists_hold_one_value_per_iteration(name: str) -> None:
+    settings = fill(SpinSettings, {name: [0.1, 0.2]}, "spin")
+    settings.check_iterations(2)
+    for iterations in (1, 3):
+        said = refusal(lambda n=iterations: settings.check_iterations(n))
+        assert said.startswith(f"spin.{name} has 2 values for {iterations} iterations")
+    fill(SpinSettings, {name: 0.1}, "spin").check_iterations(7)
+
+
+def test_one_value_serves_every_iteration() -> None:
+    assert [of_iteration([0.5], k) for k in range(3)] == [0.5] * 3
+    assert [of_iteration([0.1, 0.2, 0.3], k) for k in range(3)] == [0.1, 0.2, 0.3]
+
+
+def test_settings_need_no_heavy_import() -> None:
+    code = (
+        "import sys, spin_composer.settings.spin; "
+        "sys.exit(any(m in sys.modules for m in ('torch', 'composer', 'transformers')))"
+    )
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0

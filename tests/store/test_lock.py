@@ -1,0 +1,157 @@
+"""The lock: one run at a time on a store, and a crashed one's successor takes it over."""
+
+from __future__ import annotations
+
+import json
+import multiprocessing
+import os
+import signal
+import threading
+import time
+from pathlib import Path
+
+import pytest
+from fixtures.processes import until
+
+from spin_composer.errors import EnvironmentFailure, StoreError
+from spin_composer.play.sharing import SharedWork
+from spin_composer.store.lock import FILE_NAME, StoreLock, this_process
+
+
+def write_lock(root: Path, **owner: object) -> Path:
+    root.mkdir(exist_ok=True)
+    path = root / FILE_NAME
+    path.write_text(json.dumps({**this_process(), "run": "other", "token": "t", **owner}))
+    return path
+
+
+def hold(root: Path, ready) -> None:
+    StoreLock(root).acquire("first")
+    ready.set()
+    time.sleep(600)
+
+
+@pytest.fixture
+def other_run(tmp_path):
+    """Another process that holds the lock of ``tmp_path``; its id."""
+    context = multiprocessing.get_context("spawn")
+    ready = context.Event()
+    process = context.Process(target=hold, args=(tmp_path, ready), daemon=True)
+    process.start()
+    assert ready.wait(600)
+    yield process
+    process.kill()
+    process.join()
+
+
+def test_a_second_run_is_refused_by_name_and_with_a_remedy(tmp_path, other_run):
+    with pytest.raises(StoreError) as caught:
+        StoreLock(tmp_path).acquire("second")
+    said = str(caught.value)
+    assert f"in use by run 'first' (process {other_run.pid} on " in said
+    assert "Wait for that run or stop it" in said
+    assert "\n" not in said
+
+
+def test_a_killed_runs_lock_is_taken_over_at_once(tmp_path, other_run):
+    os.kill(other_run.pid, signal.SIGKILL)
+    other_run.join()
+    lock = StoreLock(tmp_path, lease_seconds=600)
+    lock.acquire("second")
+    assert json.loads((tmp_path / FILE_NAME).read_text())["run"] == "second"
+    lock.release()
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_process_id_used_again_is_not_the_owner(tmp_path):
+    write_lock(tmp_path, pid=os.getppid(), started="1")
+    StoreLock(tmp_path).acquire("second")
+
+
+def test_another_machines_lock_that_nobody_touches_is_taken_over(tmp_path):
+    write_lock(tmp_path, machine="elsewhere", host="elsewhere")
+    StoreLock(tmp_path, lease_seconds=0.3).acquire("second")
+    assert json.loads((tmp_path / FILE_NAME).read_text())["run"] == "second"
+
+
+def test_another_machines_lock_that_is_touched_is_refused(tmp_path):
+    path = write_lock(tmp_path, machine="elsewhere", host="elsewhere")
+    timer = threading.Timer(0.3, os.utime, [path])
+    timer.start()
+    with pytest.raises(StoreError, match=r"in use by run 'other' .*on elsewhere"):
+        StoreLock(tmp_path, lease_seconds=30).acquire("second")
+
+
+@pytest.mark.parametrize("text", ["", "{", "[]", "{}"])
+def test_an_unreadable_lock_is_watched_and_taken_over(tmp_path, text):
+    (tmp_path / FILE_NAME).write_text(text)
+    StoreLock(tmp_path, lease_seconds=0.3).acquire("second")
+
+
+def test_of_two_successors_one_gets_the_lock(tmp_path):
+    # Both judge the same dead owner; the slower one must not throw out the quicker one.
+    write_lock(tmp_path, machine="elsewhere")
+    dead = (tmp_path / FILE_NAME).read_text()
+    quick, slow = StoreLock(tmp_path, 0.2), StoreLock(tmp_path, 0.2)
+    quick.acquire("quick")
+    slow.place.remove(dead)
+    assert json.loads((tmp_path / FILE_NAME).read_text())["run"] == "quick"
+
+
+def test_the_same_process_may_begin_again(tmp_path):
+    StoreLock(tmp_path).acquire("first try, which failed")
+    again = StoreLock(tmp_path)
+    again.acquire("second try")
+    again.acquire("second try")
+    again.check()
+
+
+def test_a_lost_lock_is_noticed(tmp_path):
+    lock = StoreLock(tmp_path, beat_seconds=0.05)
+    lock.acquire("suspended")
+    lock.check()
+    write_lock(tmp_path, machine="elsewhere")
+    with pytest.raises(StoreError, match="taken over by another run"):
+        until(lock.check)
+    lock.release()
+    assert (tmp_path / FILE_NAME).exists()  # the other run's
+
+
+def test_the_lock_is_touched_while_it_is_held(tmp_path):
+    lock = StoreLock(tmp_path, beat_seconds=0.05)
+    lock.acquire("run")
+    path = tmp_path / FILE_NAME
+    os.utime(path, ns=(0, 0))
+    until(lambda: path.stat().st_mtime > 0)
+    lock.release()
+
+
+def test_a_file_in_the_folders_place_is_named(tmp_path):
+    (tmp_path / "store").touch()
+    with pytest.raises(EnvironmentFailure, match=r"store is a file. Set spin.store"):
+        StoreLock(tmp_path / "store").acquire("run")
+
+
+def test_a_heartbeat_that_ends_by_a_defect_is_told(tmp_path, monkeypatch):
+    lock = StoreLock(tmp_path, beat_seconds=0.05)
+    lock.acquire("run")
+
+    def broken() -> None:
+        raise TypeError("a defect")
+
+    monkeypatch.setattr(lock.place, "touch", broken)
+    with pytest.raises(RuntimeError, match="is not touched any more"):
+        until(lock.check)
+    lock.release()
+
+
+def test_play_notices_that_the_lock_is_anothers(tmp_path):
+    one = StoreLock(tmp_path / "one", beat_seconds=0.05)
+    one.acquire("suspended")
+    with SharedWork(1, lambda *_: one.check()) as work:
+        next(work.claims())
+        work.check()
+        write_lock(tmp_path / "one", machine="elsewhere")
+        with pytest.raises(StoreError, match="taken over by another run"):
+            until(work.check)  # until the heart has looked
+    one.release()

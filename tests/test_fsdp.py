@@ -1,0 +1,214 @@
+"""Gathered parameters: one rank alone can run the model, under FSDP1, FSDP2 and neither."""
+
+from __future__ import annotations
+
+import os
+import socket
+from types import SimpleNamespace
+
+import pytest
+import torch
+import torch.distributed as dist
+import torch.multiprocessing as mp
+from torch import nn
+from torch.distributed.fsdp import (
+    FullyShardedDataParallel,
+    MixedPrecision,
+    MixedPrecisionPolicy,
+    fully_shard,
+)
+from torch.distributed.fsdp.wrap import ModuleWrapPolicy
+from torch.distributed.tensor import DTensor
+
+from spin_composer.fsdp import each_whole, gathered, reshard
+from spin_composer.model.fingerprint import fingerprint
+
+
+class Block(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.linear = nn.Linear(8, 8)
+
+    def forward(self, x):
+        return x + self.linear(x).tanh()
+
+
+class Net(nn.Module):
+    """Two blocks and a head; the wrapped part is an attribute, as in a ComposerModel."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.model = nn.Sequential(Block(), Block(), nn.Linear(8, 5))
+
+    def forward(self, x):
+        return self.model(x)
+
+
+def shard(net: Net, kind: str, dtype: torch.dtype | None = None) -> None:
+    if kind == "fsdp1":
+        net.model = FullyShardedDataParallel(
+            net.model,
+            auto_wrap_policy=ModuleWrapPolicy({Block}),
+            device_id=torch.device("cpu"),
+            use_orig_params=True,
+            mixed_precision=None if dtype is None else MixedPrecision(param_dtype=dtype),
+        )
+    else:
+        policy = {"mp_policy": MixedPrecisionPolicy(param_dtype=dtype)}
+        for block in net.model:
+            if isinstance(block, Block):
+                fully_shard(block, **policy)
+        fully_shard(net, **policy)
+
+
+def on_rank(rank: int, kind: str, port: int, results) -> None:
+    os.environ.update(MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port))
+    dist.init_process_group("gloo", rank=rank, world_size=2)
+    net, x = Net(), torch.arange(16.0).view(2, 8) / 16
+    wanted, mark = net(x).detach(), fingerprint(net)
+    shard(net, kind)
+    net(x).sum().backward()  # FSDP is past its lazy start when play begins
+    same_mark = fingerprint(net) == mark
+    with gathered(net), torch.no_grad():
+        same_mark &= fingerprint(net) == mark
+        # rank 0 alone: a collective in here would never return
+        gap = float((net(x) - wanted).abs().max()) if rank == 0 else 0.0
+    dist.barrier()
+    net.zero_grad()
+    net(x).sum().backward()  # still shards and reduces after
+    gradient = next(net.parameters()).grad
+    results[rank] = (same_mark, gap, gradient is not None and bool(torch.isfinite(gradient).all()))
+    dist.destroy_process_group()
+
+
+def in_bf16(rank: int, kind: str, port: int, results) -> None:
+    os.environ.update(MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port))
+    dist.init_process_group("gloo", rank=rank, world_size=2)
+    net, x = Net(), torch.arange(6)
+    net.model.insert(0, nn.Embedding(6, 8))  # FSDP casts what floats; a model's inputs are ids
+    mark = fingerprint(net)
+    shard(net, kind, torch.bfloat16)
+    same_marks = [fingerprint(net) == mark]
+    with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
+        trained = net(x)  # FSDP's own forward: what training computes with
+        with gathered(net):
+            played = net(x)
+            same_marks.append(fingerprint(net) == mark)
+        again = net(x)
+        same_marks.append(fingerprint(net) == mark)  # its root is whole after a forward
+    reshard(net)
+    masters = {p.dtype for p in net.parameters()}
+    exact = torch.equal(trained, played) and torch.equal(trained, again)
+    right = trained.dtype == torch.bfloat16 and exact and all(same_marks)
+    results[rank] = (right, masters == {torch.float32})
+    dist.destroy_process_group()
+
+
+class Tied(Net):
+    """A net whose embedding and head are one tensor, in the root's unit."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.model.insert(0, nn.Embedding(5, 8))
+        self.model[-1].weight = self.model[0].weight
+
+
+def whole_bytes(net: nn.Module) -> int:
+    """Return what FSDP's roots hold gathered; nested units free theirs in every forward."""
+    if isinstance(net.model, FullyShardedDataParallel):
+        return net.model._handle.flat_param._full_param_padded.untyped_storage().nbytes()  # pyright: ignore
+    whole = [p for p in net.parameters() if not isinstance(p, DTensor)]
+    return sum(p.untyped_storage().nbytes() for p in whole)
+
+
+def one_at_a_time(rank: int, kind: str, port: int, results) -> None:
+    os.environ.update(MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port))
+    dist.init_process_group("gloo", rank=rank, world_size=2)
+    net, ids = Tied(), torch.arange(5)
+    wanted = {whole.name: whole.tensor.clone() for whole in each_whole(net)}
+    assert wanted.keys() == dict(net.named_parameters()).keys()
+    shard(net, kind)
+    with torch.no_grad():
+        before = net(ids)
+        held = whole_bytes(net)
+        reshard(net)
+        freed = held > 0 == whole_bytes(net)
+        found = {whole.name: whole.tensor.clone() for whole in each_whole(net)}
+        tied = sum(len(whole.owners) for whole in each_whole(net)) - len(found)
+        same = found.keys() == wanted.keys()
+        same = same and all(torch.equal(found[name], wanted[name]) for name in wanted)
+        results[rank] = (same, tied, freed, torch.equal(net(ids), before))
+    dist.destroy_process_group()
+
+
+def reduced_gradients(rank: int, port: int, results) -> None:
+    from composer.core import State  # noqa: F401  (composer.utils.dist must see the group)
+    from composer.devices import DeviceCPU
+
+    from spin_composer.fsdp import mend_gloo_average
+
+    os.environ.update(MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port))
+    os.environ.update(RANK=str(rank), WORLD_SIZE="2", LOCAL_RANK=str(rank), LOCAL_WORLD_SIZE="2")
+    dist.init_process_group("gloo", rank=rank, world_size=2)
+    x = torch.arange(16.0).view(2, 8) / 16
+    alone = Net()
+    alone(x).mean().backward()  # the mean of both ranks' losses
+    net = Net()
+    shard(net, "fsdp2")
+    mend_gloo_average(SimpleNamespace(model=net, device=DeviceCPU()))  # pyright: ignore
+    net(x[rank : rank + 1]).mean().backward()
+    gaps = [
+        float((a.grad - b.grad.full_tensor()).abs().max())
+        for a, b in zip(alone.parameters(), net.parameters(), strict=True)
+    ]
+    results[rank] = max(gaps)
+    dist.destroy_process_group()
+
+
+def spawn(function, *arguments) -> dict:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    with mp.Manager() as manager:
+        results = manager.dict()
+        mp.spawn(function, args=(*arguments, port, results), nprocs=2)
+        return dict(results)
+
+
+@pytest.mark.parametrize("kind", ["fsdp1", "fsdp2"])
+def test_a_rank_runs_the_gathered_model_alone_and_training_goes_on(kind):
+    for rank, (same_mark, gap, trains) in spawn(on_rank, kind).items():
+        assert same_mark, rank
+        assert gap < 1e-6
+        assert trains
+
+
+@pytest.mark.parametrize("kind", ["fsdp1", "fsdp2"])
+def test_mixed_precision_plays_exactly_as_it_trains(kind):
+    for rank, (exact, masters_kept) in spawn(in_bf16, kind).items():
+        assert exact, rank
+        assert masters_kept
+
+
+@pytest.mark.parametrize("kind", ["fsdp1", "fsdp2"])
+def test_parameters_are_read_one_at_a_time_whole_under_their_plain_names(kind):
+    for rank, (same, tied, freed, trains) in spawn(one_at_a_time, kind).items():
+        assert same, rank
+        assert tied == 1
+        assert freed
+        assert trains
+
+
+def test_gradients_are_averaged_where_gloos_reduce_scatter_sums():
+    assert max(spawn(reduced_gradients).values()) < 1e-6
+
+
+def test_fingerprint_tells_weights_apart_and_leaves_them_resizable():
+    net = Net()
+    before = fingerprint(net)
+    assert before == fingerprint(Net())
+    with torch.no_grad():
+        net.model[0].linear.bias[3] += 1e-3
+    assert fingerprint(net) != before
+    net.model[0].linear.bias.data.untyped_storage().resize_(0)
