@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Annotated, Any
 
 import typer
@@ -65,8 +66,6 @@ def report(
 
 
 def _remote_books(url: str) -> Any:
-    from tempfile import TemporaryDirectory
-
     from spin_composer.report.books import FILE_NAME, read_books
     from spin_composer.store.object_folder import ObjectFolder
 
@@ -87,7 +86,16 @@ def status(
     from spin_composer.report.status import print_status, read_plan, read_status
 
     console = Console()
-    found = read_status(read_plan(run))
+    plan = read_plan(run)
+    if plan.remote is None:
+        found = read_status(plan)
+    else:
+        with TemporaryDirectory() as folder:
+            from spin_composer.store.object_folder import ObjectFolder
+            from spin_composer.store.records import bring_records
+
+            bring_records(ObjectFolder(plan.remote), Path(folder))
+            found = read_status(plan, Path(folder))
     print_status(found, Console(width=max(console.width, _REPORT_COLUMNS)))
     broken = [one for one in found.iterations if one.problem]
     if broken:

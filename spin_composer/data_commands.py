@@ -83,7 +83,7 @@ def _of_yaml(path: str, overrides: Sequence[str]) -> tuple[dict[str, Any], dict[
     """Return the dataset block and the tokenizer's of a run's YAML."""
     from omegaconf import OmegaConf
 
-    from spin_composer.train import read_yaml
+    from spin_composer.settings.yaml import read_yaml
 
     config: Any = OmegaConf.to_container(read_yaml(path, overrides))
     loader = config.get("train_loader")

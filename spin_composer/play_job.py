@@ -16,8 +16,8 @@ from spin_composer.errors import InputError
 from spin_composer.report.status import Plan, checkpoint_patterns, plan_of
 from spin_composer.save_folder import Checkpoint, find_checkpoints, structure_problem
 from spin_composer.settings.spin import PlayOnly, SpinSettings, count_iterations
-from spin_composer.settings.yaml import is_spin, validate
-from spin_composer.train import read_yaml, train_config
+from spin_composer.settings.yaml import is_spin, read_yaml, validate
+from spin_composer.train import train_config
 
 _OPTIMIZER_STATE = ["state/optimizers/*"]
 

@@ -14,40 +14,11 @@ from pathlib import Path
 from typing import Any
 
 from spin_composer import interrupt
-from spin_composer.errors import InputError, PlayDone, RunEnded
+from spin_composer.errors import PlayDone, RunEnded
 from spin_composer.exits import EXIT_INPUT, explain
+from spin_composer.settings.yaml import read_yaml
 
 _FINISHED = "less than or equal to the elapsed training duration"
-
-
-def read_yaml(path: str | Path, overrides: Sequence[str]) -> Any:
-    """Return the YAML's OmegaConf config with ``key=value`` overrides merged in.
-
-    Raises:
-        InputError: If the file is missing or no YAML mapping, or an override is no ``key=value``.
-    """
-    from omegaconf import DictConfig, OmegaConf
-    from omegaconf.errors import OmegaConfBaseException
-    from yaml import YAMLError
-
-    for override in overrides:
-        if "=" not in override:
-            raise InputError(f"{override!r} is no setting. Write key=value.")
-    try:
-        config = OmegaConf.load(path)
-        if not isinstance(config, DictConfig):
-            raise InputError(f"{path} holds no settings. It must be a YAML mapping.")
-        # Messages name the algorithm's settings as spin.x.
-        given = [f"algorithms.{x}" if x.startswith("spin.") else x for x in overrides]
-        merged = OmegaConf.merge(config, OmegaConf.from_cli(given))
-        OmegaConf.resolve(merged)
-    except FileNotFoundError:
-        raise InputError(f"{path} does not exist. Give the path of a YAML.") from None
-    except (YAMLError, OmegaConfBaseException, OSError, TypeError, ValueError) as error:
-        if isinstance(error, InputError):
-            raise
-        raise InputError(f"{path}: {' '.join(str(error).split())}") from None
-    return merged
 
 
 def train(path: str | Path, overrides: Sequence[str] = ()) -> Any:

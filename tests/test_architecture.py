@@ -18,7 +18,7 @@ KERNELS = ROOT / "kernels" / "spin_kernels"
 # here: a new one belongs in this list before it belongs in the package.
 LAYERS: tuple[frozenset[str], ...] = (
     frozenset({"errors", "exits", "save_folder", "interrupt", "shared_memory", "distributed"}),
-    frozenset({"settings", "data", "loss", "metrics", "report", "fsdp"}),
+    frozenset({"settings", "data", "pretrained", "loss", "metrics", "report", "fsdp"}),
     frozenset({"model"}),
     frozenset({"store", "engines"}),
     frozenset({"play"}),

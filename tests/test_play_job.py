@@ -11,7 +11,8 @@ from fixtures.yaml_run import save_model, tiny_config, write_config
 from spin_composer.errors import InputError, PlayDone
 from spin_composer.play_job import job_config, play
 from spin_composer.settings.spin import PlayOnly, SpinSettings
-from spin_composer.train import read_yaml, train
+from spin_composer.settings.yaml import read_yaml
+from spin_composer.train import train
 
 NUM_UNITS = {0: 5, 1: 10}
 """24 rows in units of 5; iteration 1 replays iteration 0."""

@@ -30,7 +30,7 @@ from spin_composer.data.pairs import num_pairs, num_tokens, split_pairs
 from spin_composer.data.sources import read_rows
 from spin_composer.data.tokenise import build_examples
 from spin_composer.errors import InputError, shown
-from spin_composer.preflight.facts import check_first_batch_is_whole, check_rows, check_run
+from spin_composer.pretrained.facts import check_first_batch_is_whole, check_rows, check_run
 from spin_composer.settings.spin import ALL
 from spin_composer.shared_memory import own_names
 
@@ -71,7 +71,7 @@ def build_spin_dataloader(
         timeout: As of torch's DataLoader, in seconds.
         evaluation: Make batches of held-out rows instead; the config transform sets it in an
             ``eval_loader`` of the name ``spin``. In Python, see :func:`build_spin_evaluator`.
-        run: What the rows must fit (:mod:`spin_composer.preflight.facts`); the config transform
+        run: What the rows must fit (:mod:`spin_composer.pretrained.facts`); the config transform
             sets it.
         unknown: Nothing: any other key is an error.
 

@@ -165,7 +165,7 @@ def _continue_sft(paths: Paths, seed: int, steps: list[int]) -> list[SftResult]:
     Optimizer, learning rate, its restart with each iteration, gradient clipping and seed are those
     of the game; a step takes two rows for each pair.
     """
-    from spin_composer.train import read_yaml
+    from spin_composer.settings.yaml import read_yaml
 
     config = read_yaml(YAML, [f"variables.folder={paths.folder}"])
     results: list[SftResult] = []

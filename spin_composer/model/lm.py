@@ -37,7 +37,7 @@ from spin_composer.model.logprobs import (
 )
 from spin_composer.model.trained import kept_in_checkpoints, trainable_names
 from spin_composer.model.tying import say_what_is_tied
-from spin_composer.preflight.quantized import check_config, check_loaded
+from spin_composer.pretrained.quantized import check_config, check_loaded
 
 if TYPE_CHECKING:
     from peft import PeftModel

@@ -19,8 +19,12 @@ from spin_composer.data.pairs import Pair, collate_pairs
 from spin_composer.distributed import from_rank_zero
 from spin_composer.errors import InputError, shown
 from spin_composer.foundry.exporter import exporters
-from spin_composer.preflight.facts import check_first_batch_is_whole, check_rows, model_facts
-from spin_composer.preflight.rehearsal import rehearse_export, rehearse_metadata, rehearse_tokenizer
+from spin_composer.pretrained.facts import check_first_batch_is_whole, check_rows, model_facts
+from spin_composer.pretrained.rehearsal import (
+    rehearse_export,
+    rehearse_metadata,
+    rehearse_tokenizer,
+)
 from spin_composer.save_folder import try_to_write
 from spin_composer.settings.spin import SpinSettings
 

@@ -9,10 +9,8 @@ import json
 import re
 import time
 from collections.abc import Mapping
-from contextlib import ExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import Any
 
 from rich.console import Console
@@ -93,8 +91,7 @@ def read_plan(run: Path) -> Plan:
         return Plan(run)
     if run.suffix not in (".yaml", ".yml"):
         raise InputError(f"{run} is neither a folder nor a YAML. Give the run's store or its YAML.")
-    from spin_composer.settings.yaml import validate
-    from spin_composer.train import read_yaml
+    from spin_composer.settings.yaml import read_yaml, validate
 
     config = _plain(read_yaml(run, ()))
     return plan_of(config, validate(config), str(run))
@@ -125,29 +122,27 @@ def plan_of(config: Mapping[str, Any], settings: SpinSettings, where: str) -> Pl
     )
 
 
-def read_status(plan: Plan) -> Status:
+def read_status(plan: Plan, copied_to: Path | None = None) -> Status:
     """Read where a run stands.
+
+    Args:
+        plan: Of :func:`read_plan`.
+        copied_to: Folder with the small files of a store that is in an object store
+            (``store.records``).
 
     Raises:
         StoreError: If there is no store, or its books are damaged.
     """
-    with ExitStack() as stack:
-        store = plan.store
-        if plan.remote is not None:
-            from spin_composer.store.object_folder import ObjectFolder
-            from spin_composer.store.records import bring_records
-
-            store = Path(stack.enter_context(TemporaryDirectory()))
-            bring_records(ObjectFolder(plan.remote), store)
-        elif not store.is_dir():
-            raise StoreError(
-                f"{store} does not exist: the run has not begun, or it is another run's name. "
-                "Give the folder that spin.store names."
-            )
-        closed, ended = _books(store / "iterations.json")
-        folders = sorted(p for p in store.glob("iter-*") if re.fullmatch(r"iter-\d+", p.name))
-        iterations = [_read_iteration(folder, closed, plan.remote is None) for folder in folders]
-        owner, live = _owner(store / "run.lock")
+    store = plan.store if copied_to is None else copied_to
+    if not store.is_dir():
+        raise StoreError(
+            f"{store} does not exist: the run has not begun, or it is another run's name. "
+            "Give the folder that spin.store names."
+        )
+    closed, ended = _books(store / "iterations.json")
+    folders = sorted(p for p in store.glob("iter-*") if re.fullmatch(r"iter-\d+", p.name))
+    iterations = [_read_iteration(folder, closed, copied_to is None) for folder in folders]
+    owner, live = _owner(store / "run.lock")
     checkpoint, position, partial = _checkpoints(plan)
     return Status(plan, iterations, owner, live, checkpoint, position, partial, ended)
 

@@ -70,8 +70,7 @@ def test_folder_of_something_else_is_left_alone(tmp_path: Path):
 def test_yaml_of_the_demo_passes_the_checks_of_a_real_run():
     from omegaconf import OmegaConf
 
-    from spin_composer.settings.yaml import validate
-    from spin_composer.train import read_yaml
+    from spin_composer.settings.yaml import read_yaml, validate
 
     config = OmegaConf.to_container(read_yaml(run.YAML, ["variables.folder=elsewhere"]))
     settings = validate(config)

@@ -11,7 +11,7 @@ import pytest
 from fixtures.yaml_run import books, tiny_config, write_config
 
 from spin_composer.errors import InputError
-from spin_composer.settings.yaml import transform
+from spin_composer.foundry.plugin import transform
 from spin_composer.train import train
 from tests.data.test_held_out import mean_nll
 from tests.settings.test_yaml import config

@@ -14,7 +14,8 @@ import torch
 import yaml
 
 from spin_composer.errors import InputError
-from spin_composer.settings.yaml import check_launch, transform, validate
+from spin_composer.foundry.plugin import transform
+from spin_composer.settings.yaml import check_launch, validate
 from spin_composer.train import main
 from tests.settings.test_yaml import HEAVY, config
 

@@ -14,7 +14,8 @@ import pytest
 import yaml
 
 from spin_composer.errors import InputError
-from spin_composer.settings.yaml import is_spin, transform, validate
+from spin_composer.foundry.plugin import transform
+from spin_composer.settings.yaml import is_spin, validate
 from spin_composer.train import EXIT_INPUT
 
 REMOVED = object()

@@ -15,7 +15,11 @@ from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
 from spin_composer import HFSpinLM
 from spin_composer.errors import InputError
-from spin_composer.preflight.rehearsal import rehearse_export, rehearse_metadata, rehearse_tokenizer
+from spin_composer.pretrained.rehearsal import (
+    rehearse_export,
+    rehearse_metadata,
+    rehearse_tokenizer,
+)
 
 CONFIG = models.tiny_model("llama").config
 

@@ -280,7 +280,7 @@ def _rehearse(model: Mapping[str, Any], tokenizer: Any) -> None:
     """Try what checkpoints and exports write and need no weights for."""
     from transformers import GenerationConfig
 
-    from spin_composer.preflight.rehearsal import rehearse_generation_config, rehearse_tokenizer
+    from spin_composer.pretrained.rehearsal import rehearse_generation_config, rehearse_tokenizer
 
     name = model.get("pretrained_model_name_or_path")
     rehearse_tokenizer(tokenizer, build_config(model))

@@ -20,7 +20,7 @@ from typer.testing import CliRunner
 from spin_composer import HFSpinLM
 from spin_composer.cli import app
 from spin_composer.errors import InputError
-from spin_composer.preflight.facts import (
+from spin_composer.pretrained.facts import (
     ModelFacts,
     _from_rank_zero,
     build_config,

@@ -5,38 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from spin_composer.errors import InputError, shown
-
-_FLAGS = ("load_in_8bit", "load_in_4bit", "quantization_config")
-_LOW = {"bfloat16", "float16", "half", "bf16", "fp16", "torch.bfloat16", "torch.float16"}
-
-
-def check_model_settings(model: Mapping[str, Any], allow_low_precision: bool = False) -> None:
-    """Refuse a YAML's ``model`` that quantises, or that trains weights of low precision.
-
-    Raises:
-        InputError: Names the setting.
-    """
-    overrides = model.get("config_overrides") or {}
-    sections = [("model", model), ("model.config_overrides", overrides)]
-    for where, section in sections:
-        if not isinstance(section, Mapping):
-            continue
-        for name in _FLAGS:
-            if section.get(name):
-                value = "true" if section[name] is True else shown(section[name])
-                raise InputError(
-                    f"{where}.{name}={value} is for inference only: quantised models (QLoRA "
-                    "too) are not supported. Remove it; LoRA over an unquantised base trains "
-                    "little too."
-                )
-        for name in ("torch_dtype", "dtype"):
-            if str(section.get(name)) in _LOW and not allow_low_precision:
-                raise InputError(
-                    f"{where}.{name}={section[name]}: trainable weights of that precision do not "
-                    "move at SPIN's learning rates. Remove it (precision: amp_bf16 computes in "
-                    "bf16 all the same), or set spin.allow_low_precision_weights=true."
-                )
+from spin_composer.errors import InputError
 
 
 def check_config(config: Any, name: object) -> None:

@@ -1,0 +1,94 @@
+"""What llm-foundry finds of SPIN by entry points: the transform of a training config."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from typing import Any
+
+from spin_composer.settings.eval_loaders import check_eval_loaders, route_eval_loaders
+from spin_composer.settings.fields import is_int
+from spin_composer.settings.launch import EVALUATIONS
+from spin_composer.settings.spin import SpinSettings
+from spin_composer.settings.yaml import check_launch, is_spin, validate
+from spin_composer.store.begun import began_by_turns
+
+
+def transform(cfg: dict[str, Any]) -> dict[str, Any]:
+    """Check a training config and set SPIN's defaults in it; llm-foundry's config transform.
+
+    Defaults: validation before the first iteration, a Hugging Face folder at each iteration's
+    end if the run saves checkpoints, and ``autoresume`` where the run has what it takes.
+
+    Raises:
+        InputError: If a setting cannot work; see :func:`validate`.
+    """
+    if not is_spin(cfg):
+        check_eval_loaders(cfg, training=None)  # of SFT beside SPIN, measured alike
+        route_eval_loaders(cfg)
+        return cfg
+    from spin_composer.foundry.registered import check_registered  # imports llm-foundry
+
+    settings = validate(cfg)
+    cfg.setdefault("device_train_microbatch_size", "auto")
+    check_launch(cfg, settings, int(os.environ.get("WORLD_SIZE") or 1))
+    check_registered(cfg)
+    route_eval_loaders(cfg)
+    _tell_loaders(cfg, settings)
+    cfg.setdefault("eval_first", any(cfg.get(key) for key in EVALUATIONS))
+    if cfg.get("save_folder") and not cfg.get("save_weights_only"):
+        callbacks = cfg["callbacks"] = cfg.get("callbacks") or {}
+        callbacks.setdefault(
+            "hf_checkpointer",
+            {
+                "save_folder": cfg["save_folder"],
+                "save_interval": "1iter",
+                "huggingface_folder_name": "iter{iteration}",
+            },
+        )
+    if cfg.get("autoresume") is None:
+        cfg["autoresume"] = _can_resume_itself(cfg)
+    return cfg
+
+
+def _tell_loaders(cfg: dict[str, Any], settings: SpinSettings) -> None:
+    """Tell SPIN's loaders what their rows must fit; llm-foundry builds them before the model."""
+    evaluated = cfg.get("eval_loader") or cfg.get("eval_loaders") or []
+    evaluated = evaluated if isinstance(evaluated, list) else [evaluated]
+    limits: list[Any] = [
+        (loader.get("dataset") or {}).get("max_seq_len")
+        for loader in evaluated
+        if isinstance(loader, Mapping) and loader.get("name") == "finetuning"
+    ]
+    saves = cfg.get("save_folder") or settings.generation.engine == "server"
+    run = {
+        "model": dict(cfg["model"]),
+        "max_new_tokens": settings.generation.max_new_tokens,
+        "samples_per_iteration": settings.samples_per_iteration,
+        "max_eval_tokens": max((limit for limit in limits if is_int(limit)), default=0),
+        "saves": bool(saves or "hf_checkpointer" in (cfg.get("callbacks") or {})),
+        "by_turns": began_by_turns(settings, str(cfg.get("run_name") or "")),
+    }
+    cfg["train_loader"]["run"] = run
+    for loader in evaluated:
+        if isinstance(loader, dict) and loader.get("name") == "spin":
+            loader["run"] = run | {"max_new_tokens": 0, "saves": False}
+
+
+def _can_resume_itself(cfg: Mapping[str, Any]) -> bool:
+    """Tell whether the same command, given again, can find and go on from the last checkpoint.
+
+    Not where the YAML says otherwise (``save_overwrite``), where no whole checkpoint is kept, and
+    not with several concurrent uploads, with which Composer refuses ``autoresume``.
+    """
+    loggers = cfg.get("loggers")
+    uploader = loggers.get("remote_uploader_downloader") if isinstance(loggers, Mapping) else None
+    uploads = uploader.get("num_concurrent_uploads", 1) if isinstance(uploader, Mapping) else 1
+    return bool(
+        cfg.get("run_name")
+        and cfg.get("save_folder")
+        and not cfg.get("save_overwrite")
+        and not cfg.get("save_weights_only")
+        and cfg.get("save_num_checkpoints_to_keep", -1) != 0
+        and uploads == 1
+    )
