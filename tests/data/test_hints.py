@@ -7,7 +7,7 @@ import logging
 
 import numpy as np
 import pytest
-from spin_composer.self_play.sampling import StopStrings
+from spin_composer.engines.hf.sampling import StopStrings
 from transformers import AutoTokenizer
 
 from spin_composer.data.stop import other_ends, stop_rule
