@@ -7,10 +7,10 @@ import logging
 
 import numpy as np
 import pytest
-from spin_composer.engines.hf.sampling import StopStrings
 from transformers import AutoTokenizer
 
 from spin_composer.data.stop import other_ends, stop_rule
+from spin_composer.engines.hf.sampling import StopStrings
 from tests.data import templates
 from tests.data.rows import CHAT, load
 from tests.fixtures import tokenizers
