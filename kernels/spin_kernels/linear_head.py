@@ -1,4 +1,4 @@
-"""The matrix products of a linear head, chunk by chunk: what the two linear operations share.
+"""The matrix multiplications of a linear head, chunk by chunk; both linear operations use them.
 
 Dimensions: C rows of a chunk, D model width, V vocabulary, W >= V columns of a chunk.
 """
@@ -11,27 +11,32 @@ from types import ModuleType
 import torch
 from torch import Tensor
 
-from spin_kernels.checks import row_ops
+from spin_kernels.dispatch import row_ops
 from spin_kernels.shape import LogitScale, accumulation_dtype, padded_vocab
 
-_WIDE_PRODUCTS = tuple(int(x) for x in torch.__version__.split(".")[:2]) >= (2, 8)
-"""Whether ``mm`` and ``addmm`` give fp32 products of narrow matrices (on CUDA only)."""
+_HAS_MM_OUT_DTYPE = tuple(int(x) for x in torch.__version__.split(".")[:2]) >= (2, 8)
+"""Whether ``mm`` and ``addmm`` accept ``out_dtype``: fp32 output of bf16 and fp16 inputs, on CUDA
+only."""
 
 
 @dataclass(frozen=True)
 class LinearHead:
-    """A head ready to multiply: weight [V, D] and bias [V] in the product's dtype."""
+    """A linear head in the dtype of the matrix multiplication."""
 
     weight: Tensor
+    """[V, D]."""
     bias: Tensor | None
+    """[V], contiguous, in weight's dtype."""
     scale: LogitScale
+    """The transform of the logits that follows."""
     ops: ModuleType
+    """The row operations: ``triton_ops`` or ``torch_ops``."""
 
     @staticmethod
     def of(
         weight: Tensor, bias: Tensor | None, dtype: torch.dtype, scale: LogitScale, impl: str
     ) -> LinearHead:
-        """Return the head with its parameters cast to the product's dtype where they differ."""
+        """Return the head with its parameters cast to ``dtype`` where theirs differs."""
         return LinearHead(
             weight.to(dtype),
             None if bias is None else bias.to(dtype).contiguous(),
@@ -46,24 +51,24 @@ class LinearHead:
 
     @property
     def dtype(self) -> torch.dtype:
-        """The dtype of the product and of its operands."""
+        """The dtype of the matrix multiplication's operands and of the logits."""
         return self.weight.dtype
 
-    def rows_of_budget(self, budget_bytes: int) -> int:
-        """Return the rows of a chunk that ``budget_bytes`` hold; may be 0."""
+    def rows_in_budget(self, budget_bytes: int) -> int:
+        """Return how many rows of logits can be processed at once within a budget; may be 0."""
         return budget_bytes // (
             padded_vocab(self.vocab) * self.ops.work_bytes(self.dtype, self.scale)
         )
 
     def new_chunk(self, num_rows: int) -> Tensor:
-        """Return room for the logits of a chunk, [num_rows, W], uninitialised."""
+        """Return an uninitialized buffer for a chunk of logits, [num_rows, W]."""
         shape = num_rows, padded_vocab(self.vocab)
         return torch.empty(shape, dtype=self.dtype, device=self.weight.device)
 
     def rows(self, hidden: Tensor, rows: slice) -> Tensor:
-        """Return rows of hidden as a contiguous x [C, D] in the product's dtype.
+        """Return rows of hidden as a contiguous x [C, D] in the head's dtype.
 
-        Contiguous, for torch 2.7 multiplies one strided bf16 row wrongly on the CPU.
+        Contiguous because torch 2.7 on the CPU multiplies a single strided bf16 row incorrectly.
         """
         return hidden[rows].to(self.dtype).contiguous()
 
@@ -76,27 +81,28 @@ class LinearHead:
         return out
 
     def exact(self, x: Tensor, targets: Tensor) -> Tensor | None:
-        """Return the targets' raw logits [C] in fp32, where the product is narrower than that.
+        """Return the targets' raw logits [C] in fp32, or None if the logits already have that.
 
-        A bf16 logit near 20 has a step of 0.125, and over a response such errors add up.
+        bf16 values near 20 are 0.125 apart, and over a response such rounding errors add up.
         """
         if self.dtype == accumulation_dtype(self.dtype):
             return None
         return self.ops.target_logits(x, self.weight, self.bias, targets)
 
 
-def product(a: Tensor, b: Tensor, dtype: torch.dtype) -> Tensor:
-    """Return a @ b in ``dtype``, which is theirs or fp32."""
+def matmul(a: Tensor, b: Tensor, dtype: torch.dtype) -> Tensor:
+    """Return a @ b in ``dtype``: that of a and b, or fp32."""
     out = torch.empty(a.shape[0], b.shape[1], dtype=dtype, device=a.device)
-    accumulate_(out, a, b, first=True)
+    accumulate_matmul_(out, a, b, first=True)
     return out
 
 
-def accumulate_(total: Tensor, a: Tensor, b: Tensor, first: bool) -> None:
-    """Add a @ b to ``total``; the ``first`` part is written over what it holds.
+def accumulate_matmul_(total: Tensor, a: Tensor, b: Tensor, first: bool) -> None:
+    """Add a @ b to ``total``; if ``first``, overwrite it.
 
-    ``total`` has the dtype of a and b, or fp32. Then narrow matrices are multiplied to fp32 without
-    a rounding between where that can be had: on the CPU, and on a GPU with torch 2.8.
+    ``total`` has the dtype of a and b, or fp32. In fp32 the product of narrower matrices is not
+    rounded to their dtype before it is added, where PyTorch can do so: on the CPU, and on a GPU
+    from torch 2.8 on.
     """
     if total.dtype != a.dtype and a.device.type == "cpu":
         a, b = a.to(total.dtype), b.to(total.dtype)
@@ -105,9 +111,9 @@ def accumulate_(total: Tensor, a: Tensor, b: Tensor, first: bool) -> None:
             torch.mm(a, b, out=total)
         else:
             total.addmm_(a, b)
-    elif not _WIDE_PRODUCTS:
-        part = a @ b
-        total.copy_(part) if first else total.add_(part)
+    elif not _HAS_MM_OUT_DTYPE:
+        product = a @ b
+        total.copy_(product) if first else total.add_(product)
     elif first:
         torch.mm(a, b, out_dtype=total.dtype, out=total)  # type: ignore[call-overload]
     else:

@@ -6,13 +6,15 @@ chunk, K rows whose logits are kept for backward.
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
-from spin_kernels.checks import check_linear, check_target_values, matmul_dtype, resolve_impl
-from spin_kernels.linear_head import LinearHead, accumulate_
+from spin_kernels.checks import check_linear, check_target_values, matmul_dtype
+from spin_kernels.custom_op import define_custom_op
+from spin_kernels.dispatch import resolve_impl
+from spin_kernels.linear_head import LinearHead, accumulate_matmul_
 from spin_kernels.shape import (
     LogitScale,
     accumulation_dtype,
@@ -20,7 +22,7 @@ from spin_kernels.shape import (
     padded_vocab,
     row_chunks,
 )
-from spin_kernels.torch_ops import split_targets
+from spin_kernels.targets import split_targets
 
 
 def linear_log_softmax_gather(
@@ -33,35 +35,39 @@ def linear_log_softmax_gather(
     memory_budget_bytes: int = 2**29,
     impl: str = "auto",
 ) -> Tensor:
-    """Return the log-probabilities of ``targets`` under a linear head, never holding [N, V].
+    """Return the log-probs of ``targets`` under a linear head, without the [N, V] logits.
 
     z = (hidden @ weight.T + bias) / temperature;  with softcap: z = softcap * tanh(z / softcap)
     logps[n] = z[n, targets[n]] - log(sum_v exp(z[n, v])), 0 where targets[n] is -100.
 
-    Rows are taken in chunks. Where a gradient will be asked for, as many chunks of logits are kept
-    for backward as the budget allows; backward makes the others again. Under autocast the matrix
-    product is done in autocast's dtype like ``F.linear``; what follows it, and the target's own
+    Rows are processed in chunks. If a gradient is required, as many chunks of logits are kept for
+    backward as the budget allows, and backward recomputes the others. Under autocast the matrix
+    multiplication is in autocast's dtype, as in ``F.linear``; what follows it, and the target's own
     logit, is in fp32.
 
     Args:
-        hidden: [N, D] floating point.
-        weight: [V, D] of hidden's dtype (any floating dtype under autocast).
-        targets: [N] int64; -100 marks a row without log-probability and without gradient.
-        bias: [V] or None; -inf switches an entry of the vocabulary off (but a softcap makes it
-            -softcap, as in the models that have one).
-        softcap: the cap of the logits (Gemma 2), or None.
-        temperature: divides the logits before the cap (a logit scale is its inverse).
-        memory_budget_bytes: bound on all chunks of logits, kept ones included; one row is the
-            least.
+        hidden: [N, D] float32, bfloat16, float16 or float64.
+        weight: [V, D] in hidden's dtype (under autocast, in any of these).
+        targets: [N] int64 on hidden's device; a row with target -100 is ignored: its log-prob is 0
+            and its gradient is zero.
+        bias: [V] in hidden's dtype (under autocast, in any of these), or None. -inf excludes an
+            entry of the vocabulary; with a softcap it becomes -softcap, as in models that have one.
+        softcap: the bound of the logits (Gemma 2), or None.
+        temperature: divides the logits before the softcap (the inverse of a logit scale).
+        memory_budget_bytes: upper bound on all chunks of logits alive at once, those kept for
+            backward included; at least one row is processed at a time.
         impl: "triton", "torch", or "auto": Triton on a GPU, PyTorch elsewhere and for fp64.
 
     Returns:
-        [N] fp32, or fp64 for fp64 input. Once differentiable in hidden, weight and bias; what does
-        not require a gradient costs nothing in backward.
+        Natural-log probabilities [N], fp32, or fp64 for fp64 input. Differentiable once with
+        respect to hidden, weight and bias; no gradient is computed for one that does not require
+        it.
 
     Raises:
-        TypeError, ValueError: An argument's dtype, shape, device or value is wrong (a target
-            outside the vocabulary on a GPU: an assertion of the device).
+        TypeError: An argument is not a plain tensor (a DTensor, such as a parameter that FSDP2 has
+            sharded, is rejected) or not a number, or a dtype does not match or is not supported.
+        ValueError: A shape, a device, a target, ``impl`` or a number is wrong. On a GPU, a target
+            outside the vocabulary is a device-side assertion instead.
     """
     check_linear(hidden, weight, targets, bias, softcap, temperature, memory_budget_bytes)
     dtype = matmul_dtype(hidden)
@@ -84,192 +90,209 @@ def linear_log_softmax_gather_ref(
     memory_budget_bytes: int = 2**29,
     impl: str = "auto",
 ) -> Tensor:
-    """Plain twin of :func:`linear_log_softmax_gather`: unchunked, PyTorch's own autograd.
+    """Reference implementation of :func:`linear_log_softmax_gather`, unchunked.
 
-    ``memory_budget_bytes`` and ``impl`` are accepted and ignored.
+    PyTorch's own autograd. Arguments and result are the same; ``memory_budget_bytes`` and ``impl``
+    are ignored, and nothing is validated.
     """
     del memory_budget_bytes, impl
     z = torch.nn.functional.linear(hidden, weight, bias)
     z = z.to(accumulation_dtype(z.dtype)) / temperature
     if softcap is not None:
         z = softcap * torch.tanh(z / softcap)
-    safe, scored = split_targets(targets)
-    picked = torch.log_softmax(z, dim=1).gather(1, safe[:, None])[:, 0]
-    return torch.where(scored, picked, torch.zeros_like(picked))
+    index, scored = split_targets(targets)
+    target_logps = torch.log_softmax(z, dim=1).gather(1, index[:, None])[:, 0]
+    return torch.where(scored, target_logps, torch.zeros_like(target_logps))
+
+
+# The names of the operators and of their arguments are part of exported graphs.
+class _ForwardArguments(NamedTuple):
+    """Arguments of the forward operator, in the order of its schema."""
+
+    hidden: Tensor  # [N, D]
+    weight: Tensor  # [V, D]
+    bias: Tensor | None  # [V]
+    targets: Tensor  # [N]
+    dtype: torch.dtype  # of the matrix multiplication
+    softcap: float | None
+    temperature: float
+    budget_bytes: int
+    keep: bool  # whether logits are kept for backward
+    impl: str
+
+
+class _BackwardArguments(NamedTuple):
+    """Arguments of the backward operator, in the order of its schema.
+
+    Those that the forward operator has too are passed on to it by name.
+    """
+
+    grad: Tensor  # [N] of the log-probs
+    hidden: Tensor
+    weight: Tensor
+    bias: Tensor | None
+    targets: Tensor
+    top: Tensor  # [N] row maxima
+    log_total: Tensor  # [N] log of each row's sum of exp(logit - maximum)
+    kept: Tensor  # [K, W] raw logits of the first K rows
+    dtype: torch.dtype
+    softcap: float | None
+    temperature: float
+    budget_bytes: int
+    impl: str
+    for_hidden: bool  # whether a gradient is required of it
+    for_weight: bool
+    for_bias: bool
+
+
+_SAVED = ("hidden", "weight", "bias", "targets", "top", "log_total", "kept")
+_SETTINGS = tuple(
+    name
+    for name in _BackwardArguments._fields
+    if name in _ForwardArguments._fields and name not in _SAVED
+)
+
+
+def _head(given: _ForwardArguments | _BackwardArguments) -> LinearHead:
+    scale = LogitScale(given.temperature, given.softcap)
+    return LinearHead.of(given.weight, given.bias, given.dtype, scale, given.impl)
 
 
 def _plan(num_rows: int, head: LinearHead, budget_bytes: int, keep: bool) -> tuple[int, int]:
-    """Return the rows of a chunk, and how many of the first rows keep their logits.
+    """Return the number of rows per chunk, and how many of the first rows keep their logits.
 
-    Backward works on one chunk beside the kept ones. Where not everything fits, half of the budget
-    is that chunk's: each adds to the weight's gradient in fp32, which costs as much as the product
-    of a few hundred rows, and a kept row saves a product of four.
+    Backward needs a working chunk beside the kept ones. If not everything fits, the working chunk
+    gets half of the budget: each chunk adds to the weight's gradient in fp32, which costs as much
+    as the multiplication of a few hundred rows, and a kept row saves one multiplication of four.
     """
     if not keep:
-        return chunk_size(num_rows, head.rows_of_budget(budget_bytes)), 0
+        return chunk_size(num_rows, head.rows_in_budget(budget_bytes)), 0
     row_bytes = padded_vocab(head.vocab) * head.dtype.itemsize
     work_bytes = padded_vocab(head.vocab) * head.ops.work_bytes(head.dtype, head.scale)
     if num_rows * (row_bytes + work_bytes) <= budget_bytes:
         return max(1, num_rows), num_rows
-    size = chunk_size(num_rows, head.rows_of_budget(budget_bytes // 2))
+    size = chunk_size(num_rows, head.rows_in_budget(budget_bytes // 2))
     kept = max(0, budget_bytes - size * work_bytes) // row_bytes
     return size, min(num_rows, kept - kept % size)
 
 
-@torch.library.custom_op("spin_kernels::linear_log_softmax_gather", mutates_args=())
-def _forward(
-    hidden: Tensor,
-    weight: Tensor,
-    bias: Tensor | None,
-    targets: Tensor,
-    dtype: torch.dtype,
-    softcap: float | None,
-    temperature: float,
-    budget_bytes: int,
-    keep: bool,
-    impl: str,
-) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Return logps, top and log_total, each [N], and the kept raw logits [K, W]."""
-    num_rows, targets = hidden.shape[0], targets.contiguous()
-    check_target_values(targets, weight.shape[0], impl)
+def _compute_forward(given: _ForwardArguments) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Return log-probs, row maxima and logs of sums, each [N], and the kept raw logits [K, W]."""
+    hidden, num_rows, targets = given.hidden, given.hidden.shape[0], given.targets.contiguous()
+    check_target_values(targets, given.weight.shape[0], given.impl)
     with torch.autocast(hidden.device.type, enabled=False):
-        head = LinearHead.of(weight, bias, dtype, LogitScale(temperature, softcap), impl)
-        size, num_kept = _plan(num_rows, head, budget_bytes, keep)
+        head = _head(given)
+        size, num_kept = _plan(num_rows, head, given.budget_bytes, given.keep)
         kept = head.new_chunk(num_kept)
         kept[:, head.vocab :] = 0
-        room: Tensor | None = None
-        logps, top, log_total = (
-            torch.empty_like(targets, dtype=accumulation_dtype(dtype)) for _ in range(3)
+        buffer: Tensor | None = None
+        logps, row_max, log_sum = (
+            torch.empty_like(targets, dtype=accumulation_dtype(given.dtype)) for _ in range(3)
         )
         for rows in row_chunks(num_rows, size):
             x = head.rows(hidden, rows)
-            inside = rows.stop <= num_kept
-            if not inside and room is None:  # not before: scoring a kept chunk takes room too
-                room = head.new_chunk(len(x))
-            z = head.logits_(x, kept[rows] if room is None else room[: len(x)])
+            is_kept = rows.stop <= num_kept
+            # Allocated only here: the chunks that are kept need that memory while they are scored.
+            if not is_kept and buffer is None:
+                buffer = head.new_chunk(len(x))
+            z = head.logits_(x, kept[rows] if buffer is None else buffer[: len(x)])
             t = targets[rows]
-            found = head.ops.logps(z, head.vocab, t, head.exact(x, t), head.scale, keep=inside)
-            logps[rows], top[rows], log_total[rows] = found
-    return logps, top, log_total, kept
+            results = head.ops.logps(z, head.vocab, t, head.exact(x, t), head.scale, keep=is_kept)
+            logps[rows], row_max[rows], log_sum[rows] = results
+    return logps, row_max, log_sum, kept
 
 
-@_forward.register_fake
-def _(
-    hidden: Tensor,
-    weight: Tensor,
-    bias: Tensor | None,
-    targets: Tensor,
-    dtype: torch.dtype,
-    softcap: float | None,
-    temperature: float,
-    budget_bytes: int,
-    keep: bool,
-    impl: str,
-) -> Any:
-    head = LinearHead.of(weight, bias, dtype, LogitScale(temperature, softcap), impl)
-    num_kept = _plan(hidden.shape[0], head, budget_bytes, keep)[1]
-    vectors = (torch.empty_like(targets, dtype=accumulation_dtype(dtype)) for _ in range(3))
+def _fake_forward(given: _ForwardArguments) -> Any:
+    head = _head(given)
+    num_kept = _plan(given.hidden.shape[0], head, given.budget_bytes, given.keep)[1]
+    dtype = accumulation_dtype(given.dtype)
+    vectors = (torch.empty_like(given.targets, dtype=dtype) for _ in range(3))
     return *vectors, head.new_chunk(num_kept)
 
 
-@torch.library.custom_op("spin_kernels::linear_log_softmax_gather_backward", mutates_args=())
-def _backward(
-    grad: Tensor,
-    hidden: Tensor,
-    weight: Tensor,
-    bias: Tensor | None,
-    targets: Tensor,
-    top: Tensor,
-    log_total: Tensor,
-    kept: Tensor,
-    dtype: torch.dtype,
-    softcap: float | None,
-    temperature: float,
-    budget_bytes: int,
-    impl: str,
-    for_hidden: bool,
-    for_weight: bool,
-    for_bias: bool,
-) -> tuple[Tensor, Tensor, Tensor]:
-    """Return the gradients of hidden, weight and bias; an empty tensor for one not asked for."""
+def _compute_backward(given: _BackwardArguments) -> tuple[Tensor, Tensor, Tensor]:
+    """Return the gradients of hidden, weight and bias; an empty tensor where none is required."""
+    hidden, weight, bias, kept = given.hidden, given.weight, given.bias, given.kept
     num_rows, num_kept = hidden.shape[0], kept.shape[0]
-    grad, targets = grad.contiguous(), targets.contiguous()
-    wide = accumulation_dtype(dtype)
-    d_hidden = hidden.new_empty(hidden.shape if for_hidden else 0)
+    grad, targets = given.grad.contiguous(), given.targets.contiguous()
+    sum_dtype = accumulation_dtype(given.dtype)
+    d_hidden = hidden.new_empty(hidden.shape if given.for_hidden else 0)
     with torch.autocast(hidden.device.type, enabled=False):
-        head = LinearHead.of(weight, bias, dtype, LogitScale(temperature, softcap), impl)
-        size = _plan(num_rows, head, budget_bytes, keep=True)[0]
-        # Sums over chunks are kept in fp32 whatever the product's dtype; one chunk needs no sum.
-        one = num_rows <= size and weight.dtype == dtype
-        shape = weight.shape if for_weight else 0
-        d_weight = weight.new_empty(shape, dtype=dtype if one else wide)
-        d_bias = weight.new_zeros(head.vocab if for_bias else 0, dtype=wide)
+        head = _head(given)
+        size = _plan(num_rows, head, given.budget_bytes, keep=True)[0]
+        # Sums over chunks are in fp32 whatever the head's dtype; a single chunk needs no sum.
+        is_one_chunk = num_rows <= size and weight.dtype == given.dtype
+        shape = weight.shape if given.for_weight else 0
+        d_weight = weight.new_empty(shape, dtype=given.dtype if is_one_chunk else sum_dtype)
+        d_bias = weight.new_zeros(head.vocab if given.for_bias else 0, dtype=sum_dtype)
         if num_rows == 0:
             d_weight.zero_()
-        room = head.new_chunk(size if num_rows else 0)
+        buffer = head.new_chunk(size if num_rows else 0)
         for rows in row_chunks(num_rows, size):
-            x, t, dz = head.rows(hidden, rows), targets[rows], room[: rows.stop - rows.start]
+            x, t, dz = head.rows(hidden, rows), targets[rows], buffer[: rows.stop - rows.start]
             z = kept[rows] if rows.stop <= num_kept else head.logits_(x, dz)
-            norm = top[rows], log_total[rows]
+            normalizer = given.top[rows], given.log_total[rows]
             exact = head.exact(x, t)
-            head.ops.logps_backward(z, head.vocab, t, exact, norm, grad[rows], head.scale, dz)
+            head.ops.logps_backward(z, head.vocab, t, exact, normalizer, grad[rows], head.scale, dz)
             dz = dz[:, : head.vocab]
-            if for_bias:
-                d_bias += dz.sum(0, dtype=wide)
-            if for_hidden:
+            if given.for_bias:
+                d_bias += dz.sum(0, dtype=sum_dtype)
+            if given.for_hidden:
                 d_hidden[rows] = dz @ head.weight
-            if for_weight:
-                accumulate_(d_weight, dz.T, x, first=rows.start == 0)
-    bias_dtype = weight.dtype if bias is None else bias.dtype
-    return d_hidden, d_weight.to(weight.dtype), d_bias.to(bias_dtype)
+            if given.for_weight:
+                accumulate_matmul_(d_weight, dz.T, x, first=rows.start == 0)
+    return d_hidden, d_weight.to(weight.dtype), d_bias.to((weight if bias is None else bias).dtype)
 
 
-@_backward.register_fake
-def _(
-    grad: Tensor,
-    hidden: Tensor,
-    weight: Tensor,
-    bias: Tensor | None,
-    targets: Tensor,
-    top: Tensor,
-    log_total: Tensor,
-    kept: Tensor,
-    dtype: torch.dtype,
-    softcap: float | None,
-    temperature: float,
-    budget_bytes: int,
-    impl: str,
-    for_hidden: bool,
-    for_weight: bool,
-    for_bias: bool,
-) -> tuple[Tensor, Tensor, Tensor]:
-    del grad, targets, top, log_total, kept, dtype, softcap, temperature, budget_bytes, impl
-    bias_dtype = weight.dtype if bias is None else bias.dtype
+def _fake_backward(given: _BackwardArguments) -> tuple[Tensor, Tensor, Tensor]:
+    hidden, weight = given.hidden, given.weight
+    bias_dtype = weight.dtype if given.bias is None else given.bias.dtype
     return (
-        hidden.new_empty(hidden.shape if for_hidden else 0),
-        weight.new_empty(weight.shape if for_weight else 0),
-        weight.new_empty(weight.shape[0] if for_bias else 0, dtype=bias_dtype),
+        hidden.new_empty(hidden.shape if given.for_hidden else 0),
+        weight.new_empty(weight.shape if given.for_weight else 0),
+        weight.new_empty(weight.shape[0] if given.for_bias else 0, dtype=bias_dtype),
     )
 
 
 def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
-    hidden, weight, bias, targets, *ctx.settings, keep, impl = inputs
-    del keep
-    _, top, log_total, kept = output
-    ctx.settings.append(impl)
-    ctx.mark_non_differentiable(top, log_total, kept)
-    ctx.set_materialize_grads(False)  # else zeros the size of what was kept
-    # The weight itself is saved, not its cast: it is a parameter and costs nothing.
-    ctx.save_for_backward(hidden, weight, bias, targets, top, log_total, kept)
+    given = _ForwardArguments(*inputs)
+    _, row_max, log_sum, kept = output
+    ctx.settings = {name: getattr(given, name) for name in _SETTINGS}
+    ctx.mark_non_differentiable(row_max, log_sum, kept)
+    ctx.set_materialize_grads(False)  # it would allocate zeros of the size of the kept logits
+    # The weight itself is saved, not its cast: as a parameter it takes no additional memory.
+    ctx.save_for_backward(
+        given.hidden, given.weight, given.bias, given.targets, row_max, log_sum, kept
+    )
 
 
 def _differentiate(ctx: Any, grad: Tensor | None, *_: Any) -> tuple[Any, ...]:
-    if grad is None:  # nothing was made of the log-probs
-        return (None,) * 10
-    needs = list(ctx.needs_input_grad[:3])
-    found = _backward(grad, *ctx.saved_tensors, *ctx.settings, *needs)
-    gradients = (value if needed else None for value, needed in zip(found, needs, strict=True))
-    return *gradients, *[None] * 7
+    num_inputs = len(_ForwardArguments._fields)
+    if grad is None:  # the log-probs were not used
+        return (None,) * num_inputs
+    needs = ctx.needs_input_grad[:3]
+    saved = dict(zip(_SAVED, ctx.saved_tensors, strict=True))
+    for_hidden, for_weight, for_bias = needs
+    given = _BackwardArguments(
+        grad=grad,
+        **saved,
+        **ctx.settings,
+        for_hidden=for_hidden,
+        for_weight=for_weight,
+        for_bias=for_bias,
+    )
+    results = zip(_backward(*given), needs, strict=True)
+    gradients = (value if needed else None for value, needed in results)
+    return *gradients, *[None] * (num_inputs - len(needs))
 
 
+_forward = define_custom_op(
+    "spin_kernels::linear_log_softmax_gather", _ForwardArguments, _compute_forward, _fake_forward
+)
+_backward = define_custom_op(
+    "spin_kernels::linear_log_softmax_gather_backward",
+    _BackwardArguments,
+    _compute_backward,
+    _fake_backward,
+)
 _forward.register_autograd(_differentiate, setup_context=_setup_context)

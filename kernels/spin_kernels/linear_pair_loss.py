@@ -1,4 +1,4 @@
-"""linear_pair_loss: a loss of pairs of responses from the LM head's input, in three products.
+"""linear_pair_loss: the LM head and a loss over pairs of responses in three matrix multiplications.
 
 Dimensions: N scored tokens of all responses, C rows of a chunk, D model width, V vocabulary,
 W >= V columns of a chunk, B pairs, S = 2B sequences (real_0, generated_0, real_1, ...).
@@ -12,33 +12,29 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from spin_kernels.checks import (
-    check_linear,
-    check_pairs,
-    check_target_values,
-    matmul_dtype,
-    resolve_impl,
-)
+from spin_kernels.checks import check_linear, check_pairs, check_target_values, matmul_dtype
+from spin_kernels.dispatch import resolve_impl
 from spin_kernels.linear_head import LinearHead
 from spin_kernels.linear_log_softmax_gather import linear_log_softmax_gather_ref
 from spin_kernels.pair_pass import PairGradients, PairLossFunction, PairPass, PairSpec
 from spin_kernels.shape import LogitScale
 
 PAIR_BUDGET_BYTES = 5 * 2**28
-"""1.25 GiB: a pair of 2 x 2048 scored tokens in bf16 for a vocabulary of up to 160,000."""
+"""1.25 GiB: the bf16 logits of a pair of 2 x 2048 scored tokens with 160,000 entries each."""
 
 
 class PairLossOutput(NamedTuple):
     """What :func:`linear_pair_loss` returns."""
 
     loss: Tensor
-    """[] fp32, the weighted sum of the pair losses; the only one with a gradient."""
+    """[] the weighted sum of the pair losses; the only output with a gradient. All outputs are
+    fp32, or fp64 for fp64 input."""
     pair_losses: Tensor
-    """[B] fp32, unweighted."""
+    """[B] unweighted, detached."""
     real_logps: Tensor
-    """[B] fp32 log-prob sums of the real responses."""
+    """[B] sums of log-probs over the real responses, detached."""
     generated_logps: Tensor
-    """[B] fp32 log-prob sums of the generated responses."""
+    """[B] sums of log-probs over the generated responses, detached."""
 
 
 @torch.compiler.disable
@@ -55,47 +51,56 @@ def linear_pair_loss(
     memory_budget_bytes: int = PAIR_BUDGET_BYTES,
     impl: str = "auto",
 ) -> PairLossOutput:
-    """Return the weighted sum of a loss over pairs of responses, its gradient already made.
+    """Return the weighted sum of a loss over pairs of responses; its gradient is computed with it.
 
-    sums[s] = sum over the rows n of sequence s of logps[n], as linear_log_softmax_gather has them
+    sums[s] = sum of logps[n] over the rows n of sequence s; logps: see linear_log_softmax_gather
     loss = sum_b pair_weights[b] * pair_loss(sums[2b], sums[2b + 1])
 
-    Chunks hold whole pairs, so that a pair's derivative is known while its logits are still there:
-    three matrix products with a trained weight, none repeated. A pair that exceeds the budget is
-    taken in parts and its logits are made twice (logged once). The gradient is made in this call
-    where one will be asked for, and backward multiplies it by the upstream scalar.
+    Chunks hold whole pairs, so that the derivative of a pair's loss is known while its logits are
+    still in memory: three matrix multiplications with a trained weight, none repeated. A pair that
+    exceeds the budget is processed in parts, with its logits computed twice (logged once). If a
+    gradient is required, it is computed in this call; backward multiplies it by the gradient of the
+    loss.
 
     Args:
-        hidden: [N, D] floating point: the scored rows of all responses, one after another.
-        weight: [V, D] of hidden's dtype (any floating dtype under autocast).
-        targets: [N] int64; -100 marks a row that adds nothing.
-        cu_seqlens: [2B + 1] int32 or int64, the bounds of the responses in the N rows: real and
-            generated of the first pair, of the second, and so on. On the CPU: the host plans by
-            it, and one on a GPU costs a wait.
-        pair_loss: (real sums [B], generated sums [B], fp32) -> losses [B], of differentiable
-            PyTorch operations, each pair on its own; the opponent's sums are its own affair. It is
+        hidden: [N, D] float32, bfloat16, float16 or float64: the scored rows of all responses,
+            concatenated.
+        weight: [V, D] in hidden's dtype (under autocast, in any of these).
+        targets: [N] int64 on hidden's device; a row with target -100 is ignored: it adds nothing
+            to its response's sum.
+        cu_seqlens: [2B + 1] int32 or int64, the cumulative lengths of the responses in the N rows,
+            from 0 to N: real and generated response of the first pair, of the second, and so on.
+            On the CPU; on a GPU it costs a synchronization, because the host plans chunks by it.
+        pair_loss: function of the real sums [B] and the generated sums [B] (fp32, or fp64 for fp64
+            input) that returns the losses [B] by differentiable PyTorch operations. Each loss may
+            depend on its own pair only. Constants, such as the opponent's sums, are bound in. It is
             called once per chunk, with zeros for pairs that have not been scored yet.
-        pair_weights: [B] floating point on hidden's device, or None for ones. No gradient.
-        bias: [V] or None; -inf switches an entry of the vocabulary off (but a softcap makes it
-            -softcap, as in the models that have one).
-        softcap: the cap of the logits (Gemma 2), or None.
-        temperature: divides the logits before the cap (a logit scale is its inverse).
-        memory_budget_bytes: bound on the chunk of logits alive at a time; one row is the least.
+        pair_weights: [B] floating point on hidden's device, without gradient; None for ones.
+        bias: [V] in hidden's dtype (under autocast, in any of these), or None. -inf excludes an
+            entry of the vocabulary; with a softcap it becomes -softcap, as in models that have one.
+        softcap: the bound of the logits (Gemma 2), or None.
+        temperature: divides the logits before the softcap (the inverse of a logit scale).
+        memory_budget_bytes: upper bound on the chunk of logits alive at a time; at least one row
+            is processed at a time.
         impl: "triton", "torch", or "auto": Triton on a GPU, PyTorch elsewhere and for fp64.
 
     Returns:
-        The loss for autograd, and detached pair losses and sums (fp64 for fp64 input). One
-        backward per call. Under torch.compile the call is a graph break.
+        The loss, and detached pair losses and sums of natural-log probabilities. Backward may be
+        called once per call. Under torch.compile the call is a graph break.
 
     Raises:
-        TypeError, ValueError: An argument's dtype, shape, device or value is wrong (a target
-            outside the vocabulary on a GPU: an assertion of the device), or pair_loss returned
-            something that is not [B].
+        TypeError: An argument is not a plain tensor (a DTensor, such as a parameter that FSDP2 has
+            sharded, is rejected), not a number or not callable, or a dtype does not match or is not
+            supported.
+        ValueError: A shape, a device, a target, ``impl`` or a number is wrong, or ``pair_loss``
+            does not return differentiable losses [B]. On a GPU, a target outside the vocabulary is
+            a device-side assertion instead.
+        RuntimeError: In backward, when it is called a second time.
     """
     check_linear(hidden, weight, targets, bias, softcap, temperature, memory_budget_bytes)
     bounds = check_pairs(hidden, cu_seqlens, pair_weights)
     if not callable(pair_loss):
-        raise TypeError(f"pair_loss must be a function, got {type(pair_loss).__name__}.")
+        raise TypeError(f"pair_loss must be callable, got {type(pair_loss).__name__}.")
     dtype = matmul_dtype(hidden)
     impl, targets = resolve_impl(impl, hidden.device, dtype), targets.contiguous()
     check_target_values(targets, weight.shape[0], impl)
@@ -110,9 +115,9 @@ def linear_pair_loss(
     )
     if pair_weights is None:
         pair_weights = torch.ones(len(bounds) // 2, device=hidden.device)
-    weights = pair_weights.to(spec.wide)
-    found = _LinearPairLoss.apply(hidden, weight, bias, targets, weights, spec)
-    return PairLossOutput(*found)  # type: ignore[misc]
+    weights = pair_weights.to(spec.sum_dtype)
+    outputs = _LinearPairLoss.apply(hidden, weight, bias, targets, weights, spec)
+    return PairLossOutput(*outputs)  # type: ignore[misc]
 
 
 def linear_pair_loss_ref(
@@ -128,9 +133,10 @@ def linear_pair_loss_ref(
     memory_budget_bytes: int = PAIR_BUDGET_BYTES,
     impl: str = "auto",
 ) -> PairLossOutput:
-    """Plain twin of :func:`linear_pair_loss`: unchunked, PyTorch's own autograd.
+    """Reference implementation of :func:`linear_pair_loss`, unchunked.
 
-    ``memory_budget_bytes`` and ``impl`` are accepted and ignored.
+    PyTorch's own autograd. Arguments and result are the same; ``memory_budget_bytes`` and ``impl``
+    are ignored, and nothing is validated.
     """
     del memory_budget_bytes, impl
     logps = linear_log_softmax_gather_ref(hidden, weight, targets, bias, softcap, temperature)
@@ -142,6 +148,8 @@ def linear_pair_loss_ref(
 
 
 class _LinearPairLoss(torch.autograd.Function):
+    """Computes the gradient in forward; backward scales it in place and returns it."""
+
     @staticmethod
     def forward(
         ctx: Any,
@@ -155,15 +163,14 @@ class _LinearPairLoss(torch.autograd.Function):
         needs = [spec.with_gradient and x for x in ctx.needs_input_grad[:3]]
         with torch.autocast(hidden.device.type, enabled=False):
             head = LinearHead.of(weight, bias, spec.dtype, spec.scale, spec.impl)
-            work = PairPass(head, hidden, targets, pair_weights, spec)
-            gradients = PairGradients(hidden, weight, bias, head, work.num_parts, needs)
-            for first, last in work.groups:
-                work.score(first, last, gradients)
-        losses = spec.losses(work.sums).detach().to(spec.wide)
-        made = gradients.finished()
-        ctx.save_for_backward(*(x for x in made if x is not None))
+            pairs = PairPass(head, hidden, targets, pair_weights, spec)
+            gradients = PairGradients(hidden, weight, bias, head, pairs.num_chunks, needs)
+            for first, last in pairs.groups:
+                pairs.score(first, last, gradients)
+        losses = spec.losses(pairs.sums).detach().to(spec.sum_dtype)
+        ctx.save_for_backward(*(x for x in gradients.finish() if x is not None))
         ctx.needs, ctx.dtypes, ctx.ops, ctx.used = needs, gradients.dtypes, head.ops, False
-        outputs = losses, work.sums[:, 0].clone(), work.sums[:, 1].clone()
+        outputs = losses, pairs.sums[:, 0].clone(), pairs.sums[:, 1].clone()
         ctx.mark_non_differentiable(*outputs)
         return (losses * pair_weights).sum(), *outputs
 
@@ -172,13 +179,13 @@ class _LinearPairLoss(torch.autograd.Function):
     def backward(ctx: Any, grad: Tensor, *_: Tensor) -> tuple[Tensor | None, ...]:
         if ctx.used:
             raise RuntimeError(
-                "linear_pair_loss: backward was called a second time. Its gradient is made once "
-                "and handed over; call linear_pair_loss again."
+                "linear_pair_loss: backward was called a second time, but the first call has "
+                "already returned its gradient buffers. Call linear_pair_loss again."
             )
         ctx.used = True
-        made = iter(ctx.saved_tensors)
+        computed = iter(ctx.saved_tensors)
         gradients = (
-            ctx.ops.scale_(next(made), grad).to(dtype) if needed else None
+            ctx.ops.scale_(next(computed), grad).to(dtype) if needed else None
             for needed, dtype in zip(ctx.needs, ctx.dtypes, strict=True)
         )
         return *gradients, None, None, None

@@ -10,18 +10,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from spin_kernels.checks import (
-    check_matrix,
-    check_target_values,
-    check_targets,
-    resolve_impl,
-    row_ops,
-)
+from spin_kernels.checks import check_matrix, check_target_values, check_targets
+from spin_kernels.dispatch import resolve_impl, row_ops
 from spin_kernels.shape import LogitScale, accumulation_dtype, row_chunks
-from spin_kernels.torch_ops import split_targets
+from spin_kernels.targets import split_targets
 
 _BUDGET_BYTES = 2**28
-"""Bound on the wide copies that the PyTorch implementation makes; Triton's makes none."""
+"""Bound on each upcast copy of logits in the PyTorch implementation; Triton's makes none."""
 
 
 def log_softmax_gather(
@@ -32,20 +27,24 @@ def log_softmax_gather(
     logps[n] = logits[n, targets[n]] - log(sum_v exp(logits[n, v])), 0 where targets[n] is -100.
 
     Args:
-        logits: [N, V] of any floating dtype and strides; -inf entries (padded vocabulary) are
-            allowed.
-        targets: [N] int64; -100 marks a row without log-probability and without gradient.
-        inplace_backward: backward overwrites ``logits`` with its own gradient, which saves a
-            second [N, V]. Whatever else reads the logits after that fails in autograd's version
-            check. Under torch.compile, which plans its own memory, it changes nothing.
+        logits: [N, V] float32, bfloat16, float16 or float64, with any strides; entries of -inf
+            (padded vocabulary) are allowed.
+        targets: [N] int64 on the logits' device; a row with target -100 is ignored: its log-prob is
+            0 and its gradient is zero.
+        inplace_backward: let backward overwrite ``logits`` with their gradient, which saves a
+            second [N, V]. If another operation saved the logits for its own backward, autograd's
+            version check raises an error. No effect under torch.compile, which plans memory itself.
         impl: "triton", "torch", or "auto": Triton on a GPU, PyTorch elsewhere and for fp64.
 
     Returns:
-        [N] fp32, or fp64 for fp64 logits. Once differentiable in ``logits``.
+        Natural-log probabilities [N], fp32, or fp64 for fp64 logits. Differentiable once with
+        respect to ``logits``.
 
     Raises:
-        TypeError, ValueError: An argument's dtype, shape, device or value is wrong (a target
-            outside the vocabulary on a GPU: an assertion of the device).
+        TypeError: An argument is not a plain tensor (a DTensor is rejected), or its dtype or the
+            implementation's is not supported.
+        ValueError: A shape, a device, a target or ``impl`` is wrong. On a GPU, a target outside
+            the vocabulary is a device-side assertion instead.
     """
     check_matrix("logits", logits)
     check_targets(targets, logits.shape[0], logits.shape[1], logits.device)
@@ -54,8 +53,8 @@ def log_softmax_gather(
         stride == 0 and size > 1 for stride, size in zip(logits.stride(), logits.shape, strict=True)
     ):
         raise ValueError(
-            f"inplace_backward needs logits with a place for each, got strides {logits.stride()} "
-            f"of shape {tuple(logits.shape)}. Give logits.contiguous()."
+            "inplace_backward needs logits whose elements do not share memory, got strides "
+            f"{logits.stride()} of shape {tuple(logits.shape)}. Pass logits.contiguous()."
         )
     inplace = inplace_backward and not torch.compiler.is_compiling()
     return _forward(logits, targets, inplace, impl)[0]
@@ -64,22 +63,23 @@ def log_softmax_gather(
 def log_softmax_gather_ref(
     logits: Tensor, targets: Tensor, inplace_backward: bool = False, impl: str = "auto"
 ) -> Tensor:
-    """Plain twin of :func:`log_softmax_gather`: PyTorch's own autograd.
+    """Reference implementation of :func:`log_softmax_gather` with PyTorch's own autograd.
 
-    ``inplace_backward`` and ``impl`` are accepted and ignored.
+    Arguments and result are the same; ``inplace_backward`` and ``impl`` are ignored, and nothing is
+    validated.
     """
     del inplace_backward, impl
-    safe, scored = split_targets(targets)
+    index, scored = split_targets(targets)
     logps = torch.log_softmax(logits.to(accumulation_dtype(logits.dtype)), dim=1)
-    picked = logps.gather(1, safe[:, None])[:, 0]
-    return torch.where(scored, picked, torch.zeros_like(picked))
+    target_logps = logps.gather(1, index[:, None])[:, 0]
+    return torch.where(scored, target_logps, torch.zeros_like(target_logps))
 
 
 @torch.library.custom_op("spin_kernels::log_softmax_gather", mutates_args=())
 def _forward(
     logits: Tensor, targets: Tensor, inplace_backward: bool, impl: str
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Return logps, top and log_total, each [N]."""
+    """Return log-probs, row maxima and logs of the sums of exp(logit - maximum), each [N]."""
     del inplace_backward
     targets = targets.contiguous()
     check_target_values(targets, logits.shape[1], impl)
@@ -90,8 +90,8 @@ def _forward(
     ]
     if len(parts) == 1:
         return parts[0]
-    logps, top, log_total = (torch.cat(column) for column in zip(*parts, strict=True))
-    return logps, top, log_total
+    logps, row_max, log_sum = (torch.cat(column) for column in zip(*parts, strict=True))
+    return logps, row_max, log_sum
 
 
 @_forward.register_fake
@@ -101,11 +101,13 @@ def _(logits: Tensor, targets: Tensor, inplace_backward: bool, impl: str) -> Any
     return tuple(torch.empty_like(targets, dtype=dtype) for _ in range(3))
 
 
+# The names of the operators and of their arguments are part of exported graphs: ``top`` is the row
+# maximum, ``log_total`` the log of the sum.
 @torch.library.custom_op("spin_kernels::log_softmax_gather_backward", mutates_args=())
 def _backward(
     grad: Tensor, logits: Tensor, targets: Tensor, top: Tensor, log_total: Tensor, impl: str
 ) -> Tensor:
-    """Return the gradient [N, V] of the logits."""
+    """Return the gradient of the logits, [N, V]."""
     out = torch.empty(logits.shape, dtype=logits.dtype, device=logits.device)
     _write_gradient(out, grad, logits, targets, top, log_total, impl)
     return out
@@ -138,13 +140,12 @@ def _write_gradient(
 ) -> None:
     grad, targets, ops = grad.contiguous(), targets.contiguous(), row_ops(impl)
     for rows in _chunks(logits, impl):
-        norm = top[rows], log_total[rows]
         ops.logps_backward(
             logits[rows],
             logits.shape[1],
             targets[rows],
             None,
-            norm,
+            (top[rows], log_total[rows]),
             grad[rows],
             LogitScale(),
             out[rows],
@@ -152,7 +153,7 @@ def _write_gradient(
 
 
 def _chunks(logits: Tensor, impl: str) -> list[slice]:
-    """Return the rows taken at a time; one empty slice where there are none."""
+    """Return the rows to process at a time; a single empty slice if there are no rows."""
     num_rows, vocab = logits.shape
     if impl == "triton":
         return [slice(0, num_rows)]
@@ -162,22 +163,23 @@ def _chunks(logits: Tensor, impl: str) -> list[slice]:
 
 def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
     logits, targets, ctx.inplace, ctx.impl = inputs
-    _, top, log_total = output
-    ctx.mark_non_differentiable(top, log_total)
+    _, row_max, log_sum = output
+    ctx.mark_non_differentiable(row_max, log_sum)
     ctx.set_materialize_grads(False)
-    ctx.save_for_backward(logits, targets, top, log_total)
+    ctx.save_for_backward(logits, targets, row_max, log_sum)
 
 
 def _differentiate(
     ctx: Any, grad: Tensor | None, *_: Any
 ) -> tuple[Tensor | None, None, None, None]:
-    if grad is None:  # nothing was made of the log-probs
+    if grad is None:  # the log-probs were not used
         return None, None, None, None
-    logits, targets, top, log_total = ctx.saved_tensors
+    logits, targets, row_max, log_sum = ctx.saved_tensors
     if not ctx.inplace:
-        return _backward(grad, logits, targets, top, log_total, ctx.impl), None, None, None
-    logits = logits.detach()  # shares its version counter: a second reader is still found out
-    _backward_(grad, logits, targets, top, log_total, ctx.impl)
+        return _backward(grad, logits, targets, row_max, log_sum, ctx.impl), None, None, None
+    # Detached logits share the version counter, so that autograd still detects another reader.
+    logits = logits.detach()
+    _backward_(grad, logits, targets, row_max, log_sum, ctx.impl)
     return logits, None, None, None
 
 

@@ -1,9 +1,10 @@
 """The row operations on a GPU: functions that launch the Triton kernels.
 
-Same functions as in ``torch_ops``.
+Defines the same functions as ``torch_ops``, where their arguments are described. They accumulate in
+fp32.
 
 Dimensions: C rows of a chunk, W columns of its matrix, V <= W vocabulary (the columns from V on are
-padding, which these functions may read and overwrite), D model width, S sequences.
+padding, which these functions may read and overwrite), D model width, N values, S segments.
 """
 
 from __future__ import annotations
@@ -28,9 +29,10 @@ from spin_kernels.triton_kernels import (
 IS_INTERPRETED = not isinstance(rows_kernel, triton.JITFunction)
 """Whether ``TRITON_INTERPRET=1`` was set when this module was imported: CPU tensors are allowed."""
 
-# (bytes of a block, warps): the first that holds the row, or else the last, and the row is a loop
-# over blocks. 32 or 64 bytes a thread, loaded 16 at a time. One kernel that makes the gradient in
-# the same go wants few rows under way at a time: a row is read again from the L2 cache.
+# (bytes per block, warps), in increasing order. The first block that holds a row is used; a row
+# that exceeds the last is processed in a loop over blocks. That is 16 to 64 bytes per thread,
+# loaded 16 at a time. The kernel that also computes the gradient reads each row twice: fewer rows
+# in flight let the second read hit the L2 cache.
 ROW_CONFIGS = ((2048, 4), (8192, 8), (32768, 16))
 GRADIENT_CONFIGS = ((2048, 4), (16384, 16))
 BACKWARD_CONFIGS = ((2048, 4), (16384, 8))
@@ -38,7 +40,7 @@ _DOT_BLOCK, _SUM_BLOCK, _SCALE_BLOCK, _TARGETS_BLOCK = 1024, 1024, 4096, 4096
 
 
 def work_bytes(dtype: torch.dtype, scale: LogitScale) -> int:
-    """Return the bytes per logit alive while a chunk is worked on: the chunk itself."""
+    """Return the peak number of bytes per logit while a chunk is processed: the chunk itself."""
     del scale
     return dtype.itemsize
 
@@ -46,10 +48,9 @@ def work_bytes(dtype: torch.dtype, scale: LogitScale) -> int:
 def logps(
     z: Tensor, vocab: int, targets: Tensor, exact: Tensor | None, scale: LogitScale, keep: bool
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Return the log-probs [C] of targets [C] under raw logits z [C, W], and their norm.
+    """Return log-probs, row maxima and logs of the sums of exp(logit - maximum), each [C] fp32.
 
-    The norm is the largest logit [C] and the log [C] of the sum over it. ``z`` is only read
-    (``keep`` matters to ``torch_ops`` alone).
+    ``z`` [C, W] is never written, whatever ``keep`` says.
     """
     del keep
     result = tuple(torch.empty_like(targets, dtype=torch.float32) for _ in range(3))
@@ -101,12 +102,12 @@ def logps_backward(
     vocab: int,
     targets: Tensor,
     exact: Tensor | None,
-    norm: tuple[Tensor, Tensor],
+    normalizer: tuple[Tensor, Tensor],
     grad: Tensor,
     scale: LogitScale,
     out: Tensor,
 ) -> None:
-    """Write grad [C] * d logps / d raw logits to ``out`` [C, W], which may be z [C, W]."""
+    """Write grad [C] * d logps / d raw logits to ``out`` [C, W], which may be ``z`` [C, W]."""
     block, num_warps = _config(BACKWARD_CONFIGS, z, vocab)
     _launch(
         rows_backward_kernel,
@@ -115,7 +116,7 @@ def logps_backward(
         out,
         targets,
         targets if exact is None else exact,
-        *norm,
+        *normalizer,
         grad,
         *z.stride(),
         *out.stride(),
@@ -131,7 +132,7 @@ def logps_backward(
 
 
 def target_logits(hidden: Tensor, weight: Tensor, bias: Tensor | None, targets: Tensor) -> Tensor:
-    """Return hidden[c] . weight[targets[c]] + bias[targets[c]] [C] in fp32; 0 without target."""
+    """Return hidden[c] . weight[targets[c]] + bias[targets[c]] [C] fp32; 0 if ignored."""
     out = torch.empty_like(targets, dtype=torch.float32)
     _launch(
         target_logits_kernel,
@@ -160,28 +161,34 @@ def targets_ok(targets: Tensor, vocab: int) -> Tensor:
 
 
 def segment_sums(values: Tensor, offsets: Tensor) -> Tensor:
-    """Return the sums [S] of values [N] between offsets [S + 1] int64, made in fp64."""
+    """Return the sums [S] fp32 of values [N] fp32 between offsets [S + 1], accumulated in fp64."""
     out = torch.empty(offsets.shape[0] - 1, dtype=torch.float32, device=values.device)
     _launch(segment_sums_kernel, len(out), values, offsets, out, BLOCK=_SUM_BLOCK, num_warps=4)
     return out
 
 
 def scale_(x: Tensor, scalar: Tensor) -> Tensor:
-    """Multiply a contiguous ``x`` by a scalar on its device, in place; free where it is 1."""
+    """Multiply a contiguous ``x`` in place by a 0-dimensional tensor on its device, and return it.
+
+    A scalar of 1 is detected on the device, and x is then not read.
+    """
     blocks = triton.cdiv(x.numel(), _SCALE_BLOCK)
     _launch(scale_kernel, blocks, x, scalar, x.numel(), BLOCK=_SCALE_BLOCK, num_warps=4)
     return x
 
 
 def _config(configs: tuple[tuple[int, int], ...], z: Tensor, vocab: int) -> tuple[int, int]:
-    """Return the columns of a block and the warps for rows of ``vocab`` columns of z."""
+    """Return the columns per block and the number of warps for rows of ``vocab`` columns of z."""
     item = z.element_size()
     size, num_warps = next((c for c in configs if c[0] >= vocab * item), configs[-1])
     return size // item, num_warps
 
 
 def _launch(kernel: Any, num_programs: int, first: Tensor, *args: Any, **meta: Any) -> None:
-    """Run ``num_programs`` programs on the device of the first argument; none for an empty one."""
+    """Launch a kernel with a grid of ``num_programs`` on the first argument's device.
+
+    An empty grid, which CUDA does not allow, launches nothing.
+    """
     if num_programs:
         on_gpu = first.device.type == "cuda"
         with torch.cuda.device(first.device) if on_gpu else nullcontext():

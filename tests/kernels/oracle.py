@@ -15,7 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.profiler import ProfilerActivity, profile
 
-from spin_kernels.checks import row_ops
+from spin_kernels.dispatch import row_ops
 from spin_kernels.shape import LogitScale, padded_vocab
 
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)

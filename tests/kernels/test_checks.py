@@ -5,18 +5,24 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
 import torch
+import torch.distributed as dist
 from torch import Tensor
+from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
+from torch.distributed.fsdp import fully_shard
+from torch.distributed.tensor import Shard, distribute_tensor
 
 from spin_kernels import (
     linear_log_softmax_gather,
     linear_pair_loss,
     log_softmax_gather,
 )
-from spin_kernels.checks import matmul_dtype, resolve_impl
+from spin_kernels.checks import matmul_dtype
+from spin_kernels.dispatch import resolve_impl
 
 CPU = torch.device("cpu")
 BAD_TARGETS: list[tuple[dict[str, Any], type[Exception], str]] = [
@@ -56,27 +62,31 @@ BAD_HEAD: list[tuple[dict[str, Any], type[Exception], str]] = [
     ({"temperature": float("nan")}, ValueError, "temperature must be positive .* got nan"),
     ({"temperature": None}, TypeError, "temperature must be a number, got NoneType"),
     ({"temperature": torch.ones(())}, TypeError, "temperature must be a number, got Tensor"),
-    ({"memory_budget_bytes": 1e6}, TypeError, "memory_budget_bytes must be whole, got 1000000.0"),
+    (
+        {"memory_budget_bytes": 1e6},
+        TypeError,
+        "memory_budget_bytes must be an integer, got 1000000.0",
+    ),
     ({"softcap": -1.0}, ValueError, "softcap must be positive and finite, got -1.0"),
     ({"softcap": float("inf")}, ValueError, "softcap must be positive and finite, got inf"),
     ({"memory_budget_bytes": 0}, ValueError, "memory_budget_bytes must be positive .*got 0"),
 ]
 BAD_PAIRS: list[tuple[dict[str, Any], type[Exception], str]] = [
     ({"cu_seqlens": [0, 1, 3]}, TypeError, "cu_seqlens must be a tensor, got list"),
-    ({"pair_loss": None}, TypeError, "pair_loss must be a function, got NoneType"),
+    ({"pair_loss": None}, TypeError, "pair_loss must be callable, got NoneType"),
     (
         {"pair_weights": torch.ones(1, requires_grad=True)},
         ValueError,
-        "pair_weights get no gradient",
+        "pair_weights must not require a gradient.*detach",
     ),
     ({"cu_seqlens": torch.tensor([0.0, 1, 3])}, TypeError, "cu_seqlens must be .* torch.float32"),
-    ({"cu_seqlens": torch.tensor([[0, 1, 3]])}, TypeError, r"cu_seqlens must be .*got \(1, 3\)"),
-    ({"cu_seqlens": torch.tensor([0, 3])}, ValueError, r"2B \+ 1 bounds, .* got 2 of them"),
-    ({"cu_seqlens": torch.tensor([]).long()}, ValueError, r"2B \+ 1 bounds, .* got 0 of them"),
-    ({"cu_seqlens": torch.tensor([0, 4, 3])}, ValueError, "must not decrease, got 4 and then 3"),
+    ({"cu_seqlens": torch.tensor([[0, 1, 3]])}, TypeError, r"cu_seqlens must be .*got shape \(1, 3\)"),
+    ({"cu_seqlens": torch.tensor([0, 3])}, ValueError, r"2B \+ 1 entries, .* got 2\."),
+    ({"cu_seqlens": torch.tensor([]).long()}, ValueError, r"2B \+ 1 entries, .* got 0\."),
+    ({"cu_seqlens": torch.tensor([0, 4, 3])}, ValueError, "must not decrease, got 4 followed by 3"),
     ({"cu_seqlens": torch.tensor([0, 1, 2])}, ValueError, "from 0 to the 3 rows .* got 0 to 2"),
     ({"cu_seqlens": torch.tensor([1, 1, 3])}, ValueError, "from 0 to the 3 rows .* got 1 to 3"),
-    ({"pair_weights": torch.ones(2)}, ValueError, r"pair_weights must be \[1\] .*got \(2,\)"),
+    ({"pair_weights": torch.ones(2)}, ValueError, r"pair_weights must be \[1\] .*got shape \(2,\)"),
     ({"pair_weights": torch.ones(1).long()}, ValueError, "pair_weights must .* torch.int64"),
     (
         {"pair_weights": torch.ones(1, device="meta")},
@@ -149,9 +159,9 @@ def test_auto_is_triton_on_a_gpu_except_for_fp64() -> None:
     assert resolve_impl("auto", gpu, torch.float64) == "torch"
 
 
-def test_triton_refuses_fp64() -> None:
+def test_triton_rejects_fp64() -> None:
     doubles = {name: x.double() if name != "targets" else x for name, x in _head().items()}
-    with pytest.raises(TypeError, match=r"impl='triton' takes .*got torch.float64"):
+    with pytest.raises(TypeError, match=r"impl='triton' supports .*got torch.float64"):
         linear_log_softmax_gather(**doubles, impl="triton")
 
 
@@ -180,3 +190,59 @@ def test_product_is_in_the_input_dtype_or_in_the_one_of_autocast() -> None:
         assert matmul_dtype(masters) == torch.bfloat16
         assert matmul_dtype(masters.half()) == torch.bfloat16
         assert matmul_dtype(masters.double()) == torch.float64
+
+
+@pytest.fixture(scope="module")
+def mesh() -> Iterator[DeviceMesh]:
+    """Return a mesh of this process alone."""
+    dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)
+    yield init_device_mesh("cpu", (1,))
+    dist.destroy_process_group()
+
+
+@pytest.mark.parametrize(
+    ("op", "name"),
+    [
+        *((log_softmax_gather, name) for name in ("logits", "targets")),
+        *((linear_log_softmax_gather, name) for name in ("hidden", "weight", "targets", "bias")),
+        *((linear_pair_loss, name) for name in ("hidden", "weight", "targets", "bias")),
+        *((linear_pair_loss, name) for name in ("cu_seqlens", "pair_weights")),
+    ],
+)
+def test_a_dtensor_is_named_with_the_remedy_in_one_line(
+    op: Callable[..., Any], name: str, mesh: DeviceMesh
+) -> None:
+    head = {**_head(), "bias": torch.zeros(9)}
+    given: dict[str, Any] = {
+        log_softmax_gather: {"logits": torch.zeros(3, 9), "targets": torch.zeros(3).long()},
+        linear_log_softmax_gather: head,
+        linear_pair_loss: {
+            **head,
+            "cu_seqlens": torch.tensor([0, 1, 3]),
+            "pair_loss": lambda real, generated: generated - real,
+            "pair_weights": torch.ones(1),
+        },
+    }[op]
+    given[name] = distribute_tensor(given[name], mesh, [Shard(0)])
+    with pytest.raises(TypeError, match=f"^{name} must be a plain tensor, got a DTensor") as raised:
+        op(**given)
+    assert "inside the module's forward" in str(raised.value)
+    assert f"{name}.full_tensor()" in str(raised.value)
+    assert "\n" not in str(raised.value)
+    op(**{**given, name: given[name].full_tensor()})
+
+
+def test_a_weight_that_fsdp_shards_is_rejected_outside_forward_and_taken_inside(
+    mesh: DeviceMesh,
+) -> None:
+    class Head(torch.nn.Linear):
+        def forward(self, hidden: Tensor) -> Tensor:
+            return linear_log_softmax_gather(hidden, self.weight, targets)
+
+    hidden, targets = torch.ones(3, 4), torch.tensor([0, 8, 4])
+    head = Head(4, 9, bias=False)
+    expected = linear_log_softmax_gather(hidden, head.weight.detach(), targets)
+    fully_shard(head, mesh=mesh)
+    assert torch.equal(head(hidden), expected)
+    with pytest.raises(TypeError, match=r"^weight must be a plain tensor.*weight\.full_tensor\(\)"):
+        linear_log_softmax_gather(hidden, head.weight, targets)

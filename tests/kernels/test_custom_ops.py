@@ -151,3 +151,17 @@ def test_linear_pair_loss_is_one_graph_break_and_gives_the_same_numbers(impl: st
     (reason,) = counters["graph_break"]
     assert "linear_pair_loss" in reason
     assert counters["stats"]["unique_graphs"] == 2  # before and after
+
+
+def test_schemas_are_those_of_saved_graphs() -> None:
+    assert str(OPS.linear_log_softmax_gather.default._schema) == (
+        "spin_kernels::linear_log_softmax_gather(Tensor hidden, Tensor weight, Tensor? bias, "
+        "Tensor targets, ScalarType dtype, float? softcap, float temperature, SymInt budget_bytes, "
+        "bool keep, str impl) -> (Tensor, Tensor, Tensor, Tensor)"
+    )
+    assert str(OPS.linear_log_softmax_gather_backward.default._schema) == (
+        "spin_kernels::linear_log_softmax_gather_backward(Tensor grad, Tensor hidden, "
+        "Tensor weight, Tensor? bias, Tensor targets, Tensor top, Tensor log_total, Tensor kept, "
+        "ScalarType dtype, float? softcap, float temperature, SymInt budget_bytes, str impl, "
+        "bool for_hidden, bool for_weight, bool for_bias) -> (Tensor, Tensor, Tensor)"
+    )

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from spin_kernels import torch_ops
-from spin_kernels.checks import row_ops
+from spin_kernels.dispatch import row_ops
 from spin_kernels.shape import LogitScale
 from tests.kernels.oracle import DTYPES, IGNORED, OPTIONS
 from tests.kernels.rounding import to_bfloat16_bits
