@@ -11,7 +11,7 @@ UV     := uv==0.13.9
 OFFLINE := HF_HUB_OFFLINE=1 HF_DATASETS_OFFLINE=1 TRANSFORMERS_OFFLINE=1 WANDB_MODE=offline TOKENIZERS_PARALLELISM=false
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo test test-odd test-all chaos lint bench bench-generation simulate parity gpu lock clean
+.PHONY: help install demo docs test test-odd test-all chaos lint bench bench-generation simulate parity gpu lock clean
 
 help: ## show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "  make %-16s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -52,6 +52,9 @@ chaos: install ## kill -9 a tiny run 30 times at moments drawn from a printed se
 lint: install ## ruff, then pyright on our packages
 	$(BIN)/ruff check .
 	$(BIN)/pyright
+
+docs: install ## write the pages of docs/ that are made from the code
+	$(OFFLINE) $(BIN)/python docs/generate.py
 
 bench: install ## benchmarks of the kernels on this machine
 	$(OFFLINE) $(BIN)/python kernels/benchmarks/logprobs.py

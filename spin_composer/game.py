@@ -199,7 +199,7 @@ def _load_pairs(game: Game, state: State, iteration: int, report: PlayReport) ->
 def pair_loss(settings: SpinSettings, iteration: int) -> PairLoss:
     """Return the loss of an iteration."""
     return PairLoss(
-        kind=settings.loss,  # pyright: ignore[reportArgumentType]  (checked by the settings)
+        kind=settings.loss,
         beta=of_iteration(settings.beta, iteration),
         nll_weight=settings.nll_weight,
         length_normalised=settings.length_normalised,

@@ -1,8 +1,11 @@
-"""SPIN's losses: pure functions of four vectors of log-probability sums.
+"""SPIN's losses: pure functions of four vectors of log-probability sums, and their registry.
 
 Dimensions: B pairs. Column 0 of a [B, 2] tensor is the real side, column 1 the generated one.
 Source of the game and of the logistic loss: Self-Play Fine-Tuning, arXiv 2401.01335, eq. 4.7;
 of the squared loss: IPO, arXiv 2310.12036, eq. 17.
+
+Importing this module loads no torch, since the settings, which must stay light, take the names of
+the losses from its registry: the functions import what they need.
 """
 
 from __future__ import annotations
@@ -10,15 +13,56 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Literal
-
-import torch
-import torch.nn.functional as F
-from torch import Tensor
+from typing import TYPE_CHECKING, Protocol, TypeVar
 
 from spin_composer.errors import InputError
 
-LossKind = Literal["logistic", "hinge", "squared"]
+if TYPE_CHECKING:
+    from torch import Tensor
+
+
+class LossFunction(Protocol):
+    """What a loss is: a function of the four vectors of sums, each [B], and beta."""
+
+    def __call__(
+        self,
+        policy_real_logps: Tensor,
+        policy_generated_logps: Tensor,
+        opponent_real_logps: Tensor,
+        opponent_generated_logps: Tensor,
+        beta: float,
+        /,
+    ) -> Tensor:
+        """Return the loss of each pair, [B]; arguments as in :func:`spin_loss`."""
+        ...
+
+
+LOSSES: dict[str, LossFunction] = {}
+"""Every loss by its name in the settings (``algorithms.spin.loss``); :func:`register_loss` adds."""
+
+_Function = TypeVar("_Function", bound=LossFunction)
+
+
+def register_loss(name: str) -> Callable[[_Function], _Function]:
+    """Return a decorator that makes a function the loss ``name``.
+
+    Settings accept the name from then on, :class:`PairLoss` computes it, and the docs list it with
+    the first line of its docstring.
+
+    Args:
+        name: What ``algorithms.spin.loss`` says.
+
+    Raises:
+        ValueError: The name belongs to another loss.
+    """
+
+    def register(function: _Function) -> _Function:
+        if name in LOSSES:
+            raise ValueError(f"the loss {name!r} is registered already. Choose another name.")
+        LOSSES[name] = function
+        return function
+
+    return register
 
 
 def margin(
@@ -36,9 +80,12 @@ def margin(
 
 def _wide(sums: Tensor) -> Tensor:
     """Return sums in fp32, or in fp64 where they are fp64 already."""
+    import torch
+
     return sums.to(torch.promote_types(sums.dtype, torch.float32))
 
 
+@register_loss("logistic")
 def spin_loss(
     policy_real_logps: Tensor,
     policy_generated_logps: Tensor,
@@ -46,7 +93,7 @@ def spin_loss(
     opponent_generated_logps: Tensor,
     beta: float,
 ) -> Tensor:
-    """Return SPIN's logistic loss -log sigmoid(m) of each pair; log 2 where policy = opponent.
+    """Return SPIN's logistic loss -log sigmoid(m) of each pair: log 2 where policy = opponent.
 
     Args:
         policy_real_logps: [B] sums of the real response's token log-probabilities.
@@ -58,7 +105,9 @@ def spin_loss(
     Returns:
         [B] fp32 (fp64 for fp64 sums).
     """
-    return -F.logsigmoid(
+    from torch.nn.functional import logsigmoid
+
+    return -logsigmoid(
         margin(
             policy_real_logps,
             policy_generated_logps,
@@ -69,6 +118,7 @@ def spin_loss(
     )
 
 
+@register_loss("hinge")
 def hinge_loss(
     policy_real_logps: Tensor,
     policy_generated_logps: Tensor,
@@ -76,7 +126,10 @@ def hinge_loss(
     opponent_generated_logps: Tensor,
     beta: float,
 ) -> Tensor:
-    """Return max(0, 1 - m) [B] of each pair; arguments as in :func:`spin_loss`."""
+    """Return the hinge loss max(0, 1 - m) of each pair.
+
+    Arguments and result are those of :func:`spin_loss`.
+    """
     m = margin(
         policy_real_logps,
         policy_generated_logps,
@@ -84,9 +137,10 @@ def hinge_loss(
         opponent_generated_logps,
         beta,
     )
-    return torch.relu(1 - m)
+    return (1 - m).relu()
 
 
+@register_loss("squared")
 def squared_loss(
     policy_real_logps: Tensor,
     policy_generated_logps: Tensor,
@@ -94,7 +148,10 @@ def squared_loss(
     opponent_generated_logps: Tensor,
     beta: float,
 ) -> Tensor:
-    """Return (m / beta - 1 / (2 beta))^2 [B] (IPO); arguments as in :func:`spin_loss`."""
+    """Return IPO's squared loss (m / beta - 1 / (2 beta))^2 of each pair.
+
+    Arguments and result are those of :func:`spin_loss`.
+    """
     gap = margin(
         policy_real_logps,
         policy_generated_logps,
@@ -121,19 +178,12 @@ def per_token(sums: Tensor, lengths: Tensor) -> Tensor:
     return sums / lengths.clamp_min(1).to(sums.dtype)
 
 
-_LOSSES: dict[str, Callable[[Tensor, Tensor, Tensor, Tensor, float], Tensor]] = {
-    "logistic": spin_loss,
-    "hinge": hinge_loss,
-    "squared": squared_loss,
-}
-
-
 @dataclass(frozen=True)
 class PairLoss:
-    """The loss of an iteration: a kind, its beta and the options around it."""
+    """The loss of an iteration: which function, its beta and the options around it."""
 
-    kind: LossKind
-    """Which function of the margin: logistic (SPIN), hinge or squared (IPO)."""
+    kind: str
+    """The name of one of :data:`LOSSES`."""
     beta: float
     """How strongly the policy is held to the opponent; the paper's lambda."""
     nll_weight: float = 0.0
@@ -142,8 +192,8 @@ class PairLoss:
     """Divide each side's sums by its number of tokens before anything else."""
 
     def __post_init__(self) -> None:
-        if self.kind not in _LOSSES:
-            raise InputError(f"loss: kind={self.kind!r} is unknown. Use one of {list(_LOSSES)}.")
+        if self.kind not in LOSSES:
+            raise InputError(f"loss: kind={self.kind!r} is unknown. Use one of {list(LOSSES)}.")
         if not (math.isfinite(self.beta) and self.beta > 0):
             raise InputError(f"loss: beta={self.beta} must be a positive number.")
         if not (math.isfinite(self.nll_weight) and self.nll_weight >= 0):
@@ -159,7 +209,7 @@ class PairLoss:
         """
         anchor = nll_anchor(policy[:, 0], lengths[:, 0], self.nll_weight)
         policy, opponent = self._normalised(policy, opponent, lengths)
-        loss = _LOSSES[self.kind](
+        loss = LOSSES[self.kind](
             policy[:, 0], policy[:, 1], opponent[:, 0], opponent[:, 1], self.beta
         )
         return loss + anchor if self.nll_weight else loss

@@ -145,7 +145,10 @@ def test_report_reads_files_only():
 
 @pytest.mark.parametrize(
     "module",
-    ["cli", "errors", "exits", "report.books", "report.status", "save_folder", "settings.yaml"],
+    [
+        *("cli", "errors", "exits", "loss", "report.books", "report.status", "save_folder"),
+        "settings.yaml",
+    ],
 )
 def test_light_modules_load_nothing_heavy(module: str):
     code = f"import sys, spin_composer.{module}; print(*sys.modules)"

@@ -3,16 +3,23 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable, Iterator
 
 import pytest
 import torch
 from torch import Tensor
 
 from spin_composer.errors import InputError
-from spin_composer.loss import PairLoss, hinge_loss, nll_anchor, spin_loss, squared_loss
+from spin_composer.loss import LOSSES, PairLoss, margin, nll_anchor, register_loss
+from spin_composer.settings.spin import SpinSettings
 
 B = 6
-LOSSES = {"logistic": spin_loss, "hinge": hinge_loss, "squared": squared_loss}
+FORMULAS: dict[str, Callable[[float, float], float]] = {
+    "logistic": lambda m, beta: -math.log(1 / (1 + math.exp(-m))),
+    "hinge": lambda m, beta: max(0.0, 1 - m),
+    "squared": lambda m, beta: (m / beta - 1 / (2 * beta)) ** 2,
+}
+"""Of every loss: its value from the margin m and beta."""
 
 
 def sums(seed: int = 0, dtype: torch.dtype = torch.float32) -> tuple[Tensor, Tensor, Tensor]:
@@ -23,32 +30,24 @@ def sums(seed: int = 0, dtype: torch.dtype = torch.float32) -> tuple[Tensor, Ten
     return policy, opponent, torch.randint(1, 20, (B, 2), generator=rng)
 
 
-def formula(kind: str, m: float, beta: float) -> float:
-    if kind == "logistic":
-        return -math.log(1 / (1 + math.exp(-m)))
-    if kind == "hinge":
-        return max(0.0, 1 - m)
-    return (m / beta - 1 / (2 * beta)) ** 2
-
-
 @pytest.mark.parametrize("kind", LOSSES)
 @pytest.mark.parametrize("beta", [0.1, 1.0, 5.0])
 def test_loss_equals_its_formula(kind: str, beta: float) -> None:
     policy, opponent, lengths = sums()
-    loss = PairLoss(kind, beta)(policy, opponent, lengths)  # type: ignore[arg-type]
+    loss = PairLoss(kind, beta)(policy, opponent, lengths)
     assert loss.shape == (B,)
     assert loss.dtype == torch.float32
     for i in range(B):
         real, generated = ((policy - opponent) * beta)[i].tolist()
-        expected = formula(kind, real - generated, beta)
+        expected = FORMULAS[kind](real - generated, beta)
         assert loss[i].item() == pytest.approx(expected, rel=1e-5, abs=1e-6)
 
 
 @pytest.mark.parametrize("kind", LOSSES)
 def test_length_normalisation_divides_each_side_by_its_length_first(kind: str) -> None:
     policy, opponent, lengths = sums()
-    loss = PairLoss(kind, 0.7, length_normalised=True)  # type: ignore[arg-type]
-    by_hand = PairLoss(kind, 0.7)(policy / lengths, opponent / lengths, lengths)  # type: ignore[arg-type]
+    loss = PairLoss(kind, 0.7, length_normalised=True)
+    by_hand = PairLoss(kind, 0.7)(policy / lengths, opponent / lengths, lengths)
     torch.testing.assert_close(loss(policy, opponent, lengths), by_hand)
     expected = 0.7 * (policy / lengths - opponent / lengths)
     torch.testing.assert_close(loss.rewards(policy, opponent, lengths), expected)
@@ -81,7 +80,7 @@ def test_gradients_are_right(kind: str) -> None:
     policy, opponent, lengths = sums(dtype=torch.float64)
     policy.requires_grad_()
     for normalised in (False, True):
-        loss = PairLoss(kind, 0.5, nll_weight=0.2, length_normalised=normalised)  # type: ignore[arg-type]
+        loss = PairLoss(kind, 0.5, nll_weight=0.2, length_normalised=normalised)
         assert torch.autograd.gradcheck(lambda p, f=loss: f(p, opponent, lengths), policy)
 
 
@@ -120,3 +119,32 @@ def test_empty_response_does_not_make_the_normalised_loss_nan() -> None:
 def test_impossible_setting_is_named(settings: dict, message: str) -> None:
     with pytest.raises(InputError, match=message):
         PairLoss(**{"kind": "logistic", "beta": 0.1, **settings})
+
+
+@pytest.fixture
+def registry() -> Iterator[dict]:
+    """The registry of losses, which is as before afterwards."""
+    before = dict(LOSSES)
+    yield LOSSES
+    LOSSES.clear()
+    LOSSES.update(before)
+
+
+def test_a_loss_is_one_registered_function(registry: dict) -> None:
+    @register_loss("linear")
+    def linear_loss(
+        policy_real: Tensor, policy_generated: Tensor,
+        opponent_real: Tensor, opponent_generated: Tensor, beta: float,
+    ) -> Tensor:  # fmt: skip
+        """Return -m of each pair."""
+        return -margin(policy_real, policy_generated, opponent_real, opponent_generated, beta)
+
+    policy, opponent, lengths = sums()
+    settings = SpinSettings(loss="linear")
+    rewards = PairLoss("logistic", 0.3).rewards(policy, opponent, lengths)
+    loss = PairLoss(settings.loss, 0.3)(policy, opponent, lengths)
+    torch.testing.assert_close(loss, rewards[:, 1] - rewards[:, 0])
+    with pytest.raises(InputError, match="logistic, hinge, squared, linear"):
+        SpinSettings(loss="lineal")
+    with pytest.raises(ValueError, match="'linear' is registered already"):
+        register_loss("linear")(linear_loss)

@@ -13,6 +13,7 @@ from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from spin_composer.errors import InputError
+from spin_composer.loss import LOSSES
 from spin_composer.settings.fields import check as _check
 from spin_composer.settings.fields import fill as fill
 from spin_composer.settings.fields import is_int as _is_int
@@ -20,7 +21,6 @@ from spin_composer.settings.fields import is_number as _is_number
 from spin_composer.settings.fields import nearest as nearest
 from spin_composer.settings.server import ServerSettings
 
-LOSSES = ("logistic", "hinge", "squared")
 ENGINES = ("hf", "server")
 ALL = "all"
 DECAYS = ("linear", "cosine", "constant")
@@ -166,7 +166,7 @@ class SpinSettings:
     learning_rate: float | list[float] | None = None
     """Peak learning rate, per iteration or one for all; null: the optimizer's."""
     loss: str = "logistic"
-    """``logistic`` (the paper's), ``hinge`` or ``squared`` (IPO)."""
+    """Which loss of docs/losses.md: ``logistic`` is the paper's."""
     nll_weight: float = 0.0
     """Weight of the real response's mean negative log-likelihood, added to the loss."""
     length_normalised: bool = False
