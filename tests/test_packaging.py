@@ -49,8 +49,8 @@ def declared_entry_points() -> list[EntryPoint]:
 
 
 @pytest.fixture(scope="module")
-def built(tmp_path_factory: pytest.TempPathFactory) -> tuple[set[str], set[str]]:
-    """Names of the files in the wheel and in the sdist (there below the sdist's own folder)."""
+def archives(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
+    """The wheel and the sdist."""
     source = tmp_path_factory.mktemp("source")
     listed = subprocess.run(
         ["git", "ls-files", "--cached", "--others", "--exclude-standard", "-z"],
@@ -69,6 +69,13 @@ def built(tmp_path_factory: pytest.TempPathFactory) -> tuple[set[str], set[str]]
     )  # fmt: skip
     assert done.returncode == 0, done.stderr[-2000:]
     (wheel,), (sdist,) = out.glob("*.whl"), out.glob("*.tar.gz")
+    return wheel, sdist
+
+
+@pytest.fixture(scope="module")
+def built(archives: tuple[Path, Path]) -> tuple[set[str], set[str]]:
+    """Names of the files in the wheel and in the sdist (there below the sdist's own folder)."""
+    wheel, sdist = archives
     with zipfile.ZipFile(wheel) as archive:
         in_wheel = set(archive.namelist())
     with tarfile.open(sdist) as archive:
@@ -89,6 +96,32 @@ def test_every_module_is_shipped(built: tuple[set[str], set[str]], kind: str):
         for path in (root / package).rglob("*.py"):
             name = path.relative_to(base or root).as_posix()
             assert name in built[kind == "sdist"], f"{name} is missing from the {kind}"
+
+
+def test_the_demos_yaml_is_read_from_the_installed_package(
+    archives: tuple[Path, Path], tmp_path: Path
+):
+    with zipfile.ZipFile(archives[0]) as wheel:
+        wheel.extractall(tmp_path / "site")
+    program = """
+import sys
+sys.path.insert(0, sys.argv[1])
+from pathlib import Path
+from omegaconf import OmegaConf
+from spin_composer.demo.run import Paths, prepare
+from spin_composer.settings import yaml
+assert yaml.__file__.startswith(sys.argv[1])
+paths = Paths(Path("demo"))
+prepare(paths)
+config = OmegaConf.to_container(yaml.read_yaml(paths.yaml, []))
+print(yaml.validate(config).store)
+"""
+    done = subprocess.run(
+        [sys.executable, "-c", program, str(tmp_path / "site")],
+        cwd=tmp_path, capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr[-2000:]
+    assert done.stdout.strip() == "runs/demo/spin/self-play"
 
 
 def test_sdist_holds_licence_and_yamls_but_no_tests(built: tuple[set[str], set[str]]):

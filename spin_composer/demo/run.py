@@ -10,6 +10,7 @@ import shutil
 import time
 import warnings
 from dataclasses import dataclass
+from importlib import resources
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +23,8 @@ from spin_composer.demo.sft import SftResult, sft
 from spin_composer.demo.world import Row, is_valid, make_world, write_rows
 from spin_composer.errors import InputError
 
-YAML = Path(__file__).parents[2] / "yamls" / "demo.yaml"
+YAML = resources.files("spin_composer.demo") / "demo.yaml"
+"""The game's YAML, which is installed with the package; each demo keeps a copy beside its results."""
 
 _MARK = ".spin-composer-demo"
 _ANSWERS_PER_PROMPT = 8
@@ -36,6 +38,11 @@ class Paths:
     """Where the demo's files lie."""
 
     folder: Path
+
+    @property
+    def yaml(self) -> Path:
+        """The game's YAML, as it was played."""
+        return self.folder / "demo.yaml"
 
     @property
     def base(self) -> Path:
@@ -68,12 +75,10 @@ def main(folder: Path, seed: int = 17) -> None:
         seed: Of the data, the base model and both runs.
 
     Raises:
-        InputError: If the folder holds something else, or the YAML is not there.
+        InputError: If the folder holds something else.
     """
-    if not YAML.exists():
-        raise InputError(f"{YAML} does not exist: the demo runs in a checkout. Clone the project.")
     paths = Paths(folder)
-    _prepare(paths)
+    prepare(paths)
     stage = _Stage(Console(stderr=True))
     with stage("loading torch, Composer and llm-foundry"):
         _load_quietly()
@@ -87,7 +92,7 @@ def main(folder: Path, seed: int = 17) -> None:
             Size(),
             Schooling(seed=seed),
         )
-    with stage("playing three iterations of SPIN (yamls/demo.yaml)"):
+    with stage(f"playing three iterations of SPIN ({paths.yaml})"):
         spin_tokens, books, epochs = _play(paths, seed)
     steps = [int(record["batches"]) for record in books.iterations]
     with stage("continuing SFT instead, for as many steps"):
@@ -122,8 +127,12 @@ def _load_quietly() -> None:
     transformers.logging.set_verbosity_error()
 
 
-def _prepare(paths: Paths) -> None:
-    """Make the folder, or empty that of an earlier demo."""
+def prepare(paths: Paths) -> None:
+    """Make the demo's folder, or empty that of an earlier demo, and put the YAML into it.
+
+    Raises:
+        InputError: If the folder is a file, or holds something else.
+    """
     folder = paths.folder
     if folder.exists() and not folder.is_dir():
         raise InputError(f"--folder={folder} is a file. Name another folder.")
@@ -135,6 +144,7 @@ def _prepare(paths: Paths) -> None:
         shutil.rmtree(folder)
     folder.mkdir(parents=True, exist_ok=True)
     (folder / _MARK).touch()
+    paths.yaml.write_bytes(YAML.read_bytes())
 
 
 def _write_data(paths: Paths, seed: int) -> list[Row]:
@@ -152,7 +162,7 @@ def _play(paths: Paths, seed: int) -> tuple[int, Any, int]:
     from spin_composer.report.books import read_books
     from spin_composer.train import train
 
-    trainer = train(YAML, [f"variables.folder={paths.folder}", f"seed={seed}"])
+    trainer = train(paths.yaml, [f"variables.folder={paths.folder}", f"seed={seed}"])
     trainer.close()
     time = trainer.state.timestamp
     books = read_books(paths.game / "self-play")
@@ -167,7 +177,7 @@ def _continue_sft(paths: Paths, seed: int, steps: list[int]) -> list[SftResult]:
     """
     from spin_composer.settings.yaml import read_yaml
 
-    config = read_yaml(YAML, [f"variables.folder={paths.folder}"])
+    config = read_yaml(paths.yaml, [f"variables.folder={paths.folder}"])
     results: list[SftResult] = []
     for iteration, count in enumerate(steps):
         results.append(

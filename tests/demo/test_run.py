@@ -54,25 +54,27 @@ def test_table_shows_the_rival_even_where_it_wins(
 
 def test_folder_of_an_earlier_demo_is_emptied(tmp_path: Path):
     paths = Paths(tmp_path / "demo")
-    run._prepare(paths)
+    run.prepare(paths)
     (paths.folder / "old").touch()
-    run._prepare(paths)
+    run.prepare(paths)
     assert not (paths.folder / "old").exists()
 
 
 def test_folder_of_something_else_is_left_alone(tmp_path: Path):
     (tmp_path / "thesis.tex").touch()
     with pytest.raises(InputError, match="holds something that is no demo's"):
-        run._prepare(Paths(tmp_path))
+        run.prepare(Paths(tmp_path))
     assert (tmp_path / "thesis.tex").exists()
 
 
-def test_yaml_of_the_demo_passes_the_checks_of_a_real_run():
+def test_yaml_of_the_demo_passes_the_checks_of_a_real_run(tmp_path: Path):
     from omegaconf import OmegaConf
 
     from spin_composer.settings.yaml import read_yaml, validate
 
-    config = OmegaConf.to_container(read_yaml(run.YAML, ["variables.folder=elsewhere"]))
+    paths = Paths(tmp_path / "demo")
+    run.prepare(paths)
+    config = OmegaConf.to_container(read_yaml(paths.yaml, ["variables.folder=elsewhere"]))
     settings = validate(config)
     assert settings.store == "elsewhere/spin/self-play"
     assert config["eval_loader"]["dataset"]["hf_name"].startswith("elsewhere/")
