@@ -24,7 +24,7 @@ from spin_composer.demo.world import Row, is_valid, make_world, write_rows
 from spin_composer.errors import InputError
 
 YAML = resources.files("spin_composer.demo") / "demo.yaml"
-"""The game's YAML, which is installed with the package; each demo keeps a copy beside its results."""
+"""The game's YAML, installed with the package; each demo keeps a copy beside its results."""
 
 _MARK = ".spin-composer-demo"
 _ANSWERS_PER_PROMPT = 8
