@@ -1,8 +1,8 @@
 """What a unit of self-play costs: seconds measured by a real run, or drawn from a lognormal.
 
 A run's store holds them: ``unit.json`` of each unit says how long its responses took, and their
-scoring. Where ``spin.unit_size`` equals ``generation.batch_size`` a unit is one batch, and the
-spread is a batch's; larger units average over theirs and show less of it.
+scoring. Where ``algorithms.spin.unit_size`` equals ``generation.batch_size`` a unit is one batch,
+and the spread is a batch's; larger units average over theirs and show less of it.
 """
 
 from __future__ import annotations

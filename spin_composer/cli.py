@@ -49,7 +49,9 @@ def play(
 
 @app.command()
 def report(
-    store: Annotated[str, typer.Argument(help="The run's store (spin.store or remote_store).")],
+    store: Annotated[
+        str, typer.Argument(help="The run's store (algorithms.spin's store or remote_store).")
+    ],
     plot: Annotated[Path | None, typer.Option(help="Also write the curves to this PNG.")] = None,
 ) -> None:
     """Print a run's table of iterations."""

@@ -125,6 +125,6 @@ def check_shared(root: Path) -> None:
     if blind:
         raise StoreError(
             f"{root.absolute()} is not shared: ranks {blind} do not see what rank 0 wrote. Set "
-            "spin.store to a folder on a file system that all nodes mount, or set "
-            "spin.remote_store to an object store."
+            "algorithms.spin.store to a folder on a file system that all nodes mount, or set "
+            "algorithms.spin.remote_store to an object store."
         )

@@ -146,8 +146,8 @@ def _of_system(error: BaseException, number: int) -> str | None:
     if number == errno.EFBIG:
         return (
             f"{at} is larger than its file system or `ulimit -f` lets a file be ({said}). Raise "
-            "the limit, or set spin.store and save_folder to other folders; then give the same "
-            "command again."
+            "the limit, or set algorithms.spin.store and save_folder to other folders; then give "
+            "the same command again."
         )
     if number == errno.EEXIST and _SHARED_MEMORY.fullmatch(str(at)):
         return (
@@ -157,8 +157,8 @@ def _of_system(error: BaseException, number: int) -> str | None:
     a_file = number == errno.EEXIST and os.path.isfile(at)  # where a folder was to be made
     if number in _UNWRITABLE or a_file:
         return (
-            f"{at} cannot be used ({said}). Let the run's user write there, or set spin.store and "
-            "save_folder to other folders."
+            f"{at} cannot be used ({said}). Let the run's user write there, or set "
+            "algorithms.spin.store and save_folder to other folders."
         )
     if number in _IO:
         return f"{at}: {said}. Look at the disk, then give the same command again."

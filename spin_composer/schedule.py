@@ -23,8 +23,8 @@ class SpinScheduler(ComposerScheduler):
 
     Composer's own schedulers measure a whole run; this one hands Composer's a clock that shows
     the iteration only. The multiplier also holds the iteration's peak learning rate
-    (``spin.learning_rate``), so that nothing about the learning rate has to be restored when a
-    run is resumed.
+    (``algorithms.spin.learning_rate``), so that nothing about the learning rate has to be restored
+    when a run is resumed.
 
     Args:
         t_warmup: Length of the linear warm-up from 0, ``0.1dur`` being a tenth of the iteration,

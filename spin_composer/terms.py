@@ -103,7 +103,7 @@ def _played_before(store: Store, iteration: int, replay: int) -> dict[int, int]:
         if found is None:
             raise StoreError(
                 f"{store.folder(earlier)} is missing, and iteration {iteration} replays its pairs. "
-                "Restore the self-play store, or set spin.replay=0."
+                "Restore the self-play store, or set algorithms.spin.replay=0."
             )
         played[earlier] = played_units(found)
     return played

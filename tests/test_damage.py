@@ -83,7 +83,7 @@ def test_damage_at_an_iterations_start_stops_and_repair_makes_it_again(finished,
     with pytest.raises(StoreError) as caught:
         trainer(folder).fit()
     assert str(path) in str(caught.value)
-    assert "spin.repair=true" in str(caught.value)
+    assert "algorithms.spin.repair=true" in str(caught.value)
     run = trainer(folder, repair=True)
     run.fit()
     assert (iteration(folder, 1) / "set-aside/unit-00002-1").is_dir()

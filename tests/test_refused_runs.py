@@ -128,7 +128,7 @@ def test_a_store_that_another_run_played_is_refused_by_the_field(field, run, tmp
     assert line.startswith("error: ")
     assert "was played by another run; it differs in " in line
     assert f"{field} (store " in line
-    assert "Delete it to play again, or set spin.store to another folder." in line
+    assert "Delete it to play again, or set algorithms.spin.store to another folder." in line
     assert run.batches() == 0
 
 
@@ -179,7 +179,7 @@ def test_damage_at_an_iterations_start_is_one_line_and_repair_mends_it(finished,
     truncate(run.stopped_after(12).folder / "self-play/iter-001/units")
     code, line = run.command()
     assert code == 3
-    assert "spin.repair=true" in line
+    assert "algorithms.spin.repair=true" in line
     assert run.command("algorithms.spin.repair=true")[0] == 0
     same_weights(finished, run.folder)
 
@@ -208,7 +208,7 @@ def test_a_folder_that_cannot_be_written_is_named_before_play(change, run):
     assert code == 4
     assert line.startswith("error: /sys/")
     assert "cannot be used (" in line
-    assert "Let the run's user write there, or set spin.store and save_folder" in line
+    assert "Let the run's user write there, or set algorithms.spin.store and save_folder" in line
     assert not list((run.folder / "self-play").glob("iter-*"))
 
 

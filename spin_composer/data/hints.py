@@ -50,7 +50,8 @@ def _of_other_ends(stop: str, others: list[str]) -> str:
     listed = ", ".join(f'"{token}"' for token in others)
     return (
         f"Responses end with {stop!r}. The model may end an answer with {names} as well, and "
-        f"sampling goes past {those} unless spin.generation.stop_strings holds {those}: [{listed}]."
+        f"sampling goes past {those} unless algorithms.spin.generation.stop_strings holds {those}: "
+        f"[{listed}]."
     )
 
 

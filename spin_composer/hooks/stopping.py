@@ -47,7 +47,8 @@ class Stopping:
         """
         if self.save and not any(isinstance(c, CheckpointSaver) for c in state.callbacks):
             raise InputError(
-                "spin.save_on_signal=true has nowhere to save: the run has no save_folder. Set it."
+                "algorithms.spin.save_on_signal=true has nowhere to save: the run has no "
+                "save_folder. Set it."
             )
         interrupt.install(*(_BEFORE_AN_END if self.save else ()))
         interrupt.hold(False)

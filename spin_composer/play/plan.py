@@ -80,7 +80,7 @@ def idle_ranks(units: Sequence[Unit], num_ranks: int) -> str | None:
         return None
     return (
         f"{len(sizes)} unit(s) for {num_ranks} ranks: {num_ranks - len(sizes)} of them play "
-        f"nothing. Set spin.unit_size to {even} or less."
+        f"nothing. Set algorithms.spin.unit_size to {even} or less."
     )
 
 

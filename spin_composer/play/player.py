@@ -349,6 +349,6 @@ def _prepare_sources(store: Store, units: Sequence[Unit]) -> None:
         remedy = (
             f"It is replayed, and the opponent that played iteration {iteration} is gone: restore "
             "it from a copy, or move all checkpoints after that iteration's start out of "
-            "save_folder and give the same command with spin.repair=true."
+            "save_folder and give the same command with algorithms.spin.repair=true."
         )
         bring_units(store, iteration, count, remedy)

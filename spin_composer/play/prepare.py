@@ -89,7 +89,7 @@ def require_space(
         raise EnvironmentFailure(
             f"the {len(units)} units that iteration {iteration} still plays take up to "
             f"{_shown(needed)}, and {store.root.absolute()} has {_shown(free)} free. Free space "
-            "there, or set spin.store to a folder on a larger disk."
+            "there, or set algorithms.spin.store to a folder on a larger disk."
         )
 
 
@@ -109,7 +109,8 @@ def in_training(iteration: int, epochs_per_iteration: int) -> str:
     return (
         f"The opponent that played iteration {iteration} is gone, so training cannot go on here: "
         f"restore it from a copy, or move {which} out of save_folder and give the same command "
-        "with spin.repair=true, which plays what is missing and trains the iteration again."
+        "with algorithms.spin.repair=true, which plays what is missing and trains the iteration "
+        "again."
     )
 
 
@@ -120,7 +121,9 @@ def _find_damage(store: Store, iteration: int, num_units: int, repair: bool) -> 
                 folder = store.unit_folder(iteration, unit)
                 raise StoreError(f"{problem}. {DELETE_IT.format(folder=folder)}")
             aside = store.set_unit_aside(iteration, unit)
-            log.warning(f"{problem}: the unit is set aside as {aside}, made again (spin.repair).")
+            log.warning(
+                f"{problem}: the unit is set aside as {aside}, made again (algorithms.spin.repair)."
+            )
 
 
 def _set_unreadable_aside(store: Store, iteration: int) -> None:

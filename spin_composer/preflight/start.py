@@ -99,8 +99,8 @@ def warn_unfaithful(settings: SpinSettings) -> None:
     if generation.unfaithful and dist.get_global_rank() == 0:
         given = ", ".join(f"{n}={shown(getattr(generation, n))}" for n in generation.unfaithful)
         log.warning(
-            f"spin.generation has {given}: responses are then not samples of the policy, and "
-            "SPIN's fixed point is not the data's distribution."
+            f"algorithms.spin.generation has {given}: responses are then not samples of the "
+            "policy, and SPIN's fixed point is not the data's distribution."
         )
 
 

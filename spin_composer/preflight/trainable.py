@@ -48,8 +48,8 @@ def check_trainable(
             "update smaller than half a unit in their last place, as most are at SPIN's learning "
             "rates, leaves them unchanged. Load the model with torch_dtype=torch.float32 (in a "
             "YAML, take torch_dtype out of model.config_overrides), which precision: amp_bf16 "
-            "still computes in bf16; or set spin.allow_low_precision_weights=true for an "
-            "optimizer that keeps fp32 copies or rounds stochastically."
+            "still computes in bf16; or set algorithms.spin.allow_low_precision_weights=true for "
+            "an optimizer that keeps fp32 copies or rounds stochastically."
         )
     held = {id(p) for o in state.optimizers for group in o.param_groups for p in group["params"]}
     left_out = [(name, p) for name, p in trained if id(p) not in held]

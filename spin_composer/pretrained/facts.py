@@ -187,7 +187,7 @@ def check_rows(
     longest = examples.max_prompt_tokens + max_new_tokens
     if positions is not None and max_new_tokens and longest > positions:
         lines.append(
-            f"spin.generation.max_new_tokens={max_new_tokens} after the longest prompt "
+            f"algorithms.spin.generation.max_new_tokens={max_new_tokens} after the longest prompt "
             f"({examples.max_prompt_tokens} tokens) is more than the model's {positions} "
             f"positions. Lower it, or {where}.dataset.max_prompt_len."
         )
@@ -205,7 +205,7 @@ def check_first_batch_is_whole(examples: ExampleDataset, samples: int | str, bat
 
     Args:
         examples: The SFT set.
-        samples: ``spin.samples_per_iteration``.
+        samples: ``algorithms.spin.samples_per_iteration``.
         batch: Pairs in a batch of all ranks.
 
     Raises:
@@ -215,7 +215,9 @@ def check_first_batch_is_whole(examples: ExampleDataset, samples: int | str, bat
     prompts = min(rows, samples) if isinstance(samples, int) else rows
     if prompts >= batch:
         return
-    given = f"the {rows} rows" if prompts == rows else f"spin.samples_per_iteration={samples}"
+    given = f"the {rows} rows"
+    if prompts != rows:
+        given = f"algorithms.spin.samples_per_iteration={samples}"
     beside = f" ({dropped} bad ones were left out)" if dropped and prompts == rows else ""
     raise InputError(
         f"global_train_batch_size={batch} pairs is more than {given}{beside}: an iteration would "

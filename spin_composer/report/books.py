@@ -64,7 +64,7 @@ def read_books(store: Path) -> Books:
     """Return the books of the run whose self-play store is ``store``.
 
     Args:
-        store: The folder ``spin.store``, or the books' file itself.
+        store: The folder ``algorithms.spin.store``, or the books' file itself.
 
     Raises:
         StoreError: If there are none yet, or the file is damaged.
@@ -77,7 +77,7 @@ def read_books(store: Path) -> Books:
     except (FileNotFoundError, NotADirectoryError):
         raise StoreError(
             f"{path} does not exist: no iteration of that run is finished, or it is not its store. "
-            "Give the folder that spin.store names."
+            "Give the folder that algorithms.spin.store names."
         ) from None
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise StoreError(

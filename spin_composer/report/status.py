@@ -137,7 +137,7 @@ def read_status(plan: Plan, copied_to: Path | None = None) -> Status:
     if not store.is_dir():
         raise StoreError(
             f"{store} does not exist: the run has not begun, or it is another run's name. "
-            "Give the folder that spin.store names."
+            "Give the folder that algorithms.spin.store names."
         )
     closed, ended = _books(store / "iterations.json")
     folders = sorted(p for p in store.glob("iter-*") if re.fullmatch(r"iter-\d+", p.name))

@@ -12,6 +12,9 @@ from spin_composer.errors import InputError, shown
 
 T = TypeVar("T")
 
+SECTION = "algorithms.spin"
+"""Where a YAML has the algorithm's settings: their prefix in messages."""
+
 
 def fill(cls: type[T], given: Mapping[str, Any] | T, where: str) -> T:
     """Build the settings dataclass ``cls`` from a mapping, refusing keys that it does not have.

@@ -200,8 +200,8 @@ def _server(cfg: Config, settings: SpinSettings) -> Problems:
     server = settings.generation.server
     if server is not None and cfg["model"]["name"] == "mpt_spin_lm":
         yield (
-            "spin.generation.engine=server cannot serve llm-foundry's MPT: only transformers' own "
-            "classes load elsewhere as they are here. Use engine: hf."
+            "algorithms.spin.generation.engine=server cannot serve llm-foundry's MPT: only "
+            "transformers' own classes load elsewhere as they are here. Use engine: hf."
         )
     if server is None or (os.environ.get("RANK") or "0") != "0":  # rank 0's machine runs it
         return
@@ -212,6 +212,6 @@ def _server(cfg: Config, settings: SpinSettings) -> Problems:
             words = [word for word in words[1:] if "=" not in word and not word.startswith("-")]
         if words and shutil.which(words[0]) is None:
             yield (
-                f"spin.generation.server.{key} starts {words[0]}, which is not found on this "
-                "machine (no shell runs it). Install it, or give its whole path."
+                f"algorithms.spin.generation.server.{key} starts {words[0]}, which is not found on "
+                "this machine (no shell runs it). Install it, or give its whole path."
             )

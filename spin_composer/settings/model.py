@@ -37,5 +37,5 @@ def check_model_settings(model: Mapping[str, Any], allow_low_precision: bool = F
                 raise InputError(
                     f"{where}.{name}={section[name]}: trainable weights of that precision do not "
                     "move at SPIN's learning rates. Remove it (precision: amp_bf16 computes in "
-                    "bf16 all the same), or set spin.allow_low_precision_weights=true."
+                    "bf16 all the same), or set algorithms.spin.allow_low_precision_weights=true."
                 )

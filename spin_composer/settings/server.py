@@ -5,12 +5,12 @@ from __future__ import annotations
 import shlex
 from dataclasses import dataclass
 
-from spin_composer.settings.fields import check, is_int, is_number
+from spin_composer.settings.fields import SECTION, check, is_int, is_number
 
 MODEL, PORT, HOST, API_KEY = "{model}", "{port}", "{host}", "{api_key}"
 """What a command template has in place of the opponent's folder, port, address and key."""
 
-_AT = "spin.generation.server"
+_AT = f"{SECTION}.generation.server"
 
 
 @dataclass

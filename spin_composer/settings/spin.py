@@ -14,11 +14,10 @@ from typing import Any
 
 from spin_composer.errors import InputError
 from spin_composer.loss import LOSSES
+from spin_composer.settings.fields import SECTION, fill
 from spin_composer.settings.fields import check as _check
-from spin_composer.settings.fields import fill as fill
 from spin_composer.settings.fields import is_int as _is_int
 from spin_composer.settings.fields import is_number as _is_number
-from spin_composer.settings.fields import nearest as nearest
 from spin_composer.settings.server import ServerSettings
 
 ENGINES = ("hf", "server")
@@ -56,7 +55,7 @@ class GenerationSettings:
 
     def __post_init__(self) -> None:
         """Check every field."""
-        at = "spin.generation"
+        at = f"{SECTION}.generation"
         longest = "Set it to the longest response that you train on."
         for name in ("max_new_tokens", "batch_size"):
             value = getattr(self, name)
@@ -133,7 +132,7 @@ class PlayOnly:
 
     def __post_init__(self) -> None:
         """Check both fields."""
-        at = "spin.play_only"
+        at = f"{SECTION}.play_only"
         ok = _is_int(self.iteration) and self.iteration >= 0
         _check(ok, f"{at}.iteration", self.iteration, "an integer >= 0")
         found = re.fullmatch(r"(\d+):(\d+)", str(self.units))
@@ -150,7 +149,7 @@ class PlayOnly:
             return range(num_units)
         first, end = map(int, self.units.split(":"))
         wanted = f"within the {num_units} units of iteration {self.iteration}"
-        _check(end <= num_units, "spin.play_only.units", self.units, wanted)
+        _check(end <= num_units, f"{SECTION}.play_only.units", self.units, wanted)
         return range(first, end)
 
 
@@ -214,46 +213,51 @@ class SpinSettings:
         self.beta = self._numbers("beta", self.beta)
         if self.learning_rate is not None:
             self.learning_rate = self._numbers("learning_rate", self.learning_rate)
-        _check(self.loss in LOSSES, "spin.loss", self.loss, f"one of {', '.join(LOSSES)}")
+        _check(self.loss in LOSSES, f"{SECTION}.loss", self.loss, f"one of {', '.join(LOSSES)}")
         ok = _is_number(self.nll_weight) and self.nll_weight >= 0
-        _check(ok, "spin.nll_weight", self.nll_weight, "a number >= 0")
+        _check(ok, f"{SECTION}.nll_weight", self.nll_weight, "a number >= 0")
         for name in (
             "length_normalised", "reset_optimizer", "offload_during_play", "repair",
             "deterministic", "save_on_signal", "allow_low_precision_weights",
         ):  # fmt: skip
             value = getattr(self, name)
-            _check(isinstance(value, bool), f"spin.{name}", value, "true or false")
+            _check(isinstance(value, bool), f"{SECTION}.{name}", value, "true or false")
         for name, least in (("replay", 0), ("sample_table_rows", 0), ("unit_size", 1)):
             value = getattr(self, name)
             _check(
-                _is_int(value) and value >= least, f"spin.{name}", value, f"an integer >= {least}"
+                _is_int(value) and value >= least,
+                f"{SECTION}.{name}",
+                value,
+                f"an integer >= {least}",
             )
         samples = self.samples_per_iteration
         ok = samples == ALL or (_is_int(samples) and int(samples) > 0)
-        _check(ok, "spin.samples_per_iteration", samples, "a positive integer or 'all'")
+        _check(ok, f"{SECTION}.samples_per_iteration", samples, "a positive integer or 'all'")
         ok = self.seed is None or (_is_int(self.seed) and self.seed >= 0)
-        _check(ok, "spin.seed", self.seed, "an integer >= 0, or null")
-        _check_place("spin.store", self.store, "a folder's name")
+        _check(ok, f"{SECTION}.seed", self.seed, "an integer >= 0, or null")
+        _check_place(f"{SECTION}.store", self.store, "a folder's name")
         if self.remote_store is not None:
-            _check_place("spin.remote_store", self.remote_store, "an object store's URL")
+            _check_place(f"{SECTION}.remote_store", self.remote_store, "an object store's URL")
             ok = self.remote_store.partition("://")[0] in REMOTE_SCHEMES
             ok = ok and bool(self.remote_store.partition("://")[2].strip("/"))
             wanted = " or ".join(f"{scheme}://bucket/folder" for scheme in REMOTE_SCHEMES)
-            remedy = "A folder that all nodes mount goes into spin.store."
-            _check(ok, "spin.remote_store", self.remote_store, wanted, remedy)
+            remedy = "A folder that all nodes mount goes into algorithms.spin.store."
+            _check(ok, f"{SECTION}.remote_store", self.remote_store, wanted, remedy)
         if "://" in self.store:
-            remedy = "Give it as spin.remote_store, and here a folder of each node's own."
-            _check(False, "spin.store", self.store, "a folder's name", remedy)
+            remedy = (
+                "Give it as algorithms.spin.remote_store, and here a folder of each node's own."
+            )
+            _check(False, f"{SECTION}.store", self.store, "a folder's name", remedy)
         if self.play_only is not None:
-            self.play_only = fill(PlayOnly, self.play_only, "spin.play_only")
-        self.generation = fill(GenerationSettings, self.generation, "spin.generation")
+            self.play_only = fill(PlayOnly, self.play_only, f"{SECTION}.play_only")
+        self.generation = fill(GenerationSettings, self.generation, f"{SECTION}.generation")
 
     def _epochs(self) -> int:
         text = str(self.iteration_length)
         digits = text[:-2] if text.endswith("ep") else text
         ok = digits.isdigit() and int(digits) > 0
         remedy = "Give it in whole epochs."
-        _check(ok, "spin.iteration_length", self.iteration_length, "like '2ep'", remedy)
+        _check(ok, f"{SECTION}.iteration_length", self.iteration_length, "like '2ep'", remedy)
         return int(digits)
 
     @staticmethod
@@ -261,7 +265,7 @@ class SpinSettings:
         values = [value] if _is_number(value) else value
         ok = isinstance(values, Sequence) and not isinstance(values, str) and len(values) > 0
         ok = ok and all(_is_number(v) and v > 0 for v in values)  # pyright: ignore
-        _check(ok, f"spin.{name}", value, "a positive number or a list of them")
+        _check(ok, f"{SECTION}.{name}", value, "a positive number or a list of them")
         return [float(v) for v in values]  # pyright: ignore
 
     @property
@@ -279,8 +283,8 @@ class SpinSettings:
             values = getattr(self, name)
             if values is not None and len(values) not in (1, num_iterations):
                 raise InputError(
-                    f"spin.{name} has {len(values)} values for {num_iterations} iterations "
-                    f"(max_duration). Give one value, or one per iteration."
+                    f"{SECTION}.{name} has {len(values)} values for {num_iterations} "
+                    "iterations (max_duration). Give one value, or one per iteration."
                 )
 
 
@@ -321,13 +325,13 @@ def count_iterations(max_duration: object, epochs_per_iteration: int) -> int:
             if int(digits) % per_iteration:
                 raise InputError(
                     f"max_duration={text} is no whole number of iterations of "
-                    f"{epochs_per_iteration}ep (spin.iteration_length). Use e.g. "
+                    f"{epochs_per_iteration}ep ({SECTION}.iteration_length). Use e.g. "
                     f"{-(-int(digits) // per_iteration)}iter."
                 )
             return int(digits) // per_iteration
     raise InputError(
         f"max_duration must be a positive number of iterations or epochs, got {text}. "
-        "Use e.g. 3iter, or 6ep with spin.iteration_length=2ep."
+        "Use e.g. 3iter, or 6ep with algorithms.spin.iteration_length=2ep."
     )
 
 

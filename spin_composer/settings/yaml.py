@@ -9,14 +9,13 @@ from typing import Any
 from spin_composer.data.config import DatasetConfig, check_loader_keys, read_config
 from spin_composer.errors import InputError, shown, together
 from spin_composer.settings.eval_loaders import check_eval_loaders
+from spin_composer.settings.fields import SECTION, fill, nearest
 from spin_composer.settings.launch import check_places, launch_checks
 from spin_composer.settings.model import check_model_settings
 from spin_composer.settings.spin import (
     SpinSettings,
     check_scheduler,
     count_iterations,
-    fill,
-    nearest,
 )
 
 _MODELS = {"hf_causal_lm": "hf_spin_lm", "mpt_causal_lm": "mpt_spin_lm"}
@@ -82,7 +81,7 @@ def validate(cfg: Mapping[str, Any]) -> SpinSettings:
 
 
 def _check_game(given: Any, max_duration: Any) -> SpinSettings:
-    settings = fill(SpinSettings, given or {}, "algorithms.spin")
+    settings = fill(SpinSettings, given or {}, SECTION)
     epochs = settings.epochs_per_iteration
     settings.check_iterations(count_iterations(max_duration, epochs))
     return settings
@@ -195,7 +194,7 @@ def read_yaml(path: str | Path, overrides: Sequence[str]) -> Any:
         config = OmegaConf.load(path)
         if not isinstance(config, DictConfig):
             raise InputError(f"{path} holds no settings. It must be a YAML mapping.")
-        # Messages name the algorithm's settings as spin.x.
+        # spin.x is short for algorithms.spin.x
         given = [f"algorithms.{x}" if x.startswith("spin.") else x for x in overrides]
         merged = OmegaConf.merge(config, OmegaConf.from_cli(given))
         OmegaConf.resolve(merged)

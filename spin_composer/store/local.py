@@ -34,8 +34,8 @@ from spin_composer.store.unit import (
 )
 
 DELETE_IT = (
-    "Delete {folder} or set spin.repair=true; the same command makes it again at the iteration's "
-    "start."
+    "Delete {folder} or set algorithms.spin.repair=true; the same command makes it again at the "
+    "iteration's start."
 )
 
 
@@ -73,7 +73,8 @@ class Store:
         elif (folder / "units").exists() and any((folder / "units").iterdir()):
             raise StoreError(
                 f"{folder} has units but no manifest.json, so nothing says what they are. "
-                f"Delete {folder}, or set spin.repair=true to have it set aside and played again."
+                f"Delete {folder}, or set algorithms.spin.repair=true to have it set aside and "
+                "played again."
             )
 
     def open_iteration(self, manifest: Mapping[str, Any], replace: bool = False) -> None:
@@ -131,7 +132,8 @@ class Store:
             ) from None
         except ValueError as error:
             raise StoreError(
-                f"{path} is damaged ({error}). Delete {path.parent}, or set spin.repair=true."
+                f"{path} is damaged ({error}). Delete {path.parent}, or set "
+                "algorithms.spin.repair=true."
             ) from None
 
     def check_manifest(self, wanted: Mapping[str, Any]) -> None:

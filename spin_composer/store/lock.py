@@ -88,7 +88,8 @@ class LockFile:
         """
         if self.path.parent.is_file():
             raise EnvironmentFailure(
-                f"{self.path.parent} is a file. Set spin.store to a folder that the run may write."
+                f"{self.path.parent} is a file. Set algorithms.spin.store to a folder that the run "
+                "may write."
             )
         self.path.parent.mkdir(parents=True, exist_ok=True)
 
@@ -234,7 +235,7 @@ class StoreLock:
         if alive:
             raise StoreError(
                 f"{self.place.shown} is in use by {_shown(owner)}. Wait for that run or stop it; "
-                "or give this one a run_name or spin.store of its own."
+                "or give this one a run_name or algorithms.spin.store of its own."
             )
         log.warning(f"{self.place.shown}: the lock of {_shown(owner)}, which has died, is taken.")
 

@@ -57,7 +57,7 @@ def require_same(found: Mapping[str, Any], wanted: Mapping[str, Any], where: str
         )
         raise StoreError(
             f"{where} was played by another run; it differs in {named}. Delete it to play again, "
-            "or set spin.store to another folder."
+            "or set algorithms.spin.store to another folder."
         )
 
 

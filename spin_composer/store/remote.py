@@ -3,7 +3,7 @@
     <url>/iter-000/manifest.json                     as in the store's folder; written first
     <url>/iter-000/units/unit-00000-1a2b3c4d/        the files of one making of a unit
     <url>/iter-000/done/unit-00000-1a2b3c4d.json     its unit.json, uploaded last
-    <url>/iter-000/done/unit-00000-1a2b3c4d.damaged  that making is not to be used (spin.repair)
+    <url>/iter-000/done/unit-00000-1a2b3c4d.damaged  that making is not to be used (``repair``)
     <url>/iter-000/complete.json                     which making of each unit is trained on
 
 Object stores cannot rename, so a unit exists once its object in ``done/`` does. Each making has a
@@ -43,7 +43,9 @@ log = logging.getLogger(__name__)
 _MARKER = re.compile(r".*/done/unit-(\d+)-([0-9a-f]{8})\.(json|damaged)")
 _TRANSFERS = 8
 _TRIES = 3
-_REMEDY = "Set spin.repair=true; the same command makes it again at the iteration's start."
+_REMEDY = (
+    "Set algorithms.spin.repair=true; the same command makes it again at the iteration's start."
+)
 
 
 class MirroredStore(Store):
@@ -71,7 +73,7 @@ class MirroredStore(Store):
         elif self._makings(iteration):
             raise StoreError(
                 f"{self._url(iteration)} has units but no manifest.json, so nothing says what they "
-                "are. Delete that folder, or set spin.remote_store to another one."
+                "are. Delete that folder, or set algorithms.spin.remote_store to another one."
             )
         else:
             super().check_open(manifest)
@@ -141,7 +143,7 @@ class MirroredStore(Store):
         except ValueError as error:
             raise StoreError(
                 f"{self._url(iteration)}/manifest.json is damaged ({error}). Delete that folder, "
-                "or set spin.remote_store to another one."
+                "or set algorithms.spin.remote_store to another one."
             ) from None
 
     # --- units ------------------------------------------------------------------------------
@@ -202,7 +204,7 @@ class MirroredStore(Store):
         """Mark a damaged making as such, so that it is not used; return the marker's name."""
         making = self._makings(iteration, unit)[unit][0]
         name = self._marker(iteration, unit, making).removesuffix(".json") + ".damaged"
-        self.remote.write_text(name, "set aside by spin.repair\n")
+        self.remote.write_text(name, "set aside by algorithms.spin.repair\n")
         return Path(name)
 
     # --- what is trained on -----------------------------------------------------------------
@@ -357,8 +359,8 @@ class MirroredStore(Store):
         if needed > free:
             raise EnvironmentFailure(
                 f"the units of iteration {iteration} that this node lacks are {needed} bytes, and "
-                f"{self.root.absolute()} has {free} free. Free space there, or set spin.store to a "
-                "folder on a larger disk."
+                f"{self.root.absolute()} has {free} free. Free space there, or set "
+                "algorithms.spin.store to a folder on a larger disk."
             )
 
     def _name(self, iteration: int) -> str:

@@ -99,7 +99,7 @@ def test_other_ends_of_turns_are_named_with_their_remedy(name, stop, others, jso
     with caplog.at_level(logging.WARNING, "spin_composer"):
         (note,) = notes(tokenizer, [TURNS], jsonl)
     assert note.startswith(f"Responses end with {stop!r}.")
-    assert f'unless spin.generation.stop_strings holds it: ["{others[0]}"]' in note
+    assert f'unless algorithms.spin.generation.stop_strings holds it: ["{others[0]}"]' in note
     assert note in caplog.text
     asked, end = tokenizer.encode("Hello"), tokenizer.encode(others[0])
     strings = StopStrings(tokenizer, [others[0]])

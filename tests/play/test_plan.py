@@ -85,7 +85,7 @@ def test_more_ranks_than_units_are_told_the_unit_size_that_keeps_them_busy() -> 
     units = plan(1)
     assert idle_ranks(units, 5) is None
     assert idle_ranks(units, 7) == (
-        "5 unit(s) for 7 ranks: 2 of them play nothing. Set spin.unit_size to 4 or less."
+        "5 unit(s) for 7 ranks: 2 of them play nothing. Set algorithms.spin.unit_size to 4 or less."
     )
     assert idle_ranks(plan(1, unit_size=3), 7) is None
 

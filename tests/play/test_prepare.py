@@ -112,7 +112,7 @@ def test_a_damaged_unit_is_said_in_one_line_with_the_remedy(store, damage):
     said = str(caught.value)
     assert "unit-00001" in said
     assert re.search(r"(damaged|missing)", said)
-    assert "spin.repair=true" in said
+    assert "algorithms.spin.repair=true" in said
     assert "\n" not in said
 
 
@@ -202,7 +202,7 @@ def test_too_little_space_is_said_before_play_with_both_numbers(store, monkeypat
         reopen(store)
     said = str(caught.value)
     assert said.startswith("the 1 units that iteration 0 still plays take up to ")
-    assert "kB free. Free space there, or set spin.store" in said
+    assert "kB free. Free space there, or set algorithms.spin.store" in said
     make_unit(store, 2)
     reopen(store)  # nothing is missing, so nothing is needed
 

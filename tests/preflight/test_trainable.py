@@ -88,7 +88,7 @@ def test_weights_that_cannot_move_are_refused_before_play(tmp_path: Path) -> Non
     model = models.tiny_model("llama", vocab_size=VOCAB).to(torch.bfloat16)
     line = refused(tmp_path, model)
     assert "21 of 21 trainable parameters are bfloat16 (" in line
-    assert "spin.allow_low_precision_weights=true" in line
+    assert "algorithms.spin.allow_low_precision_weights=true" in line
 
 
 def test_who_insists_may_train_them(tmp_path: Path) -> None:

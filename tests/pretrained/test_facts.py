@@ -158,11 +158,11 @@ CASES: dict[str, tuple[Callable[[Path], None], list[str], list[str]]] = {
     "rows longer than the positions": (
         few_positions, ["eval_loader.dataset.max_seq_len=24"],
         ["more than the model's 24 positions. Lower train_loader.dataset.max_seq_len",
-         "spin.generation.max_new_tokens=12 after the longest prompt ("],
+         "algorithms.spin.generation.max_new_tokens=12 after the longest prompt ("],
     ),
     "responses longer than the positions": (
         as_it_is, ["algorithms.spin.generation.max_new_tokens=40"],
-        ["spin.generation.max_new_tokens=40 after the longest prompt ("],
+        ["algorithms.spin.generation.max_new_tokens=40 after the longest prompt ("],
     ),
     "held-out rows longer than the positions": (
         as_it_is, ["eval_loader.name=finetuning", "eval_loader.dataset.max_seq_len=64"],
@@ -183,7 +183,7 @@ CASES: dict[str, tuple[Callable[[Path], None], list[str], list[str]]] = {
     ),
     "fewer samples than a batch": (
         as_it_is, ["algorithms.spin.samples_per_iteration=3"],
-        ["global_train_batch_size=4 pairs is more than spin.samples_per_iteration=3"],
+        ["global_train_batch_size=4 pairs is more than algorithms.spin.samples_per_iteration=3"],
     ),
     "a generation config that cannot be saved": (
         sampling_without_sampling, [], ["its generation_config.json cannot be saved, so the first"],

@@ -15,6 +15,7 @@ import yaml
 
 from spin_composer.errors import InputError
 from spin_composer.foundry.plugin import transform
+from spin_composer.settings.fields import SECTION
 from spin_composer.settings.yaml import check_launch, validate
 from spin_composer.train import main
 from tests.settings.test_yaml import HEAVY, config
@@ -47,11 +48,11 @@ REFUSED: list[tuple[dict[str, Any], str]] = [
     ({"model.peft_config": True}, "model.peft_config must be a mapping"),
     ({"load_path": "no/such.pt"}, "load_path=no/such.pt does not exist. Give a checkpoint's file"),
     ({"load_path": "no/such.pt", "save_folder": "tests", "autoresume": False}, "no/such.pt does"),
-    ({"algorithms.spin": SERVER}, "spin.generation.server.command starts no-such, which is not"),
-    ({"algorithms.spin": ENV}, "spin.generation.server.command starts no-such, which is not"),
+    ({"algorithms.spin": SERVER}, f"{SECTION}.generation.server.command starts no-such, which is"),
+    ({"algorithms.spin": ENV}, f"{SECTION}.generation.server.command starts no-such, which is"),
     (
         {"model": {"name": "mpt_spin_lm"}, "algorithms.spin": SHELL},
-        "spin.generation.engine=server cannot serve llm-foundry's MPT",
+        "algorithms.spin.generation.engine=server cannot serve llm-foundry's MPT",
     ),
     ({"max_sequence_len": 3}, "max_sequence_len is no key of llm-foundry's training config"),
     ({"tokenizer.name": "./nowhere"}, "tokenizer.name=./nowhere does not exist"),

@@ -7,8 +7,9 @@ from typing import Any
 import pytest
 
 from spin_composer.errors import InputError
+from spin_composer.settings.fields import fill
 from spin_composer.settings.server import ServerSettings
-from spin_composer.settings.spin import GenerationSettings, SpinSettings, fill
+from spin_composer.settings.spin import GenerationSettings, SpinSettings
 
 COMMAND = "vllm serve {model} --port {port}"
 URL = {"base_url": "http://gpu7:8000", "reload_command": "reload {model}"}
@@ -55,7 +56,7 @@ def test_a_wrong_value_is_refused_in_one_line(given: dict[str, Any], said: str) 
 
 
 def generation(**given: Any) -> GenerationSettings:
-    return fill(GenerationSettings, {"engine": "server", **given}, "spin.generation")
+    return fill(GenerationSettings, {"engine": "server", **given}, "algorithms.spin.generation")
 
 
 def test_a_manifest_holds_what_samples_depend_on_and_no_more() -> None:

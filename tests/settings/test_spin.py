@@ -83,7 +83,7 @@ def test_a_wrong_value_is_refused_by_its_name(given: dict[str, Any], said: str) 
 @pytest.mark.parametrize(
     ("given", "said"),
     [
-        ({"replays": 1}, "spin.replays is not a setting. Did you mean 'replay'?"),
+        ({"replays": 1}, "algorithms.spin.replays is not a setting. Did you mean 'replay'?"),
         ({"generation": {"temprature": 1}}, "Did you mean 'temperature'?"),
         ({"zzz": 1}, "Known: "),
     ],
@@ -143,7 +143,7 @@ def test_lists_hold_one_value_per_iteration(name: str) -> None:
     settings.check_iterations(2)
     for iterations in (1, 3):
         said = refusal(lambda n=iterations: settings.check_iterations(n))
-        assert said.startswith(f"spin.{name} has 2 values for {iterations} iterations")
+        assert said.startswith(f"algorithms.spin.{name} has 2 values for {iterations} iterations")
     fill(SpinSettings, {name: 0.1}, "spin").check_iterations(7)
 
 

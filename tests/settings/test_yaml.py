@@ -15,6 +15,7 @@ import yaml
 
 from spin_composer.errors import InputError
 from spin_composer.foundry.plugin import transform
+from spin_composer.settings.fields import SECTION
 from spin_composer.settings.yaml import is_spin, validate
 from spin_composer.train import EXIT_INPUT
 
@@ -61,9 +62,9 @@ def refusal(cfg: Mapping[str, Any]) -> str:
 
 
 WRONG: list[tuple[dict[str, Any], str]] = [
-    ({"algorithms.spin": {"beta": [0.1, 0.1]}}, "spin.beta has 2 values for 3 iterations"),
-    ({"algorithms.spin": {"learning_rate": [1e-6] * 4}}, "spin.learning_rate has 4 values"),
-    ({"algorithms.spin": {"replay": -1}}, "spin.replay must be an integer >= 0, got -1"),
+    ({"algorithms.spin": {"beta": [0.1, 0.1]}}, f"{SECTION}.beta has 2 values for 3 iterations"),
+    ({"algorithms.spin": {"learning_rate": [1e-6] * 4}}, f"{SECTION}.learning_rate has 4 values"),
+    ({"algorithms.spin": {"replay": -1}}, "algorithms.spin.replay must be an integer >= 0, got -1"),
     ({"algorithms.spin": {"replays": 1}}, "algorithms.spin.replays is not a setting. Did you mean"),
     ({"algorithms.spin": {"generation": {"topp": 1}}}, "Did you mean 'top_p'?"),
     ({"algorithms.spin": [1]}, "algorithms.spin must be a mapping"),
@@ -194,7 +195,7 @@ def test_the_command_refuses_before_anything_heavy_is_imported(tmp_path: Path) -
         [sys.executable, "-c", code, *arguments], capture_output=True, text=True, check=True
     )
     assert json.loads(run.stdout) == [EXIT_INPUT, []]
-    assert run.stderr == "error: spin.replay must be an integer >= 0, got -1.\n"
+    assert run.stderr == "error: algorithms.spin.replay must be an integer >= 0, got -1.\n"
 
 
 @pytest.mark.parametrize(

@@ -128,7 +128,7 @@ def test_the_lock_is_touched_while_it_is_held(tmp_path):
 
 def test_a_file_in_the_folders_place_is_named(tmp_path):
     (tmp_path / "store").touch()
-    with pytest.raises(EnvironmentFailure, match=r"store is a file. Set spin.store"):
+    with pytest.raises(EnvironmentFailure, match=r"store is a file. Set algorithms.spin.store"):
         StoreLock(tmp_path / "store").acquire("run")
 
 

@@ -96,10 +96,12 @@ def require_memory(
     if smaller:
         remedy = (
             "An iteration that is half played must then be deleted, or finished on larger devices: "
-            f"Set spin.generation.batch_size to {smaller}"
+            f"Set algorithms.spin.generation.batch_size to {smaller}"
         )
     else:  # it scores with the parameters as they are sharded
-        remedy = "No generation.batch_size would do. Set spin.generation.engine to server"
+        remedy = (
+            "No batch_size would do. Set algorithms.spin.generation.engine to server"
+        )
     parts = ", ".join(
         f"{_shown(size)} {name}"
         for name, size in (

@@ -76,7 +76,7 @@ class HTTPClient:
                 break
         raise EngineError(
             f"{self.base_url}{path} failed {attempt + 1} times in a row, at last with {failure}. "
-            "See the server's log; raise spin.generation.server.retries or "
+            "See the server's log; raise algorithms.spin.generation.server.retries or "
             "request_timeout_seconds if it is only slow."
         )
 
@@ -100,7 +100,8 @@ class HTTPClient:
             time.sleep(_POLL_SECONDS)
         raise EngineError(
             f"{self.base_url} does not answer after {seconds:g} s ({failure}). See the server's "
-            "log; raise spin.generation.server.startup_timeout_seconds if it only needs longer."
+            "log; raise algorithms.spin.generation.server.startup_timeout_seconds if it only needs "
+            "longer."
         )
 
     def answers_strangers(self) -> bool:

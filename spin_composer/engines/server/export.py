@@ -90,13 +90,13 @@ def check_exportable(model: Any) -> None:
     cls = plain_class(inner_model(model))
     if not cls.__module__.startswith("transformers."):
         raise InputError(
-            f"spin.generation.engine=server cannot serve a {cls.__name__}: only transformers' own "
-            "classes load elsewhere as they are here. Use engine: hf."
+            f"algorithms.spin.generation.engine=server cannot serve a {cls.__name__}: only "
+            "transformers' own classes load elsewhere as they are here. Use engine: hf."
         )
     if kinds := unmergeable(model):
         raise InputError(
-            f"spin.generation.engine=server cannot serve adapters of kind {', '.join(kinds)}: they "
-            "are not merged into the exported weights. Use engine: hf."
+            "algorithms.spin.generation.engine=server cannot serve adapters of kind "
+            f"{', '.join(kinds)}: they are not merged into the exported weights. Use engine: hf."
         )
 
 

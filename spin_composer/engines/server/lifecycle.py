@@ -121,8 +121,8 @@ def _given_key(settings: ServerSettings) -> str:
     key = os.environ.get(settings.api_key_env, "")
     if not key:
         raise InputError(
-            f"spin.generation.server.api_key_env={settings.api_key_env}: that variable is empty or "
-            "not set on rank 0. Set it to the server's key, or remove the setting."
+            f"algorithms.spin.generation.server.api_key_env={settings.api_key_env}: that variable "
+            "is empty or not set on rank 0. Set it to the server's key, or remove the setting."
         )
     return key
 

@@ -61,7 +61,7 @@ class ServerGap:
                 f"tokens differ from ours by {gap:.3g} nats per token (tolerance {tolerance:.3g}). "
                 "It serves another model, a quantised one, or the last iteration's after a "
                 "reload_command that did nothing. If it is right, raise "
-                "spin.generation.server.logp_tolerance."
+                "algorithms.spin.generation.server.logp_tolerance."
             )
         self.largest = max(self.largest, gap)
         self.compared_tokens += tokens

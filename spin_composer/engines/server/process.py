@@ -43,7 +43,7 @@ class ServerProcess:
         if status is not None:
             raise EngineError(
                 f"the completion server ended (exit status {status}): {tail(self.log)} Mend "
-                f"spin.generation.server.command; its log is {self.log.absolute()}."
+                f"algorithms.spin.generation.server.command; its log is {self.log.absolute()}."
             )
 
     def end(self) -> None:
@@ -124,14 +124,15 @@ def run_to_end(command: str, model: Path, log: Path, seconds: float) -> None:
         while (status := started.exit_status()) is None:
             if time.monotonic() > deadline:
                 raise EngineError(
-                    f"spin.generation.server.reload_command did not end within {seconds:g} s; its "
-                    f"log is {log.absolute()}. Raise startup_timeout_seconds if it needs longer."
+                    "algorithms.spin.generation.server.reload_command did not end within "
+                    f"{seconds:g} s; its log is {log.absolute()}. Raise startup_timeout_seconds if "
+                    "it needs longer."
                 )
             time.sleep(_POLL_SECONDS)
     if status != 0:
         raise EngineError(
-            f"spin.generation.server.reload_command failed (exit status {status}): {tail(log)} "
-            f"Its log is {log.absolute()}."
+            f"algorithms.spin.generation.server.reload_command failed (exit status {status}): "
+            f"{tail(log)} Its log is {log.absolute()}."
         )
 
 
@@ -158,8 +159,8 @@ def free_port(wanted: int) -> int:
             probe.bind(("", wanted))
         except OSError:
             raise InputError(
-                f"spin.generation.server.port={wanted} is taken by another process. End it, or "
-                "set port: 0 for a free one."
+                f"algorithms.spin.generation.server.port={wanted} is taken by another process. End "
+                "it, or set port: 0 for a free one."
             ) from None
         return probe.getsockname()[1]
 

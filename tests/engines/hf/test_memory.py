@@ -93,7 +93,7 @@ def test_what_does_not_fit_is_refused_in_one_line_with_the_remedy() -> None:
     line = str(refused.value)
     assert "\n" not in line
     assert f"keys and values at batch_size {rows}" in line
-    smaller = int(line.split("spin.generation.batch_size to ")[1].rstrip("."))
+    smaller = int(line.split("algorithms.spin.generation.batch_size to ")[1].rstrip("."))
     assert 0 < smaller < rows
     assert require_memory(
         model, model, GenerationSettings(batch_size=max(1, smaller // 2)), 4096, None, CPU
