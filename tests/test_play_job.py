@@ -113,9 +113,9 @@ def test_messages_name_of_a_setting_works_on_the_command_line(tmp_path, model):
     ("iteration", "units", "wanted"),
     [
         (2, "all", "--iteration 2 is none of the 2"),
-        (0, "3:3", r"spin\.play_only\.units must be a:b with a < b"),
-        (0, "3", r"spin\.play_only\.units must be a:b with a < b"),
-        (-1, "all", r"spin\.play_only\.iteration must be an integer >= 0"),
+        (0, "3:3", r"algorithms\.spin\.play_only\.units must be a:b with a < b"),
+        (0, "3", r"algorithms\.spin\.play_only\.units must be a:b with a < b"),
+        (-1, "all", r"algorithms\.spin\.play_only\.iteration must be an integer >= 0"),
     ],
 )
 def test_what_cannot_be_played_is_refused_before_anything_is_loaded(

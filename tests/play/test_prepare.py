@@ -139,7 +139,7 @@ def test_a_missing_unit_is_made_without_being_asked(store):
 def test_units_that_no_manifest_explains_are_refused_or_set_aside(store, text):
     path = store.folder(0) / "manifest.json"
     path.unlink() if text is None else path.write_text(text)
-    with pytest.raises(StoreError, match=r"spin\.repair=true"):
+    with pytest.raises(StoreError, match=r"algorithms\.spin\.repair=true"):
         reopen(store)
     reopen(store, repair=True)
     assert store.missing_units(0, 3) == [0, 1, 2]

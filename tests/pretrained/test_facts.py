@@ -295,7 +295,7 @@ def test_in_python_it_is_refused_when_the_trainer_is_made(tmp_path):
 
     with pytest.raises(InputError, match="more than the model's 24 positions"):
         tiny_trainer(tmp_path, model(n_positions=24))
-    with pytest.raises(InputError, match=r"more than spin\.samples_per_iteration=3"):
+    with pytest.raises(InputError, match=r"more than algorithms\.spin\.samples_per_iteration=3"):
         tiny_trainer(tmp_path, model(n_positions=96), spin={"samples_per_iteration": 3})
     with pytest.raises(InputError, match="=25 pairs is more than the 24 rows"):
         tiny_trainer(tmp_path, model(n_positions=96), device_batch_size=25)

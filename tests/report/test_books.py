@@ -85,7 +85,7 @@ def test_damaged_books_are_an_error_that_names_the_file(tmp_path: Path, text: st
 
 
 def test_missing_books_are_an_error_that_names_the_setting(tmp_path: Path):
-    with pytest.raises(StoreError, match=r"spin\.store"):
+    with pytest.raises(StoreError, match=r"algorithms\.spin\.store"):
         read_books(tmp_path / "elsewhere")
 
 
