@@ -16,7 +16,7 @@ from spin_composer.distributed import from_rank_zero, on_all_ranks
 from spin_composer.engines.open import check_engine
 from spin_composer.errors import InputError
 from spin_composer.foundry.exporter import export_at_the_end, exporters, name_exports
-from spin_composer.fsdp import mend_gloo_average, reshard
+from spin_composer.fsdp import correct_gloo_average, reshard
 from spin_composer.game import (
     Game,
     check_play_only,
@@ -222,7 +222,7 @@ class SPIN(Algorithm):
         save_at_iteration_ends(state, self.settings.epochs_per_iteration, self._wants_save)
         export_at_the_end(state)
         name_exports(state)
-        mend_gloo_average(state)
+        correct_gloo_average(state)
         precision = get_precision_context(state.precision, state.precision_config)
         with precision:  # an ordinary forward, layer by layer under FSDP: nothing is gathered
             batch = state.device.batch_to_device(head_check_batch(examples))

@@ -233,6 +233,16 @@ def _full(parameter: Any) -> Tensor:
     return parameter.full_tensor() if isinstance(parameter, DTensor) else parameter
 
 
+def local_tensor(tensor: Tensor) -> Tensor:
+    """Return this rank's part of a DTensor; any other tensor as it is."""
+    return tensor.to_local() if isinstance(tensor, DTensor) else tensor
+
+
+def unwrapped(model: nn.Module) -> nn.Module:
+    """Return the module that FSDP1 has wrapped, or ``model`` itself if it is not wrapped."""
+    return getattr(model, "_fsdp_wrapped_module", model)
+
+
 def plain_name(name: str) -> str:
     """Return a parameter's name without the wrappers of FSDP1, DDP and checkpointing."""
     for wrapper in ("_fsdp_wrapped_module.", "_checkpoint_wrapped_module."):
@@ -240,7 +250,7 @@ def plain_name(name: str) -> str:
     return name
 
 
-def mend_gloo_average(state: State) -> None:
+def correct_gloo_average(state: State) -> None:
     """Divide FSDP2's gradients by the number of ranks where its averaging reduce-scatter sums.
 
     gloo's does (pytorch#162338): gradients on CPU would be too large by the world size. The

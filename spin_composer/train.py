@@ -42,7 +42,7 @@ def train_config(config: Any) -> Any:
     if is_spin(plain):  # pyright: ignore[reportArgumentType]
         settings = validate(plain)  # pyright: ignore[reportArgumentType]
         check_launch(plain, settings, int(os.environ.get("WORLD_SIZE") or 1))  # pyright: ignore
-    from llmfoundry.command_utils import train
+    from spin_composer.foundry.command import train
 
     if interrupt.is_owned():
         interrupt.install()  # Composer, just imported, has installed its own

@@ -146,7 +146,7 @@ def reduced_gradients(rank: int, port: int, results) -> None:
     from composer.core import State  # noqa: F401  (composer.utils.dist must see the group)
     from composer.devices import DeviceCPU
 
-    from spin_composer.fsdp import mend_gloo_average
+    from spin_composer.fsdp import correct_gloo_average
 
     os.environ.update(MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port))
     os.environ.update(RANK=str(rank), WORLD_SIZE="2", LOCAL_RANK=str(rank), LOCAL_WORLD_SIZE="2")
@@ -156,7 +156,7 @@ def reduced_gradients(rank: int, port: int, results) -> None:
     alone(x).mean().backward()  # the mean of both ranks' losses
     net = Net()
     shard(net, "fsdp2")
-    mend_gloo_average(SimpleNamespace(model=net, device=DeviceCPU()))  # pyright: ignore
+    correct_gloo_average(SimpleNamespace(model=net, device=DeviceCPU()))  # pyright: ignore
     net(x[rank : rank + 1]).mean().backward()
     gaps = [
         float((a.grad - b.grad.full_tensor()).abs().max())

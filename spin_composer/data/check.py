@@ -190,10 +190,10 @@ def report_on(
 
 def _generation_prompt(tokenizer: Any) -> str | None:
     """Return what the template adds for the assistant to go on from; None if it does not say."""
-    from llmfoundry.data.finetuning.tasks import _DEFAULT_CHAT_TEMPLATE
+    from spin_composer.foundry.finetuning import DEFAULT_CHAT_TEMPLATE
 
     turns = [{"role": "user", "content": "a"}]
-    template = _DEFAULT_CHAT_TEMPLATE if tokenizer.chat_template is None else None
+    template = DEFAULT_CHAT_TEMPLATE if tokenizer.chat_template is None else None
     try:
         without, with_prompt = (
             tokenizer.apply_chat_template(

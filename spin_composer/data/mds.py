@@ -65,7 +65,7 @@ def _streams(config: DatasetConfig) -> list[Stream]:
     for values in given:
         values = {key: value for key, value in values.items() if value is not None}
         if "local" not in values:
-            from llmfoundry.utils.file_utils import dist_mkdtemp
+            from spin_composer.foundry.finetuning import dist_mkdtemp
 
             values["local"] = dist_mkdtemp()
         try:

@@ -17,7 +17,7 @@ def make_preprocessor(config: DatasetConfig) -> Callable[[Any], Any] | None:
     name = config.hf_name
     if config.preprocessing_fn is None and (name is None or os.path.exists(name)):
         return None  # llm-foundry registers functions for hub names only
-    from llmfoundry.data.finetuning.tasks import dataset_constructor
+    from spin_composer.foundry.finetuning import dataset_constructor
 
     named = config.preprocessing_fn
     if isinstance(named, Mapping):

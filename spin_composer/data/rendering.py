@@ -45,11 +45,11 @@ class Renderer:
         generation_prompt: Literal["template", "response"] = "template",
         quiet: bool = False,
     ) -> None:
-        from llmfoundry.data.finetuning.tasks import _DEFAULT_CHAT_TEMPLATE
+        from spin_composer.foundry.finetuning import DEFAULT_CHAT_TEMPLATE
 
         self._tokenizer = tokenizer
-        self._template = None if tokenizer.chat_template is not None else _DEFAULT_CHAT_TEMPLATE
-        self._source = str(tokenizer.chat_template or _DEFAULT_CHAT_TEMPLATE)
+        self._template = None if tokenizer.chat_template is not None else DEFAULT_CHAT_TEMPLATE
+        self._source = str(tokenizer.chat_template or DEFAULT_CHAT_TEMPLATE)
         self._date = TemplateDate(date_string, quiet)
         self._ends_at = generation_prompt
 

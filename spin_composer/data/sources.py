@@ -213,7 +213,11 @@ def _split_files(folder: str, split: str) -> list[str]:
 
 
 def _check_safe(folder: str) -> None:
-    from llmfoundry.data.finetuning.tasks import HUGGINGFACE_FOLDER_EXTENSIONS, SUPPORTED_EXTENSIONS
+    from spin_composer.foundry.finetuning import (
+        HUGGINGFACE_FOLDER_EXTENSIONS,
+        SUPPORTED_EXTENSIONS,
+    )
+
 
     allowed = {*SUPPORTED_EXTENSIONS, *HUGGINGFACE_FOLDER_EXTENSIONS}
     for root, _, files in os.walk(folder):
@@ -257,8 +261,8 @@ def _read_remote_folder(name: str, config: DatasetConfig) -> Iterator[RawRow]:
     llm-foundry's own download does not make its target folder, which http needs.
     """
     from composer.utils import dist, get_file
-    from llmfoundry.data.finetuning.tasks import SUPPORTED_EXTENSIONS
-    from llmfoundry.utils.file_utils import dist_mkdtemp
+
+    from spin_composer.foundry.finetuning import SUPPORTED_EXTENSIONS, dist_mkdtemp
 
     split = _require_split(config)
     folder = dist_mkdtemp()
@@ -316,7 +320,8 @@ def _load_dataset(
 def _safe_download(name: str, arguments: dict[str, Any]) -> str:
     """Download the data files of a hub data set, and nothing that could be run."""
     import huggingface_hub
-    from llmfoundry.data.finetuning.tasks import SUPPORTED_EXTENSIONS
+
+    from spin_composer.foundry.finetuning import SUPPORTED_EXTENSIONS
 
     folder = huggingface_hub.snapshot_download(
         name,

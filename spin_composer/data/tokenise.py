@@ -161,7 +161,7 @@ def _log_counts(report: DataReport) -> None:
 @contextmanager
 def _without_length_warnings() -> Iterator[None]:
     """Silence the tokenizer's warning of its own limit: the limits here are the config's."""
-    from llmfoundry.utils.logging_utils import SpecificWarningFilter
+    from spin_composer.foundry.finetuning import SpecificWarningFilter
 
     logger = logging.getLogger("transformers.tokenization_utils_base")
     silence = SpecificWarningFilter(

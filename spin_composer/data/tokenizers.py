@@ -14,11 +14,10 @@ def load_tokenizer(name: str, kwargs: Mapping[str, Any] | None = None) -> Any:
     Raises:
         InputError: It cannot be loaded, or has no EOS token.
     """
-    from llmfoundry import registry
-    from llmfoundry.utils.builders import build_tokenizer
+    from spin_composer.foundry.finetuning import build_tokenizer, registered_tokenizers
 
     given = dict(kwargs or {})
-    if name not in registry.tokenizers:  # transformers would ask on the terminal
+    if name not in registered_tokenizers:  # transformers would ask on the terminal
         given.setdefault("trust_remote_code", False)
     try:
         return build_tokenizer(name, given)

@@ -28,7 +28,7 @@ class TurnTokeniser:
     def __init__(
         self, tokenizer: Any, config: DatasetConfig, kind: str, rule: StopRule, old: bool
     ) -> None:
-        from llmfoundry.data.finetuning.tasks import tokenize_formatted_example
+        from spin_composer.foundry.finetuning import tokenize_formatted_example
 
         self._tokenize, self._tokenizer, self._old = tokenize_formatted_example, tokenizer, old
         self._kind, self._config = kind, config

@@ -120,8 +120,9 @@ def _load_quietly() -> None:
     warnings.simplefilter("ignore")
     logging.disable(logging.WARNING)
     import datasets
-    import llmfoundry.command_utils  # noqa: F401
     import transformers
+
+    import spin_composer.foundry.command  # noqa: F401
 
     datasets.disable_progress_bars()
     transformers.logging.set_verbosity_error()

@@ -54,8 +54,9 @@ def sft(
         seed: Of the order of the rows.
         progress_bar: Show one.
     """
-    from llmfoundry.command_utils import train
     from omegaconf import OmegaConf
+
+    from spin_composer.foundry.command import train
 
     config = {
         "run_name": f"sft-{folder.name}",

@@ -15,6 +15,16 @@ def exporters(state: State) -> list[HuggingFaceCheckpointer]:
     return [c for c in state.callbacks if isinstance(c, HuggingFaceCheckpointer)]
 
 
+def local_export_folders(state: State) -> list[str]:
+    """Return the folders, as Composer's format strings, of exports that stay on a disk."""
+    return [c.save_dir_format_str for c in exporters(state) if c.remote_ud is None]
+
+
+def export_is_due(state: State, event: Event) -> bool:
+    """Tell whether an export is written at an event."""
+    return any(callback.check_interval(state, event) for callback in exporters(state))
+
+
 def name_exports(state: State) -> None:
     """Put the iteration that is in training into the names of the exports to come.
 

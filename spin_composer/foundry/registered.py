@@ -11,9 +11,9 @@ from typing import Any
 
 import torch
 from llmfoundry import registry
-from llmfoundry.models.hf import ComposerHFCausalLM
 
 from spin_composer.errors import InputError, shown, together
+from spin_composer.foundry.base import ComposerHFCausalLM
 from spin_composer.settings.fields import nearest
 
 _OF_PARAMETER_GROUPS = frozenset({"disable_grad", "param_groups"})

@@ -6,7 +6,6 @@ weights at the start and before each save. What is found stops the run: a step o
 
 from __future__ import annotations
 
-from collections.abc import Iterable
 from typing import Any
 
 import torch
@@ -14,12 +13,11 @@ from composer.callbacks import CheckpointSaver
 from composer.core import Event, Precision, State
 from composer.loggers import Logger
 from composer.utils import dist
-from llmfoundry.callbacks.hf_checkpointer import HuggingFaceCheckpointer
 from torch import Tensor, nn
-from torch.distributed.tensor import DTensor
 
 from spin_composer.errors import NotFiniteError
-from spin_composer.fsdp import plain_name
+from spin_composer.foundry.exporter import export_is_due
+from spin_composer.fsdp import local_tensor, plain_name
 from spin_composer.hooks.first_batch import meet_after_backward
 
 _SHOWN_ROWS = 16
@@ -85,7 +83,7 @@ class FiniteCheck:
 
 def gradients_are_finite(model: nn.Module) -> Tensor:
     """Return whether this rank's part of the gradient has a finite norm: a bool tensor."""
-    gradients = [_local(p.grad) for p in model.parameters() if p.grad is not None]
+    gradients = [local_tensor(p.grad) for p in model.parameters() if p.grad is not None]
     gradients = [gradient for gradient in gradients if gradient.numel()]
     if not gradients:
         return torch.tensor(True)
@@ -123,30 +121,23 @@ def check_weights(state: State) -> None:
 
 def check_before_saving(state: State, event: Event) -> None:
     """Check the weights if a checkpoint or an export is due at an event; a collective."""
-    if event != Event.BATCH_CHECKPOINT or any(_due(state, event)):
+    savers = (c for c in state.callbacks if isinstance(c, CheckpointSaver))
+    if (
+        event != Event.BATCH_CHECKPOINT
+        or any(saver.save_interval(state, event) for saver in savers)
+        or export_is_due(state, event)
+    ):
         check_weights(state)
-
-
-def _due(state: State, event: Event) -> Iterable[bool]:
-    for callback in state.callbacks:
-        if isinstance(callback, CheckpointSaver):
-            yield bool(callback.save_interval(state, event))
-        elif isinstance(callback, HuggingFaceCheckpointer):
-            yield bool(callback.check_interval(state, event))
 
 
 @torch.no_grad()
 def _not_finite(model: nn.Module) -> list[str]:
-    found = [(name, _local(p).isfinite().all()) for name, p in model.named_parameters()]
+    found = [(name, local_tensor(p).isfinite().all()) for name, p in model.named_parameters()]
     return [
         plain_name(name).removeprefix("module.").removeprefix("model.")
         for name, finite in found
         if not finite
     ]
-
-
-def _local(tensor: Any) -> Tensor:
-    return tensor.to_local() if isinstance(tensor, DTensor) else tensor
 
 
 def _listed(items: list[Any], most: int = _SHOWN_NAMES) -> str:

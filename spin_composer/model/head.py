@@ -17,11 +17,11 @@ from dataclasses import dataclass
 from typing import Any, cast
 
 from composer.models.huggingface import maybe_get_underlying_model
-from llmfoundry.models.layers.custom_embedding import SharedEmbedding
 from torch import Tensor, nn
 from typing_extensions import override
 
 from spin_composer.errors import InputError
+from spin_composer.foundry.base import SharedEmbedding
 from spin_kernels import PairLossOutput, linear_log_softmax_gather, linear_pair_loss
 
 

@@ -17,14 +17,13 @@ from typing import TYPE_CHECKING, Any
 import torch
 from composer.models import HuggingFaceModel
 from composer.models.huggingface import maybe_get_underlying_model
-from llmfoundry.models import ComposerMPTCausalLM
-from llmfoundry.models.hf import ComposerHFCausalLM
 from torch import Tensor, nn
 from torchmetrics import Metric
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from spin_composer.data.pairs import is_pair_batch
 from spin_composer.errors import InputError
+from spin_composer.foundry.base import ComposerHFCausalLM, ComposerMPTCausalLM
 from spin_composer.loss import PairLoss
 from spin_composer.metrics import PAIR_METRICS, PairMetric
 from spin_composer.model.dropout import disable_dropout

@@ -7,12 +7,14 @@ from typing import Any
 from torch import nn
 from torch.distributed.fsdp import FSDPModule
 
+from spin_composer.fsdp import unwrapped
+
 
 def inner_model(model: Any) -> Any:
     """Return the Hugging Face model, without PEFT's and FSDP1's wrappers."""
-    model = getattr(model, "_fsdp_wrapped_module", model)
+    model = unwrapped(model)
     model = model.get_base_model() if hasattr(model, "peft_config") else model
-    return getattr(model, "_fsdp_wrapped_module", model)
+    return unwrapped(model)
 
 
 def plain_class(model: Any) -> Any:

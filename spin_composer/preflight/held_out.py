@@ -8,10 +8,10 @@ from typing import Any
 
 from composer.core import Evaluator
 from composer.utils import dist
-from llmfoundry.data.finetuning.collator import Seq2SeqFinetuningCollator
 
 from spin_composer.data.examples import ExampleDataset
 from spin_composer.data.held_out import HeldOutRows
+from spin_composer.foundry.finetuning import Seq2SeqFinetuningCollator
 
 log = logging.getLogger(__name__)
 

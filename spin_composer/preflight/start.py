@@ -10,7 +10,6 @@ import torch
 from composer.callbacks import CheckpointSaver
 from composer.core import State
 from composer.utils import dist, format_name_with_dist_and_time
-from llmfoundry.callbacks.hf_checkpointer import HuggingFaceCheckpointer
 from torch.utils.data import DataLoader
 
 from spin_composer.data.examples import ExampleDataset
@@ -18,7 +17,7 @@ from spin_composer.data.loader import examples_of
 from spin_composer.data.pairs import Pair, collate_pairs
 from spin_composer.distributed import from_rank_zero
 from spin_composer.errors import InputError, shown
-from spin_composer.foundry.exporter import exporters
+from spin_composer.foundry.exporter import exporters, local_export_folders
 from spin_composer.pretrained.facts import check_first_batch_is_whole, check_rows, model_facts
 from spin_composer.pretrained.rehearsal import (
     rehearse_export,
@@ -119,12 +118,9 @@ def check_writable(state: State) -> None:
     Raises:
         OSError: The system's own, with the file's name.
     """
-    folders = [
-        callback.folder if isinstance(callback, CheckpointSaver) else callback.save_dir_format_str
-        for callback in state.callbacks
-        if (isinstance(callback, CheckpointSaver) and callback.remote_uploader is None)
-        or (isinstance(callback, HuggingFaceCheckpointer) and callback.remote_ud is None)
-    ]
+    savers = [c for c in state.callbacks if isinstance(c, CheckpointSaver)]
+    folders = [saver.folder for saver in savers if saver.remote_uploader is None]
+    folders += local_export_folders(state)
 
     def write() -> None:
         for name in folders:

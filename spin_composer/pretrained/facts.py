@@ -95,8 +95,7 @@ def build_config(model: Mapping[str, Any]) -> Any:
     Raises:
         InputError: If it cannot be read.
     """
-    from llmfoundry.models.hf import ComposerHFCausalLM
-    from llmfoundry.models.mpt import MPTConfig
+    from spin_composer.foundry.base import ComposerHFCausalLM, MPTConfig
 
     given = {key: value for key, value in model.items() if key not in _NOT_OF_A_CONFIG}
     name = given.get("pretrained_model_name_or_path")
@@ -256,8 +255,9 @@ def check_run(run: Mapping[str, Any], tokenizer: PreTrainedTokenizerBase) -> Mod
 
 def _check_targets(model: Mapping[str, Any]) -> None:
     """Refuse LoRA on modules that the model does not have: peft's own error comes after loading."""
-    from llmfoundry.models.utils import init_empty_weights
     from transformers import AutoModelForCausalLM
+
+    from spin_composer.foundry.base import init_empty_weights
 
     targets = model["peft_config"].get("target_modules")
     if targets == "all-linear" or not isinstance(targets, (str, list)):

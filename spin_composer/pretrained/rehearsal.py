@@ -19,10 +19,10 @@ from typing import Any, cast
 import torch
 from composer.models import HuggingFaceModel
 from composer.models.huggingface import maybe_get_underlying_model
-from llmfoundry.models.utils import init_empty_weights
 from transformers import AutoConfig, AutoTokenizer, GenerationConfig
 
 from spin_composer.errors import InputError, shown
+from spin_composer.foundry.base import init_empty_weights
 
 _PROBES = (
     "The cat sat on the mat.",
