@@ -29,7 +29,6 @@ from spin_composer.hooks.early_end import EarlyEnd
 from spin_composer.hooks.finite import FiniteCheck, check_before_saving, check_weights
 from spin_composer.hooks.first_batch import FirstBatchCheck
 from spin_composer.hooks.intervals import evaluate_at_iteration_ends, save_at_iteration_ends
-from spin_composer.hooks.iteration_log import FILE_NAME as BOOKS
 from spin_composer.hooks.iteration_log import IterationLog
 from spin_composer.hooks.offline_wandb import expect_no_artifacts, log_tables_offline
 from spin_composer.hooks.stopping import Stopping
@@ -48,6 +47,7 @@ from spin_composer.preflight.trainable import check_trainable, require_restored,
 from spin_composer.schedule import refresh_learning_rates, require_spin_scheduler
 from spin_composer.settings.fields import SECTION, fill
 from spin_composer.settings.spin import SpinSettings, count_iterations
+from spin_composer.store.layout import BOOKS
 from spin_composer.store.lock import StoreLock
 from spin_composer.store.open import lock_places, open_store
 from spin_composer.terms import tokenised_as_begun

@@ -57,7 +57,9 @@ def report(
     """Print a run's table of iterations."""
     from rich.console import Console
 
-    from spin_composer.report.books import draw, print_table, read_books
+    from spin_composer.report.books import read_books
+    from spin_composer.report.curves import draw
+    from spin_composer.report.table import print_table
 
     books = read_books(Path(store)) if "://" not in store else _remote_books(store)
     console = Console()
@@ -68,13 +70,14 @@ def report(
 
 
 def _remote_books(url: str) -> Any:
-    from spin_composer.report.books import FILE_NAME, read_books
+    from spin_composer.report.books import read_books
+    from spin_composer.store.layout import BOOKS
     from spin_composer.store.object_folder import ObjectFolder
 
     with TemporaryDirectory() as folder:
-        text = ObjectFolder(url).read_text(FILE_NAME)
+        text = ObjectFolder(url).read_text(BOOKS)
         if text is not None:
-            (Path(folder) / FILE_NAME).write_text(text, encoding="utf-8")
+            (Path(folder) / BOOKS).write_text(text, encoding="utf-8")
         return read_books(Path(folder))
 
 
@@ -85,19 +88,20 @@ def status(
     """Print where a run stands, and what the same command would do next; reads files only."""
     from rich.console import Console
 
-    from spin_composer.report.status import print_status, read_plan, read_status
+    from spin_composer.report.outline import read_outline
+    from spin_composer.report.status import print_status, read_status
 
     console = Console()
-    plan = read_plan(run)
-    if plan.remote is None:
-        found = read_status(plan)
+    outline = read_outline(run)
+    if outline.remote is None:
+        found = read_status(outline)
     else:
         with TemporaryDirectory() as folder:
             from spin_composer.store.object_folder import ObjectFolder
             from spin_composer.store.records import bring_records
 
-            bring_records(ObjectFolder(plan.remote), Path(folder))
-            found = read_status(plan, Path(folder))
+            bring_records(ObjectFolder(outline.remote), Path(folder))
+            found = read_status(outline, Path(folder))
     print_status(found, Console(width=max(console.width, _REPORT_COLUMNS)))
     broken = [one for one in found.iterations if one.problem]
     if broken:

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from spin_composer.errors import InputError
-from spin_composer.report.status import Plan, checkpoint_patterns, plan_of
+from spin_composer.report.outline import RunOutline, checkpoint_patterns, outline_of
 from spin_composer.save_folder import Checkpoint, find_checkpoints, structure_problem
 from spin_composer.settings.spin import PlayOnly, SpinSettings, count_iterations
 from spin_composer.settings.yaml import is_spin, read_yaml, validate
@@ -81,31 +81,31 @@ def job_config(
         config.pop(name, None)
     config |= {"autoresume": False, "eval_first": False}
     if only.iteration and not load_path_given:
-        plan = plan_of(plain, settings, where)
-        config["load_path"] = str(_start_of(plan, only.iteration, settings).path.absolute())
+        outline = outline_of(plain, settings, where)
+        config["load_path"] = str(_start_of(outline, only.iteration, settings).path.absolute())
     if only.iteration and settings.reset_optimizer:
         config["load_ignore_keys"] = [*(plain.get("load_ignore_keys") or []), *_OPTIMIZER_STATE]
     return config
 
 
-def _start_of(plan: Plan, iteration: int, settings: SpinSettings) -> Checkpoint:
+def _start_of(outline: RunOutline, iteration: int, settings: SpinSettings) -> Checkpoint:
     """Return the checkpoint of an iteration's start."""
     epoch = iteration * settings.epochs_per_iteration
     remedy = f"Give load_path=... of the checkpoint at epoch {epoch}."
-    if plan.save_folder is None:
+    if outline.save_folder is None:
         raise InputError(
             f"iteration {iteration} is played with the checkpoint at its start, and the YAML has "
             f"no local save_folder to look for it in. {remedy}"
         )
     found = [
         checkpoint
-        for pattern in checkpoint_patterns(plan)
-        for checkpoint in find_checkpoints(plan.save_folder, pattern)
+        for pattern in checkpoint_patterns(outline)
+        for checkpoint in find_checkpoints(outline.save_folder, pattern)
         if checkpoint.counts[-1] == epoch and structure_problem(checkpoint.path) is None
     ]
     if not found:
         raise InputError(
-            f"{plan.save_folder} has no whole checkpoint of epoch {epoch}, where iteration "
+            f"{outline.save_folder} has no whole checkpoint of epoch {epoch}, where iteration "
             f"{iteration} starts. Wait until the run has trained the iteration before, or: {remedy}"
         )
     start = min(found, key=lambda checkpoint: checkpoint.counts)  # the boundary's is the earliest

@@ -11,7 +11,8 @@ from typing import Any
 from rich.console import Console
 
 from spin_composer.demo.scoring import Score
-from spin_composer.report.books import Column, Curve, draw_panels, make_table
+from spin_composer.report.curves import Curve, draw_panels
+from spin_composer.report.table import Column, make_table
 
 
 @dataclass(frozen=True)

@@ -1,20 +1,16 @@
-"""The books of a run: one record per iteration in ``<store>/iterations.json``.
-
-For people, and for ``spin-composer report``.
-"""
+"""What goes into a run's books (``report.books``), gathered batch by batch."""
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from composer.core import State
 
+from spin_composer.report.books import BATCHES, ITERATION, Books
 from spin_composer.store.durable import write_atomically
-
-FILE_NAME = "iterations.json"
+from spin_composer.store.layout import BOOKS
 
 
 class IterationLog:
@@ -33,7 +29,7 @@ class IterationLog:
 
     def open(self, root: Path, state: State) -> None:
         """Note where the books are kept, and the evaluation before the first iteration."""
-        self._path = root / FILE_NAME
+        self._path = root / BOOKS
         if int(state.timestamp.batch) == 0:
             self._baseline = _evaluation(state)
 
@@ -53,16 +49,14 @@ class IterationLog:
         """Close the iteration that the state's clock has just left."""
         iteration = int(state.timestamp.iteration) - 1
         means = {name: total / self._batches for name, total in self._sums.items()}
-        record = {"iteration": iteration, "batches": self._batches}
+        record = {ITERATION: iteration, BATCHES: self._batches}
         record |= self._play | means | _evaluation(state) | dict(figures)
-        self._records = [r for r in self._records if r["iteration"] < iteration] + [record]
+        self._records = [r for r in self._records if r[ITERATION] < iteration] + [record]
 
     def write(self, ended: str = "") -> None:
         """Write the books; call it on rank 0. ``ended`` says who ended the run early, and where."""
-        books: dict[str, Any] = {"baseline": self._baseline, "iterations": self._records}
-        if ended:
-            books["ended"] = ended
-        write_atomically(self._path, json.dumps(books, indent=1) + "\n")
+        books = Books(self._baseline, self._records, ended)
+        write_atomically(self._path, books.as_json())
 
     def state_dict(self) -> dict[str, Any]:
         """Return the books so far, the open iteration included."""

@@ -6,25 +6,30 @@ Works on any machine that sees the folders, while the run goes on or after it ha
 from __future__ import annotations
 
 import json
-import re
 import time
-from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 from rich.console import Console
 from rich.table import Table
 
-from spin_composer.errors import InputError, StoreError
+from spin_composer.errors import StoreError
+from spin_composer.report.books import ITERATION, find_books
+from spin_composer.report.outline import RunOutline, checkpoint_patterns
 from spin_composer.report.spans import covered_seconds
-from spin_composer.save_folder import find_checkpoints, name_pattern, structure_problem
-from spin_composer.settings.spin import SpinSettings, count_iterations
+from spin_composer.save_folder import find_checkpoints, structure_problem
+from spin_composer.store.layout import (
+    BOOKS,
+    LOCK,
+    MANIFEST,
+    REPORT,
+    UNITS,
+    iteration_number,
+    unit_number,
+)
 
 _LIVE_SECONDS = 30.0
 """A run touches its lock every five seconds."""
-_NAMES = ("ep{epoch}-ba{batch}-rank{rank}.pt", "ep{epoch}-ba{batch}")
-"""Checkpoints' names, full and sharded, unless the YAML says otherwise."""
 
 
 @dataclass(frozen=True)
@@ -48,25 +53,10 @@ class IterationStatus:
 
 
 @dataclass(frozen=True)
-class Plan:
-    """What a YAML tells of its run."""
-
-    store: Path
-    remote: str | None = None
-    """URL of the store, if it is in an object store."""
-    save_folder: Path | None = None
-    epochs: int | None = None
-    """Epochs per iteration."""
-    iterations: int | None = None
-    names: tuple[str, ...] = _NAMES
-    run_name: str = ""
-
-
-@dataclass(frozen=True)
 class Status:
     """Where a run stands."""
 
-    plan: Plan
+    outline: RunOutline
     iterations: list[IterationStatus]
     owner: str
     """Who holds the store, and whether it lives."""
@@ -81,76 +71,49 @@ class Status:
     """Who ended the run before its time, and where."""
 
 
-def read_plan(run: Path) -> Plan:
-    """Return what a run's YAML, or its store's folder, tells of it.
-
-    Raises:
-        InputError: If it is neither.
-    """
-    if run.is_dir():
-        return Plan(run)
-    if run.suffix not in (".yaml", ".yml"):
-        raise InputError(f"{run} is neither a folder nor a YAML. Give the run's store or its YAML.")
-    from spin_composer.settings.yaml import read_yaml, validate
-
-    config = _plain(read_yaml(run, ()))
-    return plan_of(config, validate(config), str(run))
-
-
-def plan_of(config: Mapping[str, Any], settings: SpinSettings, where: str) -> Plan:
-    """Return what a run's config tells of it; ``where`` names the config in messages.
-
-    Raises:
-        InputError: If it has no run_name and its store's name needs one.
-    """
-    name = str(config.get("run_name") or "")
-    if not name and "{run_name}" in settings.store:
-        raise InputError(f"{where} has no run_name, so its store has no name. Give the store.")
-    folder = str(config.get("save_folder") or "")
-    epochs = settings.epochs_per_iteration
-    given = config.get("save_filename")
-    return Plan(
-        store=Path(settings.store.format(run_name=name)),
-        remote=settings.remote_store and settings.remote_store.format(run_name=name),
-        save_folder=(
-            Path(folder.replace("{run_name}", name)) if folder and "://" not in folder else None
-        ),
-        epochs=epochs,
-        iterations=count_iterations(config.get("max_duration"), epochs),
-        names=(str(given),) if given else _NAMES,
-        run_name=name,
-    )
-
-
-def read_status(plan: Plan, copied_to: Path | None = None) -> Status:
+def read_status(outline: RunOutline, copied_to: Path | None = None) -> Status:
     """Read where a run stands.
 
     Args:
-        plan: Of :func:`read_plan`.
+        outline: Of :func:`read_outline`.
         copied_to: Folder with the small files of a store that is in an object store
             (``store.records``).
 
     Raises:
         StoreError: If there is no store, or its books are damaged.
     """
-    store = plan.store if copied_to is None else copied_to
+    store = outline.store if copied_to is None else copied_to
     if not store.is_dir():
         raise StoreError(
             f"{store} does not exist: the run has not begun, or it is another run's name. "
             "Give the folder that algorithms.spin.store names."
         )
-    closed, ended = _books(store / "iterations.json")
-    folders = sorted(p for p in store.glob("iter-*") if re.fullmatch(r"iter-\d+", p.name))
-    iterations = [_read_iteration(folder, closed, copied_to is None) for folder in folders]
-    owner, live = _owner(store / "run.lock")
-    checkpoint, position, partial = _checkpoints(plan)
-    return Status(plan, iterations, owner, live, checkpoint, position, partial, ended)
+    books = find_books(store / BOOKS)
+    ended = books.ended if books else ""
+    closed = {int(record[ITERATION]) for record in books.iterations} if books else set()
+    iterations = [
+        _read_iteration(folder, number, number in closed, copied_to is None)
+        for folder in sorted(store.iterdir())
+        if (number := iteration_number(folder.name)) is not None
+    ]
+    owner, live = _owner(store / LOCK)
+    checkpoint, position, partial = _checkpoints(outline)
+    return Status(
+        outline,
+        iterations,
+        owner,
+        live,
+        checkpoint,
+        position,
+        partial,
+        books.ended if books else "",
+    )
 
 
 def print_status(status: Status, console: Console) -> None:
     """Print a row per iteration, the last checkpoint, and what would be done next."""
-    total = f" of {status.plan.iterations}" if status.plan.iterations else ""
-    where = status.plan.remote or status.plan.store
+    total = f" of {status.outline.iterations}" if status.outline.iterations else ""
+    where = status.outline.remote or status.outline.store
     table = Table(title=f"{where}: {len(status.iterations)}{total} iterations begun")
     for title in ("iteration", "units", "pairs", "tokens/s/rank", "play s", "state"):
         table.add_column(title, justify="left" if title == "state" else "right")
@@ -161,7 +124,7 @@ def print_status(status: Status, console: Console) -> None:
         table.add_row(f"{one.iteration}", units, f"{one.pairs}", rate, spent, _state(one))
     console.print(table)
     console.print(f"process:    {status.owner}", soft_wrap=True, markup=False)
-    if status.plan.save_folder is not None:
+    if status.outline.save_folder is not None:
         console.print(f"checkpoint: {status.checkpoint or 'none'}", soft_wrap=True, markup=False)
     for name in status.partial:
         text = f"            {name} is cut short; the next start sets it aside"
@@ -172,7 +135,7 @@ def print_status(status: Status, console: Console) -> None:
 def next_step(status: Status) -> str:
     """Return what the same command would do, or what the run is doing."""
     word = "it" if status.live else "the same command"
-    epochs, total = status.plan.epochs, status.plan.iterations
+    epochs, total = status.outline.epochs, status.outline.iterations
     damaged = [one for one in status.iterations if one.problem]
     if damaged:
         return f"{damaged[0].problem}: {word} will say what to do"
@@ -206,24 +169,25 @@ def _state(one: IterationStatus) -> str:
     return "played" if one.units == one.num_units else "in play"
 
 
-def _read_iteration(folder: Path, closed: set[int], with_files: bool) -> IterationStatus:
+def _read_iteration(folder: Path, number: int, closed: bool, with_files: bool) -> IterationStatus:
     """Read an iteration's folder; ``with_files``, units' other files are there too."""
-    number = int(folder.name.removeprefix("iter-"))
     reports, problem, num_units = [], "", 0
     try:
-        manifest = (folder / "manifest.json").read_text(encoding="utf-8")
+        manifest = (folder / MANIFEST).read_text(encoding="utf-8")
         num_units = int(json.loads(manifest)["num_units"])
     except FileNotFoundError:
-        problem = "manifest.json is missing"
+        problem = f"{MANIFEST} is missing"
     except (ValueError, KeyError, TypeError):
-        problem = "manifest.json is damaged"
-    for unit in sorted((folder / "units").glob("unit-*")):
+        problem = f"{MANIFEST} is damaged"
+    for unit in sorted(folder.glob(f"{UNITS}/*")):
+        if unit_number(unit.name) is None:  # the merged index; a unit that is being written
+            continue
         try:
-            report = json.loads((unit / "unit.json").read_text(encoding="utf-8"))
+            report = json.loads((unit / REPORT).read_text(encoding="utf-8"))
             sizes = {name: file["bytes"] for name, file in report["files"].items()}
             reports.append(report)
         except FileNotFoundError:
-            problem = problem or f"{unit.name} has no unit.json"
+            problem = problem or f"{unit.name} has no {REPORT}"
             continue
         except (ValueError, KeyError, TypeError):
             problem = problem or f"{unit.name} is damaged"
@@ -239,24 +203,10 @@ def _read_iteration(folder: Path, closed: set[int], with_files: bool) -> Iterati
         num_units=num_units,
         pairs=sum(r.get("pairs", 0) for r in reports),
         tokens_per_second=tokens / seconds if seconds else 0.0,
-        closed=number in closed,
+        closed=closed,
         play_seconds=covered_seconds((r.get("began", 0), r.get("ended", 0)) for r in reports),
         problem=problem,
     )
-
-
-def _books(path: Path) -> tuple[set[int], str]:
-    """Return the closed iterations, and who ended the run early."""
-    try:
-        books = json.loads(path.read_text(encoding="utf-8"))
-        closed = {int(record["iteration"]) for record in books["iterations"]}
-        return closed, str(books.get("ended", ""))
-    except FileNotFoundError:
-        return set(), ""
-    except (ValueError, KeyError, TypeError) as error:
-        raise StoreError(
-            f"{path} is damaged ({error!r}). Restore it; the next iteration's end writes it anew."
-        ) from None
 
 
 def _owner(lock: Path) -> tuple[str, bool]:
@@ -273,13 +223,13 @@ def _owner(lock: Path) -> tuple[str, bool]:
     return f"{who}, died or is cut off: not heard for {age:.0f} s", False
 
 
-def _checkpoints(plan: Plan) -> tuple[str | None, tuple[int, int] | None, list[str]]:
-    if plan.save_folder is None:
+def _checkpoints(outline: RunOutline) -> tuple[str | None, tuple[int, int] | None, list[str]]:
+    if outline.save_folder is None:
         return None, None, []
     partial: list[str] = []
     whole: list[tuple[tuple[int, int], str]] = []
-    for pattern in checkpoint_patterns(plan):
-        for found in find_checkpoints(plan.save_folder, pattern):
+    for pattern in checkpoint_patterns(outline):
+        for found in find_checkpoints(outline.save_folder, pattern):
             batch, _, _, epoch = found.counts
             if structure_problem(found.path):
                 partial.append(found.path.name)
@@ -289,14 +239,3 @@ def _checkpoints(plan: Plan) -> tuple[str | None, tuple[int, int] | None, list[s
         return None, None, partial
     position, name = max(whole)
     return name, position, partial
-
-
-def checkpoint_patterns(plan: Plan) -> list[re.Pattern[str]]:
-    """Return patterns of the names of a run's checkpoints."""
-    return [name_pattern(name, plan.run_name) for name in plan.names]
-
-
-def _plain(config: Any) -> Mapping[str, Any]:
-    from omegaconf import OmegaConf
-
-    return OmegaConf.to_container(config)  # pyright: ignore[reportReturnType]

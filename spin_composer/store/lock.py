@@ -22,10 +22,10 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from spin_composer.errors import EnvironmentFailure, StoreError
+from spin_composer.store.layout import LOCK
 
 log = logging.getLogger(__name__)
 
-FILE_NAME = "run.lock"
 HEARTBEAT_SECONDS = 5.0
 LEASE_SECONDS = 60.0
 
@@ -77,7 +77,7 @@ class LockFile:
     """A lock that is a file in a store's folder."""
 
     def __init__(self, root: Path):
-        self.path = root / FILE_NAME
+        self.path = root / LOCK
         self.shown = str(root)
 
     def prepare(self) -> None:
@@ -102,7 +102,7 @@ class LockFile:
 
     def create(self, content: str) -> bool:
         """See :class:`LockPlace`."""
-        aside = self.path.with_name(f".{FILE_NAME}.{uuid.uuid4().hex[:8]}")
+        aside = self.path.with_name(f".{LOCK}.{uuid.uuid4().hex[:8]}")
         try:
             aside.write_text(content, encoding="utf-8")
             os.link(aside, self.path)
@@ -114,7 +114,7 @@ class LockFile:
 
     def remove(self, held: str) -> None:
         """See :class:`LockPlace`; a lock that came in between is put back."""
-        aside = self.path.with_name(f".{FILE_NAME}.{uuid.uuid4().hex[:8]}")
+        aside = self.path.with_name(f".{LOCK}.{uuid.uuid4().hex[:8]}")
         try:
             os.rename(self.path, aside)
         except FileNotFoundError:

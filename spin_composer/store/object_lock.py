@@ -11,9 +11,9 @@ from __future__ import annotations
 import json
 import time
 
+from spin_composer.store.layout import BEAT, LOCK
 from spin_composer.store.object_folder import ObjectFolder
 
-FILE_NAME, BEAT_NAME = "run.lock", "run.beat"
 _SETTLE_SECONDS = 3.0
 
 
@@ -36,13 +36,13 @@ class LockObject:
 
     def read(self) -> str | None:
         """See :class:`LockPlace`."""
-        return self.remote.read_text(FILE_NAME) or None
+        return self.remote.read_text(LOCK) or None
 
     def create(self, content: str) -> bool:
         """See :class:`LockPlace`."""
         if self.read() is not None:
             return False
-        self.remote.write_text(FILE_NAME, content)
+        self.remote.write_text(LOCK, content)
         time.sleep(self.settle_seconds)
         if self.read() != content:
             return False
@@ -52,13 +52,13 @@ class LockObject:
     def remove(self, held: str) -> None:
         """See :class:`LockPlace`."""
         if self.read() == held:
-            self.remote.write_text(FILE_NAME, "")
+            self.remote.write_text(LOCK, "")
 
     def touch(self) -> None:
         """See :class:`LockPlace`; the time in it is for people (``spin-composer status``)."""
         self._beats += 1
-        self.remote.write_text(BEAT_NAME, json.dumps({"beat": self._beats, "time": time.time()}))
+        self.remote.write_text(BEAT, json.dumps({"beat": self._beats, "time": time.time()}))
 
     def touched(self) -> object:
         """See :class:`LockPlace`."""
-        return self.remote.read_text(BEAT_NAME)
+        return self.remote.read_text(BEAT)

@@ -4,16 +4,24 @@ from __future__ import annotations
 
 import json
 import os
-import re
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
+from spin_composer.store.layout import (
+    BEAT,
+    BOOKS,
+    LOCK,
+    MANIFEST,
+    REPORT,
+    UNITS,
+    iteration_name,
+    iteration_number,
+    marker_named,
+    unit_name,
+)
 from spin_composer.store.object_folder import ObjectFolder
-from spin_composer.store.object_lock import BEAT_NAME, FILE_NAME
-from spin_composer.store.unit import REPORT
 
 _TRANSFERS = 16
-_DONE = re.compile(r"(iter-\d+)/done/(unit-\d+)-([0-9a-f]{8})\.(json|damaged)")
 
 
 def bring_records(remote: ObjectFolder, folder: Path) -> None:
@@ -22,13 +30,12 @@ def bring_records(remote: ObjectFolder, folder: Path) -> None:
     The lock gets the time of its last beat, so that its age can be told as a local one's.
     """
     names = remote.names()
-    wanted = {x: folder / x for x in names if re.fullmatch(r"iter-\d+/manifest\.json", x)}
-    wanted |= {x: folder / x for x in names if x in ("iterations.json", FILE_NAME)}
-    done = [match for match in map(_DONE.fullmatch, names) if match]
-    damaged = {match.group(1, 2, 3) for match in done if match[4] == "damaged"}
-    for match in done:
-        if match.group(1, 2, 3) not in damaged:
-            wanted[match[0]] = folder / match[1] / "units" / match[2] / REPORT
+    wanted = {x: folder / x for x in names if x in (BOOKS, LOCK) or _is_manifest(x)}
+    done = dict.fromkeys(marker for marker in map(marker_named, names) if marker)
+    for marker in done:
+        if not marker.damaged and marker._replace(damaged=True) not in done:
+            iteration = folder / iteration_name(marker.iteration)
+            wanted[marker.name] = iteration / UNITS / unit_name(marker.unit) / REPORT
 
     def bring(name: str, path: Path) -> None:
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -36,9 +43,14 @@ def bring_records(remote: ObjectFolder, folder: Path) -> None:
 
     with ThreadPoolExecutor(_TRANSFERS, "records") as pool:
         list(pool.map(lambda item: bring(*item), wanted.items()))
-    lock = folder / FILE_NAME
+    lock = folder / LOCK
     if lock.exists() and not lock.stat().st_size:
         lock.unlink()  # given back
     elif lock.exists():
-        beat = json.loads(remote.read_text(BEAT_NAME) or '{"time": 0}')
+        beat = json.loads(remote.read_text(BEAT) or '{"time": 0}')
         os.utime(lock, (beat["time"], beat["time"]))
+
+
+def _is_manifest(name: str) -> bool:
+    iteration, _, file = name.partition("/")
+    return file == MANIFEST and iteration_number(iteration) is not None

@@ -15,7 +15,8 @@ from composer.loggers import Logger
 from fixtures.runs import tiny_trainer
 
 from spin_composer.report.books import read_books
-from spin_composer.report.status import Plan, next_step, read_status
+from spin_composer.report.outline import RunOutline
+from spin_composer.report.status import next_step, read_status
 from spin_composer.train import exit_code
 
 
@@ -78,8 +79,9 @@ def test_a_run_that_was_ended_early_stays_so(tmp_path, capsys, make, epochs, bat
     assert int(again.state.timestamp.batch) == batches
     for key, value in first.state.model.state_dict().items():
         assert torch.equal(before[key], value), key
-    plan = Plan(tmp_path / "s", save_folder=tmp_path / "checkpoints", epochs=epochs, iterations=2)
-    assert next_step(read_status(plan)) == f"nothing: the run is finished ({line})"
+    saves = tmp_path / "checkpoints"
+    outline = RunOutline(tmp_path / "s", save_folder=saves, epochs=epochs, iterations=2)
+    assert next_step(read_status(outline)) == f"nothing: the run is finished ({line})"
 
 
 def test_it_goes_on_without_who_ended_it_and_when_it_is_to_be_longer(tmp_path):

@@ -8,9 +8,11 @@ import pytest
 from rich.console import Console
 
 from spin_composer.errors import StoreError
-from spin_composer.report.books import draw, held_out_columns, print_table, read_books
+from spin_composer.report.books import BATCHES, ITERATION, Books, read_books
+from spin_composer.report.curves import draw
+from spin_composer.report.table import held_out_columns, print_table
 
-BOOKS = {
+CONTENT = {
     "baseline": {"eval/eval/LanguageCrossEntropy": 2.0, "eval/eval/TokenAccuracy": 0.25},
     "iterations": [
         {
@@ -45,14 +47,14 @@ def row(lines: list[str], name: str) -> list[str]:
 
 
 def test_table_has_the_base_model_and_every_iteration(tmp_path: Path):
-    lines = printed(write(tmp_path, BOOKS))
+    lines = printed(write(tmp_path, CONTENT))
     assert row(lines, "base")[1] == "2.000"
     assert row(lines, "0")[1:7] == ["1.750", "384", "12", "-", "0.750", "0.500"]
     assert row(lines, "0")[7:9] == ["17.2", "12.5%"]
 
 
 def test_figures_that_are_not_there_are_dashes_not_zeros(tmp_path: Path):
-    last = row(printed(write(tmp_path, BOOKS)), "1")
+    last = row(printed(write(tmp_path, CONTENT)), "1")
     assert last[1] == "-"
     assert last[3] == "24"
     assert set(last[4:]) == {"-"}
@@ -71,7 +73,7 @@ def test_every_evaluation_loader_has_its_column(tmp_path: Path):
 
 
 def test_books_are_read_from_the_store_or_the_file(tmp_path: Path):
-    write(tmp_path, BOOKS)
+    write(tmp_path, CONTENT)
     assert read_books(tmp_path).baseline == read_books(tmp_path / "iterations.json").baseline
 
 
@@ -91,13 +93,11 @@ def test_missing_books_are_an_error_that_names_the_setting(tmp_path: Path):
 
 def test_curves_are_a_png(tmp_path: Path):
     picture = tmp_path / "new" / "curves.png"
-    draw(read_books(write(tmp_path, BOOKS)), picture)
+    draw(read_books(write(tmp_path, CONTENT)), picture)
     assert picture.read_bytes().startswith(b"\x89PNG")
 
 
-def test_books_of_the_algorithm_are_read(tmp_path: Path):
-    # the writer and the reader name the file each on its own: report imports nothing heavy
-    from spin_composer.hooks import iteration_log as books
-    from spin_composer.report import books as report
-
-    assert books.FILE_NAME == report.FILE_NAME
+def test_books_are_read_as_they_are_written(tmp_path: Path):
+    books = Books({"eval/x": 1.5}, [{ITERATION: 0, BATCHES: 3, "loss/train/total": 0.5}], "by hand")
+    (tmp_path / "iterations.json").write_text(books.as_json())
+    assert read_books(tmp_path) == books

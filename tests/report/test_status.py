@@ -15,7 +15,8 @@ from typer.testing import CliRunner
 
 from spin_composer.cli import app
 from spin_composer.errors import InputError, StoreError
-from spin_composer.report.status import next_step, print_status, read_plan, read_status
+from spin_composer.report.outline import read_outline
+from spin_composer.report.status import next_step, print_status, read_status
 
 
 class Run:
@@ -46,7 +47,8 @@ class Run:
 
     def close(self, *iterations: int) -> None:
         records = [{"iteration": i} for i in iterations]
-        (self.store / "iterations.json").write_text(json.dumps({"iterations": records}))
+        books = {"baseline": {}, "iterations": records}
+        (self.store / "iterations.json").write_text(json.dumps(books))
 
     def save(self, epoch: int, batch: int, cut: bool = False) -> None:
         path = self.folder / f"checkpoints/ep{epoch}-ba{batch}-rank0.pt"
@@ -57,11 +59,11 @@ class Run:
             os.truncate(path, 50)
 
     def next(self) -> str:
-        return next_step(read_status(read_plan(self.yaml)))
+        return next_step(read_status(read_outline(self.yaml)))
 
     def printed(self) -> str:
         out = io.StringIO()
-        print_status(read_status(read_plan(self.yaml)), Console(file=out, width=150))
+        print_status(read_status(read_outline(self.yaml)), Console(file=out, width=150))
         return out.getvalue()
 
 
@@ -116,17 +118,17 @@ def test_a_checkpoint_cut_short_is_named_and_not_counted(run):
 def test_a_live_run_and_a_dead_one_are_told_apart(run):
     lock = run.store / "run.lock"
     lock.write_text(json.dumps({"run": "tiny", "pid": 7, "host": "node-3"}))
-    status = read_status(read_plan(run.yaml))
+    status = read_status(read_outline(run.yaml))
     assert status.live
     assert next_step(status) == "it plays iteration 0"
     os.utime(lock, (0, 0))
-    assert not read_status(read_plan(run.yaml)).live
+    assert not read_status(read_outline(run.yaml)).live
     assert "run 'tiny', process 7 on node-3, died or is cut off" in run.printed()
 
 
 def test_the_stores_folder_alone_will_do(run):
     run.play(0, 2, of=5)
-    assert next_step(read_status(read_plan(run.store))) == (
+    assert next_step(read_status(read_outline(run.store))) == (
         "the same command plays 3 units of iteration 0"
     )
 
@@ -149,6 +151,6 @@ def test_a_sound_store_exits_0(run):
 def test_no_store_and_no_yaml_are_said(run, tmp_path):
     run.store.rmdir()
     with pytest.raises(StoreError, match="does not exist: the run has not begun"):
-        read_status(read_plan(run.yaml))
+        read_status(read_outline(run.yaml))
     with pytest.raises(InputError, match="neither a folder nor a YAML"):
-        read_plan(tmp_path / "nothing")
+        read_outline(tmp_path / "nothing")

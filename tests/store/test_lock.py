@@ -15,12 +15,13 @@ from fixtures.processes import until
 
 from spin_composer.errors import EnvironmentFailure, StoreError
 from spin_composer.play.sharing import SharedWork
-from spin_composer.store.lock import FILE_NAME, StoreLock, this_process
+from spin_composer.store.layout import LOCK
+from spin_composer.store.lock import StoreLock, this_process
 
 
 def write_lock(root: Path, **owner: object) -> Path:
     root.mkdir(exist_ok=True)
-    path = root / FILE_NAME
+    path = root / LOCK
     path.write_text(json.dumps({**this_process(), "run": "other", "token": "t", **owner}))
     return path
 
@@ -58,7 +59,7 @@ def test_a_killed_runs_lock_is_taken_over_at_once(tmp_path, other_run):
     other_run.join()
     lock = StoreLock(tmp_path, lease_seconds=600)
     lock.acquire("second")
-    assert json.loads((tmp_path / FILE_NAME).read_text())["run"] == "second"
+    assert json.loads((tmp_path / LOCK).read_text())["run"] == "second"
     lock.release()
     assert list(tmp_path.iterdir()) == []
 
@@ -71,7 +72,7 @@ def test_a_process_id_used_again_is_not_the_owner(tmp_path):
 def test_another_machines_lock_that_nobody_touches_is_taken_over(tmp_path):
     write_lock(tmp_path, machine="elsewhere", host="elsewhere")
     StoreLock(tmp_path, lease_seconds=0.3).acquire("second")
-    assert json.loads((tmp_path / FILE_NAME).read_text())["run"] == "second"
+    assert json.loads((tmp_path / LOCK).read_text())["run"] == "second"
 
 
 def test_another_machines_lock_that_is_touched_is_refused(tmp_path):
@@ -84,18 +85,18 @@ def test_another_machines_lock_that_is_touched_is_refused(tmp_path):
 
 @pytest.mark.parametrize("text", ["", "{", "[]", "{}"])
 def test_an_unreadable_lock_is_watched_and_taken_over(tmp_path, text):
-    (tmp_path / FILE_NAME).write_text(text)
+    (tmp_path / LOCK).write_text(text)
     StoreLock(tmp_path, lease_seconds=0.3).acquire("second")
 
 
 def test_of_two_successors_one_gets_the_lock(tmp_path):
     # Both judge the same dead owner; the slower one must not throw out the quicker one.
     write_lock(tmp_path, machine="elsewhere")
-    dead = (tmp_path / FILE_NAME).read_text()
+    dead = (tmp_path / LOCK).read_text()
     quick, slow = StoreLock(tmp_path, 0.2), StoreLock(tmp_path, 0.2)
     quick.acquire("quick")
     slow.place.remove(dead)
-    assert json.loads((tmp_path / FILE_NAME).read_text())["run"] == "quick"
+    assert json.loads((tmp_path / LOCK).read_text())["run"] == "quick"
 
 
 def test_the_same_process_may_begin_again(tmp_path):
@@ -114,13 +115,13 @@ def test_a_lost_lock_is_noticed(tmp_path):
     with pytest.raises(StoreError, match="taken over by another run"):
         until(lock.check)
     lock.release()
-    assert (tmp_path / FILE_NAME).exists()  # the other run's
+    assert (tmp_path / LOCK).exists()  # the other run's
 
 
 def test_the_lock_is_touched_while_it_is_held(tmp_path):
     lock = StoreLock(tmp_path, beat_seconds=0.05)
     lock.acquire("run")
-    path = tmp_path / FILE_NAME
+    path = tmp_path / LOCK
     os.utime(path, ns=(0, 0))
     until(lambda: path.stat().st_mtime > 0)
     lock.release()

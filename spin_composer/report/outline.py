@@ -1,0 +1,83 @@
+"""What a run's YAML, or its store's folder, tells of it: where its files are, how long it is."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from spin_composer.errors import InputError
+from spin_composer.save_folder import name_pattern
+from spin_composer.settings.spin import SpinSettings, count_iterations
+
+_NAMES = ("ep{epoch}-ba{batch}-rank{rank}.pt", "ep{epoch}-ba{batch}")
+"""Checkpoints' names, full and sharded, unless the YAML says otherwise."""
+
+
+@dataclass(frozen=True)
+class RunOutline:
+    """What a YAML tells of its run."""
+
+    store: Path
+    remote: str | None = None
+    """URL of the store, if it is in an object store."""
+    save_folder: Path | None = None
+    epochs: int | None = None
+    """Epochs per iteration."""
+    iterations: int | None = None
+    names: tuple[str, ...] = _NAMES
+    run_name: str = ""
+
+
+def read_outline(run: Path) -> RunOutline:
+    """Return what a run's YAML, or its store's folder, tells of it.
+
+    Raises:
+        InputError: If it is neither.
+    """
+    if run.is_dir():
+        return RunOutline(run)
+    if run.suffix not in (".yaml", ".yml"):
+        raise InputError(f"{run} is neither a folder nor a YAML. Give the run's store or its YAML.")
+    from spin_composer.settings.yaml import read_yaml, validate
+
+    config = _plain(read_yaml(run, ()))
+    return outline_of(config, validate(config), str(run))
+
+
+def outline_of(config: Mapping[str, Any], settings: SpinSettings, where: str) -> RunOutline:
+    """Return what a run's config tells of it; ``where`` names the config in messages.
+
+    Raises:
+        InputError: If it has no run_name and its store's name needs one.
+    """
+    name = str(config.get("run_name") or "")
+    if not name and "{run_name}" in settings.store:
+        raise InputError(f"{where} has no run_name, so its store has no name. Give the store.")
+    folder = str(config.get("save_folder") or "")
+    epochs = settings.epochs_per_iteration
+    given = config.get("save_filename")
+    return RunOutline(
+        store=Path(settings.store.format(run_name=name)),
+        remote=settings.remote_store and settings.remote_store.format(run_name=name),
+        save_folder=(
+            Path(folder.replace("{run_name}", name)) if folder and "://" not in folder else None
+        ),
+        epochs=epochs,
+        iterations=count_iterations(config.get("max_duration"), epochs),
+        names=(str(given),) if given else _NAMES,
+        run_name=name,
+    )
+
+
+def checkpoint_patterns(outline: RunOutline) -> list[re.Pattern[str]]:
+    """Return patterns of the names of a run's checkpoints."""
+    return [name_pattern(name, outline.run_name) for name in outline.names]
+
+
+def _plain(config: Any) -> Mapping[str, Any]:
+    from omegaconf import OmegaConf
+
+    return OmegaConf.to_container(config)  # pyright: ignore[reportReturnType]

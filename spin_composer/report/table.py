@@ -1,0 +1,92 @@
+"""A run's books as a table: a row per iteration below the row of the model that it began with."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from rich.console import Console
+from rich.table import Table
+
+from spin_composer.report.books import BATCHES, ITERATION, Books, Figures
+
+
+@dataclass(frozen=True)
+class Column:
+    """A column of the table: its title, the figure it shows, and how."""
+
+    title: str
+    key: str
+    form: str = "{:.3f}"
+
+
+_PLAY = (
+    Column("pairs", "spin/pairs", "{:.0f}"),
+    Column("steps", BATCHES, "{:.0f}"),
+)
+_TRAINING = (
+    Column("loss", "loss/train/total"),
+    Column("accuracy", "train/SpinAccuracy"),
+    Column("margin", "train/SpinMargin"),
+)
+_RESPONSES = (
+    Column("length", "spin/generated_length", "{:.1f}"),
+    Column("truncated", "spin/truncated_fraction", "{:.1%}"),
+    Column("degenerate", "spin/degenerate_fraction", "{:.1%}"),
+    Column("play s", "spin/play_seconds", "{:.1f}"),
+)
+
+
+def held_out_columns(books: Books) -> list[Column]:
+    """Return a column of negative log-likelihood per evaluation loader of the run."""
+    names = dict.fromkeys(name for record in (books.baseline, *books.iterations) for name in record)
+    keys = [name for name in names if name.startswith("eval/") and name.endswith("CrossEntropy")]
+    labels = [key.split("/")[1] for key in keys]
+    return [
+        Column("held-out NLL" if len(keys) == 1 else f"{label} NLL", key)
+        for label, key in zip(labels, keys, strict=True)
+    ]
+
+
+def print_table(books: Books, console: Console) -> None:
+    """Print a row per iteration below the row of the model that the run began with."""
+    columns = [*held_out_columns(books), *_PLAY, *_TRAINING, *_RESPONSES]
+    rows = [("base", books.baseline)]
+    rows += [(f"{record[ITERATION]:.0f}", record) for record in books.iterations]
+    table = make_table("SPIN, iteration by iteration", "iteration", columns, rows)
+    console.print(table)
+    console.print(
+        "NLL: nats per token, at the iteration's end. Accuracy, margin (multiplied by beta) and "
+        "loss: means over\nthe iteration's training. Length: tokens of the opponent's responses "
+        "at its start.",
+        style="dim",
+    )
+    if books.ended:
+        console.print(f"The run is finished: {books.ended}.", soft_wrap=True, markup=False)
+
+
+def make_table(
+    title: str, first: str, columns: Sequence[Column], rows: Sequence[tuple[str, Figures]]
+) -> Table:
+    """Return a table of figures; one that a row does not have is shown as a dash.
+
+    Args:
+        title: The table's.
+        first: Title of the column of the rows' names.
+        columns: What is shown of each row.
+        rows: Name and figures.
+    """
+    table = Table(title=title)
+    table.add_column(first)
+    for column in columns:
+        table.add_column(column.title, justify="right")
+    for name, figures in rows:
+        table.add_row(name, *[shown_figure(figures, column) for column in columns])
+    return table
+
+
+def shown_figure(figures: Figures, column: Column) -> str:
+    """Return a figure as the column shows it."""
+    value = figures.get(column.key)
+    return "-" if value is None or math.isnan(value) else column.form.format(value)

@@ -1,0 +1,101 @@
+"""Names of the files and folders of a self-play store; nothing here touches a disk.
+
+    <store>/run.lock                                   who runs (in an object store also run.beat)
+    <store>/iterations.json                            the run's books
+    <store>/iter-000/manifest.json                     what was played, with whom, and how
+    <store>/iter-000/units/unit-00000/                 one MDS shard set, and unit.json
+    <store>/iter-000/units/index.json                  the units merged, once all of them are there
+    <store>/iter-000/samples.jsonl                     a table of samples for people
+    <store>/iter-000/set-aside/unit-00000-<n>/         a damaged unit that was made again
+
+An object store has the same files, but for its units, which it cannot rename into their place:
+
+    <url>/iter-000/units/unit-00000-<attempt>/<file>   the files of one attempt at a unit
+    <url>/iter-000/done/unit-00000-<attempt>.json      its unit.json, uploaded last
+    <url>/iter-000/done/unit-00000-<attempt>.damaged   that attempt is not to be used
+    <url>/iter-000/complete.json                       which attempt at each unit is trained on
+"""
+
+from __future__ import annotations
+
+import re
+from typing import NamedTuple
+
+LOCK = "run.lock"
+BEAT = "run.beat"
+BOOKS = "iterations.json"
+MANIFEST = "manifest.json"
+UNITS = "units"
+REPORT = "unit.json"
+INDEX = "index.json"
+"""Streaming's name: of a unit's shards, and of all units' together."""
+SAMPLES = "samples.jsonl"
+SET_ASIDE = "set-aside"
+DONE = "done"
+COMPLETE = "complete.json"
+
+MANIFESTS = f"iter-*/{MANIFEST}"
+"""Pattern of the manifests of all iterations, below the store."""
+REPORTS = f"iter-*/{UNITS}/unit-*/{REPORT}"
+"""Pattern of the reports of all units, below the store."""
+
+_ITERATION = re.compile(r"iter-(\d+)")
+_UNIT = re.compile(r"unit-(\d+)")
+_MARKER = re.compile(rf"iter-(\d+)/{DONE}/unit-(\d+)-([0-9a-f]{{8}})\.(json|damaged)")
+
+
+def iteration_name(iteration: int) -> str:
+    """Return the name of an iteration's folder."""
+    return f"iter-{iteration:03d}"
+
+
+def iteration_number(name: str) -> int | None:
+    """Return the iteration whose folder has a name; None if the name is no iteration's."""
+    found = _ITERATION.fullmatch(name)
+    return int(found[1]) if found else None
+
+
+def unit_name(unit: int) -> str:
+    """Return the name of a unit's folder."""
+    return f"unit-{unit:05d}"
+
+
+def unit_number(name: str) -> int | None:
+    """Return the unit whose folder has a name; None if the name is no unit's."""
+    found = _UNIT.fullmatch(name)
+    return int(found[1]) if found else None
+
+
+class Marker(NamedTuple):
+    """The object that says of one attempt at a unit that it is whole, or damaged."""
+
+    iteration: int
+    unit: int
+    attempt: str
+    """Eight hexadecimal digits."""
+    damaged: bool = False
+
+    @property
+    def name(self) -> str:
+        """The object's name, below the store."""
+        ending = "damaged" if self.damaged else "json"
+        return f"{markers(self.iteration, self.unit)}{self.attempt}.{ending}"
+
+    @property
+    def folder(self) -> str:
+        """The name of the folder of the attempt's files, below the store."""
+        return f"{iteration_name(self.iteration)}/{UNITS}/{unit_name(self.unit)}-{self.attempt}"
+
+
+def markers(iteration: int, unit: int | None = None) -> str:
+    """Return how the names of an iteration's, or of a unit's, markers begin."""
+    only = "" if unit is None else f"{unit_name(unit)}-"
+    return f"{iteration_name(iteration)}/{DONE}/{only}"
+
+
+def marker_named(name: str) -> Marker | None:
+    """Return the marker that an object is; None if it is none."""
+    found = _MARKER.fullmatch(name)
+    if found is None:
+        return None
+    return Marker(int(found[1]), int(found[2]), found[3], found[4] == "damaged")
