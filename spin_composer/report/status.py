@@ -98,16 +98,7 @@ def read_status(outline: RunOutline, copied_to: Path | None = None) -> Status:
     ]
     owner, live = _owner(store / LOCK)
     checkpoint, position, partial = _checkpoints(outline)
-    return Status(
-        outline,
-        iterations,
-        owner,
-        live,
-        checkpoint,
-        position,
-        partial,
-        books.ended if books else "",
-    )
+    return Status(outline, iterations, owner, live, checkpoint, position, partial, ended)
 
 
 def print_status(status: Status, console: Console) -> None:
