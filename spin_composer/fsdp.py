@@ -244,7 +244,7 @@ def unwrapped(model: nn.Module) -> nn.Module:
 
 
 def plain_name(name: str) -> str:
-    """Return a parameter's name without the wrappers of FSDP1, DDP and checkpointing."""
+    """Return a parameter's name without the wrappers of FSDP1 and of activation checkpointing."""
     for wrapper in ("_fsdp_wrapped_module.", "_checkpoint_wrapped_module."):
         name = name.replace(wrapper, "")
     return name

@@ -93,6 +93,36 @@ def test_llm_foundry_stays_behind_its_wall():
             assert "llmfoundry" not in map(top, imported(path)), short(path)
 
 
+# torch's private names of FSDP, the attributes of its private classes among them.
+FSDP_PRIVATE = frozenset(
+    {"_get_fsdp_state", "_fsdp_param_group", "_module_info", "_local_tensor", "_handle"}
+    | {"_fwd_bwd_param_dtype", "_orig_param_dtype", "_param_infos", "_shared_param_infos"}
+    | {"_fsdp_wrapped_module", "_unpadded_unsharded_size", "_full_param_padded"}
+    | {"fsdp_params", "sharded_param", "post_forward_mesh_info", "flat_param"}
+    | {"uses_sharded_strategy", "training_state"}
+)
+# Both go: what they predict and move has no place in a run any more.
+FSDP_EXEMPT = frozenset({"engines.hf.memory", "engines.offload"})
+
+
+def private_fsdp(path: Path) -> Iterator[str]:
+    """Name torch's private parts of FSDP that a file imports or looks up."""
+    yield from (name for name in imported(path) if name.startswith("torch.distributed.fsdp._"))
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.Attribute) and node.attr in FSDP_PRIVATE:
+            if not (isinstance(node.value, ast.Name) and node.value.id == "self"):  # our own
+                yield node.attr
+        elif isinstance(node, ast.Constant) and str(node.value).strip(".") in FSDP_PRIVATE:
+            yield str(node.value)
+
+
+def test_private_names_of_fsdp_stay_in_one_module():
+    for path in python_files(PACKAGE):
+        if module_of(path) not in FSDP_EXEMPT | {"fsdp"}:
+            assert not list(private_fsdp(path)), short(path)
+    assert list(private_fsdp(PACKAGE / "fsdp.py"))
+
+
 def test_every_module_has_a_layer():
     missing = [
         path for path in python_files(PACKAGE)

@@ -11,6 +11,7 @@ import torch
 import torch.distributed as dist
 import torch.multiprocessing as mp
 from torch import nn
+from torch.distributed.algorithms._checkpoint.checkpoint_wrapper import checkpoint_wrapper
 from torch.distributed.fsdp import (
     FullyShardedDataParallel,
     MixedPrecision,
@@ -20,7 +21,7 @@ from torch.distributed.fsdp import (
 from torch.distributed.fsdp.wrap import ModuleWrapPolicy
 from torch.distributed.tensor import DTensor
 
-from spin_composer.fsdp import each_whole, gathered, reshard
+from spin_composer.fsdp import each_whole, gathered, plain_name, reshard
 from spin_composer.model.fingerprint import fingerprint
 
 
@@ -202,6 +203,15 @@ def test_parameters_are_read_one_at_a_time_whole_under_their_plain_names(kind):
 
 def test_gradients_are_averaged_where_gloos_reduce_scatter_sums():
     assert max(spawn(reduced_gradients).values()) < 1e-6
+
+
+def test_plain_names_are_those_of_the_model_before_activation_checkpointing():
+    plain = {name for name, _ in Net().named_parameters()}
+    net = Net()
+    net.model[0] = checkpoint_wrapper(net.model[0])
+    wrapped = {name for name, _ in nn.Module.named_parameters(net)}
+    assert wrapped != plain
+    assert {plain_name(name) for name in wrapped} == plain
 
 
 def test_fingerprint_tells_weights_apart_and_leaves_them_resizable():
