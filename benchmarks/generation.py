@@ -31,7 +31,7 @@ import transformers
 from torch import nn
 
 from spin_composer.engines.hf import cache, decode, sampling
-from spin_composer.engines.hf.engine import HFEngine
+from spin_composer.engines.hf.generator import HFGenerator
 from spin_composer.settings.spin import GenerationSettings
 
 STOP_ID = 2
@@ -91,7 +91,7 @@ class Contenders:
         self.device = torch.device(args.device)
         self.size, self.new = args.batch_size, args.new
         settings = GenerationSettings(max_new_tokens=args.new, batch_size=args.batch_size)
-        self.engine = HFEngine(self.model, None, STOP_ID, settings, self.device)
+        self.engine = HFGenerator(self.model, None, STOP_ID, settings, self.device)
 
     def generate(self, prompts: list[np.ndarray], seed: int, **options: Any) -> int:
         """Run plain ``model.generate``, batch by batch."""

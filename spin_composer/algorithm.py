@@ -13,17 +13,11 @@ from torch.utils.data import DataLoader
 
 from spin_composer.data.loader import examples_of
 from spin_composer.distributed import from_rank_zero, on_all_ranks
-from spin_composer.engines.open import check_engine
+from spin_composer.engines.base import make_engine
 from spin_composer.errors import InputError
 from spin_composer.foundry.exporter import export_at_the_end, exporters, name_exports
 from spin_composer.fsdp import correct_gloo_average, reshard
-from spin_composer.game import (
-    Game,
-    check_play_only,
-    composer_model,
-    resume_iteration,
-    start_iteration,
-)
+from spin_composer.game import Game, check_play_only, composer_model
 from spin_composer.hooks.checkpoints import mend_checkpoints
 from spin_composer.hooks.early_end import EarlyEnd
 from spin_composer.hooks.finite import FiniteCheck, check_before_saving, check_weights
@@ -47,10 +41,10 @@ from spin_composer.preflight.trainable import check_trainable, require_restored,
 from spin_composer.schedule import refresh_learning_rates, require_spin_scheduler
 from spin_composer.settings.fields import SECTION, fill
 from spin_composer.settings.spin import SpinSettings, count_iterations
+from spin_composer.store.begun import tokenised_as_begun
 from spin_composer.store.layout import BOOKS
 from spin_composer.store.lock import StoreLock
-from spin_composer.store.open import lock_places, open_store
-from spin_composer.terms import tokenised_as_begun
+from spin_composer.store.open import open_store
 
 
 class SPIN(Algorithm):
@@ -162,7 +156,7 @@ class SPIN(Algorithm):
         def take() -> None:
             if not self._locks:
                 store = open_store(self.settings, state.run_name)
-                self._locks = [StoreLock(place) for place in lock_places(store)]
+                self._locks = [StoreLock(place) for place in store.lock_places()]
             for lock in self._locks:
                 lock.acquire(state.run_name)
 
@@ -200,7 +194,7 @@ class SPIN(Algorithm):
         reshard(composer_model(state))
         low = self.settings.allow_low_precision_weights
         check_trainable(state, composer_model(state), low, exports=bool(exporters(state)))
-        check_engine(self.settings.generation, composer_model(state))
+        make_engine(self.settings.generation).check(composer_model(state))
         seed = state.rank_zero_seed if self.settings.seed is None else self.settings.seed
         if self.settings.play_only is None:
             self._take_locks(state)  # fit() may be called again
@@ -209,8 +203,7 @@ class SPIN(Algorithm):
             self._clock = time.perf_counter() - self._saved.get("seconds", 0.0)
             manifest = self._saved.get("manifest", {})
             examples = tokenised_as_begun(examples, store, int(state.timestamp.iteration), manifest)
-            self.game = Game(self.settings, seed, store, examples, loader)
-            self.game.still_ours = self._check_locks
+            self.game = Game(self.settings, seed, store, examples, loader, self._check_locks)
             self.game.play_seconds = self._saved.get("play_seconds", 0.0)
             self.game.manifest = manifest
         else:  # a second fit() goes on where the first one stopped
@@ -230,18 +223,18 @@ class SPIN(Algorithm):
             # A run that has begun goes on as it began.
             begun = int(state.timestamp.batch) or from_rank_zero(lambda: store.find_manifest(0))
             if not begun:
-                check_both_ways(
-                    examples, len(composer_model(state).tokenizer),
-                    composer_model(state).score, state.device.batch_to_device,
-                )  # fmt: skip
+                model = composer_model(state)
+                assert model.tokenizer is not None  # see _init
+                vocabulary, to_device = len(model.tokenizer), state.device.batch_to_device
+                check_both_ways(examples, vocabulary, model.score, to_device)
         reshard(composer_model(state))
         # The SFT loader's batches are never trained on, so the Trainer must not spin it either;
-        # the loader of the pairs is set to its position by resume_iteration.
+        # the loader of the pairs is set to its position by Game.resume_iteration.
         state.dataset_resumption["train"] = True
         if state.dataset_state is not None:
             state.dataset_state["train"] = None
         if int(state.timestamp.epoch_in_iteration) or int(state.timestamp.batch_in_epoch):
-            resume_iteration(self.game, state)
+            self.game.resume_iteration(state)
         if self._saved.get("ended"):
             self._write_books()  # it goes on after all
 
@@ -250,7 +243,7 @@ class SPIN(Algorithm):
         self._stopping.iteration_start(state, logger)
         from_rank_zero(self._check_locks)
         name_exports(state)
-        self.books.start(start_iteration(self.game, state, logger))
+        self.books.start(self.game.start_iteration(state, logger))
         self._clock -= self.game.earlier_play_seconds  # other processes', but the run's
         self._first_batch.expect(self.game.noise)
 

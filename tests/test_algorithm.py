@@ -16,7 +16,7 @@ from torch.utils.data import DataLoader
 from spin_composer import SPIN
 from spin_composer.errors import InputError, StoreError
 from spin_composer.play.player import Player
-from spin_composer.store.local import Store
+from spin_composer.store.local import LocalStore
 
 
 def weights(trainer) -> list[torch.Tensor]:
@@ -91,7 +91,7 @@ def test_every_metric_of_the_readme_is_logged(run):
 
 def test_a_fresh_subset_is_played_in_each_iteration(tmp_path):
     tiny_trainer(tmp_path, spin={"samples_per_iteration": 10, "replay": 0}).fit()
-    store = Store(tmp_path / "self-play")
+    store = LocalStore(tmp_path / "self-play")
     played = [
         {row.index for unit in (0, 1) for row in store.read_unit(iteration, unit)}
         for iteration in (0, 1)

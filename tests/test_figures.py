@@ -11,7 +11,7 @@ from fixtures.runs import tiny_trainer
 from spin_composer.play.player import Player
 from spin_composer.report.spans import covered_seconds
 from spin_composer.store.durable import seal, unseal
-from spin_composer.store.local import Store
+from spin_composer.store.local import LocalStore
 
 
 @pytest.mark.parametrize(
@@ -46,7 +46,7 @@ def test_a_resumed_play_keeps_the_seconds_of_the_process_that_died(tmp_path, mon
     with pytest.raises(Killed):
         tiny_trainer(tmp_path, spin=short, max_duration="1iter").fit()
     monkeypatch.setattr(Player, "commit", commit)
-    store = Store(tmp_path / "self-play")
+    store = LocalStore(tmp_path / "self-play")
     made = [store.report(0, unit) for unit in range(3)]
     died = covered_seconds((r.began, r.ended) for r in made)
     assert 0 < died <= sum(r.generation_seconds + r.scoring_seconds for r in made) + 1e-3

@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 
 from spin_composer.data.pairs import LENGTH, Pair
-from spin_composer.store.local import Store
+from spin_composer.store.local import LocalStore
 from spin_composer.store.unit import Row, UnitReport
 
 ROOT = Path(__file__).parents[1]
@@ -171,7 +171,7 @@ def test_lognormal_times_have_the_mean_and_the_spread_asked_for(modules):
 
 def store_with_units(folder: Path) -> Path:
     """A real store: three played units of iteration 0, the last one smaller, and one replayed."""
-    store = Store(folder)
+    store = LocalStore(folder)
     store.open_iteration({"iteration": 0, "num_units": 4})
     rows = [Row(0, Pair(*(np.array([1, 2], np.int32) for _ in range(3)), -1.0, -2.0), LENGTH)]
     kinds = [("play", 4, 2.0), ("play", 4, 6.0), ("play", 1, 9.0), ("replay", 4, 0.0)]

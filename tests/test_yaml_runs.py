@@ -11,7 +11,7 @@ import torch
 from fixtures.yaml_run import books, launch, save_model, tiny_config, write_config
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from spin_composer.store.local import Store
+from spin_composer.store.local import LocalStore
 from spin_composer.train import train
 
 COUNT_GATHERS = Path(__file__).parent / "fixtures" / "count_gathers.py"
@@ -24,7 +24,7 @@ def run_in_process(folder: Path, **overrides):
 
 
 def rows(folder: Path, iteration: int) -> list:
-    store = Store(folder / "self-play")
+    store = LocalStore(folder / "self-play")
     num_units = store.manifest(iteration)["num_units"]
     return [row for unit in range(num_units) for row in store.read_unit(iteration, unit)]
 

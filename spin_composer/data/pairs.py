@@ -48,6 +48,8 @@ class Pair:
     """The opponent's log-prob sum of the generated response, in nats."""
     index: int = -1
     """Its row in the data set; -1: unknown."""
+    finish: int = STOP
+    """Why the generated response ended."""
 
 
 def collate_pairs(pairs: Sequence[Pair]) -> PairBatch:

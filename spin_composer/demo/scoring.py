@@ -55,11 +55,11 @@ def score(
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
     from spin_composer.data.pairs import STOP
-    from spin_composer.engines.hf.engine import HFEngine
+    from spin_composer.engines.hf.generator import HFGenerator
     from spin_composer.settings.spin import GenerationSettings
 
     tokenizer = AutoTokenizer.from_pretrained(model)
-    engine = HFEngine(
+    engine = HFGenerator(
         model=AutoModelForCausalLM.from_pretrained(model),
         tokenizer=tokenizer,
         stop_token_id=tokenizer.eos_token_id,

@@ -53,6 +53,8 @@ def transform(cfg: dict[str, Any]) -> dict[str, Any]:
 
 def _tell_loaders(cfg: dict[str, Any], settings: SpinSettings) -> None:
     """Tell SPIN's loaders what their rows must fit; llm-foundry builds them before the model."""
+    from spin_composer.engines.base import engine_class  # imports torch and Composer
+
     evaluated = cfg.get("eval_loader") or cfg.get("eval_loaders") or []
     evaluated = evaluated if isinstance(evaluated, list) else [evaluated]
     limits: list[Any] = [
@@ -60,7 +62,7 @@ def _tell_loaders(cfg: dict[str, Any], settings: SpinSettings) -> None:
         for loader in evaluated
         if isinstance(loader, Mapping) and loader.get("name") == "finetuning"
     ]
-    saves = cfg.get("save_folder") or settings.generation.engine == "server"
+    saves = cfg.get("save_folder") or engine_class(settings.generation).exports_model
     run = {
         "model": dict(cfg["model"]),
         "max_new_tokens": settings.generation.max_new_tokens,

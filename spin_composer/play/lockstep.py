@@ -25,8 +25,8 @@ from spin_composer.store.unit import UnitReport
 
 
 @dataclass(frozen=True)
-class Rounds:
-    """Makes units in rounds; see :data:`~spin_composer.play.player.Turns`.
+class Lockstep:
+    """Makes units in rounds; see :data:`~spin_composer.play.player.Schedule`.
 
     Args:
         to_device: Moves a tensor to where the ranks' collectives want it.
@@ -44,7 +44,7 @@ class Rounds:
             mine = jobs[first : first + dist.get_world_size()][dist.get_global_rank() :][:1]
             drafts = []
             for job in mine:
-                if player.take_up(iteration, *job):
+                if player.recover(iteration, *job):
                     yield None
                 else:
                     drafts.append(player.draft(iteration, *job))

@@ -3,51 +3,47 @@
 Units are taken by ranks from a shared counter, so a slow rank does not hold up the others; what
 a unit holds does not depend on who makes it. No collective is made between the gathering of the
 parameters and the end, and ranks wait for one another by looking at the store: no timeout of the
-process group can end a long play. Where the parameters are not gathered, see rounds.py.
+process group can end a long play. Where the parameters are not gathered, see lockstep.py.
 """
 
 from __future__ import annotations
 
-import logging
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any
 
 import numpy as np
 import torch
 
 from spin_composer import interrupt
+from spin_composer.data.examples import ExampleDataset
 from spin_composer.data.pairs import LENGTH, Pair, collate_pairs
 from spin_composer.distributed import check_shared, from_rank_zero
-from spin_composer.engines.base import Engine, Response
-from spin_composer.engines.server.logprob_gap import ServerGap
+from spin_composer.engines.base import Generator, Response
 from spin_composer.errors import NotFiniteError
 from spin_composer.play.degenerate import Comparison, same_ids
 from spin_composer.play.figures import PlayReport, total
+from spin_composer.play.iteration import IterationPlan
 from spin_composer.play.plan import PLAY, REPLAY, PlayUnit, ReplayUnit, Unit, unit_seed
 from spin_composer.play.progress import Meter, Progress, Totals
 from spin_composer.play.sharing import SharedWork, on_every_node
-from spin_composer.store.local import DELETE_IT, Store
-from spin_composer.store.remote import MirroredStore
-from spin_composer.store.unit import Row, UnitReport
-
-log = logging.getLogger(__name__)
+from spin_composer.store.base import REMAKE, Store
+from spin_composer.store.unit import UnitReport
 
 _NOISE_PAIRS = 8
 
 
 @dataclass(frozen=True)
 class Draft:
-    """A unit before it is scored: rows without the opponent's sums, in order."""
+    """A unit before it is scored: pairs without the opponent's sums, in order."""
 
     index: int
     unit: Unit
-    rows: list[Row]
+    pairs: list[Pair]
     responses: list[Response]
-    """All that were generated for it, those of rows that were dropped included."""
-    served_logps: list[float | None]
-    """A server's log-prob sum of each row's response, where it gave one."""
+    """All that were generated for it, those of pairs that were dropped included."""
+    engine_logps: list[float | None]
+    """The engine's log-prob sum of each pair's response, where it gave one."""
     seconds: float
     """What answering took."""
     began: float = 0.0
@@ -59,12 +55,8 @@ class Scored:
     """A unit that is ready to be stored."""
 
     draft: Draft
-    rows: list[Row]
+    pairs: list[Pair]
     report: UnitReport
-
-
-Job = tuple[int, Unit]
-"""A unit that is to be made, and its number."""
 
 
 @dataclass(frozen=True)
@@ -73,29 +65,27 @@ class Player:
 
     Args:
         store: Where units go.
-        engine: Answers the prompts.
+        generator: Answers the prompts.
         score: Returns the opponent's log-prob sums [B, 2] of a pair batch, in training's layout
             and precision.
         examples: The SFT set: ``examples[i]`` has ``prompt`` and ``response`` ids.
         seed: Seed of play.
         score_batch_size: Pairs scored at once.
-        server_gap: Compares a server's log-probs with scoring's; None with engine ``hf``.
         meter: Counts what is done.
         same: Tells which generated responses equal the real ones.
-        before_commit: Called before each unit is stored.
+        before_commit: Called before each unit is stored; raises if it must not be.
         still_ours: Called now and then on rank 0; raises if the store became another run's.
     """
 
     store: Store
-    engine: Engine
+    generator: Generator
     score: Callable[[dict[str, torch.Tensor]], torch.Tensor]
-    examples: Any
+    examples: ExampleDataset
     seed: int
     score_batch_size: int
-    server_gap: ServerGap | None = None
     meter: Meter = field(default_factory=Meter)
     same: Comparison = same_ids
-    before_commit: Callable[[], object] | None = None
+    before_commit: Callable[[], object] = lambda: None
     still_ours: Callable[[], None] = lambda: None
 
     def make(self, iteration: int, index: int, unit: Unit) -> UnitReport:
@@ -106,29 +96,26 @@ class Player:
         """Answer a unit's prompts, or read the unit that is replayed."""
         started, began = time.perf_counter(), time.time()
         if isinstance(unit, ReplayUnit):
-            rows = list(self.store.read_unit(unit.iteration, unit.unit))
-            return Draft(index, unit, rows, [], [None] * len(rows), 0.0, began)
-        rows, responses = self._answer(iteration, index, unit)
-        # A dropped row's response equals the real one, so it is not among these.
-        logps = {id(response.ids): response.logp for response in responses}
-        served = [logps[id(row.pair.generated)] for row in rows]
+            pairs = list(self.store.read_unit(unit.iteration, unit.unit))
+            return Draft(index, unit, pairs, [], [None] * len(pairs), 0.0, began)
+        pairs, logps, responses = self._answer(iteration, index, unit)
         seconds = time.perf_counter() - started
-        return Draft(index, unit, rows, responses, served, seconds, began)
+        return Draft(index, unit, pairs, responses, logps, seconds, began)
 
     def scored(self, draft: Draft) -> Scored:
         """Score a draft with the current opponent."""
         started = time.perf_counter()
         with self.meter.scoring():
-            rows, noise = self._rescore(draft.rows)
-        _require_finite(rows)
+            pairs, noise = self._rescore(draft.pairs)
+        _require_finite(pairs)
         played = isinstance(draft.unit, PlayUnit)
         if played:  # a response that equals the real one makes no pair
-            self.meter.spare(0, len(draft.responses) - len(rows))
+            self.meter.spare(0, len(draft.responses) - len(pairs))
         report = UnitReport(
             kind=PLAY if played else REPLAY,
-            prompts=len(draft.responses) if played else len(rows),
-            pairs=len(rows),
-            degenerate=len(draft.responses) - len(rows) if played else 0,
+            prompts=len(draft.responses) if played else len(pairs),
+            pairs=len(pairs),
+            degenerate=len(draft.responses) - len(pairs) if played else 0,
             truncated=sum(r.finish == LENGTH for r in draft.responses),
             generated_tokens=sum(len(r.ids) for r in draft.responses),
             generation_seconds=draft.seconds,
@@ -137,7 +124,7 @@ class Player:
             began=draft.began,
             ended=time.time(),
         )
-        return Scored(draft, rows, report)
+        return Scored(draft, pairs, report)
 
     def commit(self, iteration: int, unit: Scored) -> UnitReport:
         """Store a unit; return its report.
@@ -146,16 +133,16 @@ class Player:
             StoreError: If another play of the iteration was begun meanwhile.
             EngineError: If another model than the opponent answered it.
         """
-        report = unit.report
-        if self.server_gap is not None:
-            gap = self.server_gap.check(unit.rows, unit.draft.served_logps, report.noise)
-            report = replace(report, server_gap=gap)
-        self.store.commit_unit(iteration, unit.draft.index, unit.rows, report)
+        noise = unit.report.noise
+        gap = self.generator.check_logps(unit.pairs, unit.draft.engine_logps, noise)
+        report = replace(unit.report, server_gap=gap)
+        self.before_commit()
+        self.store.commit_unit(iteration, unit.draft.index, unit.pairs, report)
         return report
 
-    def take_up(self, iteration: int, index: int, unit: Unit) -> bool:
+    def recover(self, iteration: int, index: int, unit: Unit) -> bool:
         """Tell whether a unit is there after all: by another job, or a process that was killed."""
-        if not self.store.take_up_unit(iteration, index):
+        if not self.store.recover_unit(iteration, index):
             return False
         if isinstance(unit, PlayUnit):
             self.meter.spare(len(unit.indices), len(unit.indices))
@@ -165,36 +152,36 @@ class Player:
 
     def _answer(
         self, iteration: int, index: int, unit: PlayUnit
-    ) -> tuple[list[Row], list[Response]]:
+    ) -> tuple[list[Pair], list[float | None], list[Response]]:
+        """Return a unit's pairs, the engine's log-probs of their responses, and all responses."""
         examples = [self.examples[int(i)] for i in unit.indices]
         seed = unit_seed(self.seed, iteration, index)
         with self.meter.answering():
-            responses = self.engine.generate([e.prompt for e in examples], seed)
-            self.meter.heard(len(responses), sum(len(r.ids) for r in responses))
+            prompts = [example.prompt for example in examples]
+            responses = self.generator.generate(prompts, seed, self.meter.answered)
+            self.meter.answered(len(responses), sum(len(r.ids) for r in responses))
         same = self.same([e.response for e in examples], [r.ids for r in responses])
         made = zip(unit.indices, examples, responses, same, strict=True)
-        rows = [
-            Row(int(i), Pair(e.prompt, e.response, r.ids), r.finish)
-            for i, e, r, real in made if not real
-        ]  # fmt: skip
-        return rows, responses
+        kept = [(int(i), e, r) for i, e, r, is_same in made if not is_same]
+        pairs = [Pair(e.prompt, e.response, r.ids, index=i, finish=r.finish) for i, e, r in kept]
+        return pairs, [r.logp for _, _, r in kept], responses
 
-    def _rescore(self, rows: Sequence[Row]) -> tuple[list[Row], float]:
-        """Score rows with the current opponent; also measure the noise of scoring."""
-        sums = np.empty((len(rows), 2))
+    def _rescore(self, pairs: Sequence[Pair]) -> tuple[list[Pair], float]:
+        """Score pairs with the current opponent; also measure the noise of scoring."""
+        sums = np.empty((len(pairs), 2))
         size = self.score_batch_size
         noise = 0.0
-        for first in range(0, len(rows), size):
+        for first in range(0, len(pairs), size):
             interrupt.check()
-            pairs = [row.pair for row in rows[first : first + size]]
-            sums[first : first + size] = self.score(collate_pairs(pairs)).double().cpu().numpy()
-            self.meter.scored(len(pairs))
+            batch = pairs[first : first + size]
+            sums[first : first + size] = self.score(collate_pairs(batch)).double().cpu().numpy()
+            self.meter.scored(len(batch))
             if first == 0:
-                few = pairs[:_NOISE_PAIRS]
+                few = batch[:_NOISE_PAIRS]
                 noise = self._noise(few, sums[: len(few)])
         return [
-            replace(row, pair=replace(row.pair, opponent_real=real, opponent_generated=generated))
-            for row, (real, generated) in zip(rows, sums.tolist(), strict=True)
+            replace(pair, opponent_real=real, opponent_generated=generated)
+            for pair, (real, generated) in zip(pairs, sums.tolist(), strict=True)
         ], noise
 
     def _noise(self, pairs: Sequence[Pair], sums: np.ndarray) -> float:
@@ -205,12 +192,12 @@ class Player:
         return float(np.abs(np.concatenate(again) - sums).sum() / tokens)
 
 
-def _require_finite(rows: Sequence[Row]) -> None:
+def _require_finite(pairs: Sequence[Pair]) -> None:
     """Refuse the opponent's sums that are NaN or infinite: pairs could not be trained on them."""
     bad = [
-        r.index
-        for r in rows
-        if not np.isfinite((r.pair.opponent_real, r.pair.opponent_generated)).all()
+        pair.index
+        for pair in pairs
+        if not np.isfinite((pair.opponent_real, pair.opponent_generated)).all()
     ]
     if bad:
         raise NotFiniteError(
@@ -224,7 +211,10 @@ def _starts(num_pairs: int) -> range:
     return range(0, num_pairs, max(1, num_pairs // 2))
 
 
-Turns = Callable[[Player, SharedWork, int, Sequence[Job]], Iterator[UnitReport | None]]
+Job = tuple[int, Unit]
+"""A unit that is to be made, and its number."""
+
+Schedule = Callable[[Player, SharedWork, int, Sequence[Job]], Iterator[UnitReport | None]]
 """Makes jobs of an iteration together with the other ranks; yields the reports of this rank's, and
 None for one that was there after all: made by another job, or by a process that was killed."""
 
@@ -234,100 +224,98 @@ def one_by_one(
 ) -> Iterator[UnitReport | None]:
     """Make units as ranks come to them, each rank for itself: a slow one holds up nobody."""
     for position in work.claims():
-        there = player.take_up(iteration, *jobs[position])
+        there = player.recover(iteration, *jobs[position])
         yield None if there else player.make(iteration, *jobs[position])
 
 
 def make_units(
     player: Player,
-    iteration: int,
-    units: Sequence[Unit],
-    wanted: Sequence[int],
-    turns: Turns = one_by_one,
+    plan: IterationPlan,
+    schedule: Schedule = one_by_one,
     begin: Callable[[], None] = lambda: None,
-) -> list[int]:
-    """Make those of the wanted units that are not in the store yet, on all ranks together.
+) -> None:
+    """Make the units that a plan says are missing, on all ranks together.
 
     Args:
         player: This rank's; with ``one_by_one`` its model's parameters are gathered.
-        iteration: Whose units.
-        units: All of its units; unit u is stored as unit u.
-        wanted: Which of them to make.
-        turns: How ranks share them.
+        plan: The iteration's.
+        schedule: How ranks share them.
         begin: Called on rank 0 when nothing can refuse the play any more, before anything is
             written.
-
-    Returns:
-        The units that were missing, the same on every rank.
 
     Raises:
         StoreError: If the store is not shared between ranks, or an earlier one is damaged.
     """
-    store = player.store
+    store, iteration = player.store, plan.iteration
     if store.shared:
         check_shared(store.root)
-    missing: list[int] = from_rank_zero(
-        lambda: sorted(set(store.missing_units(iteration, len(units))) & set(wanted))
-    )
-    _prepare_sources(store, [units[u] for u in missing])
+    jobs = [(unit, plan.units[unit]) for unit in plan.missing]
+    _bring_replayed(store, [unit for _, unit in jobs])
     from_rank_zero(begin)
-    if isinstance(store, MirroredStore):
+    if not store.shared:
         on_every_node(lambda: store.prepare_node(iteration))
-    if not missing:
-        return missing
-    jobs = [(unit, units[unit]) for unit in missing]
-    totals = from_rank_zero(lambda: _totals(store, jobs, len(wanted) - len(missing)))
+    if not jobs:
+        return
+    totals = from_rank_zero(lambda: _totals(store, jobs, len(plan.wanted) - len(jobs)))
     with (
         Progress(iteration, totals) as progress,
-        SharedWork(len(missing), lambda *_: player.still_ours(), progress=progress) as work,
+        SharedWork(len(jobs), lambda *_: player.still_ours(), progress=progress) as work,
     ):
         player = replace(player, meter=progress.meter)
-        player.engine.heard = progress.meter.heard  # pyright: ignore[reportAttributeAccessIssue]
-        for report in turns(player, work, iteration, jobs):
+        for report in schedule(player, work, iteration, jobs):
             work.done(0 if report is None else report.generated_tokens)
         work.wait()
-    return missing
 
 
 def finished_play(
-    store: Store, iteration: int, num_units: int, remedy: str = DELETE_IT
+    store: Store,
+    iteration: int,
+    num_units: int,
+    remedy: str = REMAKE,
+    verified: Collection[int] = (),
 ) -> PlayReport:
     """Verify and merge an iteration whose units are all there; return their figures.
 
-    A collective. ``remedy`` says what to do about a unit that is not whole.
+    A collective.
+
+    Args:
+        store: The run's.
+        iteration: Which one.
+        num_units: How many units it has.
+        remedy: What to do about a unit that is not whole.
+        verified: Units that this process has verified since it began to plan the iteration.
 
     Raises:
         StoreError: If a unit is missing or damaged.
     """
-    bring_units(store, iteration, num_units, remedy, merge=True)
+    bring_units(store, iteration, num_units, remedy, verified, merge=True)
     return from_rank_zero(lambda: total([store.report(iteration, u) for u in range(num_units)]))
 
 
 def bring_units(
-    store: Store, iteration: int, num_units: int, remedy: str, merge: bool = False
+    store: Store,
+    iteration: int,
+    num_units: int,
+    remedy: str,
+    verified: Collection[int] = (),
+    merge: bool = False,
 ) -> None:
     """Have an iteration's units, verified, on every node; a collective.
 
     Raises:
         StoreError: If one is missing or damaged.
     """
+    settled = from_rank_zero(lambda: store.settle(iteration, num_units, remedy))
 
-    def check() -> None:
-        store.verify(iteration, num_units, remedy)
+    def bring() -> None:
+        store.fetch(iteration, num_units, settled, remedy, verified)
         if merge:
             store.merge(iteration, num_units)
 
     if store.shared:
-        from_rank_zero(check)
-        return
-    assert isinstance(store, MirroredStore)
-    makings = from_rank_zero(lambda: store.choose(iteration, num_units, remedy))
-
-    def fetch() -> None:
-        store.fetch(iteration, makings, remedy)
-        check()
-
-    on_every_node(fetch)
+        from_rank_zero(bring)
+    else:
+        on_every_node(bring)
 
 
 def _totals(store: Store, jobs: Sequence[Job], units_there: int) -> Totals:
@@ -339,7 +327,7 @@ def _totals(store: Store, jobs: Sequence[Job], units_there: int) -> Totals:
     return Totals(len(units), prompts, prompts + pairs, units_there)
 
 
-def _prepare_sources(store: Store, units: Sequence[Unit]) -> None:
+def _bring_replayed(store: Store, units: Sequence[Unit]) -> None:
     """Verify the earlier iterations that are replayed, once, before their units are read."""
     counts: dict[int, int] = {}
     for unit in units:

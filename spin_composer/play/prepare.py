@@ -11,13 +11,15 @@ import shutil
 import time
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from spin_composer.errors import EnvironmentFailure, StoreError
 from spin_composer.play.plan import PlayUnit, ReplayUnit, Unit
+from spin_composer.store.base import REMAKE, Store
 from spin_composer.store.durable import json_object
-from spin_composer.store.local import DELETE_IT, Store, set_aside
+from spin_composer.store.local import set_aside
 
 log = logging.getLogger(__name__)
 
@@ -32,6 +34,16 @@ _ASIDE = re.compile(r"\..+\.[0-9a-f]{8}")
 _ASIDE_SECONDS = 3600.0
 
 
+@dataclass(frozen=True)
+class Checked:
+    """What a check of an iteration found in the store."""
+
+    missing: list[int]
+    """The wanted units that are not complete, in order."""
+    verified: frozenset[int]
+    """The units whose bytes are what was committed."""
+
+
 def check_iteration(
     store: Store,
     manifest: Mapping[str, Any],
@@ -39,7 +51,7 @@ def check_iteration(
     examples: Any,
     repair: bool,
     wanted: Sequence[int],
-) -> None:
+) -> Checked:
     """Check that an iteration can be played, and that what is there of it can be built upon.
 
     Writes nothing: a run that is refused leaves the store as it was. (With ``repair``, damage is
@@ -52,6 +64,9 @@ def check_iteration(
         examples: The SFT set; ``lengths`` [num_examples, 2] are tokens of prompt and response.
         repair: Set damaged units aside, to be made again.
         wanted: The units that are to be made, if they are missing.
+
+    Returns:
+        Which of those are missing, and which units this process has verified.
 
     Raises:
         StoreError: If the folder is another run's, or damaged; with ``repair``, if it is another
@@ -66,10 +81,16 @@ def check_iteration(
     for earlier in sorted({unit.iteration for unit in units if isinstance(unit, ReplayUnit)}):
         same = {field: manifest[field] for field in _OF_THE_RUN if field in manifest}
         store.check_manifest(store.manifest(earlier) | same)
-    _find_damage(store, iteration, len(units), repair)
+    verified = _find_damage(store, iteration, len(units), repair)
     longest = manifest["generation"]["max_new_tokens"]
-    missing = sorted(set(store.missing_units(iteration, len(units))) & set(wanted))
+    missing = missing_units(store, iteration, wanted)
     require_space(store, iteration, [units[unit] for unit in missing], examples, longest)
+    return Checked(missing, verified - frozenset(missing))
+
+
+def missing_units(store: Store, iteration: int, wanted: Sequence[int]) -> list[int]:
+    """Return those of an iteration's wanted units that are not complete, in order."""
+    return sorted(set(wanted) - store.complete_units(iteration))
 
 
 def require_space(
@@ -114,16 +135,22 @@ def in_training(iteration: int, epochs_per_iteration: int) -> str:
     )
 
 
-def _find_damage(store: Store, iteration: int, num_units: int, repair: bool) -> None:
+def _find_damage(store: Store, iteration: int, num_units: int, repair: bool) -> frozenset[int]:
+    """Refuse damaged units, or set them aside; return those that are as they were committed."""
+    sound = set()
     for unit in range(num_units):
+        if store.unit_folder(iteration, unit).exists():
+            sound.add(unit)
         while problem := store.damage(iteration, unit, thorough=repair):
             if not repair:
                 folder = store.unit_folder(iteration, unit)
-                raise StoreError(f"{problem}. {DELETE_IT.format(folder=folder)}")
+                raise StoreError(f"{problem}. {REMAKE.format(folder=folder)}")
             aside = store.set_unit_aside(iteration, unit)
+            sound.discard(unit)
             log.warning(
                 f"{problem}: the unit is set aside as {aside}, made again (algorithms.spin.repair)."
             )
+    return frozenset(sound)
 
 
 def _set_unreadable_aside(store: Store, iteration: int) -> None:

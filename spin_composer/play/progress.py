@@ -63,12 +63,12 @@ class Meter:
 
     @contextmanager
     def answering(self) -> Iterator[None]:
-        """Within, a unit's prompts are answered; :meth:`heard` tells how far that is."""
+        """Within, a unit's prompts are answered; :meth:`answered` tells how far that is."""
         self._before = (self.counts.answered, self.counts.tokens)
         with self._timed("answering_ms"):
             yield
 
-    def heard(self, answered: int, tokens: int) -> None:
+    def answered(self, answered: int, tokens: int) -> None:
         """Count the prompts of this unit that are answered, and the tokens made for it so far."""
         with self._lock:
             self.counts.answered = self._before[0] + answered

@@ -7,24 +7,23 @@ from typing import Any
 
 from composer.loggers import ConsoleLogger, Logger, TensorboardLogger
 
-from spin_composer.data.pairs import LENGTH
+from spin_composer.data.pairs import LENGTH, STOP, STRING, Pair
+from spin_composer.store.base import Store
 from spin_composer.store.durable import write_atomically
-from spin_composer.store.local import Store
-from spin_composer.store.unit import Row
 
 COLUMNS = ["iteration", "index", "prompt", "real", "generated", "finish"]
-_FINISH = {0: "stop", LENGTH: "length", 2: "stop string"}
+_FINISH = {STOP: "stop", LENGTH: "length", STRING: "stop string"}
 
 
-def sample_rows(store: Store, iteration: int, num_units: int, count: int) -> list[Row]:
+def sample_pairs(store: Store, iteration: int, num_units: int, count: int) -> list[Pair]:
     """Return the first ``count`` pairs played in an iteration."""
-    rows: list[Row] = []
+    pairs: list[Pair] = []
     for unit in range(num_units):
-        for row in store.read_unit(iteration, unit):
-            if len(rows) == count:
-                return rows
-            rows.append(row)
-    return rows
+        for pair in store.read_unit(iteration, unit):
+            if len(pairs) == count:
+                return pairs
+            pairs.append(pair)
+    return pairs
 
 
 def log_samples(
@@ -42,11 +41,9 @@ def log_samples(
     is the run's batch: logged without one, a table makes W&B refuse all else of that batch.
     """
     table = []
-    for row in sample_rows(store, iteration, num_units, count):
-        texts = [
-            tokenizer.decode(ids) for ids in (row.pair.prompt, row.pair.real, row.pair.generated)
-        ]
-        table.append([iteration, row.index, *texts, _FINISH[row.finish]])
+    for pair in sample_pairs(store, iteration, num_units, count):
+        texts = [tokenizer.decode(ids) for ids in (pair.prompt, pair.real, pair.generated)]
+        table.append([iteration, pair.index, *texts, _FINISH[pair.finish]])
     lines = [json.dumps(dict(zip(COLUMNS, line, strict=True))) for line in table]
     path = store.folder(iteration) / "samples.jsonl"
     write_atomically(path, "".join(f"{x}\n" for x in lines))

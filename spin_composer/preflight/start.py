@@ -16,6 +16,7 @@ from spin_composer.data.examples import ExampleDataset
 from spin_composer.data.loader import examples_of
 from spin_composer.data.pairs import Pair, collate_pairs
 from spin_composer.distributed import from_rank_zero
+from spin_composer.engines.base import engine_class
 from spin_composer.errors import InputError, shown
 from spin_composer.foundry.exporter import exporters, local_export_folders
 from spin_composer.pretrained.facts import check_first_batch_is_whole, check_rows, model_facts
@@ -59,7 +60,7 @@ def rehearse(state: State, settings: SpinSettings, model: Any) -> None:
     """
     found = exporters(state)
     saves = any(isinstance(c, CheckpointSaver) for c in state.callbacks)
-    if not (found or saves or settings.generation.engine == "server"):
+    if not (found or saves or engine_class(settings.generation).exports_model):
         return
 
     def try_all() -> None:

@@ -20,10 +20,22 @@ from spin_composer.settings.fields import is_int as _is_int
 from spin_composer.settings.fields import is_number as _is_number
 from spin_composer.settings.server import ServerSettings
 
-ENGINES = ("hf", "server")
+ENGINES = {
+    "hf": "spin_composer.engines.hf.engine:HFEngine",
+    "server": "spin_composer.engines.server.engine:ServerEngine",
+}
+"""Engines by their names, imported when a run opens one."""
 ALL = "all"
 DECAYS = ("linear", "cosine", "constant")
-REMOTE_SCHEMES = ("s3", "gs", "oci")
+LOCAL = "file"
+STORES = {
+    LOCAL: "spin_composer.store.local:LocalStore",
+    "s3": "spin_composer.store.remote:RemoteStore",
+    "gs": "spin_composer.store.remote:RemoteStore",
+    "oci": "spin_composer.store.remote:RemoteStore",
+}
+"""Stores by the scheme of their URL, imported when a run opens one; ``LOCAL`` without a URL."""
+REMOTE_SCHEMES = tuple(scheme for scheme in STORES if scheme != LOCAL)
 
 
 @dataclass
@@ -47,6 +59,9 @@ class GenerationSettings:
     """A response also ends (without the stop token) where it holds one of these strings."""
     batch_size: int = 32
     """Prompts per generation batch of one rank. NeMo-Aligner's ``rollout_micro_batch_size``."""
+    merge_adapters: bool = True
+    """Generate with LoRA adapters merged into copies of the weights, which is faster; false saves
+    the copies' memory. Engine ``hf`` only; an iteration that has begun goes on as it began."""
     engine: str = "hf"
     """Who generates: ``hf``, the policy itself in the training processes, or ``server``, a
     completion server."""
@@ -83,6 +98,8 @@ class GenerationSettings:
         self.stop_strings = list(self.stop_strings)
         ok = self.engine in ENGINES
         _check(ok, f"{at}.engine", self.engine, f"one of {', '.join(ENGINES)}")
+        _check(isinstance(self.merge_adapters, bool), f"{at}.merge_adapters", self.merge_adapters,
+               "true or false")  # fmt: skip
         self._check_server(at)
 
     def _check_server(self, at: str) -> None:
@@ -99,13 +116,12 @@ class GenerationSettings:
             remedy = "Servers do not agree on what it means; remove it, or use engine: hf."
             _check(value == neutral, f"{at}.{name}", value, wanted, remedy)
 
-    def of_samples(self) -> dict[str, Any]:
+    def sampling_fields(self) -> dict[str, Any]:
         """Return what a response depends on, for an iteration's manifest.
 
-        Where a server listens and how it is asked may change when a run is resumed; so may the
-        batch size where it does not make the batches.
+        Where a server listens, and how it is asked, may change when a run is resumed.
         """
-        left_out = {"server", "batch_size"} if self.engine == "server" else {"server"}
+        left_out = ("server", "merge_adapters")
         return {name: value for name, value in asdict(self).items() if name not in left_out}
 
     @property
@@ -172,10 +188,6 @@ class SpinSettings:
     """Divide each side's log-prob sum by its number of tokens."""
     reset_optimizer: bool = True
     """Start each iteration with a fresh optimizer state."""
-    offload_during_play: bool = False
-    """Hold the optimizer's state in host memory during play; of use with ``reset_optimizer: false``
-    only, since else there is none then. Parameters stay: scoring needs them in every unit, and a
-    server keeps the memory that it took at its start. Has not run on a GPU."""
     replay: int = 1
     """How many earlier iterations' pairs are mixed in, rescored by the current opponent."""
     samples_per_iteration: int | str = ALL
@@ -217,8 +229,8 @@ class SpinSettings:
         ok = _is_number(self.nll_weight) and self.nll_weight >= 0
         _check(ok, f"{SECTION}.nll_weight", self.nll_weight, "a number >= 0")
         for name in (
-            "length_normalised", "reset_optimizer", "offload_during_play", "repair",
-            "deterministic", "save_on_signal", "allow_low_precision_weights",
+            "length_normalised", "reset_optimizer", "repair", "deterministic",
+            "save_on_signal", "allow_low_precision_weights",
         ):  # fmt: skip
             value = getattr(self, name)
             _check(isinstance(value, bool), f"{SECTION}.{name}", value, "true or false")

@@ -3,19 +3,28 @@
 from __future__ import annotations
 
 import json
+import logging
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
+from composer.utils import dist
+
+from spin_composer.data.examples import ExampleDataset
+from spin_composer.data.origin import goes_on_with
+from spin_composer.distributed import from_rank_zero
 from spin_composer.settings.spin import SpinSettings
+from spin_composer.store.base import Store
 from spin_composer.store.manifest import meaning
+
+log = logging.getLogger(__name__)
 
 
 def began_by_turns(settings: SpinSettings, run_name: str) -> bool:
     """Tell whether a run began when rows were tokenised turn by turn and no setting said so.
 
     Its rows are then read as they were. A store in an object store is not asked here: see
-    :func:`spin_composer.terms.tokenised_as_begun`.
+    :func:`spin_composer.store.begun.tokenised_as_begun`.
     """
     if settings.remote_store is not None:
         return False
@@ -40,3 +49,32 @@ def _read(path: Path) -> dict[str, Any] | None:
     except (OSError, ValueError):  # named when the iteration is opened
         return None
     return found if isinstance(found, dict) else None
+
+
+def tokenised_as_begun(
+    examples: ExampleDataset, store: Store, iteration: int, trained: dict[str, Any]
+) -> ExampleDataset:
+    """Return the rows tokenised as they were when the run began, where the YAML does not say.
+
+    A collective.
+
+    Args:
+        examples: As they were made, by today's default unless the YAML says otherwise.
+        store: The run's.
+        iteration: That the run stands in.
+        trained: The manifest in the checkpoint; empty without one.
+    """
+    if examples.config is None or examples.config.tokenize is not None:
+        return examples
+
+    def begun() -> str | None:
+        iterations = sorted({0, max(0, iteration - 1), iteration})
+        return tokenize_of([*map(store.find_manifest, iterations), trained])
+
+    found: Any = from_rank_zero(begun)
+    tokenize = "turns" if found is None else found
+    if tokenize in ("", examples.tokenize):
+        return examples
+    if dist.get_global_rank() == 0:
+        log.warning(goes_on_with(tokenize))
+    return examples.retokenised(tokenize)

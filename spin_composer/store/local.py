@@ -1,4 +1,4 @@
-"""The self-play store: pairs and opponent log-probs of every iteration, as verified MDS units.
+"""The self-play store in a folder: pairs and opponent log-probs, as verified MDS units.
 
     <root>/iter-000/manifest.json        what was played, with whom, and how; written first
     <root>/iter-000/units/unit-00000/    one MDS shard set, and unit.json: counts and file hashes
@@ -15,38 +15,37 @@ import json
 import os
 import shutil
 import uuid
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from spin_composer.data.pairs import Pair
 from spin_composer.errors import StoreError
+from spin_composer.store.base import REMAKE, Store
 from spin_composer.store.durable import create_atomically, fsync, json_object, write_atomically
+from spin_composer.store.lock import LockFile, LockPlace
 from spin_composer.store.manifest import differing, plain_manifest, require_same
 from spin_composer.store.unit import (
     REPORT,
-    Row,
     UnitReport,
     aside_of,
+    read_pairs,
     read_report,
-    read_rows,
     unit_problem,
     write_unit,
 )
 
-DELETE_IT = (
-    "Delete {folder} or set algorithms.spin.repair=true; the same command makes it again at the "
-    "iteration's start."
-)
 
-
-class Store:
-    """The store of one run. Every method is local; ranks share it through the file system."""
+class LocalStore(Store):
+    """The store of one run in a folder that all ranks share; see :class:`Store`."""
 
     shared = True
-    """All ranks see the same folder. (A MirroredStore's is each node's own.)"""
 
-    def __init__(self, root: str | Path):
-        self.root = Path(root)
+    @classmethod
+    def open(cls, root: Path, url: str | None) -> LocalStore:
+        """See :class:`Store`."""
+        del url  # there is none
+        return cls(root)
 
     def folder(self, iteration: int) -> Path:
         """Return the folder of an iteration."""
@@ -56,15 +55,14 @@ class Store:
         """Return the folder of a unit, which exists once the unit is complete."""
         return self.folder(iteration) / "units" / f"unit-{unit:05d}"
 
+    def lock_places(self) -> list[LockPlace]:
+        """See :class:`Store`."""
+        return [LockFile(self.root)]
+
     # --- manifest ---------------------------------------------------------------------------
 
     def check_open(self, manifest: Mapping[str, Any]) -> None:
-        """Check that an iteration can be opened with a manifest; write nothing.
-
-        Raises:
-            StoreError: If the folder holds another run's iteration (the differing fields are
-                named), or units of which nothing says what they are.
-        """
+        """See :class:`Store`."""
         folder = self.folder(manifest["iteration"])
         found = self._manifest_here(manifest["iteration"])
         if found is not None:
@@ -78,16 +76,7 @@ class Store:
             )
 
     def open_iteration(self, manifest: Mapping[str, Any], replace: bool = False) -> None:
-        """Write an iteration's manifest, or check that the one on disk is the same.
-
-        Args:
-            manifest: The iteration's.
-            replace: Replace another one by which nothing was played: that of a run which failed
-                before it had made a unit. For the holder of the store's lock only.
-
-        Raises:
-            StoreError: See :meth:`check_open`.
-        """
+        """See :class:`Store`."""
         manifest = plain_manifest(manifest)
         iteration = manifest["iteration"]
         self.check_open(manifest)
@@ -101,27 +90,23 @@ class Store:
             self.check_manifest(manifest)  # another job may have been quicker
 
     def is_unused(self, iteration: int) -> bool:
-        """Tell whether nothing was played, or is being written, by an iteration's manifest."""
+        """See :class:`Store`."""
         return not any((self.folder(iteration) / "units").glob("*"))
 
     def find_manifest(self, iteration: int) -> dict[str, Any] | None:
-        """Return an iteration's manifest, or None if it has not begun.
-
-        Raises:
-            StoreError: If it is not readable.
-        """
+        """See :class:`Store`."""
         return self._manifest_here(iteration)
+
+    def prepare_node(self, iteration: int) -> None:
+        """See :class:`Store`; the folder that all nodes share is ready when it is open."""
+        del iteration
 
     def _manifest_here(self, iteration: int) -> dict[str, Any] | None:
         there = (self.folder(iteration) / "manifest.json").exists()
-        return Store.manifest(self, iteration) if there else None
+        return LocalStore.manifest(self, iteration) if there else None
 
     def manifest(self, iteration: int) -> dict[str, Any]:
-        """Return an iteration's manifest.
-
-        Raises:
-            StoreError: If there is none, or it is not readable.
-        """
+        """See :class:`Store`."""
         path = self.folder(iteration) / "manifest.json"
         try:
             return json_object(path.read_text(encoding="utf-8"))
@@ -137,46 +122,36 @@ class Store:
             ) from None
 
     def check_manifest(self, wanted: Mapping[str, Any]) -> None:
-        """Check that an iteration's manifest says what it is expected to say.
-
-        Raises:
-            StoreError: If there is none, or it differs; the differing fields are named.
-        """
+        """See :class:`Store`."""
         iteration = wanted["iteration"]
         require_same(self.manifest(iteration), wanted, str(self.folder(iteration)))
 
     # --- units ------------------------------------------------------------------------------
 
-    def has_unit(self, iteration: int, unit: int) -> bool:
-        """Tell whether a unit is complete."""
+    def complete_units(self, iteration: int) -> set[int]:
+        """See :class:`Store`."""
+        reports = (self.folder(iteration) / "units").glob(f"unit-*/{REPORT}")
+        return {int(path.parent.name.removeprefix("unit-")) for path in reports}
+
+    def recover_unit(self, iteration: int, unit: int) -> bool:
+        """See :class:`Store`; a unit that is renamed into its place is complete."""
         return (self.unit_folder(iteration, unit) / REPORT).exists()
 
-    def take_up_unit(self, iteration: int, unit: int) -> bool:
-        """Tell whether a unit is complete, after finishing what a killed process left to do."""
-        return self.has_unit(iteration, unit)
-
-    def missing_units(self, iteration: int, num_units: int) -> list[int]:
-        """Return the units of an iteration that are not complete."""
-        return [u for u in range(num_units) if not self.has_unit(iteration, u)]
-
     def commit_unit(
-        self, iteration: int, unit: int, rows: Sequence[Row], report: UnitReport
+        self, iteration: int, unit: int, pairs: Sequence[Pair], report: UnitReport
     ) -> None:
-        """Write a unit aside and put it in place whole.
-
-        A unit that another process committed meanwhile stays: both hold the same rows.
-        """
+        """See :class:`Store`; it is written aside, brought to the disk, and renamed."""
         target = self.unit_folder(iteration, unit)
         with aside_of(target) as aside:
-            write_unit(aside, rows, report)
+            write_unit(aside, pairs, report)
             place(aside, target)
 
     def report(self, iteration: int, unit: int) -> UnitReport:
-        """Return the report of a complete unit."""
+        """See :class:`Store`."""
         return read_report(self.unit_folder(iteration, unit))
 
     def unit_bytes(self, iteration: int, unit: int) -> int:
-        """Return the bytes of a complete unit's files; 0 if it is not there."""
+        """See :class:`Store`."""
         return sum(path.stat().st_size for path in self.unit_folder(iteration, unit).glob("*"))
 
     def problem(self, iteration: int, unit: int) -> str | None:
@@ -184,44 +159,44 @@ class Store:
         return unit_problem(self.unit_folder(iteration, unit))
 
     def damage(self, iteration: int, unit: int, thorough: bool) -> str | None:
-        """Return what is wrong with a unit that is there, or None.
-
-        Args:
-            iteration: Whose unit.
-            unit: Which one.
-            thorough: Also look at what is not on this machine.
-        """
-        del thorough  # all is
+        """See :class:`Store`."""
+        del thorough  # all of it is on this machine
         there = self.unit_folder(iteration, unit).exists()
         return self.problem(iteration, unit) if there else None
 
     def set_unit_aside(self, iteration: int, unit: int) -> Path:
-        """Give a damaged unit another name, so that it is missing; return that."""
+        """See :class:`Store`."""
         folder = self.unit_folder(iteration, unit)
         return set_aside(folder, self.folder(iteration) / "set-aside" / folder.name)
 
-    def verify(self, iteration: int, num_units: int, remedy: str = DELETE_IT) -> None:
-        """Check that every unit is there and byte for byte what was committed.
+    def read_unit(self, iteration: int, unit: int) -> Iterator[Pair]:
+        """See :class:`Store`."""
+        yield from read_pairs(self.unit_folder(iteration, unit))
 
-        Args:
-            iteration: Whose units.
-            num_units: How many it has.
-            remedy: What to do; ``{folder}`` is replaced by the unit's.
+    # --- what is trained on -----------------------------------------------------------------
 
-        Raises:
-            StoreError: Names the first missing or damaged unit and the remedy.
-        """
-        for unit in range(num_units):
+    def settle(self, iteration: int, num_units: int, remedy: str) -> list[str]:
+        """See :class:`Store`; a unit has one set of files."""
+        del iteration, num_units, remedy
+        return []
+
+    def fetch(
+        self,
+        iteration: int,
+        num_units: int,
+        settled: Sequence[str] = (),
+        remedy: str = REMAKE,
+        verified: Collection[int] = (),
+    ) -> None:
+        """See :class:`Store`; all is here, and verified."""
+        del settled
+        for unit in sorted(set(range(num_units)) - set(verified)):
             if problem := self.problem(iteration, unit):
                 folder = self.unit_folder(iteration, unit)
                 raise StoreError(f"{problem}. {remedy.format(folder=folder)}")
 
-    def read_unit(self, iteration: int, unit: int) -> Iterator[Row]:
-        """Yield the rows of a complete unit, in the order they were written."""
-        yield from read_rows(self.unit_folder(iteration, unit))
-
     def merge(self, iteration: int, num_units: int) -> int:
-        """Merge the units' indices, in order, for StreamingDataset; return the number of pairs."""
+        """See :class:`Store`."""
         from streaming.base.util import merge_index
 
         units = self.folder(iteration) / "units"
@@ -238,11 +213,6 @@ class Store:
             shutil.rmtree(aside, ignore_errors=True)
         write_atomically(units / "index.json", merged)
         return sum(shard["samples"] for shard in json.loads(merged)["shards"])
-
-    # --- what other machines see ------------------------------------------------------------
-
-    def publish(self, name: str) -> None:
-        """Let other machines see a file that people read, by its name in the store."""
 
 
 def place(aside: Path, target: Path) -> None:

@@ -1,28 +1,27 @@
-"""Where a run's store is, and where its locks are, by its settings."""
+"""Which store a run has: found by the scheme of its URL among :data:`STORES`."""
 
 from __future__ import annotations
 
+from importlib import import_module
 from pathlib import Path
 
-from spin_composer.settings.spin import SpinSettings
-from spin_composer.store.local import Store
-from spin_composer.store.lock import LockFile, LockPlace
-from spin_composer.store.object_folder import ObjectFolder
-from spin_composer.store.object_lock import LockObject
-from spin_composer.store.remote import MirroredStore
+from spin_composer.settings.spin import LOCAL, STORES, SpinSettings
+from spin_composer.store.base import Store
 
 
 def open_store(settings: SpinSettings, run_name: str) -> Store:
-    """Return the store of a run: on a file system that ranks share, or in an object store."""
+    """Return the store of a run: on a file system that ranks share, or behind a URL.
+
+    Args:
+        settings: Name the folder, and the URL if there is one.
+        run_name: In place of ``{run_name}``.
+
+    Raises:
+        EnvironmentFailure: If the store's client cannot be made.
+    """
     root = Path(settings.store.format(run_name=run_name))
-    if settings.remote_store is None:
-        return Store(root)
-    return MirroredStore(root, ObjectFolder(settings.remote_store.format(run_name=run_name)))
-
-
-def lock_places(store: Store) -> list[LockPlace]:
-    """Return where a run takes the locks of its store."""
-    places: list[LockPlace] = [LockFile(store.root)]
-    if isinstance(store, MirroredStore):
-        places.append(LockObject(store.remote))
-    return places
+    url = settings.remote_store and settings.remote_store.format(run_name=run_name)
+    scheme = url.partition("://")[0] if url else LOCAL
+    module, _, name = STORES[scheme].partition(":")
+    store: type[Store] = getattr(import_module(module), name)
+    return store.open(root, url)

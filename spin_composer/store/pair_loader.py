@@ -12,8 +12,8 @@ from torch.utils.data import DataLoader
 from spin_composer.data.pairs import Pair, collate_pairs
 from spin_composer.errors import InputError
 from spin_composer.shared_memory import own_names
-from spin_composer.store.local import Store
-from spin_composer.store.unit import row_of_sample
+from spin_composer.store.base import Store
+from spin_composer.store.unit import pair_from_sample
 
 own_names()  # on import: a user's own loaders of evaluation may be made before ours
 
@@ -36,7 +36,7 @@ class PairDataset(StreamingDataset):
     def __iter__(self) -> Iterator[Pair]:  # pyright: ignore[reportIncompatibleMethodOverride]
         """Yield the epoch's pairs of this rank and worker."""
         for sample in super().__iter__():
-            yield row_of_sample(sample).pair
+            yield pair_from_sample(sample)
 
 
 def num_batches(num_pairs: int, global_batch_size: int, iteration: int) -> int:

@@ -1,12 +1,12 @@
-"""A store whose units live in an object store, and of which each node keeps a copy.
+"""A self-play store in an object store, of which each node keeps a copy.
 
     <url>/iter-000/manifest.json                     as in the store's folder; written first
-    <url>/iter-000/units/unit-00000-1a2b3c4d/        the files of one making of a unit
+    <url>/iter-000/units/unit-00000-1a2b3c4d/        the files of one attempt at a unit
     <url>/iter-000/done/unit-00000-1a2b3c4d.json     its unit.json, uploaded last
-    <url>/iter-000/done/unit-00000-1a2b3c4d.damaged  that making is not to be used (``repair``)
-    <url>/iter-000/complete.json                     which making of each unit is trained on
+    <url>/iter-000/done/unit-00000-1a2b3c4d.damaged  that attempt is not to be used (``repair``)
+    <url>/iter-000/complete.json                     which attempt at each unit is trained on
 
-Object stores cannot rename, so a unit exists once its object in ``done/`` does. Each making has a
+Object stores cannot rename, so a unit exists once its object in ``done/`` does. Each attempt has a
 name of its own: two processes that make the same unit at once (a job of ``spin-composer play``
 beside the run) cannot mix their files. Which one is trained on is settled once, for all nodes.
 """
@@ -18,19 +18,22 @@ import logging
 import re
 import shutil
 import uuid
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
+from spin_composer.data.pairs import Pair
 from spin_composer.errors import EnvironmentFailure, StoreError
+from spin_composer.store.base import REMAKE
 from spin_composer.store.durable import json_object, seal, unseal, write_atomically
-from spin_composer.store.local import Store, place, set_aside
+from spin_composer.store.local import LocalStore, place, set_aside
+from spin_composer.store.lock import LockPlace
 from spin_composer.store.manifest import plain_manifest, require_same
 from spin_composer.store.object_folder import ObjectFolder
+from spin_composer.store.object_lock import LockObject
 from spin_composer.store.unit import (
     REPORT,
-    Row,
     UnitReport,
     aside_of,
     fsync_all,
@@ -48,7 +51,7 @@ _REMEDY = (
 )
 
 
-class MirroredStore(Store):
+class RemoteStore(LocalStore):
     """A store in an object store. Methods may be called on any rank of any node.
 
     Args:
@@ -62,15 +65,29 @@ class MirroredStore(Store):
         super().__init__(root)
         self.remote = remote
 
+    @classmethod
+    def open(cls, root: Path, url: str | None) -> RemoteStore:
+        """See :class:`Store`.
+
+        Raises:
+            EnvironmentFailure: If the object store's client cannot be made.
+        """
+        assert url is not None
+        return cls(root, ObjectFolder(url))
+
+    def lock_places(self) -> list[LockPlace]:
+        """See :class:`Store`; another run may use the same folder here, or the same one there."""
+        return [*super().lock_places(), LockObject(self.remote)]
+
     # --- manifest ---------------------------------------------------------------------------
 
     def check_open(self, manifest: Mapping[str, Any]) -> None:
-        """See :meth:`Store.check_open`; the object store's manifest is the one that counts."""
+        """See :class:`Store`; the object store's manifest is the one that counts."""
         iteration = manifest["iteration"]
         found = self._remote_manifest(iteration)
         if found is not None:
             require_same(found, plain_manifest(manifest), self._url(iteration))
-        elif self._makings(iteration):
+        elif self._attempts(iteration):
             raise StoreError(
                 f"{self._url(iteration)} has units but no manifest.json, so nothing says what they "
                 "are. Delete that folder, or set algorithms.spin.remote_store to another one."
@@ -79,7 +96,7 @@ class MirroredStore(Store):
             super().check_open(manifest)
 
     def open_iteration(self, manifest: Mapping[str, Any], replace: bool = False) -> None:
-        """See :meth:`Store.open_iteration`; the object store's manifest and the node's agree."""
+        """See :class:`Store`; the object store's manifest and the node's agree."""
         wanted = plain_manifest(manifest)
         iteration = wanted["iteration"]
         self.check_open(wanted)
@@ -94,22 +111,16 @@ class MirroredStore(Store):
             require_same(self._remote_manifest(iteration) or {}, wanted, self._url(iteration))
 
     def is_unused(self, iteration: int) -> bool:
-        """Tell that something may be played by a manifest: other nodes' units are not seen here."""
+        """Tell that an iteration may be in use: other nodes' units are not seen here."""
         del iteration
         return False
 
     def find_manifest(self, iteration: int) -> dict[str, Any] | None:
-        """See :meth:`Store.find_manifest`; the object store's."""
+        """See :class:`Store`; the object store's."""
         return self._remote_manifest(iteration)
 
     def prepare_node(self, iteration: int) -> None:
-        """Have the iteration's manifest in this node's folder, and nothing of another play.
-
-        Call it on one rank of every node, before units are made there.
-
-        Raises:
-            StoreError: If the iteration is not open in the object store.
-        """
+        """See :class:`Store`; the node's folder then holds nothing of another play."""
         found = self._remote_manifest(iteration)
         if found is None:
             raise StoreError(
@@ -129,7 +140,7 @@ class MirroredStore(Store):
         write_atomically(folder / "manifest.json", json.dumps(found, indent=1))
 
     def manifest(self, iteration: int) -> dict[str, Any]:
-        """See :meth:`Store.manifest`; it is brought to this node if it is not there."""
+        """See :class:`Store`; it is brought to this node if it is not there."""
         path = self.folder(iteration) / "manifest.json"
         if not path.exists() and (found := self._remote_manifest(iteration)) is not None:
             (path.parent / "units").mkdir(parents=True, exist_ok=True)
@@ -148,13 +159,13 @@ class MirroredStore(Store):
 
     # --- units ------------------------------------------------------------------------------
 
-    def has_unit(self, iteration: int, unit: int) -> bool:
-        """Tell whether a unit is in the object store, whole."""
-        return unit in self._makings(iteration, unit)
+    def complete_units(self, iteration: int) -> set[int]:
+        """See :class:`Store`; complete is what is whole in the object store."""
+        return set(self._attempts(iteration))
 
-    def take_up_unit(self, iteration: int, unit: int) -> bool:
-        """See :meth:`Store.take_up_unit`; uploads a unit that is whole on this node only."""
-        if self.has_unit(iteration, unit):
+    def recover_unit(self, iteration: int, unit: int) -> bool:
+        """See :class:`Store`; uploads a unit that is whole on this node only."""
+        if unit in self._attempts(iteration, unit):
             return True
         folder = self.unit_folder(iteration, unit)
         if not folder.exists():
@@ -166,77 +177,66 @@ class MirroredStore(Store):
         self._upload(iteration, unit)
         return True
 
-    def missing_units(self, iteration: int, num_units: int) -> list[int]:
-        """Return the units of an iteration that are not in the object store."""
-        made = self._makings(iteration)
-        return [unit for unit in range(num_units) if unit not in made]
-
     def commit_unit(
-        self, iteration: int, unit: int, rows: Sequence[Row], report: UnitReport
+        self, iteration: int, unit: int, pairs: Sequence[Pair], report: UnitReport
     ) -> None:
-        """Write a unit on this node, then upload it; its marker goes last."""
-        super().commit_unit(iteration, unit, rows, report)
+        """See :class:`Store`; it is written on this node, then uploaded, its marker last."""
+        super().commit_unit(iteration, unit, pairs, report)
         self._upload(iteration, unit)
 
     def unit_bytes(self, iteration: int, unit: int) -> int:
-        """Return the bytes of a complete unit's files; 0 if it is not there."""
+        """See :class:`Store`."""
         if size := super().unit_bytes(iteration, unit):
             return size
-        makings = self._makings(iteration, unit).get(unit, [])
-        return self._marked_bytes(self._marker(iteration, unit, makings[0])) if makings else 0
+        attempts = self._attempts(iteration, unit).get(unit, [])
+        return self._marked_bytes(self._marker(iteration, unit, attempts[0])) if attempts else 0
 
     def damage(self, iteration: int, unit: int, thorough: bool) -> str | None:
-        """See :meth:`Store.damage`; a damaged copy on this node alone is none of the unit's."""
+        """See :class:`Store`; where only this node's copy is damaged, the unit is not."""
         folder = self.unit_folder(iteration, unit)
         if folder.exists() and (problem := self.problem(iteration, unit)):
             aside = super().set_unit_aside(iteration, unit)
             log.warning(f"{problem}: this node's copy is set aside as {aside}.")
-        makings = self._makings(iteration, unit).get(unit) if thorough else None
-        if makings is None:
+        attempts = self._attempts(iteration, unit).get(unit) if thorough else None
+        if attempts is None:
             return None
         try:
-            self._fetch(iteration, unit, makings[0], "")
+            self._fetch(iteration, unit, attempts[0], "")
         except StoreError as error:
             return str(error).rstrip(". ")
         return None
 
     def set_unit_aside(self, iteration: int, unit: int) -> Path:
-        """Mark a damaged making as such, so that it is not used; return the marker's name."""
-        making = self._makings(iteration, unit)[unit][0]
-        name = self._marker(iteration, unit, making).removesuffix(".json") + ".damaged"
+        """See :class:`Store`; a marker says that the files are damaged; its name."""
+        attempt = self._attempts(iteration, unit)[unit][0]
+        name = self._marker(iteration, unit, attempt).removesuffix(".json") + ".damaged"
         self.remote.write_text(name, "set aside by algorithms.spin.repair\n")
         return Path(name)
 
     # --- what is trained on -----------------------------------------------------------------
 
-    def choose(self, iteration: int, num_units: int, remedy: str) -> list[str]:
-        """Return which making of each unit is trained on, settled once for all nodes.
-
-        Call it on one rank.
-
-        Raises:
-            StoreError: If a unit is missing; ``remedy`` says what to do.
-        """
+    def settle(self, iteration: int, num_units: int, remedy: str) -> list[str]:
+        """See :class:`Store`; what was settled once stays."""
         # A job without the run's lock may have opened it with another opponent at the same moment.
         found = self._remote_manifest(iteration)
         if found is None:
             name = f"{self._url(iteration)}/manifest.json"
             raise StoreError(f"{name} is missing. {remedy.format(folder=self._url(iteration))}")
         require_same(found, self.manifest(iteration), self._url(iteration))
-        made = self._makings(iteration)
+        made = self._attempts(iteration)
         name = f"{self._name(iteration)}/complete.json"
         text = self.remote.read_text(name)
         if text is not None:
             try:
                 settled = unseal(text)["units"]
             except (ValueError, KeyError, TypeError):
-                # Another making may have been trained on than would be chosen now.
+                # Another attempt may have been trained on than would be chosen now.
                 raise StoreError(
-                    f"{self.remote.url}/{name} is damaged, so nothing says which making of each "
+                    f"{self.remote.url}/{name} is damaged, so nothing says which attempt at each "
                     f"unit is trained on. {remedy.format(folder=f'{self.remote.url}/{name}')}"
                 ) from None
             if len(settled) >= num_units and all(
-                making in made.get(unit, ()) for unit, making in enumerate(settled)
+                attempt in made.get(unit, ()) for unit, attempt in enumerate(settled)
             ):
                 return settled[:num_units]
         for unit in range(num_units):
@@ -247,18 +247,22 @@ class MirroredStore(Store):
         self.remote.write_text(name, seal({"units": chosen}))
         return chosen
 
-    def fetch(self, iteration: int, makings: Sequence[str], remedy: str) -> None:
-        """Have the chosen making of each unit in this node's folder, verified.
-
-        Raises:
-            StoreError: If one is missing or damaged; ``remedy`` says what to do.
-            EnvironmentFailure: If this node's disk cannot hold them.
-        """
+    def fetch(
+        self,
+        iteration: int,
+        num_units: int,
+        settled: Sequence[str],
+        remedy: str = REMAKE,
+        verified: Collection[int] = (),
+    ) -> None:
+        """See :class:`Store`; each unit is verified as it is downloaded, or where it is here."""
+        del num_units, verified  # another attempt at a unit may have been settled on
+        attempts = settled
         (self.folder(iteration) / "units").mkdir(parents=True, exist_ok=True)
-        names = [self._marker(iteration, unit, making) for unit, making in enumerate(makings)]
+        names = [self._marker(iteration, unit, attempt) for unit, attempt in enumerate(attempts)]
 
         def fetch(unit: int) -> None:
-            self._fetch(iteration, unit, makings[unit], remedy)
+            self._fetch(iteration, unit, attempts[unit], remedy)
 
         with ThreadPoolExecutor(_TRANSFERS, "fetch") as pool:
             markers = list(pool.map(self.remote.read_text, names))
@@ -272,58 +276,58 @@ class MirroredStore(Store):
         if (self.root / name).exists():
             self.remote.upload(self.root / name, name)
 
-    def _makings(self, iteration: int, unit: int | None = None) -> dict[int, list[str]]:
-        """Return the names of the makings of each unit that is there, the one to use first."""
+    def _attempts(self, iteration: int, unit: int | None = None) -> dict[int, list[str]]:
+        """Return the attempts at each unit that is there, the one to use first."""
         only = "" if unit is None else f"unit-{unit:05d}-"
         found: dict[str, dict[int, list[str]]] = {"json": {}, "damaged": {}}
         for name in self.remote.names(f"{self._name(iteration)}/done/{only}"):
             if match := _MARKER.fullmatch(name):
                 found[match[3]].setdefault(int(match[1]), []).append(match[2])
         usable = {
-            number: [m for m in makings if m not in found["damaged"].get(number, ())]
-            for number, makings in found["json"].items()
+            number: [m for m in attempts if m not in found["damaged"].get(number, ())]
+            for number, attempts in found["json"].items()
         }
-        return {number: makings for number, makings in usable.items() if makings}
+        return {number: attempts for number, attempts in usable.items() if attempts}
 
     def _upload(self, iteration: int, unit: int) -> None:
-        making = uuid.uuid4().hex[:8]
+        attempt = uuid.uuid4().hex[:8]
         folder = self.unit_folder(iteration, unit)
         for path in sorted(folder.iterdir()):
             if path.name != REPORT:
-                self.remote.upload(path, self._object(iteration, unit, making, path.name))
-        self.remote.upload(folder / REPORT, self._marker(iteration, unit, making))
+                self.remote.upload(path, self._object(iteration, unit, attempt, path.name))
+        self.remote.upload(folder / REPORT, self._marker(iteration, unit, attempt))
 
     def _holds(self, iteration: int, unit: int, marker: str | None) -> bool:
-        """Tell whether this node has the making of a unit with that marker, whole."""
+        """Tell whether this node has the attempt at a unit with that marker, whole."""
         path = self.unit_folder(iteration, unit) / REPORT
         there = path.exists() and path.read_text(errors="replace") == marker
         return there and self.problem(iteration, unit) is None
 
-    def _fetch(self, iteration: int, unit: int, making: str, remedy: str) -> None:
-        """Download a making, verify it, and put it in the unit's place."""
-        marker = self._marker(iteration, unit, making)
+    def _fetch(self, iteration: int, unit: int, attempt: str, remedy: str) -> None:
+        """Download an attempt, verify it, and put it in the unit's place."""
+        marker = self._marker(iteration, unit, attempt)
         where = f"{self.remote.url}/{marker}"
         target = self.unit_folder(iteration, unit)
         problem: str | None = None
         for _ in range(_TRIES):
             with aside_of(target) as aside:
                 try:
-                    problem = self._download(iteration, unit, making, marker, aside)
+                    problem = self._download(iteration, unit, attempt, marker, aside)
                 except FileNotFoundError as error:
                     problem = " ".join(str(error).split())
                 if problem is None:
                     if self._holds(iteration, unit, (aside / REPORT).read_text(encoding="utf-8")):
                         return
-                    if target.exists():  # another making, or a damaged copy
+                    if target.exists():  # another attempt, or a damaged copy
                         set_aside(target, self.folder(iteration) / "set-aside" / target.name)
                     place(aside, target)
                     return
         raise _not_whole(where, problem, remedy)
 
     def _download(
-        self, iteration: int, unit: int, making: str, marker: str, aside: Path
+        self, iteration: int, unit: int, attempt: str, marker: str, aside: Path
     ) -> str | None:
-        """Download a making to ``aside``; return what is wrong with it."""
+        """Download an attempt to ``aside``; return what is wrong with it."""
         text = self.remote.read_text(marker)
         try:
             names = list(unit_files(text or ""))
@@ -331,7 +335,7 @@ class MirroredStore(Store):
             return "its marker is damaged"
         aside.mkdir(parents=True)
         for name in names:
-            self.remote.download(self._object(iteration, unit, making, name), aside / name)
+            self.remote.download(self._object(iteration, unit, attempt, name), aside / name)
         (aside / REPORT).write_text(text or "", encoding="utf-8")
         problem = unit_problem(aside)
         fsync_all(aside)
@@ -369,11 +373,11 @@ class MirroredStore(Store):
     def _url(self, iteration: int) -> str:
         return f"{self.remote.url}/{self._name(iteration)}"
 
-    def _marker(self, iteration: int, unit: int, making: str) -> str:
-        return f"{self._name(iteration)}/done/unit-{unit:05d}-{making}.json"
+    def _marker(self, iteration: int, unit: int, attempt: str) -> str:
+        return f"{self._name(iteration)}/done/unit-{unit:05d}-{attempt}.json"
 
-    def _object(self, iteration: int, unit: int, making: str, name: str) -> str:
-        return f"{self._name(iteration)}/units/unit-{unit:05d}-{making}/{name}"
+    def _object(self, iteration: int, unit: int, attempt: str, name: str) -> str:
+        return f"{self._name(iteration)}/units/unit-{unit:05d}-{attempt}/{name}"
 
 
 def _not_whole(where: str, problem: str | None, remedy: str) -> StoreError:

@@ -1,4 +1,4 @@
-"""A unit of the store on disk: the rows of one MDS shard set, and ``unit.json``, which seals them.
+"""A unit of the store on disk: the pairs of one MDS shard set, and ``unit.json``, which seals them.
 
 ``unit.json`` holds the unit's figures and every file's size and xxh64. Streaming does not verify
 local files, so units are verified here.
@@ -31,15 +31,6 @@ _COLUMNS = {
     "opponent_real": "float64",
     "opponent_generated": "float64",
 }
-
-
-@dataclass(frozen=True, slots=True)
-class Row:
-    """One stored pair: the example's index in the data set, the pair, and how it ended."""
-
-    index: int
-    pair: Pair
-    finish: int
 
 
 @dataclass(frozen=True)
@@ -80,10 +71,10 @@ def aside_of(folder: Path) -> Iterator[Path]:
         shutil.rmtree(aside, ignore_errors=True)
 
 
-def write_unit(folder: Path, rows: Sequence[Row], report: UnitReport) -> None:
+def write_unit(folder: Path, pairs: Sequence[Pair], report: UnitReport) -> None:
     """Write a unit's files to a new folder, and bring them to the disk."""
-    if rows:
-        _write_mds(folder, rows)
+    if pairs:
+        _write_mds(folder, pairs)
     else:  # MDS knows no empty dataset: an all-degenerate unit is its unit.json alone
         folder.mkdir(parents=True)
     files = {
@@ -137,8 +128,8 @@ def unit_problem(folder: Path) -> str | None:
     return None
 
 
-def read_rows(folder: Path) -> Iterator[Row]:
-    """Yield the rows of a complete unit, in the order they were written."""
+def read_pairs(folder: Path) -> Iterator[Pair]:
+    """Yield the pairs of a complete unit, in the order they were written."""
     from streaming.base.format import reader_from_json
 
     if not (folder / "index.json").exists():
@@ -147,35 +138,35 @@ def read_rows(folder: Path) -> Iterator[Row]:
     for shard in index["shards"]:
         reader = reader_from_json(str(folder), None, shard)
         for i in range(reader.samples):
-            yield row_of_sample(reader[i])
+            yield pair_from_sample(reader[i])
 
 
-def row_of_sample(sample: Mapping[str, Any]) -> Row:
-    """Return the row that an MDS sample of a unit holds."""
-    pair = Pair(
+def pair_from_sample(sample: Mapping[str, Any]) -> Pair:
+    """Return the pair that an MDS sample of a unit holds."""
+    return Pair(
         sample["prompt"],
         sample["real"],
         sample["generated"],
         float(sample["opponent_real"]),
         float(sample["opponent_generated"]),
         int(sample["index"]),
+        int(sample["finish"]),
     )
-    return Row(int(sample["index"]), pair, int(sample["finish"]))
 
 
-def _write_mds(folder: Path, rows: Sequence[Row]) -> None:
+def _write_mds(folder: Path, pairs: Sequence[Pair]) -> None:
     from streaming import MDSWriter
 
     with MDSWriter(out=str(folder), columns=_COLUMNS, hashes=["xxh64"]) as writer:
-        for row in rows:
+        for pair in pairs:
             writer.write(
                 {
-                    "index": row.index,
-                    "prompt": np.asarray(row.pair.prompt, np.int32),
-                    "real": np.asarray(row.pair.real, np.int32),
-                    "generated": np.asarray(row.pair.generated, np.int32),
-                    "finish": row.finish,
-                    "opponent_real": float(row.pair.opponent_real),
-                    "opponent_generated": float(row.pair.opponent_generated),
+                    "index": pair.index,
+                    "prompt": np.asarray(pair.prompt, np.int32),
+                    "real": np.asarray(pair.real, np.int32),
+                    "generated": np.asarray(pair.generated, np.int32),
+                    "finish": pair.finish,
+                    "opponent_real": float(pair.opponent_real),
+                    "opponent_generated": float(pair.opponent_generated),
                 }
             )

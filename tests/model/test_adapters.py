@@ -11,7 +11,7 @@ from peft import LoraConfig, get_peft_model
 from torch import nn
 
 from spin_composer.model.adapters import mergeable, merged_adapters
-from tests.engines.hf.test_engine import engine, plain
+from tests.engines.hf.test_generator import engine, plain
 from tests.fixtures.models import tiny_model
 
 VOCAB = 11

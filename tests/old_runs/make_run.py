@@ -192,9 +192,9 @@ def probe(model: Path) -> str:
 
 def run_once(stop: str | None) -> None:
     """Give the run's command in the working directory; with ``stop``, until it kills itself."""
-    import spin_composer.algorithm as algorithm
+    from spin_composer.game import Game
     from spin_composer.hooks.iteration_log import IterationLog
-    from spin_composer.store.local import Store
+    from spin_composer.store.local import LocalStore
     from spin_composer.train import main
 
     torch.set_num_threads(1)
@@ -207,7 +207,7 @@ def run_once(stop: str | None) -> None:
             if len(seen) == int(hits):
                 os.kill(os.getpid(), signal.SIGKILL)
 
-        start, commit, tally = algorithm.start_iteration, Store.commit_unit, IterationLog.tally
+        start, commit, tally = Game.start_iteration, LocalStore.commit_unit, IterationLog.tally
 
         def started(game: Any, state: Any, logger: Any) -> Any:
             at("iteration", int(state.timestamp.iteration))
@@ -221,8 +221,8 @@ def run_once(stop: str | None) -> None:
             tally(self, state)
             at("batch", int(state.timestamp.batch))
 
-        algorithm.start_iteration = started
-        Store.commit_unit = committed
+        Game.start_iteration = started
+        LocalStore.commit_unit = committed
         IterationLog.tally = tallied
     sys.exit(main(["run.yaml"]))
 

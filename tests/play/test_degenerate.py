@@ -12,14 +12,14 @@ from transformers import PreTrainedTokenizerFast
 
 from spin_composer.data.examples import Example, ExampleDataset
 from spin_composer.data.pairs import LENGTH, STOP, Ids
-from spin_composer.engines.base import Response
+from spin_composer.engines.base import NoGenerator, OnProgress, Response, ignore_progress
 from spin_composer.play.degenerate import BY_IDS, BY_TEXT, comparison_of, same_ids, same_texts
 from spin_composer.play.plan import plan_units
 from spin_composer.play.player import Player, finished_play, make_units
 from spin_composer.settings.spin import SpinSettings
-from spin_composer.store.local import Store
+from spin_composer.store.local import LocalStore
 from tests.fixtures.tokenizers import chatml
-from tests.play.test_player import sums_of_tokens
+from tests.play.test_player import plan_for, sums_of_tokens
 
 WORDS = [
     "<unk>",
@@ -102,8 +102,13 @@ def test_play_drops_and_counts_both_and_an_old_iteration_goes_on_by_ids(tmp_path
         [Example(ids("<s> ▁cat"), ids(text), truncated=False) for text in real], stop_token_id=2
     )
 
-    class Canned:
-        def generate(self, prompts: Sequence[Ids], seed: int) -> list[Response]:
+    class Canned(NoGenerator):
+        def generate(
+            self,
+            prompts: Sequence[Ids],
+            seed: int,
+            on_progress: OnProgress = ignore_progress,
+        ) -> list[Response]:
             return [
                 Response(ids(text), STOP if text.endswith("</s>") else LENGTH) for text in answers
             ]
@@ -111,11 +116,11 @@ def test_play_drops_and_counts_both_and_an_old_iteration_goes_on_by_ids(tmp_path
     units = plan_units(SpinSettings(unit_size=4), 0, 0, 4)
 
     def play(manifest_says: str) -> tuple[list[int], float]:
-        store = Store(tmp_path / manifest_says)
+        store = LocalStore(tmp_path / manifest_says)
         store.open_iteration({"iteration": 0, "num_units": 1})
         same = comparison_of(manifest_says, metaspace(), 2)
-        player = Player(store, Canned(), sums_of_tokens, examples, 0, 2, same=same)  # pyright: ignore
-        make_units(player, 0, units, [0])
+        player = Player(store, Canned(), sums_of_tokens, examples, 0, 2, same=same)
+        make_units(player, plan_for(store, 0, units))
         report = finished_play(store, 0, 1)
         kept = [row.index for row in store.read_unit(0, 0)]
         assert report.degenerate + len(kept) == report.prompts == 4

@@ -19,16 +19,17 @@ from torch import distributed as dist
 
 from spin_composer.data.pairs import STOP
 from spin_composer.engines.base import Response
-from spin_composer.play.lockstep import Rounds
+from spin_composer.play.lockstep import Lockstep
 from spin_composer.play.player import Player, finished_play, make_units
 from spin_composer.settings.spin import SpinSettings
-from spin_composer.store.local import Store
+from spin_composer.store.local import LocalStore
 from spin_composer.store.unit import UnitReport
 from tests.play.test_player import (
     NUM_EXAMPLES,
     SEED,
     content,
     make_player,
+    plan_for,
     plan_units,
     run,
     stored,
@@ -48,19 +49,19 @@ def forward_of_all(batch: dict[str, Any]) -> torch.Tensor:
 
 def player_in(
     folder: Path, score: Callable[[dict[str, Any]], torch.Tensor] = forward_of_all
-) -> tuple[Player, Rounds, list[int]]:
+) -> tuple[Player, Lockstep, list[int]]:
     player, _ = make_player(folder, score)
     freed: list[int] = []
-    return player, Rounds(lambda tensor: tensor, lambda: freed.append(1)), freed
+    return player, Lockstep(lambda tensor: tensor, lambda: freed.append(1)), freed
 
 
-def open_and_play(player: Player, rounds: Rounds, iteration: int, count: int) -> Any:
+def open_and_play(player: Player, rounds: Lockstep, iteration: int, count: int) -> Any:
     """Play the first ``count`` units of an iteration on all ranks."""
     units = plan_units(SETTINGS, SEED, iteration, NUM_EXAMPLES)[:count]
     if dist.get_rank() == 0:
         player.store.open_iteration({"iteration": iteration, "num_units": len(units)})
     dist.barrier()
-    make_units(player, iteration, units, range(len(units)), rounds)
+    make_units(player, plan_for(player.store, iteration, units), rounds)
     return finished_play(player.store, iteration, len(units))
 
 
@@ -69,21 +70,21 @@ class Broken(Exception):
 
 
 def failing_engine(player: Player) -> Player:
-    def generate(prompts: Any, seed: int) -> list[Response]:
+    def generate(prompts: Any, seed: int, *_: Any) -> list[Response]:
         raise Broken("the server is gone")
 
-    player.engine.generate = generate
+    player.generator.generate = generate
     return player
 
 
 def failing_collate(player: Player) -> Player:
     """Fail between two forwards: a response without tokens."""
-    generate = player.engine.generate
+    generate = player.generator.generate
 
-    def empty(prompts: Any, seed: int) -> list[Response]:
+    def empty(prompts: Any, seed: int, *_: Any) -> list[Response]:
         return [*generate(prompts, seed)[:-1], Response(np.zeros(0, np.int32), STOP)]
 
-    player.engine.generate = empty
+    player.generator.generate = empty
     return player
 
 
@@ -130,10 +131,10 @@ def test_uneven_units_and_idle_ranks_make_the_store_of_one_rank(
     alone, _ = make_player(tmp_path)
     run(alone)
     for count, prompts in ((1, 4), (3, 12), (4, 13)):
-        store = Store(folder / f"units-{count}")
+        store = LocalStore(folder / f"units-{count}")
         wanted, found = stored(alone.store, 0, count), stored(store, 0, count)
         assert content(found) == content(wanted)
-        assert [r.pair.opponent_real for r in found] == [r.pair.opponent_real for r in wanted]
+        assert [r.opponent_real for r in found] == [r.opponent_real for r in wanted]
         # What a forward leaves gathered is freed once a round, on a rank without a unit too.
         assert results[0, count] == results[1, count] == (prompts, -(-count // 2))
 
@@ -164,8 +165,8 @@ def test_one_process_alone_plays_in_rounds_too(tmp_path: Path) -> None:
     player, _ = make_player(tmp_path / "one", score=sums_of_tokens)
     units = plan_units(SETTINGS, SEED, 0, NUM_EXAMPLES)
     player.store.open_iteration({"iteration": 0, "num_units": len(units)})
-    rounds = Rounds(lambda tensor: tensor, lambda: None)
-    make_units(player, 0, units, range(len(units)), rounds)
+    rounds = Lockstep(lambda tensor: tensor, lambda: None)
+    make_units(player, plan_for(player.store, 0, units), rounds)
     report = finished_play(player.store, 0, len(units))
     alone, _ = make_player(tmp_path / "other")
     run(alone)

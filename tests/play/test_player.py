@@ -13,14 +13,17 @@ import pytest
 import torch
 
 from spin_composer.data.examples import Example, ExampleDataset
-from spin_composer.data.pairs import LENGTH, STOP
-from spin_composer.engines.base import Response
+from spin_composer.data.pairs import LENGTH, STOP, Pair
+from spin_composer.engines.base import NoGenerator, OnProgress, Response, ignore_progress
 from spin_composer.errors import StoreError
-from spin_composer.play.plan import plan_units
+from spin_composer.play.iteration import IterationPlan
+from spin_composer.play.plan import Unit, plan_units
 from spin_composer.play.player import Player, PlayReport, finished_play, make_units
+from spin_composer.play.prepare import check_iteration, missing_units
 from spin_composer.settings.spin import SpinSettings
-from spin_composer.store.local import Store
-from spin_composer.store.unit import Row
+from spin_composer.store import local
+from spin_composer.store.local import LocalStore
+from spin_composer.store.unit import unit_problem
 
 NUM_EXAMPLES, STOP_ID, SEED = 13, 0, 5
 SETTINGS = SpinSettings(unit_size=4)  # units of 4, 4, 4 and 1
@@ -35,14 +38,16 @@ def make_examples() -> ExampleDataset:
     return ExampleDataset.from_examples(rows, STOP_ID)
 
 
-class CountingEngine:
+class CountingGenerator(NoGenerator):
     """Answers by seed and prompt; ``copies`` prompts get the real response, as a perfect one."""
 
     def __init__(self, examples: ExampleDataset, copies: Sequence[int] = ()):
         self.examples, self.copies = examples, copies
         self.seeds: list[int] = []
 
-    def generate(self, prompts: Sequence[np.ndarray], seed: int) -> list[Response]:
+    def generate(
+        self, prompts: Sequence[np.ndarray], seed: int, on_progress: OnProgress = ignore_progress
+    ) -> list[Response]:
         self.seeds.append(seed)
         return [self._answer(int(prompt[0]) - 100, seed) for prompt in prompts]
 
@@ -70,28 +75,41 @@ def make_player(
     folder: Path,
     score: Callable[[Batch], torch.Tensor] = sums_of_tokens,
     copies: Sequence[int] = (),
-) -> tuple[Player, CountingEngine]:
+) -> tuple[Player, CountingGenerator]:
     examples = make_examples()
-    engine = CountingEngine(examples, copies)
-    return Player(Store(folder), engine, score, examples, SEED, score_batch_size=3), engine
+    engine = CountingGenerator(examples, copies)
+    return Player(LocalStore(folder), engine, score, examples, SEED, score_batch_size=3), engine
+
+
+def plan_for(store: LocalStore, iteration: int, units: list[Unit]) -> IterationPlan:
+    """Return the plan of an iteration that is open, to make all that is missing."""
+    wanted = range(len(units))
+    missing = missing_units(store, iteration, wanted)
+    return IterationPlan(iteration, {}, units, wanted, missing)
 
 
 def run(player: Player, iteration: int = 0, settings: SpinSettings = SETTINGS) -> PlayReport:
     units = plan_units(settings, SEED, iteration, NUM_EXAMPLES)
-    player.store.open_iteration({"iteration": iteration, "num_units": len(units)})
-    make_units(player, iteration, units, range(len(units)))
+    player.store.open_iteration(
+        {
+            "iteration": iteration,
+            "num_units": len(units),
+            "generation": {"max_new_tokens": 9},
+        }
+    )
+    make_units(player, plan_for(player.store, iteration, units))
     return finished_play(player.store, iteration, len(units))
 
 
-def stored(store: Store, iteration: int, num_units: int) -> list[Row]:
+def stored(store: LocalStore, iteration: int, num_units: int) -> list[Pair]:
     return [row for unit in range(num_units) for row in store.read_unit(iteration, unit)]
 
 
-def content(rows: Sequence[Row]) -> list[tuple[int, list[int], list[int], list[int], int]]:
-    """Return what rows hold, without the opponent's sums."""
+def content(pairs: Sequence[Pair]) -> list[tuple[int, list[int], list[int], list[int], int]]:
+    """Return what pairs hold, without the opponent's sums."""
     return [
-        (r.index, r.pair.prompt.tolist(), r.pair.real.tolist(), r.pair.generated.tolist(), r.finish)
-        for r in rows
+        (p.index, p.prompt.tolist(), p.real.tolist(), p.generated.tolist(), p.finish)
+        for p in pairs
     ]
 
 
@@ -103,15 +121,15 @@ def test_every_prompt_is_answered_and_both_sides_scored(tmp_path: Path) -> None:
     assert len(engine.seeds) == len(set(engine.seeds)) == 4  # one call and one seed per unit
     for row in rows:
         example = player.examples[row.index]
-        assert row.pair.prompt.tolist() == example.prompt.tolist()
-        assert row.pair.real.tolist() == example.response.tolist()
-        assert row.pair.opponent_real == -row.pair.real.sum()
-        assert row.pair.opponent_generated == -row.pair.generated.sum()
+        assert row.prompt.tolist() == example.prompt.tolist()
+        assert row.real.tolist() == example.response.tolist()
+        assert row.opponent_real == -row.real.sum()
+        assert row.opponent_generated == -row.generated.sum()
         assert row.finish == (LENGTH if row.index % 2 else STOP)
-        assert (row.pair.generated[-1] == STOP_ID) == (row.finish == STOP)
+        assert (row.generated[-1] == STOP_ID) == (row.finish == STOP)
     assert (report.pairs, report.prompts, report.replayed_pairs) == (13, 13, 0)
     assert report.truncated == 6
-    assert report.generated_tokens == sum(len(row.pair.generated) for row in rows)
+    assert report.generated_tokens == sum(len(row.generated) for row in rows)
 
 
 def test_a_rerun_reuses_finished_units(tmp_path: Path) -> None:
@@ -149,7 +167,7 @@ def test_a_play_that_crashed_goes_on_where_it_stopped(tmp_path: Path) -> None:
     broken = Player(player.store, engine, failing, player.examples, SEED, score_batch_size=3)
     with pytest.raises(KeyboardInterrupt):
         run(broken)
-    missing = player.store.missing_units(0, 4)
+    missing = missing_units(player.store, 0, range(4))
     assert 0 < len(missing) < 4
     calls = len(engine.seeds)
     run(player)
@@ -167,7 +185,7 @@ def test_degenerate_pairs_are_dropped_and_counted(tmp_path: Path) -> None:
     assert (report.pairs, report.prompts, report.degenerate) == (10, 13, 3)
     assert report.metrics()["spin/degenerate_fraction"] == pytest.approx(3 / 13)
     assert player.store.report(0, 3).pairs == 0
-    kept = sum(len(row.pair.generated) for row in stored(player.store, 0, 4))
+    kept = sum(len(row.generated) for row in stored(player.store, 0, 4))
     assert report.generated_tokens == kept + 3 * 4  # theirs count as generated
 
 
@@ -186,8 +204,8 @@ def test_replayed_pairs_are_rescored_by_the_current_opponent(tmp_path: Path) -> 
     old, replayed = stored(now.store, 0, 4), stored(now.store, 1, 8)[13:]
     assert content(replayed) == content(old)
     for before, after in zip(old, replayed, strict=True):
-        assert after.pair.opponent_real == 2 * before.pair.opponent_real
-        assert after.pair.opponent_generated == 2 * before.pair.opponent_generated
+        assert after.opponent_real == 2 * before.opponent_real
+        assert after.opponent_generated == 2 * before.opponent_generated
     assert (report.prompts, report.pairs) == (13, 25)
     assert (report.replayed_pairs, report.degenerate) == (12, 0)
     assert [now.store.report(1, u).kind for u in range(8)] == ["play"] * 4 + ["replay"] * 4
@@ -216,7 +234,7 @@ def test_noise_is_the_difference_of_two_scorings_per_token(tmp_path: Path) -> No
     # Three pairs are scored together, then alone: each side differs by half a nat.
     expected = []
     for unit in range(3):
-        pairs = [row.pair for row in player.store.read_unit(0, unit)][:3]
+        pairs = list(player.store.read_unit(0, unit))[:3]
         tokens = sum(len(pair.real) + len(pair.generated) for pair in pairs)
         expected.append(3 * 2 * 0.5 / tokens)
     assert noise == pytest.approx(max(expected), rel=1e-6)
@@ -232,3 +250,34 @@ def test_a_store_that_became_another_runs_ends_play_between_units(tmp_path: Path
     with pytest.raises(StoreError, match="taken over by another run"):
         run(replace(player, still_ours=still_ours))
     assert len(engine.seeds) < 4
+
+
+def test_nothing_is_stored_when_the_iteration_was_begun_in_another_way(tmp_path: Path) -> None:
+    player, _ = make_player(tmp_path)
+
+    def begun_by_another() -> None:
+        raise StoreError("iter-000 was played by another run. Delete it to play again.")
+
+    with pytest.raises(StoreError, match="by another run"):
+        run(replace(player, before_commit=begun_by_another))
+    assert player.store.complete_units(0) == set()
+
+
+def test_each_unit_is_hashed_once_when_a_play_is_resumed(tmp_path: Path, monkeypatch) -> None:
+    player, _ = make_player(tmp_path)
+    run(player)
+    shutil.rmtree(player.store.unit_folder(0, 2))
+    hashed: list[str] = []
+
+    def counting(folder: Path) -> str | None:
+        hashed.append(folder.name)
+        return unit_problem(folder)
+
+    monkeypatch.setattr(local, "unit_problem", counting)
+    units = plan_units(SETTINGS, SEED, 0, NUM_EXAMPLES)
+    manifest = player.store.manifest(0)
+    checked = check_iteration(player.store, manifest, units, player.examples, False, range(4))
+    assert checked.missing == [2]
+    make_units(player, plan_for(player.store, 0, units))
+    finished_play(player.store, 0, 4, verified=checked.verified)
+    assert sorted(hashed) == [f"unit-{unit:05d}" for unit in range(4)]

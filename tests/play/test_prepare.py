@@ -16,10 +16,16 @@ from spin_composer.data.pairs import STOP, Pair
 from spin_composer.errors import EnvironmentFailure, StoreError
 from spin_composer.play import prepare
 from spin_composer.play.plan import plan_units
-from spin_composer.play.prepare import check_iteration, in_training, require_space, unit_bytes
+from spin_composer.play.prepare import (
+    check_iteration,
+    in_training,
+    missing_units,
+    require_space,
+    unit_bytes,
+)
 from spin_composer.settings.spin import SpinSettings
-from spin_composer.store.local import Store
-from spin_composer.store.unit import Row, UnitReport
+from spin_composer.store.local import LocalStore
+from spin_composer.store.unit import UnitReport
 
 SETTINGS = SpinSettings(unit_size=4)
 LONGEST = 7
@@ -42,55 +48,55 @@ MANIFEST: dict[str, Any] = {
 }
 
 
-def make_unit(store: Store, unit: int) -> None:
+def make_unit(store: LocalStore, unit: int) -> None:
     rows = []
     for i in UNITS[unit].indices:  # pyright: ignore[reportAttributeAccessIssue]
         example = EXAMPLES[int(i)]
         generated = np.arange(LONGEST, dtype=np.int32)  # as long as one can be
-        rows.append(Row(int(i), Pair(example.prompt, example.response, generated), STOP))
+        rows.append(Pair(example.prompt, example.response, generated, index=int(i), finish=STOP))
     report = UnitReport("play", len(rows), len(rows), 0, 0, 1, 0.1, 0.1, 0.0)
     store.commit_unit(0, unit, rows, report)
 
 
 @pytest.fixture
-def store(tmp_path: Path) -> Store:
+def store(tmp_path: Path) -> LocalStore:
     """A store whose play stopped after two of three units."""
-    store = Store(tmp_path / "store")
+    store = LocalStore(tmp_path / "store")
     store.open_iteration(MANIFEST)
     make_unit(store, 0)
     make_unit(store, 1)
     return store
 
 
-def reopen(store: Store, repair: bool = False, **other: Any) -> None:
+def reopen(store: LocalStore, repair: bool = False, **other: Any) -> None:
     manifest = {**MANIFEST, **other}
     check_iteration(store, manifest, UNITS, EXAMPLES, repair, range(len(UNITS)))
     store.open_iteration(manifest)
 
 
-def shard(store: Store, unit: int) -> Path:
+def shard(store: LocalStore, unit: int) -> Path:
     return next(store.unit_folder(0, unit).glob("shard.*"))
 
 
-def truncate(store: Store) -> None:
+def truncate(store: LocalStore) -> None:
     shard(store, 1).write_bytes(shard(store, 1).read_bytes()[:-5])
 
 
-def flip(store: Store) -> None:
+def flip(store: LocalStore) -> None:
     content = bytearray(shard(store, 1).read_bytes())
     content[len(content) // 2] ^= 4
     shard(store, 1).write_bytes(content)
 
 
-def lose_a_shard(store: Store) -> None:
+def lose_a_shard(store: LocalStore) -> None:
     shard(store, 1).unlink()
 
 
-def lose_the_report(store: Store) -> None:
+def lose_the_report(store: LocalStore) -> None:
     (store.unit_folder(0, 1) / "unit.json").unlink()
 
 
-def damage_the_report(store: Store) -> None:
+def damage_the_report(store: LocalStore) -> None:
     (store.unit_folder(0, 1) / "unit.json").write_text("{}")
 
 
@@ -120,19 +126,19 @@ def test_a_damaged_unit_is_said_in_one_line_with_the_remedy(store, damage):
 def test_repair_sets_the_unit_aside_so_that_it_is_made_again(store, damage):
     damage(store)
     reopen(store, repair=True)
-    assert store.missing_units(0, 3) == [1, 2]
+    assert missing_units(store, 0, range(3)) == [1, 2]
     assert not store.unit_folder(0, 1).exists()
     assert (store.folder(0) / "set-aside" / "unit-00001-1").is_dir()
     make_unit(store, 1)
     make_unit(store, 2)
     reopen(store)
-    store.verify(0, 3)
+    store.fetch(0, 3)
 
 
 def test_a_missing_unit_is_made_without_being_asked(store):
     shutil.rmtree(store.unit_folder(0, 0))
     reopen(store)
-    assert store.missing_units(0, 3) == [0, 2]
+    assert missing_units(store, 0, range(3)) == [0, 2]
 
 
 @pytest.mark.parametrize("text", [None, "", "{", "[]"])
@@ -142,7 +148,7 @@ def test_units_that_no_manifest_explains_are_refused_or_set_aside(store, text):
     with pytest.raises(StoreError, match=r"algorithms\.spin\.repair=true"):
         reopen(store)
     reopen(store, repair=True)
-    assert store.missing_units(0, 3) == [0, 1, 2]
+    assert missing_units(store, 0, range(3)) == [0, 1, 2]
     assert len(list((store.root / "iter-000.set-aside-1/units").iterdir())) == 2
     assert store.manifest(0)["seed"] == 5
 
@@ -164,7 +170,7 @@ def test_another_runs_store_is_refused_by_the_field_even_with_repair(store, othe
     with pytest.raises(StoreError, match=rf"played by another run; it differs in {name} \(") as e:
         reopen(store, repair, **other)
     assert "\n" not in str(e.value)
-    assert store.missing_units(0, 3) == [2]
+    assert missing_units(store, 0, range(3)) == [2]
 
 
 def test_what_a_killed_writer_left_is_removed_when_no_writer_can_be_at_it(store, monkeypatch):
@@ -181,7 +187,7 @@ def test_what_a_killed_writer_left_is_removed_when_no_writer_can_be_at_it(store,
 
 
 def test_the_space_counted_is_enough_and_not_far_too_much(tmp_path):
-    store = Store(tmp_path)
+    store = LocalStore(tmp_path)
     store.open_iteration(MANIFEST)
     make_unit(store, 0)
     taken = sum(-(-p.stat().st_size // 4096) * 4096 for p in store.unit_folder(0, 0).iterdir())
@@ -196,7 +202,8 @@ def test_too_little_space_is_said_before_play_with_both_numbers(store, monkeypat
         free = needed
 
     monkeypatch.setattr(shutil, "disk_usage", lambda _: Usage)
-    require_space(store, 0, [UNITS[u] for u in store.missing_units(0, 3)], EXAMPLES, LONGEST)
+    missing = missing_units(store, 0, range(3))
+    require_space(store, 0, [UNITS[u] for u in missing], EXAMPLES, LONGEST)
     Usage.free = needed - 1
     with pytest.raises(EnvironmentFailure) as caught:
         reopen(store)
@@ -212,7 +219,7 @@ def test_an_iteration_that_the_disk_has_no_room_for_leaves_nothing(tmp_path, mon
         free = 0
 
     monkeypatch.setattr(shutil, "disk_usage", lambda _: Usage)
-    new = Store(tmp_path / "new")
+    new = LocalStore(tmp_path / "new")
     with pytest.raises(EnvironmentFailure, match="Free space there"):
         reopen(new)
     assert not new.root.exists()

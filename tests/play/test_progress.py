@@ -42,7 +42,7 @@ def play_unit(meter: Meter, clock: FakeClock, prompts: int, answer: float, score
     with meter.answering():
         for number in range(prompts):
             wait(answer)
-            meter.heard(number + 1, 10 * (number + 1))
+            meter.answered(number + 1, 10 * (number + 1))
     with meter.scoring():
         for _ in range(prompts):
             wait(score)
@@ -82,7 +82,7 @@ def test_while_nothing_is_finished_the_time_left_grows():
     with progress.meter.answering():
         clock.now += 5
         assert seconds_left(progress.totals, counts_of(progress.meter), 0, 5.0) is None
-        progress.meter.heard(16, 100)
+        progress.meter.answered(16, 100)
         for second in range(60):
             clock.now += 1
             elapsed = 6.0 + second
@@ -98,7 +98,7 @@ def test_units_that_were_there_neither_count_nor_speed_anything_up():
     progress = Progress(3, totals, clock, io.StringIO())
     with progress.meter.answering():
         clock.now += 40
-        progress.meter.heard(4, 80)
+        progress.meter.answered(4, 80)
     text = progress.text(counts_of(progress.meter), 0)
     assert text == (
         "4 of 8 prompts answered (80 tokens, 2/s), 0 of 8 pairs scored, 99 units were there, "
@@ -169,7 +169,7 @@ def count_on_rank(folder: str, rank: int) -> object:
             if number == 0:  # each has one before any goes on
                 work.meet()
             with progress.meter.answering():
-                progress.meter.heard(5, 50 + rank)
+                progress.meter.answered(5, 50 + rank)
             with progress.meter.scoring():
                 progress.meter.scored(4)
             work.done()

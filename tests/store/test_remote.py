@@ -12,10 +12,10 @@ from fixtures.s3 import BUCKET, S3, s3_server
 
 from spin_composer.errors import EnvironmentFailure, StoreError
 from spin_composer.play.player import finished_play
-from spin_composer.play.prepare import check_iteration
+from spin_composer.play.prepare import check_iteration, missing_units
 from spin_composer.store import object_folder
 from spin_composer.store.object_folder import ObjectFolder
-from spin_composer.store.remote import MirroredStore
+from spin_composer.store.remote import RemoteStore
 from tests.play.test_prepare import EXAMPLES, MANIFEST, UNITS, flip, truncate
 from tests.store.test_local import commit, make_report, make_rows, plain
 
@@ -37,23 +37,22 @@ def s3(server, monkeypatch):
     return server
 
 
-def node(tmp_path: Path, name: str) -> MirroredStore:
-    return MirroredStore(tmp_path / name, ObjectFolder(f"s3://{BUCKET}/run/self-play"))
+def node(tmp_path: Path, name: str) -> RemoteStore:
+    return RemoteStore(tmp_path / name, ObjectFolder(f"s3://{BUCKET}/run/self-play"))
 
 
-def reopen(store: MirroredStore, repair: bool = False, **other: Any) -> None:
+def reopen(store: RemoteStore, repair: bool = False, **other: Any) -> None:
     manifest = {**MANIFEST, **other}
     check_iteration(store, manifest, UNITS, EXAMPLES, repair, range(len(UNITS)))
     store.open_iteration(manifest)
 
 
-def bring(store: MirroredStore, num_units: int = 2, remedy: str = "Do X.") -> None:
-    store.fetch(0, store.choose(0, num_units, remedy), remedy)
-    store.verify(0, num_units, remedy)
+def bring(store: RemoteStore, num_units: int = 2, remedy: str = "Do X.") -> None:
+    store.fetch(0, num_units, store.settle(0, num_units, remedy), remedy)
 
 
 @pytest.fixture
-def a(s3, tmp_path) -> MirroredStore:
+def a(s3, tmp_path) -> RemoteStore:
     """Node a's store, with two units of iteration 0."""
     store = node(tmp_path, "a")
     reopen(store)
@@ -63,7 +62,7 @@ def a(s3, tmp_path) -> MirroredStore:
 
 
 @pytest.fixture
-def b(a, tmp_path) -> MirroredStore:
+def b(a, tmp_path) -> RemoteStore:
     """Node b's, whose folder is empty."""
     return node(tmp_path, "b")
 
@@ -82,7 +81,7 @@ def shard_key(s3: S3, unit: int) -> str:
 
 def test_units_made_on_one_node_are_the_same_bytes_on_another(a, b):
     reopen(b)
-    assert b.missing_units(0, 3) == [2]
+    assert missing_units(b, 0, range(3)) == [2]
     bring(b)
     for unit in range(2):
         files = {p.name: p.read_bytes() for p in a.unit_folder(0, unit).iterdir()}
@@ -104,10 +103,10 @@ def test_a_unit_whose_upload_was_cut_off_is_missing_and_taken_up_by_its_node(a, 
     with pytest.raises(EnvironmentFailure, match="cannot be written"):
         commit(a, 2, make_rows(3, seed=3))
     s3.fault = lambda *_: False
-    assert a.missing_units(0, 3) == b.missing_units(0, 3) == [2]
-    assert not b.take_up_unit(0, 2)
-    assert a.take_up_unit(0, 2)
-    assert b.missing_units(0, 3) == []
+    assert missing_units(a, 0, range(3)) == missing_units(b, 0, range(3)) == [2]
+    assert not b.recover_unit(0, 2)
+    assert a.recover_unit(0, 2)
+    assert missing_units(b, 0, range(3)) == []
     reopen(b)
     bring(b, 3)
     assert plain(list(b.read_unit(0, 2))) == plain(make_rows(3, seed=3))
@@ -131,14 +130,14 @@ def test_passing_failures_of_the_object_store_cost_nothing(a, b, s3):
 def test_two_makings_of_a_unit_do_not_mix_and_one_is_settled_for_all(a, b, s3, tmp_path):
     reopen(b)
     commit(b, 0, make_rows(6, seed=9))  # two jobs made it at once
-    first = b.choose(0, 2, "")
+    first = b.settle(0, 2, "")
     for _ in range(3):
         commit(node(tmp_path, f"late{_}"), 0, make_rows(7, seed=10 + _))
-    assert a.choose(0, 2, "") == first
+    assert a.settle(0, 2, "") == first
     bring(a)
     bring(b)
     assert plain(list(a.read_unit(0, 0))) == plain(list(b.read_unit(0, 0)))
-    assert a.choose(0, 1, "") == first[:1]  # of a later iteration that replays the first unit
+    assert a.settle(0, 1, "") == first[:1]  # of a later iteration that replays the first unit
 
 
 # --- manifests ----------------------------------------------------------------------------------
@@ -169,7 +168,7 @@ def test_a_node_whose_folder_is_another_runs_sets_it_aside_and_uploads_none_of_i
     c.prepare_node(0)
     assert (tmp_path / "c/iter-000.set-aside-1/units/unit-00000").is_dir()
     assert c.manifest(0) == a.manifest(0)
-    assert not c.take_up_unit(0, 2)
+    assert not c.recover_unit(0, 2)
     assert s3.names() == before
 
 
@@ -191,7 +190,7 @@ def test_an_opponent_that_another_job_opened_meanwhile_is_found_before_training(
     key = f"{PREFIX}/manifest.json"
     s3.write(key, json.dumps({**json.loads(s3.read(key)), "opponent": "other"}).encode())
     with pytest.raises(StoreError, match=r"it differs in opponent"):
-        a.choose(0, 2, "")
+        a.settle(0, 2, "")
 
 
 # --- damage -------------------------------------------------------------------------------------
@@ -241,7 +240,7 @@ def test_a_damaged_object_is_named_before_it_is_trained_on(b, s3, damage):
 def test_repair_makes_a_damaged_object_again(b, s3, damage):
     damage(s3)
     reopen(b, repair=True)
-    assert b.missing_units(0, 2) == [1]
+    assert missing_units(b, 0, range(2)) == [1]
     commit(b, 1, make_rows(4, seed=2))
     reopen(b, repair=True)
     bring(b)
@@ -254,7 +253,7 @@ def test_a_damaged_making_that_was_settled_is_settled_anew_after_repair(a, b, s3
     old = making(s3, 1)
     reopen(b, repair=True)
     commit(b, 1, make_rows(4, seed=2))
-    assert b.choose(0, 2, "")[1] != old
+    assert b.settle(0, 2, "")[1] != old
     bring(a)
     bring(b)
     assert plain(list(a.read_unit(0, 1))) == plain(make_rows(4, seed=2))
@@ -275,8 +274,8 @@ def test_a_unit_damaged_before_its_upload_is_made_again(a, s3, damage):
     for unit in (1, 2):
         s3.delete(f"{PREFIX}/done/unit-{unit:05d}-{making(s3, unit)}.json")
     damage(a)  # unit 1
-    assert not a.take_up_unit(0, 1)
-    assert a.take_up_unit(0, 2)
+    assert not a.recover_unit(0, 1)
+    assert a.recover_unit(0, 2)
     commit(a, 1, make_rows(4, seed=2))
     bring(a, 3)
     assert plain(list(a.read_unit(0, 1))) == plain(make_rows(4, seed=2))
@@ -290,7 +289,7 @@ def test_repair_leaves_whole_copies_of_a_node_where_they_are(a):
 
 def test_a_missing_unit_is_named_with_the_remedy(a):
     with pytest.raises(StoreError, match=r"s3://.*units/unit-00002 is missing\. Do X\."):
-        a.choose(0, 3, "Do X.")
+        a.settle(0, 3, "Do X.")
 
 
 def test_a_disk_that_cannot_hold_the_units_is_said_before_they_are_fetched(b, monkeypatch):
@@ -323,7 +322,7 @@ def test_the_report_of_a_unit_is_that_of_its_maker(a, b):
     assert b.unit_bytes(0, 0) == a.unit_bytes(0, 0)
 
 
-def test_what_was_played_is_known_on_a_node_that_has_nothing(b: MirroredStore) -> None:
+def test_what_was_played_is_known_on_a_node_that_has_nothing(b: RemoteStore) -> None:
     found = b.find_manifest(0)
     assert found is not None
     assert {**found, **MANIFEST} == found

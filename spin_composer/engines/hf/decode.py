@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import inspect
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -22,6 +22,7 @@ from torch import Tensor
 
 from spin_composer import interrupt
 from spin_composer.data.pairs import Ids
+from spin_composer.engines.base import OnProgress, ignore_progress
 from spin_composer.engines.hf.rows import Rows
 from spin_composer.engines.hf.sampling import Sampler, StopStrings
 from spin_composer.model.unwrap import inner_model
@@ -62,20 +63,24 @@ class Decoder:
         self.device = device
         self.dtype = dtype
         self.strings = strings
-        self.heard: Callable[[int, int], None] = lambda answered, tokens: None
-        """Called with the prompts that are answered, and the tokens made, so far."""
         self.sampler = Sampler(settings, stop_token_id)
         self._sound = torch.ones((), dtype=torch.bool, device=device)
         takes = inspect.signature(inner_model(model).forward).parameters
         # Of a prompt's logits [P, V] only the last are needed.
         self._last_only = {"logits_to_keep": 1} if "logits_to_keep" in takes else {}
 
-    def run(self, prompts: Sequence[Ids], uniforms: Tensor) -> list[Ids]:
+    def run(
+        self,
+        prompts: Sequence[Ids],
+        uniforms: Tensor,
+        on_progress: OnProgress = ignore_progress,
+    ) -> list[Ids]:
         """Answer the prompts; they join the batch in order.
 
         Args:
             prompts: Token ids [P] of each.
             uniforms: [N, G] fp64 in [0, 1): row i is the fate of prompt i.
+            on_progress: Called whenever the host looks at which rows are done.
 
         Returns:
             The response of each [<= G]; behind its end, stop tokens may follow.
@@ -93,7 +98,7 @@ class Decoder:
             keep = [row for row, is_done in enumerate(done) if not is_done]
             if rows is not None:
                 made = sum(map(len, answers.values())) + sum(rows.counts)
-                self.heard(len(answers) + sum(done), made)
+                on_progress(len(answers) + sum(done), made)
             if rows is None or self._is_due(rows, len(keep)):
                 answers |= {} if rows is None else rows.responses(done)
                 rows = self._changed(rows, keep, prompts, uniforms, waiting)

@@ -6,7 +6,7 @@ import logging
 import os
 import secrets
 import shutil
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,9 +14,8 @@ from pathlib import Path
 from composer.utils import dist
 
 from spin_composer.distributed import from_rank_zero, on_all_ranks
-from spin_composer.engines.base import Engine, Response
-from spin_composer.engines.hf.engine import Ids
 from spin_composer.engines.server.client import HTTPClient
+from spin_composer.engines.server.generator import ServerGenerator
 from spin_composer.engines.server.process import free_port, run_to_end, running
 from spin_composer.errors import InputError
 from spin_composer.settings.server import ServerSettings
@@ -25,8 +24,8 @@ log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
-class Opponent:
-    """What a server is to serve.
+class Export:
+    """The folder that a server is to serve.
 
     Args:
         folder: Where it is exported to; the log is beside it.
@@ -37,30 +36,21 @@ class Opponent:
     export: Callable[[], None]
 
 
-class NoEngine:
-    """The engine of an iteration whose prompts are all answered: it is never asked."""
-
-    def generate(self, prompts: Sequence[Ids], seed: int) -> list[Response]:
-        """Raise: nothing is left to be answered."""
-        raise AssertionError(f"{len(prompts)} prompts to answer, but no server was started")
-
-
 @contextmanager
 def served(
     settings: ServerSettings,
-    opponent: Opponent,
-    make_engine: Callable[[str, Callable[[], None], str], Engine],
-) -> Iterator[Engine]:
-    """Yield the engine of a server that serves the opponent; a collective at entry.
+    exported: Export,
+    make_generator: Callable[[str, Callable[[], None], str], ServerGenerator],
+) -> Iterator[ServerGenerator]:
+    """Yield the generator that asks a server of the opponent; a collective at entry.
 
     Rank 0 exports, starts (or reloads) and ends; the others wait for it.
     After a play that failed the export stays, for the run that finishes it.
 
     Args:
         settings: Where the server is, or how it is started.
-        opponent: What is to be served.
-        make_engine: Returns the engine, given the server's URL, a check that it is alive,
-            and its key.
+        exported: The opponent.
+        make_generator: Makes it of the server's URL, a check that it is alive, and its key.
 
     Raises:
         EngineError: If the server does not start, or the reload command fails.
@@ -69,34 +59,34 @@ def served(
         checks: list[Callable[[], None]] = []
 
         def start() -> tuple[str, str]:
-            opponent.export()
+            exported.export()
             key = secrets.token_urlsafe(24) if settings.command else _given_key(settings)
-            url, check = _start(settings, opponent, stack, key)
+            url, check = _start(settings, exported, stack, key)
             checks.append(check)
             return url, key
 
         url, key = from_rank_zero(start)
-        yield on_all_ranks(lambda: make_engine(url, checks[0] if checks else lambda: None, key))
+        yield on_all_ranks(lambda: make_generator(url, checks[0] if checks else lambda: None, key))
     if dist.get_global_rank() == 0 and not settings.keep_export:
-        shutil.rmtree(opponent.folder, ignore_errors=True)
+        shutil.rmtree(exported.folder, ignore_errors=True)
 
 
 def _start(
-    settings: ServerSettings, opponent: Opponent, stack: ExitStack, api_key: str
+    settings: ServerSettings, exported: Export, stack: ExitStack, api_key: str
 ) -> tuple[str, Callable[[], None]]:
     """Return the URL of a server that answers, and a check that it is alive."""
-    log_file = opponent.folder.with_name("server.log")
+    log_file = exported.folder.with_name("server.log")
     seconds = settings.startup_timeout_seconds
     if settings.command is None:
         assert settings.base_url is not None
         assert settings.reload_command is not None
-        run_to_end(settings.reload_command, opponent.folder, log_file, seconds)
+        run_to_end(settings.reload_command, exported.folder, log_file, seconds)
         url, check = settings.base_url, lambda: None
     else:
         port = free_port(settings.port)
         host = settings.host or _own_host()
         server = stack.enter_context(
-            running(settings.command, opponent.folder, port, log_file, host, api_key)
+            running(settings.command, exported.folder, port, log_file, host, api_key)
         )
         url, check = f"http://{host}:{port}", server.check_alive
         log.info(f"waiting for the completion server at {url}; its log is {log_file}")

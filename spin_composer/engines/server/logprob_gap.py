@@ -5,8 +5,10 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 
+from composer.core import Precision
+
+from spin_composer.data.pairs import Pair
 from spin_composer.errors import EngineError
-from spin_composer.store.unit import Row
 
 FP32_TOLERANCE = 1e-2
 LOW_PRECISION_TOLERANCE = 5e-2
@@ -16,7 +18,12 @@ another model is off by tenths of a nat and more. An estimate: no bf16 server ha
 _NOISE_MULTIPLE = 4.0
 
 
-class ServerGap:
+def default_tolerance(precision: Precision) -> float:
+    """Return the tolerance of a training precision, in nats per token."""
+    return FP32_TOLERANCE if precision == Precision.FP32 else LOW_PRECISION_TOLERANCE
+
+
+class LogprobGap:
     """Compares, unit by unit, a server's log-probs of its responses with those of scoring.
 
     Args:
@@ -32,13 +39,13 @@ class ServerGap:
         self.compared_tokens = 0
 
     def check(
-        self, rows: Sequence[Row], served: Sequence[float | None], noise: float
+        self, pairs: Sequence[Pair], served: Sequence[float | None], noise: float
     ) -> float | None:
-        """Compare a unit's rows, as scored, with the sums that the server gave.
+        """Compare a unit's pairs, as scored, with the sums that the server gave.
 
         Args:
-            rows: Scored ones.
-            served: The server's log-prob sum of each row's generated response, in nats; None where
+            pairs: Scored ones.
+            served: The server's log-prob sum of each pair's generated response, in nats; None where
                 it gave none.
             noise: Of scoring, in nats per token.
 
@@ -48,9 +55,9 @@ class ServerGap:
         Raises:
             EngineError: If they differ by more than roundings do.
         """
-        pairs = [(row.pair, logp) for row, logp in zip(rows, served, strict=True)]
-        gaps = [abs(p.opponent_generated - logp) for p, logp in pairs if logp is not None]
-        tokens = sum(len(pair.generated) for pair, logp in pairs if logp is not None)
+        given = [(pair, logp) for pair, logp in zip(pairs, served, strict=True) if logp is not None]
+        gaps = [abs(pair.opponent_generated - logp) for pair, logp in given]
+        tokens = sum(len(pair.generated) for pair, _ in given)
         if not tokens:
             return None
         gap = math.fsum(gaps) / tokens

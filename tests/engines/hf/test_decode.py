@@ -14,13 +14,13 @@ from scipy.stats import chi2
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from spin_composer.engines.hf import cache, decode
-from spin_composer.engines.hf import engine as engines
-from spin_composer.engines.hf.engine import HFEngine
+from spin_composer.engines.hf import generator as engines
 from spin_composer.engines.hf.families import STANDARD, obstacle_of
+from spin_composer.engines.hf.generator import HFGenerator
 from spin_composer.engines.hf.sampling import invert
 from spin_composer.model.unwrap import inner_model
 from spin_composer.settings.spin import GenerationSettings
-from tests.engines.hf.test_engine import assert_equals_recomputing, engine, plain
+from tests.engines.hf.test_generator import assert_equals_recomputing, engine, plain
 from tests.fixtures.models import tiny_model
 from tests.fixtures.tokenizers import byte_level
 
@@ -41,7 +41,7 @@ def _small_steps(monkeypatch: pytest.MonkeyPatch) -> None:
 def by_generate(monkeypatch: pytest.MonkeyPatch) -> Any:
     """Makes an engine answer through Hugging Face generate."""
 
-    def ask(hf: HFEngine, prompts: Any = PROMPTS, seed: int = 0) -> Any:
+    def ask(hf: HFGenerator, prompts: Any = PROMPTS, seed: int = 0) -> Any:
         with monkeypatch.context() as patch:
             patch.setattr(engines, "obstacle_of", lambda *_: "the test asks for it")
             return plain(hf.generate(prompts, seed))
@@ -132,7 +132,7 @@ def test_under_autocast_the_cache_is_bf16_and_tokens_are_the_policys() -> None:
     model = tiny_model("llama", vocab_size=VOCAB)
     model.config._attn_implementation = "sdpa"
     settings = GenerationSettings(top_k=1, **SHORT)
-    hf = HFEngine(model, None, 2, settings, torch.device("cpu"), bf16)
+    hf = HFGenerator(model, None, 2, settings, torch.device("cpu"), bf16)
     seen = set()
     update = cache.RowCache.update
 

@@ -9,10 +9,10 @@ import numpy as np
 import pytest
 import torch
 import torch.distributed as dist
+from spin_composer.engines.hf.memory import needs_of
 from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
 
-from spin_composer.engines.hf.engine import HFEngine
-from spin_composer.engines.hf.memory import needs_of
+from spin_composer.engines.hf.generator import HFGenerator
 from spin_composer.fsdp import gathered
 from spin_composer.settings.spin import GenerationSettings
 from tests.fixtures.models import tiny_model
@@ -31,7 +31,7 @@ class Wrapped(torch.nn.Module):
 
 
 def answers(model: Any) -> list[tuple[list[int], int]]:
-    hf = HFEngine(model, None, 2, SETTINGS, torch.device("cpu"))
+    hf = HFGenerator(model, None, 2, SETTINGS, torch.device("cpu"))
     return [(r.ids.tolist(), r.finish) for r in hf.generate(PROMPTS, seed=6)]
 
 

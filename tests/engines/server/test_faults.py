@@ -25,7 +25,7 @@ from fixtures.tokenizers import byte_level, sentencepiece_like
 from spin_composer.data.pairs import LENGTH, STOP, STRING
 from spin_composer.engines.server import client as http_client
 from spin_composer.engines.server.client import HTTPClient
-from spin_composer.engines.server.engine import ServerEngine
+from spin_composer.engines.server.generator import ServerGenerator
 from spin_composer.errors import EngineError
 
 PROMPTS = [np.array([45, 50], np.int32), np.array([60, 7, 81], np.int32)]
@@ -92,7 +92,7 @@ def good(body: dict[str, Any], ids: list[int] | None = None, **choice: Any) -> A
 def engine(url: str, server: dict[str, Any] | None = None, tokenizer: Any = None, **sampling: Any):
     tokenizer = tokenizer or byte_level()
     section = {"request_timeout_seconds": 5, "retries": 3, **(server or {})}
-    return ServerEngine(url, tokenizer, tokenizer.eos_token_id, settings(section, **sampling))
+    return ServerGenerator(url, tokenizer, tokenizer.eos_token_id, settings(section, **sampling))
 
 
 @pytest.fixture(autouse=True)
@@ -315,12 +315,12 @@ sys.path[:0] = sys.argv[2:]
 from fixtures.tokenizers import byte_level
 from fixtures.served import settings
 from spin_composer.errors import EngineError
-from spin_composer.engines.server.engine import ServerEngine
+from spin_composer.engines.server.engine import ServerGenerator
 import numpy as np
 
 tokenizer = byte_level()
 asked = settings({"request_timeout_seconds": 36000.0, "retries": 0, "concurrency": 2})
-engine = ServerEngine(sys.argv[1], tokenizer, tokenizer.eos_token_id, asked)
+engine = ServerGenerator(sys.argv[1], tokenizer, tokenizer.eos_token_id, asked)
 prompts = [np.array(ids, np.int32) for ids in ([45], [45, 50])]
 try:
     engine.generate(prompts, seed=1)

@@ -11,10 +11,10 @@ import pytest
 from fixtures import models, tokenizers
 from fixtures.served import served, settings
 
-from spin_composer.engines.server import lifecycle as serving
+from spin_composer.engines.server import lifecycle
 from spin_composer.engines.server.client import HTTPClient
-from spin_composer.engines.server.engine import ServerEngine
 from spin_composer.engines.server.export import export_opponent
+from spin_composer.engines.server.generator import ServerGenerator
 from spin_composer.engines.server.process import arguments
 from spin_composer.errors import EngineError, InputError
 
@@ -34,19 +34,19 @@ def test_a_started_server_answers_with_the_runs_key_only_and_the_key_is_written_
 
     keys = []
 
-    def make(url: str, check_alive: Any, api_key: str) -> ServerEngine:
+    def make(url: str, check_alive: Any, api_key: str) -> ServerGenerator:
         keys.append(api_key)
-        return ServerEngine(url, tokenizer, tokenizer.eos_token_id, ours, check_alive, api_key)
+        return ServerGenerator(url, tokenizer, tokenizer.eos_token_id, ours, check_alive, api_key)
 
     ours = settings()
     assert ours.server is not None
     caplog.set_level(logging.DEBUG)
-    with serving.served(ours.server, serving.Opponent(folder, export), make) as engine:
+    with lifecycle.served(ours.server, lifecycle.Export(folder, export), make) as engine:
         assert len(engine.generate(PROMPTS, seed=1)) == 2
         url = engine.client.base_url  # pyright: ignore
         assert not HTTPClient(url, 10, 0).answers_strangers()
         with pytest.raises(EngineError, match=r"40[13]"):
-            ServerEngine(url, tokenizer, tokenizer.eos_token_id, ours).generate(PROMPTS, seed=1)
+            ServerGenerator(url, tokenizer, tokenizer.eos_token_id, ours).generate(PROMPTS, seed=1)
     (key,) = keys
     assert len(key) >= 24
     assert key not in caplog.text
@@ -68,18 +68,18 @@ def test_the_key_of_a_server_that_runs_already_comes_from_the_environment(
     with served(tmp_path / "served", KEY) as llama:
         server = settings({"base_url": llama.url, **section}).server
         assert server is not None
-        opponent = serving.Opponent(tmp_path / "opponent", (tmp_path / "opponent").mkdir)
+        opponent = lifecycle.Export(tmp_path / "opponent", (tmp_path / "opponent").mkdir)
 
         def make(url: str, check_alive: Any, api_key: str) -> Any:
             assert api_key == KEY
             return llama.engine()
 
         empty = pytest.raises(InputError, match=r"MY_SERVERS_KEY: that variable is empty")
-        with empty, serving.served(server, opponent, make):
+        with empty, lifecycle.served(server, opponent, make):
             pass
         (tmp_path / "opponent").rmdir()
         monkeypatch.setenv("MY_SERVERS_KEY", KEY)
-        with serving.served(server, opponent, make) as engine:
+        with lifecycle.served(server, opponent, make) as engine:
             assert len(engine.generate(PROMPTS, seed=1)) == 2
 
 

@@ -20,11 +20,11 @@ from spin_composer.engines.server.export import export_opponent
 from spin_composer.engines.server.logprob_gap import (
     FP32_TOLERANCE,
     LOW_PRECISION_TOLERANCE,
-    ServerGap,
+    LogprobGap,
 )
 from spin_composer.errors import EngineError
-from spin_composer.store.local import Store
-from spin_composer.store.unit import Row
+from spin_composer.play.prepare import missing_units
+from spin_composer.store.local import LocalStore
 
 pytest.importorskip("xllamacpp", reason="llama.cpp's server comes with the extra `test`")
 
@@ -37,7 +37,7 @@ def llama(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
         yield running
 
 
-def scored(model: Any, llama: Served, **sampling: Any) -> tuple[list[Row], list[float | None]]:
+def scored(model: Any, llama: Served, **sampling: Any) -> tuple[list[Pair], list[float | None]]:
     """Return the server's responses, scored by ``model``, and the server's own log-probs."""
     rows, given = [], []
     responses = llama.engine(max_new_tokens=8, **sampling).generate(PROMPTS, seed=5)
@@ -46,8 +46,9 @@ def scored(model: Any, llama: Served, **sampling: Any) -> tuple[list[Row], list[
         with torch.no_grad():
             logps = model.eval()(input_ids=ids).logits[0, :-1].double().log_softmax(-1)
         of_tokens = logps.gather(1, ids[0, 1:, None])[len(prompt) - 1 :]
-        pair = Pair(prompt, response.ids, response.ids, 0.0, float(of_tokens.sum()))
-        rows.append(Row(i, pair, response.finish))
+        logp = float(of_tokens.sum())
+        pair = Pair(prompt, response.ids, response.ids, 0.0, logp, i, response.finish)
+        rows.append(pair)
         given.append(response.logp)
     return rows, given
 
@@ -56,7 +57,7 @@ def scored(model: Any, llama: Served, **sampling: Any) -> tuple[list[Row], list[
     "sampling", [{}, {"temperature": 0.7, "top_p": 0.9}, {"stop_strings": ["e", "o"]}]
 )
 def test_the_served_opponents_log_probs_are_ours(llama: Served, sampling: dict) -> None:
-    gap = ServerGap(FP32_TOLERANCE, llama.engine())
+    gap = LogprobGap(FP32_TOLERANCE, llama.engine())
     found = gap.check(*scored(llama.model, llama, **sampling), noise=0.0)
     assert gap.compared_tokens > 20
     assert found is not None
@@ -66,7 +67,7 @@ def test_the_served_opponents_log_probs_are_ours(llama: Served, sampling: dict) 
 def test_another_model_is_found_even_at_low_precisions_tolerance(llama: Served) -> None:
     vocab = len(llama.tokenizer)
     other = models.tiny_model("llama", seed=1, vocab_size=vocab, max_position_embeddings=256)
-    gap = ServerGap(LOW_PRECISION_TOLERANCE, llama.engine())
+    gap = LogprobGap(LOW_PRECISION_TOLERANCE, llama.engine())
     with pytest.raises(EngineError, match=r"llama.cpp at http://127.*differ.*\d nats") as caught:
         gap.check(*scored(other, llama), noise=0.001)
     assert "reload_command" in str(caught.value)
@@ -85,7 +86,7 @@ def test_bf16_weights_pass_at_low_precisions_tolerance_and_a_coarse_copy_does_no
         return twin
 
     rounded = copy(lambda weight: weight.bfloat16().float())
-    gap = ServerGap(LOW_PRECISION_TOLERANCE, "it")
+    gap = LogprobGap(LOW_PRECISION_TOLERANCE, "it")
     gap.check(*scored(rounded, llama), noise=0.0)
     assert 0 < gap.largest < LOW_PRECISION_TOLERANCE / 2
 
@@ -99,17 +100,17 @@ def test_bf16_weights_pass_at_low_precisions_tolerance_and_a_coarse_copy_does_no
 
 def test_noise_of_scoring_widens_the_tolerance(llama: Served) -> None:
     rows, given = scored(llama.model, llama)
-    shifted = [None if logp is None else logp + 0.3 * len(row.pair.generated)
+    shifted = [None if logp is None else logp + 0.3 * len(row.generated)
                for row, logp in zip(rows, given, strict=True)]  # fmt: skip
-    ServerGap(0.05, "it").check(rows, shifted, noise=0.1)
+    LogprobGap(0.05, "it").check(rows, shifted, noise=0.1)
     with pytest.raises(EngineError, match=r"by 0\.3 nats per token"):
-        ServerGap(0.05, "it").check(rows, shifted, noise=0.05)
+        LogprobGap(0.05, "it").check(rows, shifted, noise=0.05)
 
 
 def test_without_log_probs_nothing_is_compared() -> None:
     pair = Pair(*[np.array([1], np.int32)] * 3)
-    gap = ServerGap(1e-9, "it")
-    assert gap.check([Row(0, pair, 0)], [None], noise=0.0) is None
+    gap = LogprobGap(1e-9, "it")
+    assert gap.check([pair], [None], noise=0.0) is None
 
 
 def test_log_probs_are_compared_only_where_they_are_the_policys() -> None:
@@ -161,7 +162,7 @@ def test_a_run_whose_server_serves_another_model_stops_before_a_unit_is_stored(
     wrong = COMMAND.replace("{model}", str(tmp_path / "other"))
     with pytest.raises(EngineError, match="does not serve the exported opponent"):
         run(f"env OPPONENT={{model}} {wrong}", tmp_path / "wrong")
-    assert Store(tmp_path / "wrong/self-play").missing_units(0, 2) == [0, 1]
+    assert missing_units(LocalStore(tmp_path / "wrong/self-play"), 0, range(2)) == [0, 1]
     trainer = run(COMMAND, tmp_path / "right")
     ((_, gap),) = trainer.logger.destinations[0].data["spin/server_gap"]
     assert 0 < gap < FP32_TOLERANCE / 5

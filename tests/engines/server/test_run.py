@@ -14,11 +14,11 @@ from fixtures.runs import NUM_ROWS, tiny_trainer
 from fixtures.served import COMMAND, Served, served, settings
 from fixtures.yaml_run import books, launch, save_model, tiny_config, write_config
 
-from spin_composer.engines.server import lifecycle as serving
-from spin_composer.engines.server.lifecycle import Opponent
+from spin_composer.engines.server import lifecycle
+from spin_composer.engines.server.lifecycle import Export
 from spin_composer.engines.server.process import ServerProcess
 from spin_composer.errors import EngineError
-from spin_composer.store.local import Store
+from spin_composer.store.local import LocalStore
 
 pytest.importorskip("xllamacpp", reason="llama.cpp's server comes with the extra `test`")
 
@@ -33,7 +33,7 @@ def trainer(folder: Path, **changes: Any) -> Any:
 
 
 def rows(folder: Path) -> list[tuple[int, list[int], float]]:
-    store = Store(folder / "self-play")
+    store = LocalStore(folder / "self-play")
     return [
         (row.index, row.pair.generated.tolist(), row.pair.opponent_generated)
         for unit in range(5)
@@ -49,11 +49,11 @@ def test_a_killed_server_costs_a_unit_and_the_same_command_goes_on(
     assert len(wanted) == NUM_ROWS
     assert (tmp_path / "whole/self-play/iter-000/opponent/model.safetensors").exists()
 
-    store = Store(tmp_path / "killed/self-play")
+    store = LocalStore(tmp_path / "killed/self-play")
     check = ServerProcess.check_alive
 
     def killed_after_a_unit(server: ServerProcess) -> None:
-        if store.has_unit(0, 0):
+        if 0 in store.complete_units(0):
             server._signal(9)
             time.sleep(0.2)
         check(server)
@@ -96,7 +96,7 @@ def test_two_sharded_ranks_play_in_rounds_what_one_rank_plays(tmp_path: Path) ->
         logs = [folder / f"self-play/iter-00{k}/server.log" for k in (0, 1)]
         assert all(log.read_text().count("listening at") == 1 for log in logs)
         assert not list(folder.glob("self-play/iter-*/opponent"))
-    one, two = (Store(tmp_path / name / "self-play") for name in ("one", "two"))
+    one, two = (LocalStore(tmp_path / name / "self-play") for name in ("one", "two"))
     assert one.manifest(0) == two.manifest(0)  # the opponent's fingerprint is in it
     wanted, found = rows(tmp_path / "one"), rows(tmp_path / "two")
     assert [row[:2] for row in found] == [row[:2] for row in wanted]
@@ -109,13 +109,13 @@ def test_two_sharded_ranks_play_in_rounds_what_one_rank_plays(tmp_path: Path) ->
 def play(llama: Served, folder: Path, reload_command: str) -> list[Any]:
     generation = settings({"base_url": llama.url, "reload_command": reload_command})
     assert generation.server is not None
-    opponent = Opponent(folder / "opponent", (folder / "opponent").mkdir)
+    opponent = Export(folder / "opponent", (folder / "opponent").mkdir)
 
     def make(url: str, check_alive: Callable[[], None], api_key: str) -> Any:
         assert (url, api_key) == (llama.url, "")
         return llama.engine()
 
-    with serving.served(generation.server, opponent, make) as engine:
+    with lifecycle.served(generation.server, opponent, make) as engine:
         assert opponent.folder.exists()
         return engine.generate([np.array([45, 50], np.int32)] * 3, seed=1)
 

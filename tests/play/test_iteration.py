@@ -13,9 +13,9 @@ from fixtures.runs import NUM_ROWS, tiny_trainer
 from peft import LoraConfig, get_peft_model
 
 from spin_composer import HFSpinLM
-from spin_composer.engines.hf.engine import HFEngine
+from spin_composer.engines.hf.generator import HFGenerator
 from spin_composer.errors import StoreError
-from spin_composer.store.local import Store
+from spin_composer.store.local import LocalStore
 from spin_composer.store.manifest import (
     differing,
     meaning,
@@ -61,7 +61,7 @@ def gone_on(before, folder, **spin):
     trainer = tiny_trainer(folder, spin=spin, load_path=str(before / "checkpoints/ep2.pt"))
     trainer.fit(duration="1ba")
     trainer.close()
-    return Store(folder / "self-play")
+    return LocalStore(folder / "self-play")
 
 
 def rows(store, iteration, kind):
@@ -88,7 +88,7 @@ def rows(store, iteration, kind):
 def test_all_that_was_played_is_replayed_whatever_is_set_today(first, second, boundary, tmp_path):
     before = boundary(**first)
     store = gone_on(before, tmp_path, **second)
-    played = rows(Store(before / "self-play"), 0, "play")
+    played = rows(LocalStore(before / "self-play"), 0, "play")
     counts = [9 if 9 in spin.values() else NUM_ROWS for spin in (first, second)]
     assert [sum(played.values()), sum(rows(store, 1, "play").values())] == counts
     assert rows(store, 1, "replay") == played
@@ -139,19 +139,19 @@ def test_adapters_are_merged_as_for_the_units_that_are_there(merged, tmp_path, m
     trainer = lora_trainer(tmp_path)
     trainer.fit(duration="1ba")
     trainer.close()
-    store = Store(tmp_path / "self-play")
+    store = LocalStore(tmp_path / "self-play")
     assert meaning(store.manifest(0), "merged") is True  # here is room
     path = store.folder(0) / "manifest.json"
     path.write_text(json.dumps(store.manifest(0) | {"merged": merged}))
     shutil.rmtree(store.unit_folder(0, 2))
     merges = []
-    init = HFEngine.__init__
+    init = HFGenerator.__init__
 
     def noted(self, *args, **kwargs):
         merges.append(kwargs["merge"])
         init(self, *args, **kwargs)
 
-    monkeypatch.setattr(HFEngine, "__init__", noted)
+    monkeypatch.setattr(HFGenerator, "__init__", noted)
     trainer = lora_trainer(tmp_path)
     trainer.fit(duration="1ba")
     trainer.close()
@@ -160,4 +160,4 @@ def test_adapters_are_merged_as_for_the_units_that_are_there(merged, tmp_path, m
 
 
 def test_without_adapters_the_manifest_says_nothing_of_merging(boundary):
-    assert Store(boundary(unit_size=5) / "self-play").manifest(0)["merged"] is None
+    assert LocalStore(boundary(unit_size=5) / "self-play").manifest(0)["merged"] is None

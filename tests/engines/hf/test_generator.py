@@ -14,7 +14,7 @@ from scipy.stats import chi2
 from spin_composer import interrupt
 from spin_composer.data.pairs import LENGTH, STOP, STRING
 from spin_composer.engines.base import Response
-from spin_composer.engines.hf.engine import HFEngine
+from spin_composer.engines.hf.generator import HFGenerator
 from spin_composer.model.head import install_head
 from spin_composer.settings.spin import GenerationSettings
 from tests.fixtures.models import FAMILIES as ALL_FAMILIES
@@ -28,11 +28,11 @@ PROMPTS = [np.array(ids, np.int32) for ids in ([5, 3], [4, 7, 1, 9, 8], [6], [3,
 
 def engine(
     family: str = "llama", model: Any = None, tokenizer: Any = None, **settings: Any
-) -> HFEngine:
+) -> HFGenerator:
     model = tiny_model(family, vocab_size=VOCAB) if model is None else model
     generation = GenerationSettings(**{"max_new_tokens": 8, "batch_size": 64, **settings})
     stop = STOP_ID if tokenizer is None else tokenizer.eos_token_id
-    return HFEngine(model, tokenizer, stop, generation, torch.device("cpu"))
+    return HFGenerator(model, tokenizer, stop, generation, torch.device("cpu"))
 
 
 def plain(responses: Sequence[Response]) -> list[tuple[list[int], int]]:
@@ -228,7 +228,7 @@ def test_cached_generation_equals_recomputing_every_step(family: str) -> None:
     assert_equals_recomputing(engine(family, temperature=1e-5, max_new_tokens=6))
 
 
-def assert_equals_recomputing(hf: HFEngine) -> None:
+def assert_equals_recomputing(hf: HFGenerator) -> None:
     """At a temperature near 0 sampling is greedy: the cache, the left padding and the positions
     must give what whole forward passes of the unpadded sequences give."""
     for prompt, response in zip(PROMPTS, hf.generate(PROMPTS, seed=0), strict=True):
@@ -244,8 +244,7 @@ def assert_equals_recomputing(hf: HFEngine) -> None:
 def test_progress_is_told_while_prompts_are_answered(family: str) -> None:
     hf = engine(family, max_new_tokens=30, batch_size=2)
     told: list[tuple[int, int]] = []
-    hf.heard = lambda answered, tokens: told.append((answered, tokens))
-    responses = hf.generate(PROMPTS * 3, seed=4)
+    responses = hf.generate(PROMPTS * 3, 4, lambda *progress: told.append(progress))
     answered = [count for count, _ in told]
     assert answered == sorted(answered)
     assert answered[-1] == len(responses)
@@ -260,15 +259,14 @@ def test_generation_stops_between_two_steps_at_a_signal(family: str) -> None:
     hf = engine(family, max_new_tokens=100, min_new_tokens=100)
     steps: list[int] = []
 
-    def heard(answered: int, tokens: int) -> None:
+    def on_progress(answered: int, tokens: int) -> None:
         steps.append(tokens)
         if len(steps) == 2:
             interrupt.note(signal.SIGTERM)
 
-    hf.heard = heard
     try:
         with pytest.raises(interrupt.Interrupted) as caught:
-            hf.generate(PROMPTS, seed=4)
+            hf.generate(PROMPTS, 4, on_progress)
     finally:
         interrupt.uninstall()
     assert caught.value.code == 128 + signal.SIGTERM

@@ -17,9 +17,9 @@ from scipy.stats import chi2
 from spin_composer import interrupt
 from spin_composer.data.pairs import LENGTH, STOP, STRING
 from spin_composer.engines.base import Response
-from spin_composer.engines.hf.engine import HFEngine
+from spin_composer.engines.hf.generator import HFGenerator
 from spin_composer.engines.server.dialects import ANY
-from spin_composer.engines.server.engine import row_seeds
+from spin_composer.engines.server.generator import row_seeds
 from spin_composer.errors import EngineError
 from spin_composer.settings.spin import GenerationSettings
 
@@ -87,7 +87,7 @@ def test_sampling_settings_reach_the_server(llama: Served, sampling: dict) -> No
 
 def test_greedy_ids_are_those_of_hf(llama: Served) -> None:
     sampling = {"temperature": 1e-5, "max_new_tokens": 24}
-    hf = HFEngine(
+    hf = HFGenerator(
         llama.model,
         llama.tokenizer,
         llama.tokenizer.eos_token_id,
@@ -112,8 +112,7 @@ def test_the_same_seed_gives_the_same_responses_in_any_order(llama: Served) -> N
 def test_progress_is_told_and_a_signal_ends_the_wait(llama: Served) -> None:
     engine = llama.engine()
     told: list[tuple[int, int]] = []
-    engine.heard = lambda answered, tokens: told.append((answered, tokens))
-    responses = engine.generate(PROMPTS, seed=1)
+    responses = engine.generate(PROMPTS, 1, lambda *progress: told.append(progress))
     assert told[-1] == (len(PROMPTS), sum(len(r.ids) for r in responses))
     interrupt.note(signal.SIGTERM)
     try:

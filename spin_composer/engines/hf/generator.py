@@ -1,0 +1,254 @@
+"""Engines: who answers the prompts. ``hf``: the policy itself, in the training ranks."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
+from functools import cache
+from typing import Any
+
+import numpy as np
+import torch
+from torch import nn
+from transformers import DynamicCache, GenerationConfig, StoppingCriteria, StoppingCriteriaList
+
+from spin_composer import interrupt
+from spin_composer.data.pairs import LENGTH, STOP, STRING, Ids, Pair
+from spin_composer.engines.base import OnProgress, Response, ignore_progress
+from spin_composer.engines.hf.decode import Decoder
+from spin_composer.engines.hf.families import (
+    autocast_dtype,
+    compute_dtype,
+    masked_attention,
+    obstacle_of,
+)
+from spin_composer.engines.hf.sampling import StopStrings, reordered, uniforms_of
+from spin_composer.model.adapters import merged_adapters
+from spin_composer.model.unwrap import inner_model
+from spin_composer.settings.spin import GenerationSettings
+
+log = logging.getLogger(__name__)
+
+
+class _Watched(StoppingCriteria):
+    """Looks, at each step of Hugging Face ``generate``, whether a signal was noted; stops no row.
+
+    Args:
+        on_step: Called with the tokens of a row.
+    """
+
+    def __init__(self, on_step: Callable[[int], None], prompt_width: int):
+        self.on_step = on_step
+        self.prompt_width = prompt_width
+
+    def __call__(self, input_ids: torch.Tensor, scores: Any, **_: Any) -> Any:
+        interrupt.check()
+        self.on_step(input_ids.shape[1] - self.prompt_width)
+        return torch.zeros(len(input_ids), dtype=torch.bool, device=input_ids.device)
+
+
+class OpaqueCache(DynamicCache):
+    """A KV cache that FSDP2 hands through.
+
+    FSDP2's ``cast_forward_inputs`` walks its inputs as pytrees and would copy a registered
+    ``DynamicCache`` for every layer, losing what the layer appends: wrong tokens, silently. A
+    subclass is no registered pytree node.
+    """
+
+
+class HFGenerator:
+    """The policy itself, whose parameters are gathered meanwhile, answers.
+
+    A model with a standard KV cache goes through our decode loop, any other through Hugging Face
+    ``generate``. Both draw from the same distribution.
+
+    Args:
+        model: The Hugging Face (or PEFT) model; no collective may be needed in its forward.
+        tokenizer: For the stop strings.
+        stop_token_id: The one token that ends a response.
+        settings: Sampling settings.
+        device: Where the prompts go.
+        precision: Returns the context that forward passes run in (training's autocast).
+        merge: Merge LoRA adapters into copies of the weights meanwhile.
+    """
+
+    def __init__(
+        self,
+        model: Any,
+        tokenizer: Any,
+        stop_token_id: int,
+        settings: GenerationSettings,
+        device: torch.device,
+        precision: Callable[[], AbstractContextManager[Any]] = nullcontext,
+        merge: bool = True,
+    ):
+        self.model = model
+        self.tokenizer = tokenizer
+        self.stop_token_id = stop_token_id
+        self.settings = settings
+        self.device = device
+        self.precision = precision
+        self.merge = merge
+        self._strings = StopStrings(tokenizer, s) if (s := settings.stop_strings) else None
+
+    @torch.no_grad()
+    def generate(
+        self, prompts: Sequence[Ids], seed: int, on_progress: OnProgress = ignore_progress
+    ) -> list[Response]:
+        """Answer the prompts, at most ``settings.batch_size`` at a time; see ``Generator``.
+
+        The longest come first, so that a batch holds little padding.
+        """
+        order = sorted(range(len(prompts)), key=lambda i: -len(prompts[i]))
+        ordered = [prompts[i] for i in order]
+        longest = len(ordered[0]) + self.settings.max_new_tokens
+        obstacle = obstacle_of(inner_model(self.model), longest)
+        with ExitStack() as stack:
+            for context in (_evaluating(self.model), _warning_only(), self.precision()):
+                stack.enter_context(context)
+            if self.merge:
+                stack.enter_context(merged_adapters(self.model, autocast_dtype(self.device)))
+            if obstacle is None:
+                answers = self._decode(ordered, order, seed, on_progress)
+            else:
+                _log_once(f"engine hf uses Hugging Face generate: {obstacle}.")
+                stack.enter_context(_seeded(seed, self.device))
+                answers = self._generate(ordered, on_progress)
+        return [self._cut(ids) for ids in reordered(answers, order)]
+
+    def check_logps(
+        self, pairs: Sequence[Pair], logps: Sequence[float | None], noise: float
+    ) -> None:
+        """See ``Generator``; the model that generates is the one that scores."""
+
+    def _decode(
+        self,
+        prompts: Sequence[Ids],
+        order: Sequence[int],
+        seed: int,
+        on_progress: OnProgress,
+    ) -> list[Ids]:
+        inner = inner_model(self.model)
+        dtype = compute_dtype(inner, self.device)
+        decoder = Decoder(
+            self.model, self.stop_token_id, self.settings, self.device, dtype, self._strings
+        )
+        uniforms = uniforms_of(len(prompts), self.settings.max_new_tokens, seed)
+        with masked_attention(inner):
+            return decoder.run(prompts, uniforms[list(order)], on_progress)
+
+    def _generate(self, prompts: Sequence[Ids], on_progress: OnProgress) -> list[Ids]:
+        """Answer by Hugging Face ``generate``, batch by batch."""
+        size = self.settings.batch_size
+        answers: list[Ids] = []
+        for first in range(0, len(prompts), size):
+            answers += self._generate_batch(prompts[first : first + size], answers, on_progress)
+            on_progress(len(answers), sum(len(self._cut(ids).ids) for ids in answers))
+        # A cache that transformers keeps for the next call would stay allocated in training.
+        inner_model(self.model).__dict__.pop("_cache", None)
+        return answers
+
+    def _generate_batch(
+        self, prompts: Sequence[Ids], before: Sequence[Ids], on_progress: OnProgress
+    ) -> list[Ids]:
+        made = sum(len(self._cut(ids).ids) for ids in before)
+        width = max(len(prompt) for prompt in prompts)
+        input_ids = torch.empty((len(prompts), width), dtype=torch.int64)
+        mask = torch.zeros_like(input_ids)
+        for row, prompt in enumerate(prompts):  # left padding: all prompts end together
+            # generate's repetition penalty ignores the mask, so only a token of the prompt pads.
+            input_ids[row] = int(prompt[0])
+            input_ids[row, width - len(prompt) :] = torch.from_numpy(prompt.astype(np.int64))
+            mask[row, width - len(prompt) :] = 1
+        strings = self.settings.stop_strings
+        ends = [StopStrings(self.tokenizer, strings, width)] if strings else []
+        rows = len(prompts)
+        watched = _Watched(lambda each: on_progress(len(before), made + rows * each), width)
+        output = self.model.generate(
+            input_ids=input_ids.to(self.device),
+            attention_mask=mask.to(self.device),
+            generation_config=self._config(),
+            # Without this the checkpoint's own generation config fills whatever is at its
+            # default here (temperature 1!), and samples would not be the policy's.
+            use_model_defaults=False,
+            synced_gpus=False,  # ranks generate different numbers of tokens
+            stopping_criteria=StoppingCriteriaList([watched, *ends]),
+            **self._cache(),
+        )
+        return list(output[:, width:].cpu().numpy().astype(np.int32))
+
+    def _cache(self) -> dict[str, Any]:
+        """Return generate's arguments for the KV cache that the model needs."""
+        if self._own_cache() or not inner_model(self.model)._supports_cache_class:
+            return {}
+        return {"past_key_values": OpaqueCache()}
+
+    def _own_cache(self) -> str | None:
+        """Return the kind of cache that the model's config asks for (Gemma 2: hybrid), if any.
+
+        generate makes it; unlike DynamicCache those kinds are no pytree nodes.
+        """
+        return getattr(self.model.config, "cache_implementation", None)
+
+    def _config(self) -> GenerationConfig:
+        settings = self.settings
+        return GenerationConfig(
+            do_sample=True,
+            max_new_tokens=settings.max_new_tokens,
+            min_new_tokens=settings.min_new_tokens or None,
+            temperature=float(settings.temperature),
+            top_p=float(settings.top_p),
+            top_k=settings.top_k,  # transformers' own default is 50
+            repetition_penalty=float(settings.repetition_penalty),
+            eos_token_id=self.stop_token_id,
+            pad_token_id=self.stop_token_id,
+            use_cache=True,
+            cache_implementation=self._own_cache(),
+        )
+
+    def _cut(self, ids: Ids) -> Response:
+        """Cut a response after its first stop token, which padding repeats."""
+        stops = np.flatnonzero(ids == self.stop_token_id)
+        end = int(stops[0]) if len(stops) else len(ids)
+        if self._strings is not None and self._strings.holds(ids[:end]):
+            return Response(ids[:end], STRING)  # a stop token after it is padding
+        return Response(ids[: end + 1], STOP) if len(stops) else Response(ids, LENGTH)
+
+
+@cache
+def _log_once(line: str) -> None:
+    log.warning(line)
+
+
+@contextmanager
+def _seeded(seed: int, device: torch.device) -> Iterator[None]:
+    """Seed torch's generators within, and leave the training run's as they were."""
+    devices = [device] if device.type == "cuda" else []
+    with torch.random.fork_rng(devices=devices):
+        torch.manual_seed(seed)
+        yield
+
+
+@contextmanager
+def _warning_only() -> Iterator[None]:
+    """Let sampling run under ``deterministic: true``: top_p's cumsum has no such CUDA kernel."""
+    strict = torch.are_deterministic_algorithms_enabled()
+    lenient = torch.is_deterministic_algorithms_warn_only_enabled()
+    torch.use_deterministic_algorithms(strict, warn_only=True)
+    try:
+        yield
+    finally:
+        torch.use_deterministic_algorithms(strict, warn_only=lenient)
+
+
+@contextmanager
+def _evaluating(model: nn.Module) -> Iterator[None]:
+    """Generate in eval mode: in train mode gradient checkpointing would switch the cache off."""
+    modes = [(module, module.training) for module in model.modules()]
+    model.eval()
+    try:
+        yield
+    finally:
+        for module, mode in modes:
+            module.training = mode

@@ -1,0 +1,253 @@
+"""The engine ``server``: a completion server answers the prompts, token ids in and out."""
+
+from __future__ import annotations
+
+import logging
+import math
+import threading
+from collections import deque
+from collections.abc import Callable, Sequence
+from concurrent.futures import FIRST_EXCEPTION, Future, wait
+from typing import Any
+
+import numpy as np
+from composer.utils import dist
+
+from spin_composer import interrupt
+from spin_composer.data.pairs import LENGTH, STOP, STRING, Ids, Pair
+from spin_composer.engines.base import OnProgress, Response, ignore_progress
+from spin_composer.engines.server.client import HTTPClient
+from spin_composer.engines.server.dialects import ANY, DIALECTS, Dialect, Reply
+from spin_composer.engines.server.logprob_gap import FP32_TOLERANCE, LogprobGap
+from spin_composer.errors import EngineError, shown
+from spin_composer.settings.spin import GenerationSettings
+
+log = logging.getLogger(__name__)
+
+_POLL_SECONDS = 1.0
+_TAIL_TOKENS = 8
+_Request = tuple[Future[Response], Ids, int]
+"""What one answer is wanted for: its future, the prompt, and the row's seed."""
+
+
+class ServerGenerator:
+    """Asks a completion server for each prompt's response, many at a time.
+
+    Responses do not depend on the order in which requests are answered: each row has a seed of its
+    own. Whether the same seed gives the same response bit for bit is the server's affair: batches
+    of other sizes make other roundings.
+
+    Args:
+        base_url: ``http://host:port`` of the server, which serves the opponent.
+        tokenizer: The run's, for stop strings and for servers that give text only.
+        stop_token_id: The one token that ends a response.
+        settings: Sampling settings, with ``settings.server``.
+        check_alive: Raises an EngineError if the server is known to be gone.
+        api_key: The server's, or empty.
+        logp_tolerance: Nats per token by which its log-probs may differ from ours.
+    """
+
+    def __init__(
+        self,
+        base_url: str,
+        tokenizer: Any,
+        stop_token_id: int,
+        settings: GenerationSettings,
+        check_alive: Callable[[], None] = lambda: None,
+        api_key: str = "",
+        logp_tolerance: float = FP32_TOLERANCE,
+    ):
+        assert settings.server is not None
+        self.tokenizer = tokenizer
+        self.stop_token_id = stop_token_id
+        self.settings = settings
+        self.concurrency = settings.server.concurrency
+        server = settings.server
+        self.client = HTTPClient(
+            base_url, server.request_timeout_seconds, server.retries, check_alive, api_key
+        )
+        self.model, self.dialect = self._recognise()
+        self.gap = LogprobGap(logp_tolerance, self)
+        self._comparable = self.dialect.comparable(settings)
+        if not self._comparable and dist.get_global_rank() == 0:
+            log.info(
+                f"{self} gives no log-probs of the policy under these sampling settings: that it "
+                "serves the exported opponent is not checked."
+            )
+
+    def __str__(self) -> str:
+        return f"{self.dialect.name} at {self.client.base_url}"
+
+    def _recognise(self) -> tuple[str, Dialect]:
+        """Return the name of the model that is served, and how this server is spoken to."""
+        try:
+            first = self.client.get("/v1/models")["data"][0]
+            return str(first["id"]), DIALECTS.get(str(first.get("owned_by")), ANY)
+        except (KeyError, TypeError, IndexError, AttributeError):
+            raise EngineError(f"{self.client.base_url}/v1/models lists no model.") from None
+        except OSError as error:
+            raise EngineError(
+                f"{self.client.base_url} cannot be reached from here ({error}). On several nodes "
+                "set algorithms.spin.generation.server.host to a name that all know, and let the server "
+                "listen there (--host {host} in its command)."
+            ) from None
+
+    def generate(
+        self, prompts: Sequence[Ids], seed: int, on_progress: OnProgress = ignore_progress
+    ) -> list[Response]:
+        """Answer the prompts; see :class:`~spin_composer.engines.base.Generator`.
+
+        Raises:
+            EngineError: If a request fails for good; the others are given up.
+        """
+        stop = threading.Event()
+        rows = zip(prompts, row_seeds(seed, len(prompts)), strict=True)
+        waiting: deque[_Request] = deque((Future(), prompt, row_seed) for prompt, row_seed in rows)
+        futures = [future for future, *_ in waiting]
+        # Daemons, not an executor's threads, which Python waits for at its end: after an error
+        # one may wait for its answer until the request's timeout.
+        for number in range(min(self.concurrency, len(prompts))):
+            work, name = (waiting, stop), f"completion-{number}"
+            threading.Thread(target=self._work, args=work, name=name, daemon=True).start()
+        try:
+            self._wait(futures, on_progress)
+            return [future.result() for future in futures]
+        finally:
+            stop.set()
+
+    def check_logps(
+        self, pairs: Sequence[Pair], logps: Sequence[float | None], noise: float
+    ) -> float | None:
+        """See :class:`~spin_composer.engines.base.Generator`."""
+        return self.gap.check(pairs, logps, noise)
+
+    def _work(self, waiting: deque[_Request], stop: threading.Event) -> None:
+        """Answer requests until none is waiting, or the others are given up."""
+        while not stop.is_set():
+            try:
+                future, prompt, seed = waiting.popleft()  # of a deque: threads may share it
+            except IndexError:
+                return
+            try:
+                future.set_result(self._answer(prompt, seed, stop))
+            except BaseException as error:  # raised where the result is asked for
+                future.set_exception(error)
+
+    def _wait(self, futures: list[Future[Response]], on_progress: OnProgress) -> None:
+        """Return when all are done, or raise what one of them raised first."""
+        waiting = set(futures)
+        answered = tokens = 0
+        while waiting:
+            done, waiting = wait(waiting, _POLL_SECONDS, FIRST_EXCEPTION)
+            interrupt.check()
+            for future in done:
+                tokens += len(future.result().ids)
+            answered += len(done)
+            on_progress(answered, tokens)
+            self.client.check_alive()
+
+    def _answer(self, prompt: Ids, seed: int, stop: threading.Event) -> Response:
+        ids = [int(i) for i in prompt]
+        body = self.dialect.body(self.model, ids, seed, self.settings, self.stop_token_id)
+        answer = self.client.post(self.dialect.path, body, stop)
+        try:
+            reply = self.dialect.read(answer)
+        except (KeyError, TypeError, IndexError, ValueError, AttributeError):
+            raise self._error(f"gave no completion but {shown(answer)}") from None
+        return self._response(ids, reply)
+
+    def _response(self, prompt: list[int], reply: Reply) -> Response:
+        if reply.prompt_tokens not in (None, len(prompt)):
+            raise self._error(
+                f"read a prompt of {len(prompt)} tokens as {reply.prompt_tokens}: it changes "
+                "prompts, e.g. adds a BOS. Use a server that takes token ids as they are"
+            )
+        ids = self._retokenised(prompt, reply) if reply.ids is None else reply.ids
+        stop = ids.index(self.stop_token_id) if self.stop_token_id in ids else None
+        end = self._end_of_string(prompt, ids[:stop])
+        if end is not None:
+            return self._made(ids[:end], STRING, reply)
+        if stop is not None:
+            return self._made(ids[: stop + 1], STOP, reply)
+        self._check_count(ids, reply)
+        if reply.finish == "length":
+            if len(ids) != self.settings.max_new_tokens:
+                raise self._error(
+                    f"ended a response after {len(ids)} of {self.settings.max_new_tokens} tokens: "
+                    "its context is too short. Raise it (vLLM: --max-model-len)"
+                )
+            return self._made(ids, LENGTH, reply)
+        if reply.finish != "stop":
+            raise self._error(f"ended a response with finish_reason {shown(reply.finish)}")
+        if reply.stopped_by in self.settings.stop_strings:
+            return self._made(ids, STRING, reply)
+        if reply.stopped_by not in (None, self.stop_token_id) or (
+            reply.ids is not None and self.dialect.ids_hold_stop
+        ):
+            raise self._error(
+                f"ended a response at {shown(reply.stopped_by or ids[-1:])}, not at the run's stop "
+                f"token {self.stop_token_id}. Let it take EOS from the exported folder, which "
+                "names only that one"
+            )
+        return self._made([*ids, self.stop_token_id], STOP, reply)
+
+    def _made(self, ids: Sequence[int], finish: int, reply: Reply) -> Response:
+        logp = None
+        if self._comparable and reply.logps is not None and len(reply.logps) >= len(ids):
+            logp = math.fsum(reply.logps[: len(ids)])
+        return Response(np.array(ids, np.int32), finish, logp)
+
+    def _check_count(self, ids: list[int], reply: Reply) -> None:
+        """Compare the number of ids with the number that the server says it sampled."""
+        stopped = reply.finish == "stop" and not self.dialect.ids_hold_stop
+        if reply.completion_tokens not in (None, len(ids), len(ids) + 1 if stopped else None):
+            what = "its text is of" if reply.ids is None else "its ids are"
+            raise self._error(
+                f"sampled {reply.completion_tokens} tokens but {what} {len(ids)}: other ones than "
+                "were sampled. Use a server that returns token ids (vLLM, a recent SGLang, "
+                "TensorRT-LLM, llama.cpp)"
+            )
+
+    def _retokenised(self, prompt: list[int], reply: Reply) -> list[int]:
+        """Return the ids of a reply's text, if after the prompt they are that very text."""
+        for text in (reply.text, reply.text.removeprefix(" ")):
+            ids = [int(i) for i in self.tokenizer(text, add_special_tokens=False).input_ids]
+            if self._text(prompt, ids) == reply.text:
+                return ids
+        raise self._error(
+            f"gives text only, and {shown(reply.text)} tokenised again is another text. Use a "
+            "server that returns token ids (vLLM, a recent SGLang, TensorRT-LLM, llama.cpp)"
+        )
+
+    def _text(self, prompt: list[int], ids: list[int]) -> str:
+        """Return the text of ``ids`` as it follows the prompt (a leading space included)."""
+        tail = prompt[-_TAIL_TOKENS:]
+        before, whole = (
+            self.tokenizer.decode(x, skip_special_tokens=False, clean_up_tokenization_spaces=False)
+            for x in (tail, tail + ids)
+        )
+        return whole[len(before) :]
+
+    def _end_of_string(self, prompt: list[int], ids: list[int]) -> int | None:
+        """Return the length of the shortest start of ``ids`` that holds a stop string."""
+
+        def holds(length: int) -> bool:
+            text = self._text(prompt, ids[:length])
+            return any(string in text for string in self.settings.stop_strings)
+
+        if not self.settings.stop_strings or not holds(len(ids)):
+            return None
+        low, high = 0, len(ids)  # low does not hold one, high does
+        while high - low > 1:
+            middle = (low + high) // 2
+            low, high = (low, middle) if holds(middle) else (middle, high)
+        return high
+
+    def _error(self, what: str) -> EngineError:
+        return EngineError(f"{self} {what}.")
+
+
+def row_seeds(seed: int, count: int) -> list[int]:
+    """Return a sampling seed per row of a unit: 31 bits, which every server takes."""
+    states = np.random.SeedSequence(seed).generate_state(count, np.uint32)
+    return [int(state >> np.uint32(1)) for state in states]

@@ -1,0 +1,176 @@
+"""What an iteration plays, planned once at its start: manifest, units, and which are missing."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from spin_composer.data.examples import ExampleDataset
+from spin_composer.distributed import from_rank_zero
+from spin_composer.errors import StoreError
+from spin_composer.play.degenerate import BY_TEXT
+from spin_composer.play.plan import PlayUnit, Unit, plan_units
+from spin_composer.play.prepare import check_iteration
+from spin_composer.settings.spin import SpinSettings
+from spin_composer.store.base import Store
+from spin_composer.store.manifest import (
+    FORMAT_VERSION,
+    RECORDED,
+    meaning,
+    played_units,
+    replayed_units,
+)
+
+
+@dataclass(frozen=True)
+class IterationPlan:
+    """An iteration's play; the same on every rank, but for ``verified``."""
+
+    iteration: int
+    manifest: dict[str, Any]
+    """Whole, the opponent's fingerprint included."""
+    units: list[Unit]
+    """Unit u is stored as unit u."""
+    wanted: range
+    """The units that this run, or job, is to have made."""
+    missing: list[int]
+    """Those of them that are not in the store, in order."""
+    verified: frozenset[int] = field(default=frozenset())
+    """Units that were there and whose bytes this process has verified; rank 0's alone."""
+
+    @property
+    def has_prompts(self) -> bool:
+        """Tell whether any prompt is still to be answered."""
+        return any(isinstance(self.units[unit], PlayUnit) for unit in self.missing)
+
+
+@dataclass(frozen=True)
+class RunFacts:
+    """What all manifests of a run hold alike: its data, its model's tokenizer, its seed."""
+
+    settings: SpinSettings
+    seed: int
+    examples: ExampleDataset
+    tokenizer: Any
+    precision: str
+    generation: Mapping[str, Any]
+    """The engine's ``manifest_fields``."""
+
+
+def plan_iteration(
+    store: Store, run: RunFacts, iteration: int, opponent: str, merged: bool | None
+) -> IterationPlan:
+    """Plan an iteration, and check all that can refuse its play; a collective that writes nothing.
+
+    Args:
+        store: The run's.
+        run: For its manifest.
+        iteration: Which one.
+        opponent: Fingerprint of the policy as it is.
+        merged: Whether LoRA adapters would be merged; None if there are none. An iteration that
+            has begun goes on as its manifest says.
+
+    Raises:
+        StoreError: If an iteration that it replays is not in the store, or the store is another
+            run's, or damaged.
+        EnvironmentFailure: If the disk has not the space that it takes.
+    """
+    found = from_rank_zero(lambda: begun_manifest(store, run.settings, iteration))
+    manifest, units = manifest_of(store, run, iteration, found)
+    manifest = manifest | {"opponent": opponent}
+    if found is None:
+        manifest["merged"] = merged
+    settings = run.settings
+    only = settings.play_only
+    wanted = range(len(units)) if only is None else only.of(len(units))
+    # A job that only plays leaves damage to the run, whose lock it does not hold.
+    repair = settings.repair and only is None
+    verified: list[frozenset[int]] = [frozenset()]
+
+    def check() -> list[int]:
+        checked = check_iteration(store, manifest, units, run.examples, repair, wanted)
+        verified[0] = checked.verified
+        return checked.missing
+
+    missing = from_rank_zero(check)
+    return IterationPlan(iteration, manifest, units, wanted, missing, verified[0])
+
+
+def manifest_of(
+    store: Store, run: RunFacts, iteration: int, found: Mapping[str, Any] | None
+) -> tuple[dict[str, Any], list[Unit]]:
+    """Return an iteration's manifest, without its opponent, and its units; a collective.
+
+    Args:
+        store: The run's.
+        run: For the manifest.
+        iteration: Which one.
+        found: The manifest of an iteration that has begun, or None.
+
+    Raises:
+        StoreError: If an iteration that it replays is not in the store.
+    """
+    settings, examples = run.settings, run.examples
+    if found is None:
+        replayed = from_rank_zero(lambda: _played_before(store, iteration, settings.replay))
+        recorded: dict[str, Any] = {
+            "degenerate": BY_TEXT,
+            "replayed": {str(k): n for k, n in replayed.items()},
+        }
+    else:
+        replayed = replayed_units(found)
+        recorded = {name: meaning(found, name) for name in RECORDED}
+    units = plan_units(settings, run.seed, iteration, len(examples), replayed)
+    manifest = {
+        "format_version": FORMAT_VERSION,
+        "iteration": iteration,
+        "seed": run.seed,
+        "num_units": len(units),
+        "unit_size": settings.unit_size,
+        "samples_per_iteration": settings.samples_per_iteration,
+        "replay": settings.replay,
+        "generation": dict(run.generation),
+        "precision": run.precision,
+        "num_examples": len(examples),
+        "data": examples.fingerprint,
+        "tokenize": examples.tokenize,
+        "tokenizer": tokenizer_fingerprint(run.tokenizer),
+        "stop_token_id": examples.stop_token_id,
+    }
+    return manifest | recorded, units
+
+
+def begun_manifest(store: Store, settings: SpinSettings, iteration: int) -> dict[str, Any] | None:
+    """Return the manifest of an iteration of which something is there, or None."""
+    try:
+        found = store.find_manifest(iteration)
+    except StoreError:
+        if not settings.repair:
+            raise
+        return None  # it is set aside, or refused, before anything is played
+    if found is None or found.get("format_version") != FORMAT_VERSION:
+        return None  # another format's is refused when it is compared
+    return None if store.is_unused(iteration) else found
+
+
+def _played_before(store: Store, iteration: int, replay: int) -> dict[int, int]:
+    """Return how many units the iterations that are replayed played, whatever is set today."""
+    played = {}
+    for earlier in range(max(0, iteration - replay), iteration):
+        found = store.find_manifest(earlier)
+        if found is None:
+            raise StoreError(
+                f"{store.folder(earlier)} is missing, and iteration {iteration} replays its pairs. "
+                "Restore the self-play store, or set algorithms.spin.replay=0."
+            )
+        played[earlier] = played_units(found)
+    return played
+
+
+def tokenizer_fingerprint(tokenizer: Any) -> str:
+    """Return a hash of a tokenizer's vocabulary and chat template."""
+    content = [sorted(tokenizer.get_vocab().items()), tokenizer.chat_template]
+    return hashlib.sha256(json.dumps(content).encode()).hexdigest()[:16]
