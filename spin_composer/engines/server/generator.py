@@ -88,8 +88,8 @@ class ServerGenerator:
         except OSError as error:
             raise EngineError(
                 f"{self.client.base_url} cannot be reached from here ({error}). On several nodes "
-                "set algorithms.spin.generation.server.host to a name that all know, and let the server "
-                "listen there (--host {host} in its command)."
+                "set algorithms.spin.generation.server.host to a name that all know, and let the "
+                "server listen there (--host {host} in its command)."
             ) from None
 
     def generate(
