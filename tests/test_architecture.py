@@ -25,7 +25,7 @@ LAYERS: tuple[frozenset[str], ...] = (
     frozenset({"model"}),
     frozenset({"store", "engines"}),
     frozenset({"play"}),
-    frozenset({"preflight", "hooks", "schedule", "terms", "game", "algorithm"}),
+    frozenset({"preflight", "hooks", "schedule", "game", "algorithm"}),
     frozenset({"foundry"}),
     frozenset({"train", "play_job", "demo", "data_commands", "cli", "__main__"}),
 )
@@ -101,8 +101,6 @@ FSDP_PRIVATE = frozenset(
     | {"fsdp_params", "sharded_param", "post_forward_mesh_info", "flat_param"}
     | {"uses_sharded_strategy", "training_state"}
 )
-# Both go: what they predict and move has no place in a run any more.
-FSDP_EXEMPT = frozenset({"engines.hf.memory", "engines.offload"})
 
 
 def private_fsdp(path: Path) -> Iterator[str]:
@@ -118,7 +116,7 @@ def private_fsdp(path: Path) -> Iterator[str]:
 
 def test_private_names_of_fsdp_stay_in_one_module():
     for path in python_files(PACKAGE):
-        if module_of(path) not in FSDP_EXEMPT | {"fsdp"}:
+        if module_of(path) != "fsdp":
             assert not list(private_fsdp(path)), short(path)
     assert list(private_fsdp(PACKAGE / "fsdp.py"))
 
