@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import time
-from typing import Any, cast
+from collections.abc import Callable, Mapping
+from typing import Any, ClassVar, cast
 
 from composer.core import Algorithm, Event, State, Time
 from composer.core.precision import get_precision_context
@@ -92,34 +93,12 @@ class SPIN(Algorithm):
         self._clock = 0.0
 
     def match(self, event: Event, state: State) -> bool:
-        """Run at the events that :meth:`apply` handles."""
-        return event in self._handlers()
+        """Run at the events of :attr:`HANDLERS`."""
+        return event in self.HANDLERS
 
     def apply(self, event: Event, state: State, logger: Logger) -> None:
         """Handle an event."""
-        self._handlers()[event](state, logger)
-
-    def _handlers(self) -> dict[Event, Any]:
-        return {
-            Event.INIT: self._init,
-            Event.BEFORE_LOAD: self._before_load,
-            Event.AFTER_LOAD: self._after_load,
-            Event.FIT_START: self._fit_start,
-            Event.ITERATION_START: self._iteration_start,
-            Event.BEFORE_DATALOADER: self._stopping.before_dataloader,
-            Event.BATCH_START: self._batch_start,
-            Event.BEFORE_TRAIN_BATCH: self._before_train_batch,
-            Event.AFTER_FORWARD: self._first_batch.after_forward,
-            Event.AFTER_LOSS: self._finite.after_loss,
-            Event.AFTER_TRAIN_BATCH: self._after_train_batch,
-            Event.BATCH_END: self._batch_end,
-            Event.BATCH_CHECKPOINT: lambda s, _: check_before_saving(s, Event.BATCH_CHECKPOINT),
-            Event.EPOCH_CHECKPOINT: lambda s, _: check_weights(s),
-            Event.ITERATION_CHECKPOINT: lambda s, _: check_weights(s),
-            Event.EVAL_BATCH_END: self._stopping.eval_batch_end,
-            Event.ITERATION_END: self._iteration_end,
-            Event.FIT_END: self._fit_end,
-        }
+        self.HANDLERS[event](self, state, logger)
 
     def _init(self, state: State, logger: Logger) -> None:
         expect_no_artifacts(logger)
@@ -183,60 +162,72 @@ class SPIN(Algorithm):
         self._stopping.begin(state)
         # Composer runs them backwards after a batch: ours, first, sees gradients before clipping.
         state.algorithms[:] = sorted(state.algorithms, key=lambda algorithm: algorithm is self)
+        model = composer_model(state)
         # A second fit() finds the pairs' loader of the first one's last iteration.
-        before = self.game
-        loader = before.sft_loader if before else state.train_dataloader
-        examples = examples_of(loader)
-        loader = cast("DataLoader[Any]", loader)
+        loader = cast(
+            "DataLoader[Any]", self.game.sft_loader if self.game else state.train_dataloader
+        )
+        examples_of(loader)  # or it says that the loader is another one
         require_spin_scheduler(state)
-        check_fit(self.settings, loader, composer_model(state))
+        check_fit(self.settings, loader, model)
         # The evaluation before leaves FSDP2's outermost parameters whole, which no optimizer holds.
-        reshard(composer_model(state))
+        reshard(model)
         low = self.settings.allow_low_precision_weights
-        check_trainable(state, composer_model(state), low, exports=bool(exporters(state)))
-        make_engine(self.settings.generation).check(composer_model(state))
-        seed = state.rank_zero_seed if self.settings.seed is None else self.settings.seed
+        check_trainable(state, model, low, exports=bool(exporters(state)))
+        make_engine(self.settings.generation).check(model)
         if self.settings.play_only is None:
             self._take_locks(state)  # fit() may be called again
-        store = on_all_ranks(lambda: open_store(self.settings, state.run_name))
-        if before is None:
-            self._clock = time.perf_counter() - self._saved.get("seconds", 0.0)
-            manifest = self._saved.get("manifest", {})
-            examples = tokenised_as_begun(examples, store, int(state.timestamp.iteration), manifest)
-            self.game = Game(self.settings, seed, store, examples, loader, self._check_locks)
-            self.game.play_seconds = self._saved.get("play_seconds", 0.0)
-            self.game.manifest = manifest
-        else:  # a second fit() goes on where the first one stopped
-            examples = before.examples
-        assert self.game is not None
-        warn_of_other_ids(state.evaluators, examples)
+        if self.game is None:  # else a second fit() goes on where the first one stopped
+            self.game = self._new_game(state, loader)
+        warn_of_other_ids(state.evaluators, self.game.examples)
         self.books.open(self.game.store.root, state)
+        self._attach_to_trainer(state)
+        self._check_scores(state, self.game)
+        if int(state.timestamp.epoch_in_iteration) or int(state.timestamp.batch_in_epoch):
+            self.game.resume_iteration(state)
+        if self._saved.get("ended"):
+            self._write_books()  # it goes on after all
+
+    def _new_game(self, state: State, loader: DataLoader[Any]) -> Game:
+        """Return the game of this run, as its checkpoint left it."""
+        store = on_all_ranks(lambda: open_store(self.settings, state.run_name))
+        self._clock = time.perf_counter() - self._saved.get("seconds", 0.0)
+        manifest, iteration = self._saved.get("manifest", {}), int(state.timestamp.iteration)
+        examples = tokenised_as_begun(examples_of(loader), store, iteration, manifest)
+        seed = state.rank_zero_seed if self.settings.seed is None else self.settings.seed
+        game = Game(self.settings, seed, store, examples, loader, self._check_locks)
+        game.play_seconds = self._saved.get("play_seconds", 0.0)
+        game.manifest = manifest
+        return game
+
+    def _attach_to_trainer(self, state: State) -> None:
+        """Change what the Trainer does at iterations' ends, and with its loader."""
         evaluate_at_iteration_ends(state, self.settings.epochs_per_iteration)
         save_at_iteration_ends(state, self.settings.epochs_per_iteration, self._wants_save)
         export_at_the_end(state)
         name_exports(state)
         correct_gloo_average(state)
-        precision = get_precision_context(state.precision, state.precision_config)
-        with precision:  # an ordinary forward, layer by layer under FSDP: nothing is gathered
-            batch = state.device.batch_to_device(head_check_batch(examples))
-            composer_model(state).check_head(batch)
-            # A run that has begun goes on as it began.
-            begun = int(state.timestamp.batch) or from_rank_zero(lambda: store.find_manifest(0))
-            if not begun:
-                model = composer_model(state)
-                assert model.tokenizer is not None  # see _init
-                vocabulary, to_device = len(model.tokenizer), state.device.batch_to_device
-                check_both_ways(examples, vocabulary, model.score, to_device)
-        reshard(composer_model(state))
         # The SFT loader's batches are never trained on, so the Trainer must not spin it either;
         # the loader of the pairs is set to its position by Game.resume_iteration.
         state.dataset_resumption["train"] = True
         if state.dataset_state is not None:
             state.dataset_state["train"] = None
-        if int(state.timestamp.epoch_in_iteration) or int(state.timestamp.batch_in_epoch):
-            self.game.resume_iteration(state)
-        if self._saved.get("ended"):
-            self._write_books()  # it goes on after all
+
+    def _check_scores(self, state: State, game: Game) -> None:
+        """Check the head, and how rows are tokenized, by the policy's own log-probs."""
+        model = composer_model(state)
+        # An ordinary forward, layer by layer under FSDP: nothing is gathered.
+        with get_precision_context(state.precision, state.precision_config):
+            model.check_head(state.device.batch_to_device(head_check_batch(game.examples)))
+            # A run that has begun goes on as it began.
+            begun = int(state.timestamp.batch) or from_rank_zero(
+                lambda: game.store.find_manifest(0)
+            )
+            if not begun:
+                assert model.tokenizer is not None  # see _init
+                vocabulary, to_device = len(model.tokenizer), state.device.batch_to_device
+                check_both_ways(game.examples, vocabulary, model.score, to_device)
+        reshard(model)
 
     def _iteration_start(self, state: State, logger: Logger) -> None:
         assert self.game is not None
@@ -247,6 +238,9 @@ class SPIN(Algorithm):
         self._clock -= self.game.earlier_play_seconds  # other processes', but the run's
         self._first_batch.expect(self.game.noise)
 
+    def _before_dataloader(self, state: State, logger: Logger) -> None:
+        self._stopping.before_dataloader(state, logger)
+
     def _batch_start(self, state: State, logger: Logger) -> None:
         del logger
         refresh_learning_rates(state)
@@ -254,6 +248,12 @@ class SPIN(Algorithm):
     def _before_train_batch(self, state: State, logger: Logger) -> None:
         self._finite.before_train_batch(state, logger)
         self._first_batch.before_train_batch(state, logger)
+
+    def _after_forward(self, state: State, logger: Logger) -> None:
+        self._first_batch.after_forward(state, logger)
+
+    def _after_loss(self, state: State, logger: Logger) -> None:
+        self._finite.after_loss(state, logger)
 
     def _after_train_batch(self, state: State, logger: Logger) -> None:
         self._finite.after_train_batch(state, logger)
@@ -263,6 +263,17 @@ class SPIN(Algorithm):
         self._check_locks()
         self.books.tally(state)
         self._stopping.batch_end(state, logger)
+
+    def _batch_checkpoint(self, state: State, logger: Logger) -> None:
+        del logger
+        check_before_saving(state, Event.BATCH_CHECKPOINT)
+
+    def _checkpoint(self, state: State, logger: Logger) -> None:
+        del logger
+        check_weights(state)
+
+    def _eval_batch_end(self, state: State, logger: Logger) -> None:
+        self._stopping.eval_batch_end(state, logger)
 
     def _wants_save(self, event: Event) -> bool:
         return self._stopping.wants_save(event) or self._early_end.wants_save(event)
@@ -287,6 +298,28 @@ class SPIN(Algorithm):
         if dist.get_global_rank() == 0:
             self.books.write(ended)
             self.game.store.publish(BOOKS)
+
+    HANDLERS: ClassVar[Mapping[Event, Callable[..., None]]] = {
+        Event.INIT: _init,
+        Event.BEFORE_LOAD: _before_load,
+        Event.AFTER_LOAD: _after_load,
+        Event.FIT_START: _fit_start,
+        Event.ITERATION_START: _iteration_start,
+        Event.BEFORE_DATALOADER: _before_dataloader,
+        Event.BATCH_START: _batch_start,
+        Event.BEFORE_TRAIN_BATCH: _before_train_batch,
+        Event.AFTER_FORWARD: _after_forward,
+        Event.AFTER_LOSS: _after_loss,
+        Event.AFTER_TRAIN_BATCH: _after_train_batch,
+        Event.BATCH_END: _batch_end,
+        Event.BATCH_CHECKPOINT: _batch_checkpoint,
+        Event.EPOCH_CHECKPOINT: _checkpoint,
+        Event.ITERATION_CHECKPOINT: _checkpoint,
+        Event.EVAL_BATCH_END: _eval_batch_end,
+        Event.ITERATION_END: _iteration_end,
+        Event.FIT_END: _fit_end,
+    }
+    """Composer's events, and what each means in the game."""
 
     def state_dict(self) -> dict[str, Any]:
         """Return what a resumed run needs: the play that is being trained on, and the books."""
