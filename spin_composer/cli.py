@@ -98,9 +98,9 @@ def status(
     else:
         with TemporaryDirectory() as folder:
             from spin_composer.store.object_folder import ObjectFolder
-            from spin_composer.store.records import bring_records
+            from spin_composer.store.records import download_records
 
-            bring_records(ObjectFolder(outline.remote), Path(folder))
+            download_records(ObjectFolder(outline.remote), Path(folder))
             found = read_status(outline, Path(folder))
     print_status(found, Console(width=max(console.width, _REPORT_COLUMNS)))
     broken = [one for one in found.iterations if one.problem]

@@ -40,9 +40,9 @@ from spin_composer.play.iteration import (
     plan_iteration,
 )
 from spin_composer.play.lockstep import Lockstep
-from spin_composer.play.plan import idle_ranks
-from spin_composer.play.player import Player, Schedule, finished_play, make_units, one_by_one
-from spin_composer.play.prepare import in_training
+from spin_composer.play.plan import idle_ranks_warning
+from spin_composer.play.player import Player, Schedule, finish_play, make_units, one_by_one
+from spin_composer.play.prepare import remedy_in_training
 from spin_composer.play.samples import log_samples
 from spin_composer.report.spans import covered_seconds
 from spin_composer.settings.spin import SpinSettings, of_iteration
@@ -125,7 +125,7 @@ class Game:
                 f"iteration {plan.iteration}: {made} units made, {wanted - made} were there, "
                 f"of the {wanted} asked for; it has {len(plan.units)}."
             )
-        report = finished_play(self.store, plan.iteration, len(plan.units), verified=plan.verified)
+        report = finish_play(self.store, plan.iteration, len(plan.units), verified=plan.verified)
         self.earlier_play_seconds = covered_seconds(report.spans, until=began)
         seconds = self.earlier_play_seconds + time.perf_counter() - started
         self.play_seconds += seconds
@@ -156,8 +156,8 @@ class Game:
                 f"in {', '.join(fields)}. Give the settings of that run, or resume from the "
                 "checkpoint at the iteration's start."
             )
-        remedy = in_training(iteration, self.settings.epochs_per_iteration)
-        report = finished_play(self.store, iteration, len(units), remedy)
+        remedy = remedy_in_training(iteration, self.settings.epochs_per_iteration)
+        report = finish_play(self.store, iteration, len(units), remedy)
         loader = self._load_pairs(state, iteration, report)
         resume_at(
             loader,
@@ -180,7 +180,8 @@ class Game:
             self.engine.merges_adapters(model),
         )
         to_make = [plan.units[unit] for unit in plan.wanted]
-        if dist.get_global_rank() == 0 and (said := idle_ranks(to_make, dist.get_world_size())):
+        said = idle_ranks_warning(to_make, dist.get_world_size())
+        if said and dist.get_global_rank() == 0:
             log.warning(f"iteration {plan.iteration}: {said}")
         return plan
 

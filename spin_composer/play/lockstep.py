@@ -48,15 +48,15 @@ class Lockstep:
                     yield None
                 else:
                     drafts.append(player.draft(iteration, *job))
-            work.meet()
+            work.wait_for_all()
             step = _InStep(player.score, self.to_device)
             try:
                 done = [replace(player, score=step).scored(draft) for draft in drafts]
-                step.until_all_are_done()
+                step.finish()
             except (Exception, Interrupted) as error:
                 work.check()  # what another rank's failure broke here is that rank's to say
-                work.tell(error)
-                step.give_up()
+                work.report_failure(error)
+                step.abort()
                 raise
             self.reshard()
             yield from (player.commit(iteration, unit) for unit in done)
@@ -66,7 +66,7 @@ _DONE, _GOES_ON, _FAILED = 0, 1, 2
 
 
 class _InStep:
-    """A score function that ranks call equally often, if each ends with `until_all_are_done`."""
+    """A score function that ranks call equally often, if each ends with `finish`."""
 
     def __init__(
         self, score: Callable[[PairBatch], Tensor], to_device: Callable[[Tensor], Tensor]
@@ -79,11 +79,11 @@ class _InStep:
         self._any_goes_on(_GOES_ON)
         return self._forward(batch)
 
-    def until_all_are_done(self) -> None:
+    def finish(self) -> None:
         while self._any_goes_on(_DONE):
             self._forward(_filler())
 
-    def give_up(self) -> None:
+    def abort(self) -> None:
         """Keep the others, to whom the failure is told, from one more forward."""
         if not self._in_forward:
             self._largest(_FAILED)

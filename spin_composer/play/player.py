@@ -110,7 +110,7 @@ class Player:
         _require_finite(pairs)
         played = isinstance(draft.unit, PlayUnit)
         if played:  # a response that equals the real one makes no pair
-            self.meter.spare(0, len(draft.responses) - len(pairs))
+            self.meter.skip(0, len(draft.responses) - len(pairs))
         report = UnitReport(
             kind=PLAY if played else REPLAY,
             prompts=len(draft.responses) if played else len(pairs),
@@ -145,9 +145,9 @@ class Player:
         if not self.store.recover_unit(iteration, index):
             return False
         if isinstance(unit, PlayUnit):
-            self.meter.spare(len(unit.indices), len(unit.indices))
+            self.meter.skip(len(unit.indices), len(unit.indices))
         else:
-            self.meter.spare(0, self.store.report(iteration, index).pairs)
+            self.meter.skip(0, self.store.report(iteration, index).pairs)
         return True
 
     def _answer(
@@ -250,7 +250,7 @@ def make_units(
     if store.shared:
         check_shared(store.root)
     jobs = [(unit, plan.units[unit]) for unit in plan.missing]
-    _bring_replayed(store, [unit for _, unit in jobs])
+    _fetch_replayed(store, [unit for _, unit in jobs])
     from_rank_zero(begin)
     if not store.shared:
         on_every_node(lambda: store.prepare_node(iteration))
@@ -267,7 +267,7 @@ def make_units(
         work.wait()
 
 
-def finished_play(
+def finish_play(
     store: Store,
     iteration: int,
     num_units: int,
@@ -288,11 +288,11 @@ def finished_play(
     Raises:
         StoreError: If a unit is missing or damaged.
     """
-    bring_units(store, iteration, num_units, remedy, verified, merge=True)
+    fetch_units(store, iteration, num_units, remedy, verified, merge=True)
     return from_rank_zero(lambda: total([store.report(iteration, u) for u in range(num_units)]))
 
 
-def bring_units(
+def fetch_units(
     store: Store,
     iteration: int,
     num_units: int,
@@ -327,7 +327,7 @@ def _totals(store: Store, jobs: Sequence[Job], units_there: int) -> Totals:
     return Totals(len(units), prompts, prompts + pairs, units_there)
 
 
-def _bring_replayed(store: Store, units: Sequence[Unit]) -> None:
+def _fetch_replayed(store: Store, units: Sequence[Unit]) -> None:
     """Verify the earlier iterations that are replayed, once, before their units are read."""
     counts: dict[int, int] = {}
     for unit in units:
@@ -339,4 +339,4 @@ def _bring_replayed(store: Store, units: Sequence[Unit]) -> None:
             "it from a copy, or move all checkpoints after that iteration's start out of "
             "save_folder and give the same command with algorithms.spin.repair=true."
         )
-        bring_units(store, iteration, count, remedy)
+        fetch_units(store, iteration, count, remedy)

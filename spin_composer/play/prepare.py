@@ -74,14 +74,14 @@ def check_iteration(
         EnvironmentFailure: If the disk has not the space that the missing units take.
     """
     iteration = manifest["iteration"]
-    _sweep(store, iteration)
+    _remove_leftovers(store, iteration)
     if repair:
         _set_unreadable_aside(store, iteration)
     store.check_open(manifest)
     for earlier in sorted({unit.iteration for unit in units if isinstance(unit, ReplayUnit)}):
         same = {field: manifest[field] for field in _OF_THE_RUN if field in manifest}
         store.check_manifest(store.manifest(earlier) | same)
-    verified = _find_damage(store, iteration, len(units), repair)
+    verified = _check_units(store, iteration, len(units), repair)
     longest = manifest["generation"]["max_new_tokens"]
     missing = missing_units(store, iteration, wanted)
     require_space(store, iteration, [units[unit] for unit in missing], examples, longest)
@@ -123,7 +123,7 @@ def unit_bytes(store: Store, unit: Unit, examples: Any, max_new_tokens: int) -> 
     return _UNIT_BYTES + _ROW_BYTES * len(unit.indices) + _TOKEN_BYTES * tokens
 
 
-def in_training(iteration: int, epochs_per_iteration: int) -> str:
+def remedy_in_training(iteration: int, epochs_per_iteration: int) -> str:
     """Return the remedy for a store that is damaged when the iteration's opponent is gone."""
     start = iteration * epochs_per_iteration
     which = f"all checkpoints after epoch {start}" if iteration else "all checkpoints"
@@ -135,7 +135,7 @@ def in_training(iteration: int, epochs_per_iteration: int) -> str:
     )
 
 
-def _find_damage(store: Store, iteration: int, num_units: int, repair: bool) -> frozenset[int]:
+def _check_units(store: Store, iteration: int, num_units: int, repair: bool) -> frozenset[int]:
     """Refuse damaged units, or set them aside; return those that are as they were committed."""
     sound = set()
     for unit in range(num_units):
@@ -166,7 +166,7 @@ def _set_unreadable_aside(store: Store, iteration: int) -> None:
         log.warning(f"{folder} has no readable manifest ({error}) and is set aside as {aside}.")
 
 
-def _sweep(store: Store, iteration: int) -> None:
+def _remove_leftovers(store: Store, iteration: int) -> None:
     """Remove what writers that were killed left aside; a live one's is younger than an hour."""
     folder = store.folder(iteration)
     now = time.time()

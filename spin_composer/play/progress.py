@@ -37,9 +37,9 @@ class Counts:
     answering_ms: int = 0
     """Summed over ranks."""
     scoring_ms: int = 0
-    spared_prompts: int = 0
+    skipped_prompts: int = 0
     """Not to be answered after all: another process has made their unit."""
-    spared_pairs: int = 0
+    skipped_pairs: int = 0
     """Not to be scored after all: also those whose response equals the real one."""
 
 
@@ -85,11 +85,11 @@ class Meter:
         with self._lock:
             self.counts.scored += pairs
 
-    def spare(self, prompts: int, pairs: int) -> None:
+    def skip(self, prompts: int, pairs: int) -> None:
         """Count what is not to be done after all."""
         with self._lock:
-            self.counts.spared_prompts += prompts
-            self.counts.spared_pairs += pairs
+            self.counts.skipped_prompts += prompts
+            self.counts.skipped_pairs += pairs
 
     def take(self) -> dict[str, int]:
         """Return what has been added since the last time; a token count may also fall."""
@@ -142,8 +142,8 @@ def seconds_left(totals: Totals, counts: Counts, units: int, elapsed: float) -> 
     Returns:
         None while no prompt has been answered.
     """
-    prompts = totals.prompts - counts.answered - counts.spared_prompts
-    pairs = totals.pairs - counts.scored - counts.spared_pairs
+    prompts = totals.prompts - counts.answered - counts.skipped_prompts
+    pairs = totals.pairs - counts.scored - counts.skipped_pairs
     work = 0.0  # in seconds of one rank
     if prompts > 0:
         if not counts.answered:
@@ -218,7 +218,7 @@ class Progress:
                 return
             self._last = (counts, units)
             if self._bar is not None:
-                spared = counts.spared_prompts + counts.spared_pairs
+                spared = counts.skipped_prompts + counts.skipped_pairs
                 self._bar.n = min(self._bar.total, counts.answered + counts.scored + spared)
                 self._bar.set_postfix_str(self.text(counts, units), refresh=True)
             elif self.clock() >= self._next_line and units < self.totals.units:
@@ -229,10 +229,10 @@ class Progress:
         """Return what is shown."""
         elapsed = max(self.clock() - self.started, 1e-9)
         totals, parts = self.totals, []
-        if prompts := totals.prompts - counts.spared_prompts:
+        if prompts := totals.prompts - counts.skipped_prompts:
             speed = f"{counts.tokens} tokens, {counts.tokens / elapsed:.0f}/s"
             parts.append(f"{counts.answered} of {prompts} prompts answered ({speed})")
-        parts.append(f"{counts.scored} of {totals.pairs - counts.spared_pairs} pairs scored")
+        parts.append(f"{counts.scored} of {totals.pairs - counts.skipped_pairs} pairs scored")
         if totals.units_there:
             parts.append(f"{totals.units_there} units were there")
         if units >= totals.units:

@@ -16,7 +16,7 @@ from spin_composer.distributed import from_rank_zero, key_value_store, polls
 from spin_composer.exits import EXIT_ENVIRONMENT, explain, rebuilt
 from spin_composer.play.progress import FIELDS, Counts, Progress
 
-BEAT_SECONDS = 5.0
+HEARTBEAT_SECONDS = 5.0
 SHOW_SECONDS = 1.0
 RANKS_PER_SHOW_SECOND = 100
 SILENT_SECONDS = 180.0
@@ -34,7 +34,7 @@ class SharedWork:
 
     Args:
         count: Pieces.
-        on_beat: Called now and then on rank 0 with the pieces done and the tokens made in them.
+        on_heartbeat: Called now and then on rank 0 with the pieces done and the tokens made in them.
         silent_seconds: A rank that was not heard for so long is taken to be dead.
         progress: Whose meter counts what this rank does within pieces; shown the sums on rank 0.
     """
@@ -42,12 +42,12 @@ class SharedWork:
     def __init__(
         self,
         count: int,
-        on_beat: Callable[[int, int], None] | None = None,
+        on_heartbeat: Callable[[int, int], None] | None = None,
         silent_seconds: float = SILENT_SECONDS,
         progress: Progress | None = None,
     ):
         self.count = count
-        self._on_beat = on_beat
+        self._on_heartbeat = on_heartbeat
         self._silent_seconds = silent_seconds
         self._progress = progress
         self._pushing = threading.Lock()
@@ -56,14 +56,14 @@ class SharedWork:
         self._rank = dist.get_global_rank()
         self._met = 0
         self._stop = threading.Event()
-        self._thread = threading.Thread(target=self._beat, daemon=True)
+        self._thread = threading.Thread(target=self._send_heartbeats, daemon=True)
 
     def claims(self) -> Iterator[int]:
         """Yield the pieces that this rank is to do; no other rank gets them."""
         interrupt.check()
         while (position := self._store.add(f"{self._key}/next", 1) - 1) < self.count:
             yield position
-            self._look()
+            self._check_interrupted()
 
     def done(self, tokens: int = 0) -> None:
         """Count a piece as done, and the tokens that were generated for it."""
@@ -80,7 +80,7 @@ class SharedWork:
         """
         wait = polls()
         while self._store.add(f"{self._key}/done", 0) < self.count:
-            self._look()
+            self._check_interrupted()
             next(wait)
         self._show()
 
@@ -97,7 +97,7 @@ class SharedWork:
             code, _, text = self._store.get(failed).decode().partition(" ")
             raise rebuilt(int(code), text)
 
-    def _look(self) -> None:
+    def _check_interrupted(self) -> None:
         interrupt.check()
         self.check()
 
@@ -112,9 +112,9 @@ class SharedWork:
         self._stop.set()
         self._thread.join()
         if error is not None:
-            self.tell(error)
+            self.report_failure(error)
 
-    def meet(self) -> None:
+    def wait_for_all(self) -> None:
         """Return when all ranks have come here, however long it takes; no collective.
 
         Raises:
@@ -125,11 +125,11 @@ class SharedWork:
         self._store.add(f"{self._key}/met", 1)
         wait = polls()
         while self._store.add(f"{self._key}/met", 0) < self._met:
-            self._look()
+            self._check_interrupted()
             next(wait)
 
-    def tell(self, error: BaseException) -> None:
-        """Tell the other ranks of a failure of this one, unless one is told of already."""
+    def report_failure(self, error: BaseException) -> None:
+        """Tell the other ranks that this one failed, unless another failure was reported before."""
         with suppress(*_LOST):  # the store's process may be what failed
             if not self._store.check([f"{self._key}/failed"]):
                 code, said = explain(error) or (1, error)
@@ -141,40 +141,40 @@ class SharedWork:
     def _push(self) -> None:
         """Add this rank's counts to those of all."""
         if self._progress is not None:
-            with self._pushing:  # the heart and the rank's own thread
+            with self._pushing:  # the heartbeat's thread and the rank's own
                 for name, more in self._progress.meter.take().items():
                     self._store.add(f"{self._key}/counts/{name}", more)
 
     def _show(self) -> None:
         done = self._store.add(f"{self._key}/done", 0) if self._rank == 0 else 0
-        if self._on_beat is not None and self._rank == 0:
-            self._on_beat(done, self._store.add(f"{self._key}/tokens", 0))
+        if self._on_heartbeat is not None and self._rank == 0:
+            self._on_heartbeat(done, self._store.add(f"{self._key}/tokens", 0))
         self._push()
         if self._progress is not None and self._rank == 0:
             sums = {name: self._store.add(f"{self._key}/counts/{name}", 0) for name in FIELDS}
             self._progress.show(Counts(**sums), done)
 
-    def _beat_seconds(self) -> float:
+    def _heartbeat_seconds(self) -> float:
         """Often where a user looks on, and never more often than one process can answer."""
         shown = max(SHOW_SECONDS, dist.get_world_size() / RANKS_PER_SHOW_SECOND)
-        return min(BEAT_SECONDS if self._progress is None else shown, self._silent_seconds / 4)
+        return min(HEARTBEAT_SECONDS if self._progress is None else shown, self._silent_seconds / 4)
 
-    def _beat(self) -> None:
-        heard: dict[int, tuple[int, float]] = {}
-        while not self._stop.wait(self._beat_seconds()):
+    def _send_heartbeats(self) -> None:
+        seen: dict[int, tuple[int, float]] = {}
+        while not self._stop.wait(self._heartbeat_seconds()):
             try:
-                self._store.add(self._pulse(self._rank), 1)
-                self._hear_of_signals()
+                self._store.add(self._heartbeat_key(self._rank), 1)
+                self._note_signals_of_others()
                 self._show()
                 if self._rank == 0:
-                    self._listen(heard)
+                    self._check_heartbeats(seen)
             except _LOST:
                 return  # the store's process is gone, which the rank's own thread meets as well
-            except Exception as error:  # a heart that stops for another reason is no silence
-                self.tell(error)
+            except Exception as error:  # the thread stops, which is not the silence of a dead rank
+                self.report_failure(error)
                 return
 
-    def _hear_of_signals(self) -> None:
+    def _note_signals_of_others(self) -> None:
         """Stop this rank's work, wherever it is, if another rank was interrupted."""
         failed = f"{self._key}/failed"
         if self._store.check([failed]):
@@ -182,21 +182,21 @@ class SharedWork:
             if code > 128:
                 interrupt.note(code - 128)
 
-    def _listen(self, heard: dict[int, tuple[int, float]]) -> None:
+    def _check_heartbeats(self, seen: dict[int, tuple[int, float]]) -> None:
         """Compare every rank's pulse with the last one heard; end the work if one is silent."""
         now = time.monotonic()
         for rank in range(dist.get_world_size()):
-            pulse = self._store.add(self._pulse(rank), 0)
-            if rank not in heard or heard[rank][0] != pulse:
-                heard[rank] = (pulse, now)
-            elif now - heard[rank][1] > self._silent_seconds:
+            pulse = self._store.add(self._heartbeat_key(rank), 0)
+            if rank not in seen or seen[rank][0] != pulse:
+                seen[rank] = (pulse, now)
+            elif now - seen[rank][1] > self._silent_seconds:
                 self._fail(
                     EXIT_ENVIRONMENT,
                     f"rank {rank} was not heard for {self._silent_seconds:g} s in play: its "
                     "process or its machine is gone. Give the same command again: the run goes on.",
                 )
 
-    def _pulse(self, rank: int) -> str:
+    def _heartbeat_key(self, rank: int) -> str:
         return f"{self._key}/pulse/{rank}"
 
 

@@ -28,9 +28,9 @@ from spin_composer.store.manifest import differing, plain_manifest, require_same
 from spin_composer.store.unit import (
     REPORT,
     UnitReport,
-    aside_of,
     read_pairs,
     read_report,
+    staging_folder,
     unit_problem,
     write_unit,
 )
@@ -142,7 +142,7 @@ class LocalStore(Store):
     ) -> None:
         """See :class:`Store`; it is written aside, brought to the disk, and renamed."""
         target = self.unit_folder(iteration, unit)
-        with aside_of(target) as aside:
+        with staging_folder(target) as aside:
             write_unit(aside, pairs, report)
             place(aside, target)
 

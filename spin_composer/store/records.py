@@ -24,7 +24,7 @@ from spin_composer.store.object_folder import ObjectFolder
 _TRANSFERS = 16
 
 
-def bring_records(remote: ObjectFolder, folder: Path) -> None:
+def download_records(remote: ObjectFolder, folder: Path) -> None:
     """Write manifests, units' reports, books and lock to ``folder``, laid out as a store's.
 
     The lock gets the time of its last beat, so that its age can be told as a local one's.

@@ -35,8 +35,8 @@ from spin_composer.store.object_lock import LockObject
 from spin_composer.store.unit import (
     REPORT,
     UnitReport,
-    aside_of,
-    fsync_all,
+    fsync_folder,
+    staging_folder,
     unit_files,
     unit_problem,
 )
@@ -310,7 +310,7 @@ class RemoteStore(LocalStore):
         target = self.unit_folder(iteration, unit)
         problem: str | None = None
         for _ in range(_TRIES):
-            with aside_of(target) as aside:
+            with staging_folder(target) as aside:
                 try:
                     problem = self._download(iteration, unit, attempt, marker, aside)
                 except FileNotFoundError as error:
@@ -338,7 +338,7 @@ class RemoteStore(LocalStore):
             self.remote.download(self._object(iteration, unit, attempt, name), aside / name)
         (aside / REPORT).write_text(text or "", encoding="utf-8")
         problem = unit_problem(aside)
-        fsync_all(aside)
+        fsync_folder(aside)
         return None if problem is None else problem.replace(f"{aside}/", "")
 
     def _marked_bytes(self, name: str) -> int:

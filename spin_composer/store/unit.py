@@ -62,7 +62,7 @@ class UnitReport:
 
 
 @contextmanager
-def aside_of(folder: Path) -> Iterator[Path]:
+def staging_folder(folder: Path) -> Iterator[Path]:
     """Yield a name beside ``folder`` that is gone on the way out, for what is to become it."""
     aside = folder.with_name(f".{folder.name}.{uuid.uuid4().hex[:8]}")
     try:
@@ -82,10 +82,10 @@ def write_unit(folder: Path, pairs: Sequence[Pair], report: UnitReport) -> None:
         for path in sorted(folder.iterdir())
     }
     write_atomically(folder / REPORT, seal({**asdict(report), "files": files}))
-    fsync_all(folder)
+    fsync_folder(folder)
 
 
-def fsync_all(folder: Path) -> None:
+def fsync_folder(folder: Path) -> None:
     """Bring a folder and the files in it to the disk."""
     for path in folder.iterdir():
         fsync(path)

@@ -15,7 +15,7 @@ from spin_composer.data.pairs import LENGTH, STOP, Ids
 from spin_composer.engines.base import NoGenerator, OnProgress, Response, ignore_progress
 from spin_composer.play.degenerate import BY_IDS, BY_TEXT, comparison_of, same_ids, same_texts
 from spin_composer.play.plan import plan_units
-from spin_composer.play.player import Player, finished_play, make_units
+from spin_composer.play.player import Player, finish_play, make_units
 from spin_composer.settings.spin import SpinSettings
 from spin_composer.store.local import LocalStore
 from tests.fixtures.tokenizers import chatml
@@ -121,7 +121,7 @@ def test_play_drops_and_counts_both_and_an_old_iteration_goes_on_by_ids(tmp_path
         same = comparison_of(manifest_says, metaspace(), 2)
         player = Player(store, Canned(), sums_of_tokens, examples, 0, 2, same=same)
         make_units(player, plan_for(store, 0, units))
-        report = finished_play(store, 0, 1)
+        report = finish_play(store, 0, 1)
         kept = [row.index for row in store.read_unit(0, 0)]
         assert report.degenerate + len(kept) == report.prompts == 4
         return kept, report.metrics()["spin/degenerate_fraction"]

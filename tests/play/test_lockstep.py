@@ -20,7 +20,7 @@ from torch import distributed as dist
 from spin_composer.data.pairs import STOP
 from spin_composer.engines.base import Response
 from spin_composer.play.lockstep import Lockstep
-from spin_composer.play.player import Player, finished_play, make_units
+from spin_composer.play.player import Player, finish_play, make_units
 from spin_composer.settings.spin import SpinSettings
 from spin_composer.store.local import LocalStore
 from spin_composer.store.unit import UnitReport
@@ -62,7 +62,7 @@ def open_and_play(player: Player, rounds: Lockstep, iteration: int, count: int) 
         player.store.open_iteration({"iteration": iteration, "num_units": len(units)})
     dist.barrier()
     make_units(player, plan_for(player.store, iteration, units), rounds)
-    return finished_play(player.store, iteration, len(units))
+    return finish_play(player.store, iteration, len(units))
 
 
 class Broken(Exception):
@@ -167,7 +167,7 @@ def test_one_process_alone_plays_in_rounds_too(tmp_path: Path) -> None:
     player.store.open_iteration({"iteration": 0, "num_units": len(units)})
     rounds = Lockstep(lambda tensor: tensor, lambda: None)
     make_units(player, plan_for(player.store, 0, units), rounds)
-    report = finished_play(player.store, 0, len(units))
+    report = finish_play(player.store, 0, len(units))
     alone, _ = make_player(tmp_path / "other")
     run(alone)
     assert report.pairs == 13

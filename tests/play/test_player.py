@@ -18,7 +18,7 @@ from spin_composer.engines.base import NoGenerator, OnProgress, Response, ignore
 from spin_composer.errors import StoreError
 from spin_composer.play.iteration import IterationPlan
 from spin_composer.play.plan import Unit, plan_units
-from spin_composer.play.player import Player, PlayReport, finished_play, make_units
+from spin_composer.play.player import Player, PlayReport, finish_play, make_units
 from spin_composer.play.prepare import check_iteration, missing_units
 from spin_composer.settings.spin import SpinSettings
 from spin_composer.store import local
@@ -98,7 +98,7 @@ def run(player: Player, iteration: int = 0, settings: SpinSettings = SETTINGS) -
         }
     )
     make_units(player, plan_for(player.store, iteration, units))
-    return finished_play(player.store, iteration, len(units))
+    return finish_play(player.store, iteration, len(units))
 
 
 def stored(store: LocalStore, iteration: int, num_units: int) -> list[Pair]:
@@ -279,5 +279,5 @@ def test_each_unit_is_hashed_once_when_a_play_is_resumed(tmp_path: Path, monkeyp
     checked = check_iteration(player.store, manifest, units, player.examples, False, range(4))
     assert checked.missing == [2]
     make_units(player, plan_for(player.store, 0, units))
-    finished_play(player.store, 0, 4, verified=checked.verified)
+    finish_play(player.store, 0, 4, verified=checked.verified)
     assert sorted(hashed) == [f"unit-{unit:05d}" for unit in range(4)]

@@ -18,8 +18,8 @@ from spin_composer.play import prepare
 from spin_composer.play.plan import plan_units
 from spin_composer.play.prepare import (
     check_iteration,
-    in_training,
     missing_units,
+    remedy_in_training,
     require_space,
     unit_bytes,
 )
@@ -226,8 +226,8 @@ def test_an_iteration_that_the_disk_has_no_room_for_leaves_nothing(tmp_path, mon
 
 
 def test_in_training_the_remedy_names_the_checkpoints_to_move():
-    assert "move all checkpoints out of save_folder" in in_training(0, 2)
-    assert "move all checkpoints after epoch 4 out of save_folder" in in_training(2, 2)
+    assert "move all checkpoints out of save_folder" in remedy_in_training(0, 2)
+    assert "move all checkpoints after epoch 4 out of save_folder" in remedy_in_training(2, 2)
 
 
 def test_a_try_of_a_shared_folder_that_was_killed_is_swept(store, tmp_path):

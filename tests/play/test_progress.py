@@ -109,7 +109,7 @@ def test_units_that_were_there_neither_count_nor_speed_anything_up():
     with progress.meter.scoring():
         clock.now += 20
         progress.meter.scored(10)
-    progress.meter.spare(0, 10)
+    progress.meter.skip(0, 10)
     text = progress.text(counts_of(progress.meter), 2)
     assert text == "10 of 20 pairs scored, 00:20 left"
 

@@ -11,7 +11,7 @@ import pytest
 from fixtures.s3 import BUCKET, S3, s3_server
 
 from spin_composer.errors import EnvironmentFailure, StoreError
-from spin_composer.play.player import finished_play
+from spin_composer.play.player import finish_play
 from spin_composer.play.prepare import check_iteration, missing_units
 from spin_composer.store import object_folder
 from spin_composer.store.object_folder import ObjectFolder
@@ -87,7 +87,7 @@ def test_units_made_on_one_node_are_the_same_bytes_on_another(a, b):
         files = {p.name: p.read_bytes() for p in a.unit_folder(0, unit).iterdir()}
         assert {p.name: p.read_bytes() for p in b.unit_folder(0, unit).iterdir()} == files
     assert plain(list(b.read_unit(0, 1))) == plain(make_rows(4, seed=2))
-    assert (finished_play(b, 0, 2).pairs, b.merge(0, 2)) == (9, 9)
+    assert (finish_play(b, 0, 2).pairs, b.merge(0, 2)) == (9, 9)
     assert b.manifest(0) == a.manifest(0)
 
 
@@ -228,7 +228,7 @@ def test_a_damaged_object_is_named_before_it_is_trained_on(b, s3, damage):
     damage(s3)
     reopen(b)
     with pytest.raises(StoreError) as caught:
-        finished_play(b, 0, 2, "Restore it.")
+        finish_play(b, 0, 2, "Restore it.")
     said = str(caught.value)
     assert f"iter-000/done/unit-00001-{making(s3, 1)}.json is not whole (" in said
     assert said.endswith("Restore it.")
