@@ -34,7 +34,8 @@ class SharedWork:
 
     Args:
         count: Pieces.
-        on_heartbeat: Called now and then on rank 0 with the pieces done and the tokens made in them.
+        on_heartbeat: Called now and then on rank 0 with the pieces done and the tokens made in
+            them.
         silent_seconds: A rank that was not heard for so long is taken to be dead.
         progress: Whose meter counts what this rank does within pieces; shown the sums on rank 0.
     """
