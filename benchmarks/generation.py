@@ -32,7 +32,7 @@ from torch import nn
 
 from spin_composer.engines.hf import cache, decode, sampling
 from spin_composer.engines.hf.generator import HFGenerator
-from spin_composer.settings.spin import GenerationSettings
+from spin_composer.settings.generation import GenerationSettings
 
 STOP_ID = 2
 SHAPES: dict[str, dict[str, int]] = {

@@ -40,7 +40,7 @@ from spin_composer.preflight.start import (
 from spin_composer.preflight.tokenization import check_both_ways
 from spin_composer.preflight.trainable import check_trainable, require_restored, watch_load
 from spin_composer.schedule import refresh_learning_rates, require_spin_scheduler
-from spin_composer.settings.fields import SECTION, fill
+from spin_composer.settings.section import fill
 from spin_composer.settings.spin import SpinSettings, count_iterations
 from spin_composer.store.begun import tokenised_as_begun
 from spin_composer.store.layout import BOOKS
@@ -77,7 +77,7 @@ class SPIN(Algorithm):
     """
 
     def __init__(self, **settings: Any):
-        self.settings = fill(SpinSettings, settings, SECTION)
+        self.settings = fill(SpinSettings, settings)
         if self.settings.deterministic:
             reproducibility.configure_deterministic_mode()
         log_tables_offline()

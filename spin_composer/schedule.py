@@ -15,7 +15,9 @@ from composer.optim import (
 )
 
 from spin_composer.errors import InputError
-from spin_composer.settings.spin import SpinSettings, check_scheduler, of_iteration
+from spin_composer.settings.scheduler import SchedulerSettings
+from spin_composer.settings.section import fill
+from spin_composer.settings.spin import SpinSettings, of_iteration
 
 
 class SpinScheduler(ComposerScheduler):
@@ -37,7 +39,7 @@ class SpinScheduler(ComposerScheduler):
     """
 
     def __init__(self, t_warmup: str = "0.1dur", decay: str = "linear", alpha_f: float = 0.0):
-        check_scheduler(t_warmup, decay, alpha_f)
+        fill(SchedulerSettings, {"t_warmup": t_warmup, "decay": decay, "alpha_f": alpha_f})
         if decay == "constant":
             self.within: ComposerScheduler = ConstantWithWarmupScheduler(t_warmup=t_warmup)
         elif decay == "cosine":

@@ -11,8 +11,9 @@ import pytest
 from fixtures.runs import write_rows
 from fixtures.yaml_run import save_model
 
+from spin_composer.settings.generation import GenerationSettings
 from spin_composer.settings.server import ServerSettings
-from spin_composer.settings.spin import GenerationSettings, PlayOnly, SpinSettings
+from spin_composer.settings.spin import PlayOnly, SpinSettings
 
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text()

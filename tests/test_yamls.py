@@ -14,7 +14,8 @@ import pytest
 from fixtures.yamls import HF_CLASS, REAL, load, plain, tiny
 from omegaconf import OmegaConf
 
-from spin_composer.settings.spin import GenerationSettings, SpinSettings
+from spin_composer.settings.generation import GenerationSettings
+from spin_composer.settings.spin import SpinSettings
 from spin_composer.settings.yaml import validate
 
 

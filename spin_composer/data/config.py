@@ -9,13 +9,17 @@ errors.
 
 from __future__ import annotations
 
-import difflib
 import logging
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field, fields
-from typing import Any, Literal
+from dataclasses import field, fields
+from typing import Annotated, Any, Literal
+
+from pydantic import AfterValidator, Field, model_validator
+from typing_extensions import Self
 
 from spin_composer.errors import InputError, shown
+from spin_composer.settings.fields import Count, Must, Positive, PositiveInt, nearest
+from spin_composer.settings.section import fill, plain, section
 
 log = logging.getLogger(__name__)
 
@@ -59,11 +63,27 @@ LOADER_KEYS = (
 _STREAM_WEIGHTS = ("proportion", "repeat", "choose")
 
 
-@dataclass(frozen=True)
+def _columns(given: str | dict[str, Any]) -> str | dict[str, Any]:
+    if isinstance(given, dict) and set(given) != {"prompt", "response"}:
+        raise ValueError(
+            f"={shown(given)} must name the columns of prompt and response. Write "
+            "{prompt: column, response: column}."
+        )
+    return given
+
+
+@section("train_loader.dataset", frozen=True)
 class DatasetConfig:
     """What the ``dataset:`` block says, checked."""
 
-    max_seq_len: int
+    max_seq_len: Annotated[
+        int,
+        Field(ge=2),
+        Must(
+            remedy="Set it to the most tokens of prompt and response together that the model is "
+            "trained on."
+        ),
+    ]
     """Most tokens of prompt and response together."""
     hf_name: str | None = None
     """A Hugging Face data set, a local file or folder, a builder (json) or a remote folder."""
@@ -73,7 +93,7 @@ class DatasetConfig:
     """Further arguments of datasets.load_dataset (trust_remote_code is false unless set here)."""
     safe_load: bool = False
     """Read files of data formats only, never a loading script."""
-    preprocessing_fn: str | dict[str, str] | None = None
+    preprocessing_fn: Annotated[str | dict[str, str], AfterValidator(_columns)] | None = None
     """module:function, or {prompt: column, response: column}."""
     remote: str | None = None
     """Where an MDS stream lies (a URI or folder)."""
@@ -81,9 +101,9 @@ class DatasetConfig:
     """The MDS stream's local folder."""
     streams: dict[str, dict[str, Any]] | None = None
     """Several MDS streams by name; all rows of all are read, in this order."""
-    download_retry: int = 2
+    download_retry: Count = 2
     """Further attempts at a shard's download."""
-    download_timeout: float = 60
+    download_timeout: Positive = 60
     """Seconds for a shard's download."""
     validate_hash: str | None = None
     """Hash that downloads are checked with; on the disk every hash of index.json is checked."""
@@ -97,7 +117,7 @@ class DatasetConfig:
     """error: stop at the first bad row; skip: leave it out, count and log."""
     truncate_prompt: Literal["none", "left"] = "none"
     """left: cut a too long prompt at its start; none: such a row is bad."""
-    max_prompt_len: int | None = None
+    max_prompt_len: PositiveInt | None = None
     """Most tokens of a prompt; max_seq_len - 1 if not set."""
     date_string: str | None = None
     """The date that chat templates which print one are given; the template's own if not set."""
@@ -107,6 +127,42 @@ class DatasetConfig:
     """template: the prompt ends with the generation prompt; response: where the row parts."""
     special_tokens_in_text: Literal["error", "warn", "text"] = "warn"
     """Control tokens that prompts spell out: a bad row, counted, or encoded as plain text."""
+
+    @model_validator(mode="after")
+    def _one_source(self) -> Self:
+        given = [key for key in ("hf_name", "streams") if getattr(self, key) is not None]
+        if self.remote is not None or self.local is not None:
+            given.append("remote/local")
+        if not given:
+            raise ValueError(
+                ": it names no data. Set hf_name (a file, folder or Hugging Face name), "
+                "local and/or remote (MDS), or streams."
+            )
+        if len(given) > 1:
+            raise ValueError(f": {' and '.join(given)} name different data. Keep one of them.")
+        for key in ("hf_kwargs", "safe_load") if self.hf_name is None else ():
+            if value := getattr(self, key):
+                raise ValueError(
+                    f".{key}={shown(value)} has no meaning for an MDS stream. Remove it."
+                )
+        for name, stream in (self.streams or {}).items():
+            _check_stream(name, stream)
+        return self
+
+    @model_validator(mode="after")
+    def _lengths_fit(self) -> Self:
+        if self.prompt_limit > self.max_seq_len - 1:
+            raise ValueError(
+                f".max_prompt_len={self.max_prompt_len} must lie between 1 and max_seq_len - 1"
+                f" = {self.max_seq_len - 1}. Lower it, or raise max_seq_len."
+            )
+        if self.truncate_prompt == "left" and self.max_prompt_len is None:
+            raise ValueError(
+                ".truncate_prompt='left' without max_prompt_len would leave a long prompt one "
+                "token of response: set max_prompt_len so that prompt and response fit, e.g. half "
+                "of max_seq_len."
+            )
+        return self
 
     @property
     def prompt_limit(self) -> int:
@@ -131,13 +187,8 @@ def read_config(dataset: Mapping[str, Any], where: str = "train_loader.dataset")
     Raises:
         InputError: A key is unknown, missing, of a wrong type, or asks for what SPIN cannot do.
     """
-    given = {str(key): _plain(value) for key, value in dataset.items()}
+    given = {str(key): plain(value) for key, value in dataset.items()}
     known = {f.name for f in fields(DatasetConfig)}
-    for key in given:
-        if key not in known | _WITHOUT_MEANING | set(_REFUSED):
-            near = difflib.get_close_matches(key, known | _WITHOUT_MEANING | set(_REFUSED), n=1)
-            hint = f"Did you mean {near[0]}?" if near else f"Known: {', '.join(sorted(known))}."
-            raise InputError(f"{where}.{key}={shown(given[key])}: no such key. {hint}")
     for key, (harmless, remedy) in _REFUSED.items():
         value = given.get(key)
         if isinstance(value, str):
@@ -150,16 +201,8 @@ def read_config(dataset: Mapping[str, Any], where: str = "train_loader.dataset")
             "%s: %s have no effect here: SPIN shuffles anew in each iteration and its batches "
             "carry no padding.", where, ", ".join(idle),
         )  # fmt: skip
-    values = {key: given[key] for key in known if given.get(key) is not None}
-    _check_types(values, where)
-    if "max_seq_len" not in values:
-        raise InputError(
-            f"{where}.max_seq_len is not set. Set it to the most tokens of prompt and response "
-            "together that the model is trained on."
-        )
-    _check_source(values, where)
-    config = DatasetConfig(**values)
-    _check_lengths(config, where)
+    not_ours = _WITHOUT_MEANING | set(_REFUSED) | {k for k in known if given.get(k) is None}
+    config = fill(DatasetConfig, {key: given[key] for key in given if key not in not_ours}, where)
     _check_turns(config, where)
     return config
 
@@ -172,93 +215,22 @@ def check_loader_keys(given: Iterable[str], where: str = "train_loader") -> None
     """
     for key in given:
         if key not in LOADER_KEYS:
-            near = difflib.get_close_matches(key, LOADER_KEYS, n=1)
-            hint = f"Did you mean {near[0]}?" if near else f"Known: {', '.join(LOADER_KEYS)}."
-            raise InputError(f"{where}.{key}: no such key. {hint}")
+            raise InputError(f"{where}.{key} is not a setting. {nearest(key, LOADER_KEYS)}")
 
 
-def _plain(value: Any) -> Any:
-    """Turn OmegaConf containers into dicts and lists."""
-    if isinstance(value, Mapping):
-        return {key: _plain(item) for key, item in value.items()}
-    if isinstance(value, (str, bytes)) or not hasattr(value, "__iter__"):
-        return value
-    return [_plain(item) for item in value]
-
-
-_TYPES: dict[str, type | tuple[type, ...]] = {
-    "max_seq_len": int, "max_prompt_len": int, "hf_name": str, "split": str, "hf_kwargs": dict,
-    "safe_load": bool, "preprocessing_fn": (str, dict), "remote": str, "local": str,
-    "streams": dict, "download_retry": int, "download_timeout": (int, float),
-    "validate_hash": str, "keep_zip": bool, "stream_name": str, "stream_config": dict,
-    "on_bad_row": str, "truncate_prompt": str, "date_string": str, "tokenize": str,
-    "generation_prompt": str, "special_tokens_in_text": str,
-}  # fmt: skip
-_TYPE_NAMES = {
-    int: "an integer", float: "a number", str: "a text", bool: "true or false",
-    dict: "a mapping of keys to values",
-}  # fmt: skip
-_CHOICES = {
-    "on_bad_row": ("error", "skip"), "truncate_prompt": ("none", "left"),
-    "tokenize": ("rendering", "turns"), "generation_prompt": ("template", "response"),
-    "special_tokens_in_text": ("error", "warn", "text"),
-}  # fmt: skip
-
-
-def _check_types(values: dict[str, Any], where: str) -> None:
-    for key, value in values.items():
-        expected = _TYPES[key]
-        wrong_bool = isinstance(value, bool) and expected is not bool
-        if wrong_bool or not isinstance(value, expected):
-            kinds = expected if isinstance(expected, tuple) else (expected,)
-            names = " or ".join(_TYPE_NAMES[kind] for kind in kinds)
-            raise InputError(
-                f"{where}.{key}={shown(value)} is of type {type(value).__name__}. Give {names}."
+def _check_stream(name: str, stream: Mapping[str, Any]) -> None:
+    if not (stream.get("local") or stream.get("remote")):
+        raise ValueError(f".streams.{name}={shown(stream)} names no data. Set its local or remote.")
+    for key in _STREAM_WEIGHTS:
+        if stream.get(key) is not None:
+            raise ValueError(
+                f".streams.{name}.{key}={shown(stream[key])} cannot be used: SPIN reads every row "
+                "of every stream once. Remove it, or write the mixture as a data set of its own."
             )
-        if key in _CHOICES and value not in _CHOICES[key]:
-            raise InputError(
-                f"{where}.{key}={shown(value)} is not known. Set {' or '.join(_CHOICES[key])}."
-            )
-    mapping = values.get("preprocessing_fn")
-    if isinstance(mapping, dict) and set(mapping) != {"prompt", "response"}:
-        raise InputError(
-            f"{where}.preprocessing_fn={shown(mapping)} must name the columns of prompt and "
-            "response. Write {prompt: column, response: column}."
-        )
-
-
-def _check_source(values: dict[str, Any], where: str) -> None:
-    given = [key for key in ("hf_name", "streams") if key in values]
-    if "remote" in values or "local" in values:
-        given.append("remote/local")
-    if not given:
-        raise InputError(
-            f"{where}: it names no data. Set hf_name (a file, folder or Hugging Face name), "
-            "local and/or remote (MDS), or streams."
-        )
-    if len(given) > 1:
-        raise InputError(f"{where}: {' and '.join(given)} name different data. Keep one of them.")
-    idle = [key for key in ("hf_kwargs", "safe_load") if values.get(key)]
-    if idle and "hf_name" not in values:
-        raise InputError(
-            f"{where}.{idle[0]}={shown(values[idle[0]])} has no meaning for an MDS stream. "
-            "Remove it."
-        )
-    for name, stream in (values.get("streams") or {}).items():
-        if not isinstance(stream, dict) or not (stream.get("local") or stream.get("remote")):
-            raise InputError(
-                f"{where}.streams.{name}={shown(stream)} names no data. Set its local or remote."
-            )
-        for key in _STREAM_WEIGHTS:
-            if stream.get(key) is not None:
-                raise InputError(
-                    f"{where}.streams.{name}.{key}={shown(stream[key])} cannot be used: SPIN reads "
-                    "every row of every stream once. Remove it, or write the mixture as a data set "
-                    "of its own."
-                )
 
 
 def _check_turns(config: DatasetConfig, where: str) -> None:
+    """Refuse what turns cannot do; no validator, since old stores are read by turns anyhow."""
     given = {
         "generation_prompt": (config.generation_prompt, "response"),
         "special_tokens_in_text": (config.special_tokens_in_text, "text"),
@@ -269,22 +241,3 @@ def _check_turns(config: DatasetConfig, where: str) -> None:
                 f"{where}.{key}={value!r} needs tokenize: rendering: llm-foundry's turns cannot do "
                 "it. Remove one of them."
             )
-
-
-def _check_lengths(config: DatasetConfig, where: str) -> None:
-    if config.max_seq_len < 2:
-        raise InputError(
-            f"{where}.max_seq_len={config.max_seq_len} leaves no room for a prompt and a response. "
-            "Set it to at least 2."
-        )
-    if not 1 <= config.prompt_limit <= config.max_seq_len - 1:
-        raise InputError(
-            f"{where}.max_prompt_len={config.max_prompt_len} must lie between 1 and max_seq_len - 1"
-            f" = {config.max_seq_len - 1}. Lower it, or raise max_seq_len."
-        )
-    if config.truncate_prompt == "left" and config.max_prompt_len is None:
-        raise InputError(
-            f"{where}.truncate_prompt='left' without max_prompt_len would leave a long prompt one "
-            "token of response: set max_prompt_len so that prompt and response fit, e.g. half of "
-            "max_seq_len."
-        )

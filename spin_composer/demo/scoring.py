@@ -56,7 +56,7 @@ def score(
 
     from spin_composer.data.pairs import STOP
     from spin_composer.engines.hf.generator import HFGenerator
-    from spin_composer.settings.spin import GenerationSettings
+    from spin_composer.settings.generation import GenerationSettings
 
     tokenizer = AutoTokenizer.from_pretrained(model)
     engine = HFGenerator(

@@ -19,7 +19,7 @@ import torch
 from composer.core import Precision
 
 from spin_composer.data.pairs import Ids, Pair
-from spin_composer.settings.spin import ENGINES, GenerationSettings
+from spin_composer.settings.generation import ENGINES, GenerationSettings
 
 OnProgress = Callable[[int, int], None]
 """Called with the prompts that are answered, and the tokens generated, so far in a call."""

@@ -9,17 +9,17 @@ from typing import Any
 from spin_composer.data.config import DatasetConfig, check_loader_keys, read_config
 from spin_composer.errors import InputError, shown, together
 from spin_composer.settings.eval_loaders import check_eval_loaders
-from spin_composer.settings.fields import SECTION, fill, nearest
+from spin_composer.settings.fields import nearest
 from spin_composer.settings.launch import check_places, launch_checks
 from spin_composer.settings.model import check_model_settings
+from spin_composer.settings.scheduler import SchedulerSettings
+from spin_composer.settings.section import fill
 from spin_composer.settings.spin import (
     SpinSettings,
-    check_scheduler,
     count_iterations,
 )
 
 _MODELS = {"hf_causal_lm": "hf_spin_lm", "mpt_causal_lm": "mpt_spin_lm"}
-_SCHEDULER_KEYS = ("name", "t_warmup", "decay", "alpha_f")
 # llm-foundry's, here so that a mistyped one is found before llm-foundry is imported (20 s).
 _TOP_LEVEL_KEYS = frozenset(
     """
@@ -81,7 +81,7 @@ def validate(cfg: Mapping[str, Any]) -> SpinSettings:
 
 
 def _check_game(given: Any, max_duration: Any) -> SpinSettings:
-    settings = fill(SpinSettings, given or {}, SECTION)
+    settings = fill(SpinSettings, given or {})
     epochs = settings.epochs_per_iteration
     settings.check_iterations(count_iterations(max_duration, epochs))
     return settings
@@ -153,12 +153,7 @@ def _check_scheduler(scheduler: Mapping[str, Any]) -> None:
             f"scheduler.name={scheduler['name']} does not restart with each iteration. Use "
             "`scheduler: {name: spin, t_warmup: 0.1dur}`."
         )
-    for key in scheduler:
-        if key not in _SCHEDULER_KEYS:
-            raise InputError(
-                f"scheduler.{key} is not a setting of `spin`. {nearest(key, _SCHEDULER_KEYS)}"
-            )
-    check_scheduler(**{key: value for key, value in scheduler.items() if key != "name"})
+    fill(SchedulerSettings, {key: scheduler[key] for key in scheduler if key != "name"})
 
 
 def _check_loader(loader: Mapping[str, Any]) -> DatasetConfig:

@@ -7,9 +7,10 @@ from typing import Any
 import pytest
 
 from spin_composer.errors import InputError
-from spin_composer.settings.fields import fill
+from spin_composer.settings.generation import GenerationSettings
+from spin_composer.settings.section import fill
 from spin_composer.settings.server import ServerSettings
-from spin_composer.settings.spin import GenerationSettings, SpinSettings
+from spin_composer.settings.spin import SpinSettings
 
 COMMAND = "vllm serve {model} --port {port}"
 URL = {"base_url": "http://gpu7:8000", "reload_command": "reload {model}"}
@@ -49,14 +50,14 @@ WRONG: list[tuple[dict[str, Any], str]] = [
 def test_a_wrong_value_is_refused_in_one_line(given: dict[str, Any], said: str) -> None:
     engine = {} if said.endswith("absent with hf") else {"engine": "server"}
     with pytest.raises(InputError) as caught:
-        fill(SpinSettings, {"generation": {**engine, **given}}, "spin")
+        fill(SpinSettings, {"generation": {**engine, **given}})
     assert said in str(caught.value)
     assert "\n" not in str(caught.value)
     assert str(caught.value).endswith((".", "?"))
 
 
 def generation(**given: Any) -> GenerationSettings:
-    return fill(GenerationSettings, {"engine": "server", **given}, "algorithms.spin.generation")
+    return fill(GenerationSettings, {"engine": "server", **given})
 
 
 def test_a_manifest_holds_what_samples_depend_on_and_no_more() -> None:

@@ -9,13 +9,9 @@ from typing import Any
 import pytest
 
 from spin_composer.errors import InputError
-from spin_composer.settings.spin import (
-    GenerationSettings,
-    SpinSettings,
-    count_iterations,
-    fill,
-    of_iteration,
-)
+from spin_composer.settings.generation import GenerationSettings
+from spin_composer.settings.section import fill
+from spin_composer.settings.spin import SpinSettings, count_iterations, of_iteration
 
 
 def refusal(make: Any) -> str:
@@ -77,7 +73,7 @@ WRONG: list[tuple[dict[str, Any], str]] = [
 
 @pytest.mark.parametrize(("given", "said"), WRONG, ids=[str(given) for given, _ in WRONG])
 def test_a_wrong_value_is_refused_by_its_name(given: dict[str, Any], said: str) -> None:
-    assert said in refusal(lambda: fill(SpinSettings, given, "spin"))
+    assert said in refusal(lambda: fill(SpinSettings, given))
 
 
 @pytest.mark.parametrize(
@@ -89,16 +85,16 @@ def test_a_wrong_value_is_refused_by_its_name(given: dict[str, Any], said: str) 
     ],
 )
 def test_an_unknown_key_is_answered_with_the_nearest_known_one(given: Any, said: str) -> None:
-    assert said in refusal(lambda: fill(SpinSettings, given, "spin"))
+    assert said in refusal(lambda: fill(SpinSettings, given))
 
 
 def test_values_come_to_their_types() -> None:
-    settings = fill(SpinSettings, {"iteration_length": 3, "beta": 1, "generation": {}}, "x")
+    settings = fill(SpinSettings, {"iteration_length": 3, "beta": 1, "generation": {}})
     assert settings.iteration_length == "3ep"
     assert settings.epochs_per_iteration == 3
     assert settings.beta == [1.0]
     assert settings.generation == GenerationSettings()
-    assert fill(SpinSettings, settings, "x") is settings
+    assert fill(SpinSettings, settings) is settings
 
 
 def test_the_defaults_are_the_papers() -> None:
@@ -139,12 +135,12 @@ def test_a_duration_that_is_no_number_of_iterations_is_refused(duration: Any, sa
 
 @pytest.mark.parametrize("name", ["beta", "learning_rate"])
 def test_lists_hold_one_value_per_iteration(name: str) -> None:
-    settings = fill(SpinSettings, {name: [0.1, 0.2]}, "spin")
+    settings = fill(SpinSettings, {name: [0.1, 0.2]})
     settings.check_iterations(2)
     for iterations in (1, 3):
         said = refusal(lambda n=iterations: settings.check_iterations(n))
         assert said.startswith(f"algorithms.spin.{name} has 2 values for {iterations} iterations")
-    fill(SpinSettings, {name: 0.1}, "spin").check_iterations(7)
+    fill(SpinSettings, {name: 0.1}).check_iterations(7)
 
 
 def test_one_value_serves_every_iteration() -> None:

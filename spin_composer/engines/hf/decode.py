@@ -26,7 +26,7 @@ from spin_composer.engines.base import OnProgress, ignore_progress
 from spin_composer.engines.hf.rows import Rows
 from spin_composer.engines.hf.sampling import Sampler, StopStrings
 from spin_composer.model.unwrap import inner_model
-from spin_composer.settings.spin import GenerationSettings
+from spin_composer.settings.generation import GenerationSettings
 
 LOOK_EVERY = 8
 """Steps between two looks of the host at which rows are done."""

@@ -26,7 +26,7 @@ from spin_composer.engines.hf.families import (
 from spin_composer.engines.hf.sampling import StopStrings, reordered, uniforms_of
 from spin_composer.model.adapters import merged_adapters
 from spin_composer.model.unwrap import inner_model
-from spin_composer.settings.spin import GenerationSettings
+from spin_composer.settings.generation import GenerationSettings
 
 log = logging.getLogger(__name__)
 

@@ -20,7 +20,7 @@ from transformers.generation import (
     TopPLogitsWarper,
 )
 
-from spin_composer.settings.spin import GenerationSettings
+from spin_composer.settings.generation import GenerationSettings
 
 _NO_TOKEN = 2**31 - 1
 """An id beyond every vocabulary, which takes part in no stop string."""

@@ -10,7 +10,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from spin_composer.settings.spin import GenerationSettings
+from spin_composer.settings.generation import GenerationSettings
 
 
 @dataclass(frozen=True)

@@ -20,7 +20,7 @@ from spin_composer.engines.server.client import HTTPClient
 from spin_composer.engines.server.dialects import ANY, DIALECTS, Dialect, Reply
 from spin_composer.engines.server.logprob_gap import FP32_TOLERANCE, LogprobGap
 from spin_composer.errors import EngineError, shown
-from spin_composer.settings.spin import GenerationSettings
+from spin_composer.settings.generation import GenerationSettings
 
 log = logging.getLogger(__name__)
 

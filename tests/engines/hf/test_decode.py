@@ -19,7 +19,7 @@ from spin_composer.engines.hf.families import STANDARD, obstacle_of
 from spin_composer.engines.hf.generator import HFGenerator
 from spin_composer.engines.hf.sampling import invert
 from spin_composer.model.unwrap import inner_model
-from spin_composer.settings.spin import GenerationSettings
+from spin_composer.settings.generation import GenerationSettings
 from tests.engines.hf.test_generator import assert_equals_recomputing, engine, plain
 from tests.fixtures.models import tiny_model
 from tests.fixtures.tokenizers import byte_level

@@ -14,7 +14,7 @@ from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
 
 from spin_composer.engines.hf.generator import HFGenerator
 from spin_composer.fsdp import gathered
-from spin_composer.settings.spin import GenerationSettings
+from spin_composer.settings.generation import GenerationSettings
 from tests.fixtures.models import tiny_model
 from tests.test_fsdp import spawn
 

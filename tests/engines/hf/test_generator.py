@@ -16,7 +16,7 @@ from spin_composer.data.pairs import LENGTH, STOP, STRING
 from spin_composer.engines.base import Response
 from spin_composer.engines.hf.generator import HFGenerator
 from spin_composer.model.head import install_head
-from spin_composer.settings.spin import GenerationSettings
+from spin_composer.settings.generation import GenerationSettings
 from tests.fixtures.models import FAMILIES as ALL_FAMILIES
 from tests.fixtures.models import tiny_model
 from tests.fixtures.tokenizers import byte_level

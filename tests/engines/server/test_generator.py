@@ -21,7 +21,7 @@ from spin_composer.engines.hf.generator import HFGenerator
 from spin_composer.engines.server.dialects import ANY
 from spin_composer.engines.server.generator import row_seeds
 from spin_composer.errors import EngineError
-from spin_composer.settings.spin import GenerationSettings
+from spin_composer.settings.generation import GenerationSettings
 
 pytest.importorskip("xllamacpp", reason="llama.cpp's server comes with the extra `test`")
 

@@ -1,0 +1,122 @@
+"""A section of a YAML as a dataclass that pydantic fills and checks.
+
+Whatever is wrong with it becomes an InputError of a line for each setting: its name, what it must
+be, what it is, and the remedy.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import field, fields
+from typing import Any, TypeVar
+
+from pydantic import BeforeValidator, ConfigDict, ValidationError
+from pydantic.dataclasses import dataclass
+from pydantic_core import ArgsKwargs, ErrorDetails
+from typing_extensions import dataclass_transform
+
+from spin_composer.errors import InputError
+from spin_composer.settings.fields import Must, must_be, nearest, wanted
+
+T = TypeVar("T")
+
+# Strict: true is no integer and "3" no number. Defaults come to their types as well.
+_CONFIG = ConfigDict(strict=True, extra="forbid", allow_inf_nan=False, validate_default=True)
+
+
+@dataclass_transform(field_specifiers=(field,))
+def section(where: str, frozen: bool = False) -> Callable[[type[T]], type[T]]:
+    """Make a class the dataclass of a section of settings.
+
+    Its fields' types say what they accept (see :mod:`spin_composer.settings.fields`). A validator
+    raises ``ValueError`` with what follows the section's name (``.port must be ...``) or, of a
+    field, the field's; without a text it means the words of the field's type.
+
+    Args:
+        where: Dotted name of the section, for messages.
+        frozen: Instances cannot be changed.
+    """
+
+    def made(cls: type[T]) -> type[T]:
+        settings: Any = dataclass(config=_CONFIG, frozen=frozen)(cls)
+
+        def __init__(self: Any, *args: Any, **given: Any) -> None:
+            names = [f.name for f in fields(settings)]
+            _validate(self, {**dict(zip(names, args, strict=False)), **given}, where)
+
+        __init__.__qualname__ = f"{cls.__qualname__}.__init__"
+        settings.__init__ = __init__
+        settings.__where__ = where
+        return settings
+
+    return made
+
+
+def fill(cls: type[T], given: Mapping[str, Any] | T, where: str | None = None) -> T:
+    """Build a section's settings from a mapping.
+
+    Args:
+        cls: A class made by :func:`section`.
+        given: Field names and values, or an instance of ``cls``, which is returned as it is.
+        where: Dotted name of the section, for messages, where it has several places.
+
+    Raises:
+        InputError: A line for each setting that is unknown or wrong.
+    """
+    where = where or str(cls.__where__)  # pyright: ignore[reportAttributeAccessIssue]
+    if isinstance(given, cls):
+        return given
+    if not isinstance(given, Mapping):
+        raise InputError(must_be(where, given, "a mapping of settings"))
+    settings = cls.__new__(cls)
+    _validate(settings, {str(key): value for key, value in given.items()}, where)
+    return settings
+
+
+def filled(cls: type[Any]) -> BeforeValidator:
+    """Return the validator of a field that holds a section: fills it from a mapping."""
+    return BeforeValidator(lambda given: None if given is None else fill(cls, given))
+
+
+def plain(value: Any) -> Any:
+    """Turn OmegaConf's containers, and other iterables, into dicts and lists."""
+    if isinstance(value, Mapping):
+        return {key: plain(item) for key, item in value.items()}
+    if isinstance(value, (str, bytes)) or not hasattr(value, "__iter__"):
+        return value
+    return [plain(item) for item in value]
+
+
+def _validate(settings: Any, given: Mapping[str, Any], where: str) -> None:
+    """Fill a section's fresh instance, as the ``__init__`` that pydantic gives it does."""
+    values = {key: plain(value) for key, value in given.items()}
+    try:
+        validator = type(settings).__pydantic_validator__
+        validator.validate_python(ArgsKwargs((), values), self_instance=settings)
+    except ValidationError as error:
+        lines: dict[Any, str] = {}
+        for fault in error.errors(include_url=False):
+            lines.setdefault(fault["loc"][:1], _line(type(settings), fault, values, where))
+        raise InputError("\n".join(lines.values())) from None
+
+
+def _line(cls: type[Any], fault: ErrorDetails, values: Mapping[str, Any], where: str) -> str:
+    """Return the line of one of pydantic's errors."""
+    cause = fault.get("ctx", {}).get("error")
+    if isinstance(cause, InputError):  # of a section within this one
+        return str(cause)
+    if not fault["loc"]:
+        return f"{where}{cause}"
+    key = str(fault["loc"][0])
+    name = f"{where}.{key}"
+    if cause is not None and str(cause):
+        return f"{name}{cause}"
+    if fault["type"] == "unexpected_keyword_argument":
+        return f"{name} is not a setting. {nearest(key, [f.name for f in fields(cls)])}"
+    declared = cls.__pydantic_fields__[key]
+    remedies = [m.remedy for m in declared.metadata if isinstance(m, Must)]
+    remedy = next(iter(remedies), "")
+    if fault["type"] == "missing":
+        return f"{name} is not set. {remedy}".rstrip()
+    value = values.get(key, declared.default)
+    return must_be(name, value, wanted(declared.annotation, declared.metadata), remedy)
