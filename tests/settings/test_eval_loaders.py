@@ -32,7 +32,7 @@ def ours(label: str | None = None, **dataset: Any) -> dict[str, Any]:
 
 WRONG = [
     (evaluated({**ours(), "dataset": None}), "eval_loader.dataset must be a mapping that names"),
-    (evaluated({**ours(), "num_worker": 2}), "eval_loader.num_worker is not a setting. Did you mean"),
+    (evaluated({**ours(), "num_worker": 2}), "eval_loader.num_worker is not a setting. Did you"),
     (evaluated(ours(hf_nam="x")), "eval_loader.dataset.hf_nam is not a setting. Did you mean"),
     (evaluated(ours(max_seq_len=None)), "eval_loader.dataset.max_seq_len is not set"),
     (evaluated(ours("a"), ours()), "eval_loaders[1].label is not set"),
