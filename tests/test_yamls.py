@@ -32,9 +32,10 @@ def test_yaml_explains_every_setting_of_the_game(name: str):
     spin = plain(load(name))["algorithms"]["spin"]
     # the defaults of these are explained in the README's table
     optional = {"seed", "deterministic", "repair", "remote_store", "play_only"}
-    optional |= {"offload_during_play", "allow_low_precision_weights"}
+    optional |= {"allow_low_precision_weights"}
     assert set(spin) >= {field.name for field in fields(SpinSettings)} - optional
     assert set(spin["generation"]) >= {field.name for field in fields(GenerationSettings)} - {
+        "merge_adapters",
         "stop_strings",
         "server",
     }

@@ -2,7 +2,7 @@
 
 An :class:`Engine` is made from a run's settings; :meth:`Engine.open` makes it ready for an
 opponent and yields the :class:`Generator` that answers. To add an engine, write both in a package
-of their own and name the engine in ``settings.ENGINES``.
+of their own and name the engine in ``settings.generation.ENGINES``.
 """
 
 from __future__ import annotations

@@ -69,7 +69,7 @@ def test_a_copy_with_changes_is_checked_too() -> None:
 
 def test_a_manifest_has_numbers_as_the_yaml_has_them() -> None:
     made = fill(GenerationSettings, {"temperature": 1, "top_p": 1.0, "stop_strings": ("a",)})
-    assert json.dumps(made.of_samples()).startswith(
+    assert json.dumps(made.sampling_fields()).startswith(
         '{"max_new_tokens": 512, "min_new_tokens": 0, "temperature": 1, "top_p": 1.0'
     )
     assert made.stop_strings == ["a"]

@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 
+from spin_composer.engines.base import make_engine
 from spin_composer.errors import InputError
 from spin_composer.settings.generation import GenerationSettings
 from spin_composer.settings.section import fill
@@ -60,16 +61,20 @@ def generation(**given: Any) -> GenerationSettings:
     return fill(GenerationSettings, {"engine": "server", **given})
 
 
+def manifest_fields(settings: GenerationSettings) -> dict[str, Any]:
+    return make_engine(settings).manifest_fields()
+
+
 def test_a_manifest_holds_what_samples_depend_on_and_no_more() -> None:
     one = generation(server={"command": COMMAND, "port": 8000}, batch_size=8)
     moved = generation(server={**URL, "retries": 0, "concurrency": 1}, batch_size=16)
-    assert one.of_samples() == moved.of_samples()
+    assert manifest_fields(one) == manifest_fields(moved)
     for changed in ({"temperature": 0.9}, {"max_new_tokens": 5}, {"stop_strings": ["x"]}):
         other = generation(server={"command": COMMAND}, **changed)
-        assert other.of_samples() != one.of_samples()
+        assert manifest_fields(other) != manifest_fields(one)
     hf = GenerationSettings(batch_size=8)
-    assert hf.of_samples() != GenerationSettings(batch_size=16).of_samples()
-    assert "server" not in hf.of_samples()  # stores of before there was one still fit
+    assert manifest_fields(hf) != manifest_fields(GenerationSettings(batch_size=16))
+    assert "server" not in manifest_fields(hf)  # stores of before there was one still fit
 
 
 def test_a_trailing_slash_is_no_other_url() -> None:
