@@ -1,26 +1,47 @@
-"""JSON over HTTP to a completion server: time limits, retries with back-off, errors in one line."""
+"""JSON over HTTP to a completion server: time limits, retries with backoff, errors in one line."""
 
 from __future__ import annotations
 
-import http.client
 import json
 import random
+import ssl
 import threading
 import time
-import urllib.error
-import urllib.request
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from spin_composer.errors import EngineError, shown
+import requests
+from tenacity import (
+    RetryCallState,
+    RetryError,
+    Retrying,
+    retry_if_exception_type,
+    retry_if_result,
+    stop_after_attempt,
+    wait_exponential,
+)
+from urllib3.exceptions import HTTPError as TransportError
+from urllib3.exceptions import InvalidHeader
+from urllib3.util import Retry
+
+from spin_composer.errors import EngineError, InputError, shown
 
 _FIRST_PAUSE_SECONDS, _LONGEST_PAUSE_SECONDS = 0.5, 30.0
 _POLL_SECONDS = 0.2
 _PROBE_SECONDS = 5.0
+# Not the global generator, whose state belongs to training.
+_RANDOM = random.SystemRandom()
+_TRANSIENT_ERRORS = (
+    requests.ConnectionError,
+    requests.Timeout,
+    requests.exceptions.ChunkedEncodingError,
+    requests.exceptions.ContentDecodingError,
+)
+"""Failures of the connection that may pass; of the statuses, those of :func:`_is_busy` may."""
 
 
 class HTTPClient:
-    """Asks one server; its methods may be called from many threads.
+    """Sends requests to one server; its methods may be called from many threads.
 
     Args:
         base_url: ``http://host:port``.
@@ -28,6 +49,9 @@ class HTTPClient:
         retries: How often a request is sent again after a failure that may pass.
         check_alive: Raises an EngineError if the server is known to be gone for good.
         api_key: Sent with each request, unless it is empty.
+
+    Raises:
+        InputError: If the key cannot be sent in a header.
     """
 
     def __init__(
@@ -39,46 +63,77 @@ class HTTPClient:
         api_key: str = "",
     ):
         self.base_url = base_url
-        self._api_key = api_key
         self.timeout_seconds = timeout_seconds
         self.retries = retries
         self.check_alive = check_alive
-        # A cluster's proxy is not for servers within the cluster.
-        self._opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
-        # Not the global generator, whose state belongs to training.
-        self._random = random.SystemRandom()
+        if not (api_key.isascii() and api_key.isprintable() and api_key == api_key.strip()):
+            raise InputError(
+                "The server's key (algorithms.spin.generation.server.api_key_env) has a line "
+                "break, a space around it, or what else no HTTP header can hold. Set it to the key "
+                "alone."
+            )
+        self._headers = {"Content-Type": "application/json", "Connection": "close"}
+        if api_key:
+            self._headers["Authorization"] = f"Bearer {api_key}"
 
     def get(self, path: str) -> Any:
-        """Return the JSON at a path, asked for once; OSError if the server cannot be reached."""
-        return self._send(path, None, min(_PROBE_SECONDS, self.timeout_seconds))
+        """Return the JSON at a path, requested once.
+
+        Raises:
+            OSError: If the server cannot be reached, or answers with an error status.
+            EngineError: If the answer is no JSON.
+        """
+        response = self._probe("GET", path)
+        if not response.ok:
+            raise OSError(_status(response))
+        return self._json(path, response)
 
     def post(self, path: str, body: Mapping[str, Any], stop: threading.Event) -> Any:
         """Return the JSON that a request is answered with.
 
+        Args:
+            path: Below the base URL.
+            body: Sent as JSON.
+            stop: Once it is set, no further attempt is made.
+
         Raises:
             EngineError: If the server refuses it, answers no JSON, or fails ``retries`` + 1 times.
         """
-        data = json.dumps(body).encode()
-        for attempt in range(self.retries + 1):
-            try:
-                return self._send(path, data, self.timeout_seconds)
-            except urllib.error.HTTPError as error:
-                if error.code != 429 and error.code < 500:
-                    raise EngineError(
-                        f"{self.base_url}{path} refused a request ({error.code}): {_said(error)}"
-                    ) from None
-                failure = f"{error.code}: {_said(error)}"
-            except (OSError, http.client.HTTPException) as error:
-                failure = _named(error, self.timeout_seconds)
-            self.check_alive()
-            pause = min(_LONGEST_PAUSE_SECONDS, _FIRST_PAUSE_SECONDS * 2**attempt)
-            if attempt < self.retries and stop.wait(pause * self._random.uniform(0.5, 1.0)):
-                break
-        raise EngineError(
-            f"{self.base_url}{path} failed {attempt + 1} times in a row, at last with {failure}. "
-            "See the server's log; raise algorithms.spin.generation.server.retries or "
-            "request_timeout_seconds if it is only slow."
+
+        def pause(seconds: float) -> None:
+            if stop.wait(seconds):
+                raise EngineError(f"{self.base_url}{path}: the request is canceled.")
+
+        # A Session's own retries (urllib3's Retry) sleep where no event can wake them, draw their
+        # jitter from the global random generator, and cannot ask whether the server is alive.
+        retrying = Retrying(
+            retry=retry_if_exception_type(_TRANSIENT_ERRORS) | retry_if_result(_is_busy),
+            stop=stop_after_attempt(self.retries + 1),
+            wait=self._pause_seconds,
+            sleep=pause,
+            after=lambda _: self.check_alive(),
         )
+        data = json.dumps(body).encode()
+        try:
+            response = retrying(self._send, "POST", path, self.timeout_seconds, data)
+        except RetryError as error:
+            last = error.last_attempt
+            failure = last.exception()
+            reason = _reason(failure, self.timeout_seconds) if failure else _status(last.result())
+            raise EngineError(
+                f"{self.base_url}{path} failed {last.attempt_number} times in a row, at last with "
+                f"{reason}. See the server's log; raise algorithms.spin.generation.server.retries "
+                "or request_timeout_seconds if it is only slow."
+            ) from None
+        except requests.RequestException as error:
+            reason = _reason(error, self.timeout_seconds)
+            raise EngineError(f"{self.base_url}{path} cannot be requested: {reason}.") from None
+        if not response.ok:
+            raise EngineError(
+                f"{self.base_url}{path} refused a request ({response.status_code}): "
+                f"{_message(response)}"
+            )
+        return self._json(path, response)
 
     def wait_until_ready(self, seconds: float) -> None:
         """Return when the server lists its models, and calls itself healthy if it has ``/health``.
@@ -95,8 +150,8 @@ class HTTPClient:
                 if self._is_healthy():
                     return
                 failure = "it says that it is not healthy yet"
-            except (OSError, http.client.HTTPException, EngineError) as error:
-                failure = _named(error, _PROBE_SECONDS)
+            except (OSError, EngineError) as error:
+                failure = str(error)
             time.sleep(_POLL_SECONDS)
         raise EngineError(
             f"{self.base_url} does not answer after {seconds:g} s ({failure}). See the server's "
@@ -104,44 +159,72 @@ class HTTPClient:
             "longer."
         )
 
-    def answers_strangers(self) -> bool:
-        """Tell whether a request without the key gets further than its refusal."""
-        stranger = HTTPClient(self.base_url, self.timeout_seconds, 0)
-        try:
-            stranger._open("/v1/completions", b"{}", _PROBE_SECONDS)
-        except urllib.error.HTTPError as error:
-            return error.code not in (401, 403)
-        return True
+    def requires_key(self) -> bool:
+        """Tell whether the server rejects a completion request without the key."""
+        anonymous = HTTPClient(self.base_url, self.timeout_seconds, 0)
+        response = anonymous._probe("POST", "/v1/completions", b"{}")
+        return response.status_code in (401, 403)
 
     def _is_healthy(self) -> bool:
-        try:
-            self._open("/health", None, _PROBE_SECONDS)
-        except urllib.error.HTTPError as error:
-            return error.code < 500  # there is none
-        return True
+        return self._probe("GET", "/health").status_code < 500  # many have none and say 404
 
-    def _open(self, path: str, data: bytes | None, timeout: float) -> bytes:
-        headers = {"Content-Type": "application/json"}
-        if self._api_key:
-            headers["Authorization"] = f"Bearer {self._api_key}"
-        request = urllib.request.Request(self.base_url + path, data, headers)
-        with self._opener.open(request, timeout=timeout) as response:
-            return response.read()
-
-    def _send(self, path: str, data: bytes | None, timeout: float) -> Any:
-        text = self._open(path, data, timeout)
+    def _probe(self, method: str, path: str, data: bytes | None = None) -> requests.Response:
+        timeout = min(_PROBE_SECONDS, self.timeout_seconds)
         try:
-            return json.loads(text)
+            return self._send(method, path, timeout, data)
+        except requests.RequestException as error:
+            raise OSError(_reason(error, timeout)) from error
+
+    def _send(
+        self, method: str, path: str, timeout: float, data: bytes | None
+    ) -> requests.Response:
+        # One connection, and so one Session, per request. llama.cpp's server gives each open
+        # connection a thread: those kept alive starve the others (48 clients on 4 slots: 6 s
+        # instead of 0.2 s for the slowest). A load balancer's cookie would bind all to one replica.
+        with requests.Session() as session:
+            # A cluster's proxy is not for servers within the cluster, nor ~/.netrc for this key.
+            session.trust_env = False
+            # Certificates that the system or SSL_CERT_FILE trusts, not those that requests ships.
+            trusted = ssl.get_default_verify_paths()
+            session.verify = trusted.cafile or trusted.capath or True
+            session.headers.update(self._headers)
+            return session.request(method, self.base_url + path, data=data, timeout=timeout)
+
+    def _json(self, path: str, response: requests.Response) -> Any:
+        try:
+            return json.loads(response.content)
         except ValueError:
-            raise EngineError(f"{self.base_url}{path} answered no JSON: {shown(text)}.") from None
+            raise EngineError(
+                f"{self.base_url}{path} answered no JSON: {shown(response.content)}."
+            ) from None
+
+    def _pause_seconds(self, state: RetryCallState) -> float:
+        """Return the pause before the next attempt: what the server asks for, or the backoff."""
+        longest = wait_exponential(_FIRST_PAUSE_SECONDS, _LONGEST_PAUSE_SECONDS)(state)
+        backoff = longest * _RANDOM.uniform(0.5, 1.0)
+        assert state.outcome is not None
+        if state.outcome.failed:
+            return backoff
+        try:
+            asked = Retry().parse_retry_after(state.outcome.result().headers["Retry-After"])
+        except (KeyError, InvalidHeader):
+            return backoff
+        # A server that asks for more than a request may last counts as one that does not answer.
+        return max(backoff, min(asked, self.timeout_seconds))
 
 
-def _said(error: urllib.error.HTTPError) -> str:
-    """Return an error answer's message, in one line."""
-    try:
-        text = error.read().decode(errors="replace")
-    except (OSError, http.client.HTTPException):
-        text = ""
+def _is_busy(response: requests.Response) -> bool:
+    """Tell whether a request may succeed when it is sent again."""
+    return response.status_code == 429 or response.status_code >= 500
+
+
+def _status(response: requests.Response) -> str:
+    return f"{response.status_code}: {_message(response)}"
+
+
+def _message(response: requests.Response) -> str:
+    """Return an error response's message, in one line."""
+    text = response.content.decode(errors="replace")
     try:
         found = json.loads(text)
         found = found.get("error", found)
@@ -151,8 +234,11 @@ def _said(error: urllib.error.HTTPError) -> str:
     return " ".join(text.split())[:300] or "no message"
 
 
-def _named(error: BaseException, timeout: float) -> str:
-    reason = getattr(error, "reason", error)
-    if isinstance(reason, TimeoutError):
+def _reason(error: BaseException, timeout: float) -> str:
+    """Return why a request failed, in one line: the cause below what the libraries wrap it in."""
+    wrappers = (requests.RequestException, TransportError)
+    while isinstance(error, wrappers) and (cause := error.__cause__ or error.__context__):
+        error = cause
+    if isinstance(error, TimeoutError):
         return f"no answer within {timeout:g} s"
-    return " ".join(str(reason).split()) or type(reason).__name__
+    return " ".join(str(error).split()) or type(error).__name__

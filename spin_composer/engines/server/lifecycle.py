@@ -92,7 +92,7 @@ def _start(
         log.info(f"waiting for the completion server at {url}; its log is {log_file}")
     client = HTTPClient(url, settings.request_timeout_seconds, 0, check, api_key)
     client.wait_until_ready(seconds)
-    if api_key and client.answers_strangers():
+    if api_key and not client.requires_key():
         log.warning(
             f"the completion server at {url} answers requests without its key too: whoever reaches "
             "its address can use it. Let it listen at {host} only, or give it {api_key}."

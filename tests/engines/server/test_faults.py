@@ -1,4 +1,4 @@
-"""The engine ``server`` when the server misbehaves: a local HTTP server that does so on purpose.
+"""The engine ``server`` when the server misbehaves: ``fixtures/faulty_server.py`` does on purpose.
 
 That good answers are read rightly is shown against a real server in test_server.py; here the
 answers of the servers that need a GPU are also read, in the form that their sources give them.
@@ -6,87 +6,27 @@ answers of the servers that need a GPU are also read, in the form that their sou
 
 from __future__ import annotations
 
-import json
+import random
 import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+from fixtures.faulty_server import Answer, Script, faulty, good
 from fixtures.served import settings
 from fixtures.tokenizers import byte_level, sentencepiece_like
 
 from spin_composer.data.pairs import LENGTH, STOP, STRING
 from spin_composer.engines.server import client as http_client
-from spin_composer.engines.server.client import HTTPClient
 from spin_composer.engines.server.generator import ServerGenerator
 from spin_composer.errors import EngineError
 
 PROMPTS = [np.array([45, 50], np.int32), np.array([60, 7, 81], np.int32)]
-Answer = tuple[int, Any]
-Script = Callable[[dict[str, Any], int], Answer]
-
-
-@contextmanager
-def faulty(
-    script: Script, owner: str = "vllm", health: Sequence[int] = ()
-) -> Iterator[tuple[str, list[dict]]]:
-    """Serve ``script(body, how many requests this prompt has had before)``; yield URL, requests."""
-    asked: list[dict[str, Any]] = []
-    healths = iter(health)
-    lock = threading.Lock()
-
-    class Handler(BaseHTTPRequestHandler):
-        protocol_version = "HTTP/1.1"
-
-        def do_GET(self) -> None:
-            if self.path == "/health":
-                self.reply(next(healths, 503), b"")
-                return
-            self.reply(200, {"data": [{"id": "the-model", "owned_by": owner}]})
-
-        def do_POST(self) -> None:
-            body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
-            with lock:
-                before = sum(b["prompt"] == body["prompt"] for b in asked)
-                asked.append(body)
-            self.reply(*script(body, before))
-
-        def reply(self, code: int, content: Any) -> None:
-            if code == 0:  # hang up
-                self.close_connection = True
-                self.connection.close()
-                return
-            data = content if isinstance(content, bytes) else json.dumps(content).encode()
-            self.send_response(code)
-            self.send_header("Content-Length", str(len(data)))
-            self.end_headers()
-            self.wfile.write(data)
-
-        def log_message(self, *_: Any) -> None:
-            pass
-
-    server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-    server.daemon_threads = True
-    threading.Thread(target=server.serve_forever, daemon=True).start()
-    try:
-        yield f"http://127.0.0.1:{server.server_address[1]}", asked
-    finally:
-        server.shutdown()
-        server.server_close()
-
-
-def good(body: dict[str, Any], ids: list[int] | None = None, **choice: Any) -> Answer:
-    ids = [5, 6, 0] if ids is None else ids
-    found = {"token_ids": ids, "text": "", "finish_reason": "stop", "stop_reason": None, **choice}
-    usage = {"prompt_tokens": len(body["prompt"]), "completion_tokens": len(ids)}
-    return 200, {"choices": [found], "usage": usage}
 
 
 def engine(url: str, server: dict[str, Any] | None = None, tokenizer: Any = None, **sampling: Any):
@@ -116,6 +56,42 @@ def test_a_failure_that_passes_is_tried_again(code: int) -> None:
         tuple(b["prompt"]): {c["seed"] for c in asked if c["prompt"] == b["prompt"]} for b in asked
     }
     assert all(len(found) == 1 for found in seeds.values())  # a second try is the same request
+
+
+def test_retries_leave_the_generator_of_training_alone() -> None:
+    def script(body: dict, before: int) -> Answer:
+        return (503, b"") if before < 1 else good(body)
+
+    before = random.getstate()
+    with faulty(script, headers={"Retry-After": "0"}) as (url, _):
+        engine(url).generate(PROMPTS, seed=1)
+    assert random.getstate() == before
+
+
+def test_a_pause_longer_than_a_request_may_last_is_cut() -> None:
+    def script(body: dict, before: int) -> Answer:
+        return (429, b"") if before < 1 else good(body)
+
+    with faulty(script, headers={"Retry-After": "Fri, 31 Dec 9999 23:59:59 GMT"}) as (url, asked):
+        engine(url, {"request_timeout_seconds": 0.5}).generate(PROMPTS, seed=1)
+    assert len(asked) == 4
+
+
+def test_a_server_that_was_started_again_is_asked_on_a_connection_of_its_own() -> None:
+    with faulty(lambda b, _: good(b)) as (url, _):
+        first = engine(url, {"retries": 0})
+        first.generate(PROMPTS, seed=1)
+    with faulty(lambda b, _: good(b), port=int(url.rpartition(":")[2])) as (_, asked):
+        first.generate(PROMPTS, seed=2)
+    assert len(asked) == 2
+
+
+def test_the_proxies_of_the_environment_are_not_for_the_server(monkeypatch: Any) -> None:
+    for name in ("http_proxy", "HTTP_PROXY", "all_proxy"):
+        monkeypatch.setenv(name, "http://127.0.0.1:9")
+    with faulty(lambda b, _: good(b)) as (url, asked):
+        engine(url, {"retries": 0}).generate(PROMPTS, seed=1)
+    assert len(asked) == 2
 
 
 def test_results_come_in_the_order_of_the_prompts() -> None:
@@ -204,15 +180,10 @@ def test_other_ends_are_errors() -> None:
 def test_a_server_that_cannot_be_reached_names_the_remedy() -> None:
     with faulty(lambda b, _: good(b)) as (url, _):
         pass
-    with pytest.raises(EngineError, match=r"cannot be reached from here .*server\.host"):
+    message = r"cannot be reached from here \(\[Errno 111\] Connection refused\).*server\.host"
+    with pytest.raises(EngineError, match=message) as caught:
         engine(url)
-
-
-def test_a_server_that_says_it_loads_is_waited_for() -> None:
-    with faulty(lambda b, _: good(b), health=[503, 503, 200]) as (url, _):
-        HTTPClient(url, 5, 0).wait_until_ready(20)
-        with pytest.raises(EngineError, match="it says that it is not healthy yet"):
-            HTTPClient(url, 5, 0).wait_until_ready(0.5)
+    assert "\n" not in str(caught.value)
 
 
 # --- answers of servers that need a GPU, in their sources' forms ------------------------------
@@ -313,9 +284,10 @@ PROGRAM = """
 import sys
 sys.path[:0] = sys.argv[2:]
 from fixtures.tokenizers import byte_level
+from fixtures.faulty_server import Answer, Script, faulty, good
 from fixtures.served import settings
 from spin_composer.errors import EngineError
-from spin_composer.engines.server.engine import ServerGenerator
+from spin_composer.engines.server.generator import ServerGenerator
 import numpy as np
 
 tokenizer = byte_level()

@@ -44,7 +44,7 @@ def test_a_started_server_answers_with_the_runs_key_only_and_the_key_is_written_
     with lifecycle.served(ours.server, lifecycle.Export(folder, export), make) as engine:
         assert len(engine.generate(PROMPTS, seed=1)) == 2
         url = engine.client.base_url  # pyright: ignore
-        assert not HTTPClient(url, 10, 0).answers_strangers()
+        assert HTTPClient(url, 10, 0).requires_key()
         with pytest.raises(EngineError, match=r"40[13]"):
             ServerGenerator(url, tokenizer, tokenizer.eos_token_id, ours).generate(PROMPTS, seed=1)
     (key,) = keys
@@ -57,7 +57,7 @@ def test_a_started_server_answers_with_the_runs_key_only_and_the_key_is_written_
 
 def test_a_server_that_answers_without_the_key_is_seen(tmp_path: Path) -> None:
     with served(tmp_path) as llama:
-        assert HTTPClient(llama.url, 10, 0, api_key=KEY).answers_strangers()
+        assert not HTTPClient(llama.url, 10, 0, api_key=KEY).requires_key()
 
 
 def test_the_key_of_a_server_that_runs_already_comes_from_the_environment(
@@ -86,3 +86,10 @@ def test_the_key_of_a_server_that_runs_already_comes_from_the_environment(
 def test_a_command_may_name_the_key() -> None:
     words = arguments("s --key {api_key} {model}", Path("/m"), 1, api_key=KEY)
     assert words == ["s", "--key", KEY, "/m"]
+
+
+@pytest.mark.parametrize("key", [KEY + "\n", " " + KEY, KEY + "\N{EN DASH}"])
+def test_a_key_that_no_header_can_hold_is_refused_and_not_shown(key: str) -> None:
+    with pytest.raises(InputError, match="api_key_env") as caught:
+        HTTPClient("http://127.0.0.1:9", 1, 0, api_key=key)
+    assert KEY not in str(caught.value)
