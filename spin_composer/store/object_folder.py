@@ -6,16 +6,21 @@ The same ones that write checkpoints there: credentials and endpoints are set al
 
 from __future__ import annotations
 
-import http.client
 import logging
 import random
 import tempfile
-import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
 from composer.utils import maybe_create_object_store_from_uri, parse_uri
+from tenacity import (
+    RetryCallState,
+    Retrying,
+    retry_if_exception,
+    stop_after_attempt,
+    wait_exponential,
+)
 
 from spin_composer.errors import EnvironmentFailure
 from spin_composer.settings.fields import check
@@ -26,13 +31,53 @@ log = logging.getLogger(__name__)
 T = TypeVar("T")
 
 _ATTEMPTS = 6
-# Not the global generator, whose state belongs to training.
-_RANDOM = random.SystemRandom()
 _FIRST_PAUSE_SECONDS = 0.5
-_CLIENTS = frozenset(
-    {"botocore", "boto3", "s3transfer", "google", "oci", "libcloud", "composer", "urllib3"}
+# Not the global generator (which tenacity's own jitter draws from): its state belongs to training.
+_RANDOM = random.SystemRandom()
+
+STORE_ERRORS = (
+    "builtins.OSError",
+    "http.client.HTTPException",
+    "urllib3.exceptions.HTTPError",
+    "composer.utils.object_store.object_store.ObjectStoreTransientError",
+    # S3
+    "botocore.exceptions.BotoCoreError",
+    "botocore.exceptions.ClientError",
+    "boto3.exceptions.Boto3Error",
+    "s3transfer.exceptions.RetriesExceededError",
+    "s3transfer.exceptions.S3DownloadFailedError",
+    "s3transfer.exceptions.S3UploadFailedError",
+    "s3transfer.exceptions.S3ValidationError",
+    # Google Cloud
+    "google.api_core.exceptions.GoogleAPIError",
+    "google.auth.exceptions.GoogleAuthError",
+    "google.resumable_media.common.DataCorruption",
+    "google.resumable_media.common.InvalidResponse",
+    # Oracle Cloud
+    "oci.exceptions.ChecksumVerificationError",
+    "oci.exceptions.ClientError",
+    "oci.exceptions.DownloadFailedIncorrectDownloadSize",
+    "oci.exceptions.DownloadTerminated",
+    "oci.exceptions.MultipartUploadError",
+    "oci.exceptions.ResumableDownloadException",
+    "oci.exceptions.ServiceError",
 )
-"""Packages whose errors are the transport's or the store's; OSErrors are as well."""
+"""Errors of the transport and of the stores, by name: a client that is not used is not imported."""
+
+PERMANENT_ERRORS = (
+    "builtins.ImportError",  # of the store's client
+    "botocore.exceptions.NoCredentialsError",
+    "botocore.exceptions.PartialCredentialsError",
+    "oci.exceptions.ClientError",  # of the configuration file
+)
+_PERMANENT_CODES = (
+    "NoSuchBucket",
+    "AccessDenied",
+    "InvalidAccessKeyId",
+    "SignatureDoesNotMatch",
+    "403",
+)
+"""Codes of S3's error responses that no second attempt changes."""
 
 
 class ObjectFolder:
@@ -97,50 +142,77 @@ class ObjectFolder:
         return self._prefix + name
 
     def _tried(self, what: str, call: Callable[[], T]) -> T:
-        """Return what ``call`` returns, tried several times with growing pauses between.
+        """Return what ``call`` returns, attempted several times with growing pauses between.
 
         Raises:
             FileNotFoundError: If there is no such object.
             EnvironmentFailure: If it fails for good.
         """
-        for attempt in range(_ATTEMPTS):
-            try:
-                return call()
-            except FileNotFoundError:
+
+        def warn(state: RetryCallState) -> None:
+            assert state.outcome is not None
+            log.warning(
+                f"{self.url} cannot be {what}, tried again: {_said(state.outcome.exception())}"
+            )
+
+        retrying = Retrying(
+            retry=retry_if_exception(_is_transient),
+            stop=stop_after_attempt(_ATTEMPTS),
+            wait=_pause_seconds,
+            before_sleep=warn,
+            reraise=True,
+        )
+        try:
+            return retrying(call)
+        except FileNotFoundError:
+            raise
+        except Exception as error:
+            if not (_is_of_store(error) or _is_permanent(error)):
                 raise
-            except Exception as error:  # each client has its own kinds
-                if not _is_the_clients(error):
-                    raise
-                said = " ".join(str(error).split()) or type(error).__name__
-                if attempt + 1 == _ATTEMPTS or _is_final(error):
-                    raise EnvironmentFailure(
-                        f"{self.url} cannot be {what}: {said}. See that the bucket exists and "
-                        "that this machine's credentials may list, read and write there; then "
-                        "give the same command again: the run goes on."
-                    ) from error
-                log.warning(f"{self.url} cannot be {what}, tried again: {said}")
-            time.sleep(_FIRST_PAUSE_SECONDS * 2**attempt * _RANDOM.uniform(0.5, 1.5))
-        raise AssertionError("unreachable")
+            raise EnvironmentFailure(
+                f"{self.url} cannot be {what}: {_said(error)}. See that the bucket exists and "
+                "that this machine's credentials may list, read and write there; then "
+                "give the same command again: the run goes on."
+            ) from error
 
 
-def _is_the_clients(error: Exception) -> bool:
-    """Tell an error of the transport or the store from one of the local file or a defect."""
-    if isinstance(error, OSError):
-        return error.filename is None
-    if isinstance(error, (ImportError, http.client.HTTPException)):
-        return True
-    kinds = {kind.__module__.partition(".")[0] for kind in type(error).__mro__}
-    return bool(kinds & _CLIENTS) or "interpreter shutdown" in str(error)
+def _pause_seconds(state: RetryCallState) -> float:
+    return wait_exponential(_FIRST_PAUSE_SECONDS)(state) * _RANDOM.uniform(0.5, 1.5)
 
 
-def _is_final(error: Exception) -> bool:
+def _said(error: BaseException | None) -> str:
+    return " ".join(str(error).split()) or type(error).__name__
+
+
+def _is_one_of(error: BaseException, names: Sequence[str]) -> bool:
+    return any(f"{kind.__module__}.{kind.__qualname__}" in names for kind in type(error).__mro__)
+
+
+def _is_of_store(error: BaseException) -> bool:
+    """Tell an error of the transport or the store from one of a local file or a defect."""
+    if isinstance(error, OSError) and error.filename is not None:
+        return False
+    return _is_one_of(error, STORE_ERRORS)
+
+
+def _is_permanent(error: BaseException) -> bool:
     """Tell whether an error will not pass: a missing package, bucket, credential or right."""
-    answer = getattr(error, "response", None)  # botocore's
-    code = str(answer.get("Error", {}).get("Code")) if isinstance(answer, dict) else ""
-    final = ("NoSuchBucket", "AccessDenied", "InvalidAccessKeyId", "SignatureDoesNotMatch", "403")
     return (
-        isinstance(error, ImportError)
-        or code in final
-        or "interpreter shutdown" in str(error)
-        or type(error).__name__ in ("NoCredentialsError", "PartialCredentialsError", "InvalidUri")
+        _is_one_of(error, PERMANENT_ERRORS)
+        or _s3_code(error) in _PERMANENT_CODES
+        or "interpreter shutdown" in str(error)  # a RuntimeError: no thread can start any more
     )
+
+
+def _s3_code(error: BaseException) -> str | None:
+    """Return the code of the error response, which boto3 wraps in an error of the transfer."""
+    for part in (error, error.__cause__, error.__context__):
+        response = getattr(part, "response", None)
+        if isinstance(response, dict):
+            return response.get("Error", {}).get("Code")
+    return None
+
+
+def _is_transient(error: BaseException) -> bool:
+    absent = isinstance(error, FileNotFoundError)  # the object
+    return _is_of_store(error) and not _is_permanent(error) and not absent

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import random
 from collections import Counter
 
 import pytest
+from boto3.exceptions import S3UploadFailedError
+from botocore.exceptions import ClientError, EndpointConnectionError
 from fixtures.s3 import BUCKET, s3_server
 
 from spin_composer.errors import EnvironmentFailure, InputError
 from spin_composer.store import object_folder
-from spin_composer.store.object_folder import ObjectFolder
+from spin_composer.store.object_folder import PERMANENT_ERRORS, STORE_ERRORS, ObjectFolder
 
 
 @pytest.fixture
@@ -65,6 +68,24 @@ def test_failures_that_pass_are_tried_again(folder, s3):
     assert failures["PUT"] == 5
 
 
+def test_pauses_leave_the_generator_of_training_alone(folder):
+    failures = [
+        ConnectionResetError("reset"),
+        TimeoutError("late"),
+        EndpointConnectionError(endpoint_url="x"),
+    ]
+
+    def unreliable(*_: object, **__: object) -> None:
+        if failures:
+            raise failures.pop()
+
+    folder._client.upload_object = unreliable
+    before = random.getstate()
+    folder.write_text("a", "b")
+    assert random.getstate() == before
+    assert not failures
+
+
 def test_a_failure_that_lasts_is_one_line_with_the_remedy(folder, s3):
     s3.fault = lambda method, _: method == "PUT"
     with pytest.raises(EnvironmentFailure) as caught:
@@ -117,5 +138,29 @@ def test_a_defect_is_neither_tried_again_nor_called_the_stores(folder):
 
     folder._client.upload_object = broken
     with pytest.raises(TypeError, match="an argument too many"):
+        folder.write_text("a", "b")
+    assert len(asked) == 1
+
+
+@pytest.mark.parametrize("name", [*STORE_ERRORS, *PERMANENT_ERRORS])
+def test_every_error_in_the_lists_exists_in_its_client(name):
+    module, _, kind = name.rpartition(".")
+    found = getattr(pytest.importorskip(module), kind)
+    assert f"{found.__module__}.{found.__qualname__}" == name
+
+
+def test_a_right_that_is_missing_is_said_at_once(folder):
+    asked = []
+
+    def denied(*_: object, **__: object) -> None:
+        asked.append(1)
+        answer = {"Error": {"Code": "AccessDenied", "Message": "no\nright"}}
+        try:
+            raise ClientError(answer, "PutObject")
+        except ClientError as error:
+            raise S3UploadFailedError(f"Failed to upload: {error}")  # noqa: B904 - as boto3 does
+
+    folder._client.upload_object = denied
+    with pytest.raises(EnvironmentFailure, match=r"cannot be written \(a\): .*AccessDenied"):
         folder.write_text("a", "b")
     assert len(asked) == 1
