@@ -1,10 +1,10 @@
 """One run at a time on a store: a lock that a crashed run's successor takes over.
 
 ``<root>/run.lock`` names its owner (host, process, run) and is touched every few seconds. No
-``flock``: shared file systems differ in what they make of it. The file is made by ``link``,
-which fails if it exists, and taken away by ``rename``, which only one process can do; both are
-atomic on NFS. On the owner's own machine its process is looked up; on another machine the lock
-is watched, and is its owner's as long as somebody touches it. ``object_lock`` has the same for
+``flock``: shared file systems differ in how they implement it. The file is created by ``link``,
+which fails if it exists, and removed by ``rename``, in which only one process can succeed; both
+are atomic on NFS. On the owner's own machine its process is looked up; from another machine the
+lock is watched, and is its owner's as long as it is touched. ``object_lock`` is the same for
 object stores.
 """
 
@@ -21,6 +21,8 @@ import uuid
 from pathlib import Path
 from typing import Any, Protocol
 
+import psutil
+
 from spin_composer.errors import EnvironmentFailure, StoreError
 from spin_composer.store.layout import LOCK
 
@@ -33,35 +35,41 @@ _held: list[StoreLock] = []
 
 
 def this_process() -> dict[str, Any]:
-    """Return what tells this process from all others, as far as the system tells it."""
+    """Return the identity of this process among those of all machines.
+
+    Returns:
+        ``host``; ``machine``, which is the boot's id and the PID namespace (a container's process
+        ids mean nothing outside it); ``pid``; ``started``, in clock ticks since boot, by which a
+        process is told from a later one with the same id.
+    """
     return {
         "host": socket.gethostname(),
-        "machine": f"{_text('/proc/sys/kernel/random/boot_id')} {_namespace()}",
+        "machine": f"{_boot_id()} {_pid_namespace()}",
         "pid": os.getpid(),
-        "started": _start_time(os.getpid()),
+        "started": _start_ticks(psutil.Process()),
     }
 
 
 class LockPlace(Protocol):
-    """Where a lock is: a file that processes of several machines see, or an object."""
+    """Where a lock is: a file that processes of several machines see, or an object in a store."""
 
     shown: str
     """Name for messages."""
 
     def prepare(self) -> None:
-        """Make the place usable."""
+        """Make the place ready for a lock."""
         ...
 
     def read(self) -> str | None:
-        """Return what the lock says; None if there is none."""
+        """Return the lock's content; None if there is no lock."""
         ...
 
     def create(self, content: str) -> bool:
-        """Make the lock; tell whether it is ours, not another's."""
+        """Create the lock; return False if another process has it."""
         ...
 
     def remove(self, held: str) -> None:
-        """Take away the lock that says ``held``; leave any other."""
+        """Remove the lock whose content is ``held``; leave any other."""
         ...
 
     def touch(self) -> None:
@@ -69,7 +77,7 @@ class LockPlace(Protocol):
         ...
 
     def touched(self) -> object:
-        """Return something that changes when the lock is touched."""
+        """Return a value that changes when the lock is touched."""
         ...
 
 
@@ -81,10 +89,10 @@ class LockFile:
         self.shown = str(root)
 
     def prepare(self) -> None:
-        """Make the folder.
+        """Create the folder.
 
         Raises:
-            EnvironmentFailure: If the store's folder cannot be one.
+            EnvironmentFailure: If a file has the store's name.
         """
         if self.path.parent.is_file():
             raise EnvironmentFailure(
@@ -113,7 +121,7 @@ class LockFile:
         return True
 
     def remove(self, held: str) -> None:
-        """See :class:`LockPlace`; a lock that came in between is put back."""
+        """See :class:`LockPlace`; a lock that another process created meanwhile is put back."""
         aside = self.path.with_name(f".{LOCK}.{uuid.uuid4().hex[:8]}")
         try:
             os.rename(self.path, aside)
@@ -123,7 +131,7 @@ class LockFile:
             if aside.read_text(encoding="utf-8") != held:
                 os.link(aside, self.path)
         except FileExistsError:
-            pass  # a third one has it
+            pass  # a third process has it by now
         finally:
             aside.unlink(missing_ok=True)
 
@@ -134,7 +142,9 @@ class LockFile:
     def touched(self) -> object:
         """See :class:`LockPlace`."""
         try:
-            with open(self.path, "rb") as file:  # opening makes a network file system look again
+            with open(
+                self.path, "rb"
+            ) as file:  # opening a file makes NFS revalidate its attributes
                 return os.fstat(file.fileno()).st_mtime_ns
         except FileNotFoundError:
             return 0
@@ -145,7 +155,7 @@ class StoreLock:
 
     Args:
         place: Where it is; a folder means a file in it.
-        lease_seconds: A lock of another machine that nobody touched for so long is taken over.
+        lease_seconds: A lock of another machine that is not touched for so long is taken over.
         beat_seconds: How often the lock is touched while it is held.
     """
 
@@ -168,7 +178,7 @@ class StoreLock:
 
         Raises:
             StoreError: If another run holds it; names it and the remedy.
-            EnvironmentFailure: If the store's folder cannot be one.
+            EnvironmentFailure: If a file has the store's name.
         """
         if self._content and self.place.read() == self._content:
             return
@@ -183,7 +193,7 @@ class StoreLock:
             self.place.remove(held)
         self._lost, self._failure, self._stop = False, None, threading.Event()
         _held.append(self)
-        threading.Thread(target=self._beat, args=(self._stop,), daemon=True).start()
+        threading.Thread(target=self._heartbeat, args=(self._stop,), daemon=True).start()
         atexit.register(self.release)
 
     def check(self) -> None:
@@ -212,7 +222,7 @@ class StoreLock:
             self.place.remove(content)
 
     def _is_ours(self, found: str) -> bool:
-        """Tell whether a lock is this process's: this object's, or that of another Trainer."""
+        """Tell whether a lock is this process's: this object's, or one of an earlier Trainer."""
         try:
             owner = json.loads(found)
             return {name: owner[name] for name in this_process()} == this_process()
@@ -229,7 +239,7 @@ class StoreLock:
         if owner is not None and machine == me["machine"]:
             if pid == me["pid"]:
                 return
-            alive = _start_time(pid) == owner["started"]
+            alive = _is_running(pid, owner.get("started"))
         else:
             alive = self._is_touched(held)
         if alive:
@@ -255,7 +265,7 @@ class StoreLock:
                 return True
         return False
 
-    def _beat(self, stop: threading.Event) -> None:
+    def _heartbeat(self, stop: threading.Event) -> None:
         missed = 0
         while not stop.wait(self.beat_seconds):
             try:
@@ -288,21 +298,43 @@ def _shown(owner: dict[str, Any] | None) -> str:
     return f"run {owner.get('run')!r} (process {owner.get('pid')} on {owner.get('host')})"
 
 
-def _start_time(pid: int) -> str | None:
-    """Return when a process started, in ticks since boot; None if it is not there or a zombie."""
-    fields = (_text(f"/proc/{pid}/stat") or "").rpartition(")")[2].split()
-    return None if len(fields) < 20 or fields[0] in "ZX" else fields[19]
+def _is_running(pid: int, started: str | None) -> bool:
+    """Tell whether a process of this machine is there, is no zombie, and started at that tick.
+
+    Args:
+        pid: Its id in this PID namespace.
+        started: See :func:`this_process`; None if it is not known, so that any with the id may be
+            the one.
+    """
+    try:
+        process = psutil.Process(pid)
+        if process.status() in (psutil.STATUS_ZOMBIE, psutil.STATUS_DEAD):
+            return False
+        return started in (None, _start_ticks(process))
+    except (psutil.NoSuchProcess, ValueError):  # ValueError: no process has such an id
+        return False
+    except psutil.AccessDenied:  # it is there, and may be the one
+        return True
 
 
-def _namespace() -> str:
+def _start_ticks(process: psutil.Process) -> str:
+    """Return when a process started, in clock ticks since boot.
+
+    psutil's ``create_time`` is this plus the time of boot, which moves when the clock is set.
+    """
+    booted = psutil.boot_time()
+    return str(round((process.create_time() - booted) * os.sysconf("SC_CLK_TCK")))
+
+
+def _boot_id() -> str | None:
+    try:
+        return Path("/proc/sys/kernel/random/boot_id").read_text(encoding="utf-8").strip()
+    except OSError:
+        return None
+
+
+def _pid_namespace() -> str:
     try:
         return os.readlink("/proc/self/ns/pid")
     except OSError:
         return socket.gethostname()
-
-
-def _text(path: str) -> str | None:
-    try:
-        return Path(path).read_text(encoding="utf-8").strip()
-    except OSError:
-        return None

@@ -10,6 +10,7 @@ import threading
 import time
 from pathlib import Path
 
+import psutil
 import pytest
 from fixtures.processes import until
 
@@ -67,6 +68,49 @@ def test_a_killed_runs_lock_is_taken_over_at_once(tmp_path, other_run):
 def test_a_process_id_used_again_is_not_the_owner(tmp_path):
     write_lock(tmp_path, pid=os.getppid(), started="1")
     StoreLock(tmp_path).acquire("second")
+
+
+def test_a_process_is_identified_as_the_former_version_did():
+    # Its locks hold the start time in ticks since boot, as /proc/PID/stat has it.
+    fields = Path("/proc/self/stat").read_text().rpartition(")")[2].split()
+    assert this_process()["started"] == fields[19]
+
+
+def test_a_lock_of_a_running_process_is_its_own_as_long_as_nothing_tells_it_is_not(
+    tmp_path, other_run
+):
+    write_lock(tmp_path, pid=other_run.pid, started=None)
+    with pytest.raises(StoreError, match="in use by run 'other'"):
+        StoreLock(tmp_path).acquire("second")
+
+
+def test_a_zombie_holds_no_lock(tmp_path, other_run):
+    os.kill(other_run.pid, signal.SIGKILL)
+    os.waitid(os.P_PID, other_run.pid, os.WEXITED | os.WNOWAIT)  # dead, not yet reaped
+    StoreLock(tmp_path, lease_seconds=600).acquire("second")
+
+
+@pytest.mark.parametrize("pid", [-5, 2**22 + 1, 2**70])
+def test_an_id_that_no_process_has_is_a_dead_owners(tmp_path, pid):
+    write_lock(tmp_path, pid=pid)
+    StoreLock(tmp_path, lease_seconds=600).acquire("second")
+
+
+def test_the_same_process_id_in_another_container_is_another_machines(tmp_path):
+    boot_id = this_process()["machine"].split()[0]
+    path = write_lock(tmp_path, machine=f"{boot_id} pid:[1]")
+    timer = threading.Timer(0.3, os.utime, [path])
+    timer.start()
+    with pytest.raises(StoreError, match="in use by run 'other'"):
+        StoreLock(tmp_path, lease_seconds=30).acquire("second")
+
+
+def test_setting_the_clock_does_not_change_who_a_process_is(monkeypatch):
+    before = this_process()
+    booted = psutil.boot_time()
+    monkeypatch.setattr(psutil, "boot_time", lambda: booted + 3600.0)
+    monkeypatch.setattr(psutil._psplatform, "boot_time", lambda: booted + 3600.0)
+    assert this_process() == before
 
 
 def test_another_machines_lock_that_nobody_touches_is_taken_over(tmp_path):
