@@ -11,6 +11,8 @@ from pathlib import Path
 from typing import Any
 
 from spin_composer.loss import LOSSES
+from spin_composer.metrics import PAIR_METRICS
+from spin_composer.play.metrics import PLAY_METRICS
 
 HERE = Path(__file__).parent
 GENERATED = "<!-- Made by docs/generate.py; edit the code, not this page. -->"
@@ -44,7 +46,64 @@ to add one.
 """
 
 
-PAGES = {"losses.md": losses}
+METRIC = ("metric", "meaning", "unit", "NeMo-Aligner")
+LOSS = ("`loss/train/total`", "Mean pair loss; log 2 at an iteration's first batch", "-", "`loss`")
+DURING_TRAINING = (
+    (
+        "`spin/first_batch_gap`",
+        "Mean difference of policy and opponent at an iteration's first microbatch",
+        "nats per token",
+        "-",
+    ),
+    ("`spin/play_time_share`", "Share of the run's time spent in play so far", "fraction", "-"),
+    (
+        "`metrics/eval/LanguageCrossEntropy`",
+        "Negative log-likelihood of held-out SFT rows, before the first and after each iteration",
+        "nats per response token",
+        "`validation loss`",
+    ),
+)
+
+
+def metric_row(name: str, documented: Any, unit: str, nemo_aligner: str | None) -> tuple[str, ...]:
+    """Return the row of a metric."""
+    return f"`{name}`", summary(documented), unit, f"`{nemo_aligner}`" if nemo_aligner else "-"
+
+
+def metrics() -> str:
+    """Return the page of metrics."""
+    of_pairs = [
+        metric_row(f"metrics/train/{metric.__name__}", metric, metric.unit, metric.nemo_aligner)
+        for metric in PAIR_METRICS
+    ]
+    of_play = [
+        metric_row(name, metric.value, metric.unit, metric.nemo_aligner)
+        for name, metric in PLAY_METRICS.items()
+    ]
+    return f"""{GENERATED}
+# Metrics
+
+What a run logs to Composer's loggers. A response's reward is beta * (policy - opponent) of its sum
+of log-probabilities, and the opponent is the policy of the iteration's start.
+[CONTRIBUTING](../CONTRIBUTING.md) shows how to add a metric.
+
+## Of each batch
+
+{table(METRIC, [LOSS, *of_pairs])}
+
+## Of an iteration's play
+
+Logged when its training starts, and kept in the store's `iterations.json`.
+
+{table(METRIC, of_play)}
+
+## Besides
+
+{table(METRIC, DURING_TRAINING)}
+"""
+
+
+PAGES = {"losses.md": losses, "metrics.md": metrics}
 
 
 if __name__ == "__main__":

@@ -10,6 +10,7 @@ import logging
 import time
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -129,7 +130,14 @@ class Game:
         self.earlier_play_seconds = covered_seconds(report.spans, until=began)
         seconds = self.earlier_play_seconds + time.perf_counter() - started
         self.play_seconds += seconds
-        figures = self._figures(plan, report) | {"spin/play_seconds": seconds}
+        report = replace(report, batch_size=self._global_batch_size(), seconds=seconds)
+        if report.left_out_pairs and dist.get_global_rank() == 0:
+            log.warning(
+                f"iteration {plan.iteration}: each epoch trains "
+                f"{report.pairs - report.left_out_pairs} of the {report.pairs} pairs; "
+                f"{report.left_out_pairs}, fewer than a batch, are left out, others in each."
+            )
+        figures = report.metrics()
         logger.log_metrics(figures)
         self._log_samples(plan, state, logger)
         self._load_pairs(state, plan.iteration, report)
@@ -199,7 +207,7 @@ class Game:
         """Make the units that are missing, on all ranks together."""
         model = composer_model(state)
         whole = gathered(model) if self.engine.needs_whole_model and plan.missing else nullcontext()
-        replace = self.settings.play_only is None
+        is_whole_run = self.settings.play_only is None
         with (
             self._naming_out_of_memory(),
             whole,
@@ -210,7 +218,7 @@ class Game:
                 player,
                 plan,
                 self._schedule(state),
-                lambda: self.store.open_iteration(plan.manifest, replace=replace),
+                lambda: self.store.open_iteration(plan.manifest, replace=is_whole_run),
             )
 
     def _generator(self, plan: IterationPlan, state: State) -> AbstractContextManager[Generator]:
@@ -289,16 +297,6 @@ class Game:
             ) from error
 
     # --- training ---------------------------------------------------------------------------
-
-    def _figures(self, plan: IterationPlan, report: PlayReport) -> dict[str, float]:
-        left_out = report.pairs % self._global_batch_size()
-        trained = report.pairs - left_out
-        if left_out and dist.get_global_rank() == 0:
-            log.warning(
-                f"iteration {plan.iteration}: each epoch trains {trained} of the {report.pairs} "
-                f"pairs; {left_out}, fewer than a batch, are left out, others in each."
-            )
-        return report.metrics() | {"spin/pairs": trained, "spin/left_out_pairs": left_out}
 
     def _log_samples(self, plan: IterationPlan, state: State, logger: Logger) -> None:
         rows, step = self.settings.sample_table_rows, int(state.timestamp.batch)

@@ -1,4 +1,4 @@
-"""Metrics of a SPIN run, logged as ``metrics/train/<class name>``.
+"""Metrics of training, logged as ``metrics/train/<class name>``: one registered class each.
 
 Rewards are r = beta * (policy - opponent) of a response's sum. Dimensions: B pairs; column 0 of a
 [B, 2] tensor is the real side, column 1 the generated one.
@@ -7,7 +7,7 @@ Rewards are r = beta * (policy - opponent) of a response's sum. Dimensions: B pa
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from typing import Any
+from typing import Any, ClassVar, TypeVar
 
 import torch
 from torch import Tensor
@@ -20,6 +20,10 @@ from spin_composer.loss import PairLoss
 class PairMetric(Metric, ABC):
     """The mean over pairs (or over sides) of one number; exact over ranks and microbatches."""
 
+    unit: ClassVar[str]
+    """Of its value, for docs/metrics.md."""
+    nemo_aligner: ClassVar[str | None] = None
+    """Its name in NeMo-Aligner's SPIN, if it has one there."""
     full_state_update = False
     total: Tensor
     count: Tensor
@@ -53,49 +57,92 @@ class PairMetric(Metric, ABC):
         return (self.total / self.count).float()
 
 
+PAIR_METRICS: list[type[PairMetric]] = []
+"""Every metric of training; :func:`register_pair_metric` adds. The models compute them all."""
+
+_Metric = TypeVar("_Metric", bound=type[PairMetric])
+
+
+def register_pair_metric(cls: _Metric) -> _Metric:
+    """Make a class a metric of training; the first line of its docstring is what the docs say.
+
+    llm-foundry finds it under the entry point ``llmfoundry_metrics`` of pyproject.toml, which a
+    test compares with :data:`PAIR_METRICS`.
+
+    Raises:
+        ValueError: The name belongs to another metric.
+    """
+    if cls.__name__ in {metric.__name__ for metric in PAIR_METRICS}:
+        raise ValueError(f"the metric {cls.__name__} is registered already. Choose another name.")
+    PAIR_METRICS.append(cls)
+    return cls
+
+
+@register_pair_metric
 class SpinAccuracy(PairMetric):
     """Share of pairs whose real reward is above the generated one; a tie counts as a miss."""
+
+    unit = "fraction"
+    nemo_aligner = "acc"
 
     @override
     def values(self, policy: Tensor, rewards: Tensor) -> Tensor:
         return rewards[:, 0] > rewards[:, 1]
 
 
+@register_pair_metric
 class SpinRewardReal(PairMetric):
-    """Mean reward of the real responses."""
+    """Mean reward beta * (policy - opponent) of the real responses."""
+
+    unit = "nats times beta"
+    nemo_aligner = "rewards_actual_mean"
 
     @override
     def values(self, policy: Tensor, rewards: Tensor) -> Tensor:
         return rewards[:, 0]
 
 
+@register_pair_metric
 class SpinRewardGenerated(PairMetric):
     """Mean reward of the generated responses."""
+
+    unit = "nats times beta"
+    nemo_aligner = "rewards_generated_mean"
 
     @override
     def values(self, policy: Tensor, rewards: Tensor) -> Tensor:
         return rewards[:, 1]
 
 
+@register_pair_metric
 class SpinMargin(PairMetric):
     """Mean of real reward minus generated reward."""
+
+    unit = "nats times beta"
 
     @override
     def values(self, policy: Tensor, rewards: Tensor) -> Tensor:
         return rewards[:, 0] - rewards[:, 1]
 
 
+@register_pair_metric
 class SpinRewardMean(PairMetric):
     """Mean reward of all responses, real and generated."""
+
+    unit = "nats times beta"
+    nemo_aligner = "rewards_all_mean"
 
     @override
     def values(self, policy: Tensor, rewards: Tensor) -> Tensor:
         return rewards
 
 
+@register_pair_metric
 class SpinRewardStd(PairMetric):
     """Standard deviation of all responses' rewards (of the population: divided by n)."""
 
+    unit = "nats times beta"
+    nemo_aligner = "rewards_all_std"
     squares: Tensor
 
     def __init__(self, **kwargs: Any) -> None:
@@ -114,29 +161,23 @@ class SpinRewardStd(PairMetric):
         return (self.squares / self.count - mean.square()).clamp_min(0).sqrt().float()
 
 
+@register_pair_metric
 class SpinLogpsReal(PairMetric):
     """Mean over pairs of the policy's log-prob sum of the real response."""
+
+    unit = "nats"
 
     @override
     def values(self, policy: Tensor, rewards: Tensor) -> Tensor:
         return policy[:, 0]
 
 
+@register_pair_metric
 class SpinLogpsGenerated(PairMetric):
     """Mean over pairs of the policy's log-prob sum of the generated response."""
+
+    unit = "nats"
 
     @override
     def values(self, policy: Tensor, rewards: Tensor) -> Tensor:
         return policy[:, 1]
-
-
-PAIR_METRICS: tuple[type[PairMetric], ...] = (
-    SpinAccuracy,
-    SpinRewardReal,
-    SpinRewardGenerated,
-    SpinMargin,
-    SpinRewardMean,
-    SpinRewardStd,
-    SpinLogpsReal,
-    SpinLogpsGenerated,
-)

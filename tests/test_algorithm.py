@@ -78,15 +78,15 @@ def test_training_holds_one_model(tmp_path):
     assert count.most - len(others) <= 4 * alike
 
 
-def test_every_metric_of_the_readme_is_logged(run):
+def test_the_metrics_of_the_docs_are_those_that_are_logged(run):
     _, trainer = run
     logged = set(trainer.logger.destinations[0].data)
-    readme = (Path(__file__).parents[1] / "README.md").read_text()
-    section = readme.split("## Metrics")[1].split("\n## ")[0]
-    named = {line.split("`")[1] for line in section.splitlines() if line.startswith("| `")}
+    page = (Path(__file__).parents[1] / "docs/metrics.md").read_text()
+    named = {line.split("`")[1] for line in page.splitlines() if line.startswith("| `")}
     assert len(named) > 15
     elsewhere = {"spin/server_gap"}  # engine server's: tests/engines/server/test_logprob_gap.py
     assert {n for n in named if not n.startswith("metrics/eval")} - elsewhere <= logged
+    assert {n for n in logged if n.startswith(("spin/", "metrics/train/"))} <= named
 
 
 def test_a_fresh_subset_is_played_in_each_iteration(tmp_path):

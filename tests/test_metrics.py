@@ -2,11 +2,30 @@
 
 from __future__ import annotations
 
+import re
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
 import pytest
 import torch
+from torch import Tensor
 
 from spin_composer.loss import PairLoss
-from spin_composer.metrics import PAIR_METRICS, PairMetric, SpinRewardStd
+from spin_composer.metrics import (
+    PAIR_METRICS,
+    PairMetric,
+    SpinRewardStd,
+    register_pair_metric,
+)
+from spin_composer.model.lm import HFSpinLM
+from tests.fixtures.models import pair_batch, tiny_model
+from tests.fixtures.tokenizers import byte_level
+
+if sys.version_info >= (3, 11):
+    import tomllib
+else:
+    import tomli as tomllib
 
 BETA = 0.5
 POLICY = torch.tensor([[-4.0, -9.0], [-6.0, -5.0], [-3.0, -3.0]])
@@ -49,3 +68,45 @@ def test_rewards_follow_the_losss_normalisation() -> None:
 
 def test_every_metric_named_in_the_list_has_an_expected_value() -> None:
     assert {metric.__name__ for metric in PAIR_METRICS} == set(EXPECTED)
+
+
+def test_llm_foundry_is_told_of_every_metric() -> None:
+    text = (Path(__file__).parents[1] / "pyproject.toml").read_text(encoding="utf-8")
+    declared = tomllib.loads(text)["project"]["entry-points"]["llmfoundry_metrics"]
+    registered = {
+        re.sub("(?<!^)([A-Z])", r"_\1", name).lower(): f"spin_composer.metrics:{name}"
+        for name in (metric.__name__ for metric in PAIR_METRICS)
+    }
+    assert declared == registered
+
+
+@pytest.fixture
+def registry() -> Iterator[list]:
+    """The registry of metrics, which is as before afterwards."""
+    before = list(PAIR_METRICS)
+    yield PAIR_METRICS
+    PAIR_METRICS[:] = before
+
+
+def test_a_metric_is_one_registered_class(registry: list) -> None:
+    @register_pair_metric
+    class SpinRewardMax(PairMetric):
+        """Mean of the larger reward of a pair."""
+
+        unit = "nats times beta"
+
+        def values(self, policy: Tensor, rewards: Tensor) -> Tensor:
+            return rewards.amax(1)
+
+    model = HFSpinLM.from_model(tiny_model("llama"), byte_level())
+    model.pair_loss = PairLoss("logistic", BETA)
+    metric = model.get_metrics(is_train=True)["SpinRewardMax"]
+    batch = pair_batch(3)
+    outputs = model(batch)
+    model.update_metric(batch, outputs, metric)
+    rewards = model.pair_loss.rewards(
+        outputs["policy_logps"], batch["opponent_logps"], outputs["lengths"]
+    )
+    assert metric.compute().item() == pytest.approx(rewards.amax(1).mean().item())
+    with pytest.raises(ValueError, match="SpinRewardMax is registered already"):
+        register_pair_metric(SpinRewardMax)

@@ -22,8 +22,8 @@ from spin_composer.distributed import check_shared, from_rank_zero
 from spin_composer.engines.base import Generator, Response
 from spin_composer.errors import NotFiniteError
 from spin_composer.play.degenerate import Comparison, same_ids
-from spin_composer.play.figures import PlayReport, total
 from spin_composer.play.iteration import IterationPlan
+from spin_composer.play.metrics import PlayReport
 from spin_composer.play.plan import PLAY, REPLAY, PlayUnit, ReplayUnit, Unit, unit_seed
 from spin_composer.play.progress import Meter, Progress, Totals
 from spin_composer.play.sharing import SharedWork, on_every_node
@@ -289,7 +289,9 @@ def finish_play(
         StoreError: If a unit is missing or damaged.
     """
     fetch_units(store, iteration, num_units, remedy, verified, merge=True)
-    return from_rank_zero(lambda: total([store.report(iteration, u) for u in range(num_units)]))
+    return from_rank_zero(
+        lambda: PlayReport(tuple(store.report(iteration, u) for u in range(num_units)))
+    )
 
 
 def fetch_units(

@@ -123,7 +123,8 @@ def test_play_drops_and_counts_both_and_an_old_iteration_goes_on_by_ids(tmp_path
         make_units(player, plan_for(store, 0, units))
         report = finish_play(store, 0, 1)
         kept = [row.index for row in store.read_unit(0, 0)]
-        assert report.degenerate + len(kept) == report.prompts == 4
+        (unit,) = report.units
+        assert unit.degenerate + len(kept) == unit.prompts == 4
         return kept, report.metrics()["spin/degenerate_fraction"]
 
     assert play(BY_TEXT) == ([2], 0.75)

@@ -105,7 +105,9 @@ def on_rank(rank: int, folder: str, port: int, results: Any) -> None:
         report = open_and_play(player, rounds, 0, count)
         results[rank, count] = (report.prompts, len(freed))
     player, rounds, _ = player_in(Path(folder) / "units-4")
-    results[rank, "replay"] = open_and_play(player, rounds, 1, 8).replayed_pairs
+    results[rank, "replay"] = open_and_play(player, rounds, 1, 8).metrics()[
+        "spin/replayed_pairs"
+    ]
     for fail in (failing_engine, failing_collate, failing_commit):
         player, rounds, _ = player_in(Path(folder) / fail.__name__)
         if rank == 1:

@@ -127,9 +127,11 @@ def test_every_prompt_is_answered_and_both_sides_scored(tmp_path: Path) -> None:
         assert row.opponent_generated == -row.generated.sum()
         assert row.finish == (LENGTH if row.index % 2 else STOP)
         assert (row.generated[-1] == STOP_ID) == (row.finish == STOP)
-    assert (report.pairs, report.prompts, report.replayed_pairs) == (13, 13, 0)
-    assert report.truncated == 6
-    assert report.generated_tokens == sum(len(row.generated) for row in rows)
+    assert (report.pairs, report.prompts) == (13, 13)
+    assert report.metrics()["spin/replayed_pairs"] == 0
+    assert sum(unit.truncated for unit in report.units) == 6
+    generated = sum(unit.generated_tokens for unit in report.units)
+    assert generated == sum(len(row.generated) for row in rows)
 
 
 def test_a_rerun_reuses_finished_units(tmp_path: Path) -> None:
@@ -182,17 +184,19 @@ def test_degenerate_pairs_are_dropped_and_counted(tmp_path: Path) -> None:
     assert [row.index for row in stored(player.store, 0, 4)] == [
         i for i in range(NUM_EXAMPLES) if i not in copies
     ]
-    assert (report.pairs, report.prompts, report.degenerate) == (10, 13, 3)
+    assert (report.pairs, report.prompts) == (10, 13)
     assert report.metrics()["spin/degenerate_fraction"] == pytest.approx(3 / 13)
     assert player.store.report(0, 3).pairs == 0
     kept = sum(len(row.generated) for row in stored(player.store, 0, 4))
-    assert report.generated_tokens == kept + 3 * 4  # theirs count as generated
+    generated = sum(unit.generated_tokens for unit in report.units)
+    assert generated == kept + 3 * 4  # theirs count as generated
 
 
 def test_an_iteration_of_degenerate_pairs_only_is_played(tmp_path: Path) -> None:
     player, _ = make_player(tmp_path, copies=range(NUM_EXAMPLES))
     report = run(player)
-    assert (report.pairs, report.degenerate, report.noise) == (0, 13, 0.0)
+    assert (report.pairs, report.prompts, report.noise) == (0, 13, 0.0)
+    assert report.metrics()["spin/degenerate_fraction"] == 1
 
 
 def test_replayed_pairs_are_rescored_by_the_current_opponent(tmp_path: Path) -> None:
@@ -207,7 +211,8 @@ def test_replayed_pairs_are_rescored_by_the_current_opponent(tmp_path: Path) -> 
         assert after.opponent_real == 2 * before.opponent_real
         assert after.opponent_generated == 2 * before.opponent_generated
     assert (report.prompts, report.pairs) == (13, 25)
-    assert (report.replayed_pairs, report.degenerate) == (12, 0)
+    metrics = report.metrics()
+    assert (metrics["spin/replayed_pairs"], metrics["spin/degenerate_fraction"]) == (12, 0)
     assert [now.store.report(1, u).kind for u in range(8)] == ["play"] * 4 + ["replay"] * 4
 
 

@@ -1,0 +1,66 @@
+"""The metrics of play are the iteration's: added up over units, each by its registered function."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import replace
+
+import pytest
+
+from spin_composer.play.metrics import PLAY_METRICS, PlayReport, register_play_metric
+from spin_composer.store.unit import UnitReport
+
+PLAYED = UnitReport("play", 8, 6, 2, 1, 40, 2.0, 0.5, 1e-7, began=1.0, ended=4.0)
+UNITS = (
+    PLAYED,
+    replace(PLAYED, prompts=4, pairs=4, degenerate=0, noise=3e-7, server_gap=0.01),
+    replace(PLAYED, kind="replay", prompts=5, pairs=5, degenerate=0, generated_tokens=0),
+)
+EXPECTED = {
+    "spin/server_gap": 0.01,
+    "spin/pairs": 12,
+    "spin/replayed_pairs": 5,
+    "spin/generated_length": 80 / 12,
+    "spin/truncated_fraction": 2 / 12,
+    "spin/degenerate_fraction": 2 / 12,
+    "spin/generated_tokens_per_second_per_rank": 20,
+    "spin/generation_seconds": 4,
+    "spin/scoring_seconds": 1.5,
+    "spin/scoring_noise": 3e-7,
+    "spin/left_out_pairs": 3,
+    "spin/play_seconds": 9,
+}
+
+
+def test_metrics_equal_their_definitions_and_are_logged_in_the_order_of_the_registry() -> None:
+    found = PlayReport(UNITS, batch_size=4, seconds=9.0).metrics()
+    assert found == pytest.approx(EXPECTED)
+    assert list(found) == list(EXPECTED) == list(PLAY_METRICS)
+
+
+def test_a_metric_that_a_play_does_not_have_is_not_logged() -> None:
+    assert "spin/server_gap" not in PlayReport((PLAYED,)).metrics()
+
+
+def test_a_play_without_units_divides_by_nothing() -> None:
+    assert set(PlayReport(()).metrics().values()) == {0}
+
+
+@pytest.fixture
+def registry() -> Iterator[dict]:
+    """The registry of play's metrics, which is as before afterwards."""
+    before = dict(PLAY_METRICS)
+    yield PLAY_METRICS
+    PLAY_METRICS.clear()
+    PLAY_METRICS.update(before)
+
+
+def test_a_metric_is_one_registered_function(registry: dict) -> None:
+    @register_play_metric("spin/dropped_pairs", "pairs")
+    def dropped_pairs(play: PlayReport) -> float:
+        """Generated responses that made no pair."""
+        return sum(unit.degenerate for unit in play.played)
+
+    assert PlayReport(UNITS).metrics()["spin/dropped_pairs"] == 2
+    with pytest.raises(ValueError, match="'spin/dropped_pairs' is registered already"):
+        register_play_metric("spin/dropped_pairs", "pairs")(dropped_pairs)
