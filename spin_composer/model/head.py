@@ -22,21 +22,8 @@ from typing_extensions import override
 
 from spin_composer.errors import InputError
 from spin_composer.foundry.base import SharedEmbedding
+from spin_composer.model.logit_transforms import InstalledTransform, transforms_of
 from spin_kernels import PairLossOutput, linear_log_softmax_gather, linear_pair_loss
-
-
-@dataclass
-class _Transform:
-    """A step between the output layer and the logits that the model does itself."""
-
-    owner: Any
-    name: str
-    neutral: float | None
-    kind: str  # "softcap", "scale" or "divisor"
-
-    @property
-    def value(self) -> float | None:
-        return getattr(self.owner, self.name, None)
 
 
 @dataclass
@@ -71,7 +58,7 @@ class ScoringHead(nn.Module):
 
     weight: nn.Parameter
     _request: _Request | None
-    _transforms: list[_Transform]
+    _transforms: list[InstalledTransform]
 
     def _answer(self, hidden: Tensor, bias: Tensor | None) -> Tensor:
         request = self._request
@@ -165,25 +152,7 @@ def install_head(model: nn.Module) -> None:
     head.__class__ = _HEAD_CLASSES[type(head)]
     head._request = None
     # A list, so that nn.Module does not take the model for a child of its own head.
-    head._transforms = _known_transforms(inner)
-
-
-def _known_transforms(model: Any) -> list[_Transform]:
-    """Return the steps after the output layer that we know this model to take, in order."""
-    kind = getattr(model.config, "model_type", "")
-    config = model.config
-    if kind in ("gemma2", "gemma3_text"):
-        return [_Transform(config, "final_logit_softcapping", None, "softcap")]
-    if kind in ("granite", "granitemoe", "granitemoeshared"):
-        return [_Transform(config, "logits_scaling", 1.0, "divisor")]
-    if kind in ("cohere", "cohere2"):
-        return [_Transform(model, "logit_scale", 1.0, "scale")]
-    if kind == "mpt":
-        return [
-            _Transform(model, "logit_scale", None, "scale"),
-            _Transform(model, "final_logit_softcapping", None, "softcap"),
-        ]
-    return []
+    head._transforms = transforms_of(inner)
 
 
 @contextmanager
@@ -197,7 +166,7 @@ def scoring(
     """Ask ``head`` for log-probs, or for the loss of ``pairs``, during one forward of its model.
 
     The model's own steps after the head are switched off meanwhile and handed to the kernel, so
-    that each is applied exactly once. All is as before when the block ends, also by an error.
+    that each is applied exactly once. The model is as before when the block ends, also by an error.
 
     Args:
         head: of :func:`find_head`.
@@ -206,26 +175,28 @@ def scoring(
         positions: S * T.
         pairs: asks for a loss; it holds the answer afterwards.
     """
-    steps = [(step, step.value) for step in head._transforms if step.value is not None]
+    steps = [(step, step.value) for step in head._transforms]
+    taken = [(step, value) for step, value in steps if value is not None]
     request = _Request(rows, targets, positions, softcap=None, temperature=1.0, pairs=pairs)
-    for step, value in steps:
-        if step.kind == "softcap":
+    for step, value in taken:
+        kind, attribute = step.transform.kind, step.transform.attribute
+        if kind == "softcap":
             request.softcap = float(value)
-        elif step.kind == "scale":
+        elif kind == "scale":
             if not value > 0:
-                raise InputError(f"model: {step.name}={value} must be positive to be scored.")
+                raise InputError(f"model: {attribute}={value} must be positive to be scored.")
             request.temperature = 1.0 / float(value)
         else:
             request.temperature = float(value)
     try:
-        for step, _ in steps:
-            setattr(step.owner, step.name, step.neutral)
+        for step, _ in taken:
+            step.switch_off()
         head._request = request
         yield
     finally:
         head._request = None
-        for step, value in steps:
-            setattr(step.owner, step.name, value)
+        for step, value in taken:
+            step.restore(value)
     if request.answers != 1:
         raise RuntimeError(
             f"The output layer ran {request.answers} times in one forward, not once: "

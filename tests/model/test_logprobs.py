@@ -10,13 +10,22 @@ import torch
 from peft import LoraConfig, get_peft_model
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
-from transformers import LlamaForCausalLM
+from transformers import AutoConfig, AutoModelForCausalLM, LlamaForCausalLM
 
 from spin_composer.errors import InputError
 from spin_composer.model.dropout import disable_dropout
-from spin_composer.model.head import ScoringHead, install_head
+from spin_composer.model.head import find_head, install_head
+from spin_composer.model.logit_transforms import LOGIT_TRANSFORMS
 from spin_composer.model.logprobs import check_head, pad_right, response_logps, sequence_sums
-from tests.fixtures.models import FAMILIES, VOCAB, batch_of, pair_batch, sequences_of, tiny_model
+from tests.fixtures.models import (
+    FAMILIES,
+    MAX_TOKENS,
+    VOCAB,
+    batch_of,
+    pair_batch,
+    sequences_of,
+    tiny_model,
+)
 
 
 def scored_model(family: str, **overrides: Any) -> Any:
@@ -84,15 +93,36 @@ def test_generate_is_untouched(family: str) -> None:
     assert torch.equal(model.generate(prompt, attention_mask=mask, **options), plain)
 
 
-def test_transformed_families_would_fail_without_their_transformation() -> None:
-    """The caps and scales of the test models are strong enough for the tests above to mean it."""
-    for family in ("gemma2", "granite", "cohere", "mpt_scaled"):
-        model = scored_model(family)
-        head = next(m for m in model.modules() if isinstance(m, ScoringHead))
-        assert head._transforms
-        head._transforms = []
-        with pytest.raises(RuntimeError, match=r"differ from the model's own by"):
-            check_head(model, pair_batch(2))
+# A value of each kind of step that is far from 1: one left out, or taken twice, is seen.
+STRONG = {"softcap": 2.0, "scale": 0.25, "divisor": 4.0}
+MOE = {"num_local_experts": 2, "num_experts_per_tok": 1, "shared_intermediate_size": 16}
+
+
+def transformed_model(model_type: str) -> Any:
+    """Return a tiny model of a type of the table that takes all of its steps."""
+    if model_type == "mpt":  # llm-foundry's, which transformers' config of that name is not
+        return tiny_model("mpt_scaled")
+    numbers = {step.attribute: STRONG[step.kind] for step in LOGIT_TRANSFORMS[model_type]}
+    sizes = {"vocab_size": VOCAB, "hidden_size": 32, "intermediate_size": 48, "head_dim": 8,
+             "num_hidden_layers": 2, "num_attention_heads": 4, "num_key_value_heads": 2,
+             "pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2, "initializer_range": 0.2,
+             "use_cache": False, "max_position_embeddings": MAX_TOKENS}  # fmt: skip
+    config = AutoConfig.for_model(model_type, **sizes, **MOE, **numbers)
+    torch.manual_seed(0)
+    model = AutoModelForCausalLM.from_config(config, attn_implementation="eager")
+    return model.train()
+
+
+@pytest.mark.parametrize("model_type", LOGIT_TRANSFORMS)
+def test_every_type_of_the_table_takes_its_steps_once(model_type: str) -> None:
+    model = transformed_model(model_type)
+    install_head(model)
+    check_head(model, pair_batch(2))
+    head = find_head(model)
+    assert [step.value for step in head._transforms if step.value is not None]
+    head._transforms = []  # the step is strong enough for the check to mean it
+    with pytest.raises(RuntimeError, match=r"differ from the model's own by"):
+        check_head(model, pair_batch(2))
 
 
 class DoubledLlama(LlamaForCausalLM):
