@@ -1,8 +1,8 @@
-"""LoRA adapters merged into copies of the weights for the time of generation.
+"""LoRA adapters merged into copies of the weights, for generation and for export.
 
-Unmerged, each adapted layer makes two more products per token, and a step of generation is bound
-by the number of its kernels. The weights themselves are not touched: merging in place and taking
-it back would not give the same bits.
+Unmerged, each adapted layer takes two more matrix products per token, and a step of generation is
+bound by the number of its kernels. The weights themselves are not touched: merging in place and
+unmerging would not give the same bits back.
 """
 
 from __future__ import annotations
@@ -16,36 +16,36 @@ from torch import Tensor, nn
 
 
 def mergeable(model: nn.Module) -> list[Any]:
-    """Return the adapted layers of a PEFT model that are plain linear layers plus LoRA."""
-    return [module for module in model.modules() if _is_plain(module)]
+    """Return the adapted layers of a PEFT model that are plain linear layers with active LoRA."""
+    return [module for module in model.modules() if _is_mergeable(module)]
 
 
 @contextmanager
 def merged_adapters(model: nn.Module, dtype: torch.dtype | None) -> Iterator[None]:
     """Let the layers that :func:`mergeable` finds compute with merged weights.
 
-    A layer of another kind (DoRA, an embedding, quantised weights) goes on as it is.
+    Layers of other kinds (DoRA, embeddings, quantised weights) compute as before.
 
     Args:
         model: A PEFT model whose parameters are gathered, or any other, which is left alone.
-        dtype: Of the merged weights: autocast's, so that no product casts them anew; None keeps
-            the layers' own.
+        dtype: The merged weights' dtype: autocast's, so that they are cast once and not in every
+            product; None keeps the layers' own.
     """
     with ExitStack() as stack:
         for layer in mergeable(model):
             base = layer.base_layer
             merged = merged_weight(layer)
             assert merged is not None
-            stack.enter_context(_shadowed(base, "weight", merged.to(dtype or base.weight.dtype)))
-            stack.enter_context(_shadowed(layer, "forward", base.__call__))
+            stack.enter_context(_overridden(base, "weight", merged.to(dtype or base.weight.dtype)))
+            stack.enter_context(_overridden(layer, "forward", base.__call__))
         yield
 
 
 @contextmanager
-def _shadowed(owner: Any, name: str, value: Any) -> Iterator[None]:
-    """Put an attribute of the instance before a registered parameter or a method of the class.
+def _overridden(owner: Any, name: str, value: Any) -> Iterator[None]:
+    """Let an instance attribute hide a registered parameter, or a method of the class.
 
-    One may stand there already: FSDP1's weight in the forward's dtype.
+    There may be one already: FSDP1 puts the weight in the forward's dtype there.
     """
     before = owner.__dict__.get(name)
     owner.__dict__[name] = value
@@ -59,7 +59,11 @@ def _shadowed(owner: Any, name: str, value: Any) -> Iterator[None]:
 
 @torch.no_grad()
 def merged_weight(layer: Any) -> Tensor | None:
-    """Return an adapted layer's weight with its active adapters, fp32; None if it has none."""
+    """Return a layer's weight with its active adapters merged, fp32; None if it has no adapters.
+
+    Args:
+        layer: A module of a PEFT model.
+    """
     if not hasattr(layer, "get_delta_weight") or not hasattr(layer, "base_layer"):
         return None
     weight = layer.base_layer.weight.detach().float()
@@ -70,8 +74,8 @@ def merged_weight(layer: Any) -> Tensor | None:
     return weight
 
 
-def unmergeable(model: nn.Module) -> list[str]:
-    """Return the kinds of adapted layers that :func:`merged_weight` does not speak for."""
+def unsupported_adapters(model: nn.Module) -> list[str]:
+    """Return the kinds of adapters in a model that :func:`merged_weight` cannot merge, sorted."""
     kinds: set[str] = set()
     layers: Iterator[Any] = model.modules()
     for layer in layers:
@@ -86,11 +90,11 @@ def unmergeable(model: nn.Module) -> list[str]:
     return sorted(kinds)
 
 
-def _is_plain(layer: Any) -> bool:
-    # The class itself: layers of quantised weights are subclasses.
+def _is_mergeable(layer: Any) -> bool:
+    # Exactly this class: layers of quantised weights are subclasses.
     linear = type(getattr(layer, "base_layer", None)) is nn.Linear
     if not linear or not hasattr(layer, "get_delta_weight"):
         return False
     active = [adapter for adapter in layer.active_adapters if adapter in layer.lora_A]
-    unlike = layer.disable_adapters or layer.merged or not active or layer.lora_magnitude_vector
-    return not unlike and not any(layer.lora_bias.get(adapter) for adapter in active)
+    other = layer.disable_adapters or layer.merged or not active or layer.lora_magnitude_vector
+    return not other and not any(layer.lora_bias.get(adapter) for adapter in active)

@@ -8,10 +8,9 @@ from torch import nn
 
 
 def disable_dropout(model: nn.Module) -> int:
-    """Set every dropout and router-jitter probability of ``model`` to 0; the mode stays as it is.
+    """Set every dropout and router-jitter probability of ``model`` to 0; its mode is not changed.
 
-    ``eval()`` would do the same to dropout, but it also turns Hugging Face's gradient
-    checkpointing off.
+    ``eval()`` would switch dropout off as well, but also Hugging Face's gradient checkpointing.
 
     Returns:
         How many probabilities were above 0.
@@ -29,8 +28,8 @@ def disable_dropout(model: nn.Module) -> int:
     return changed + sum(_zero_probabilities(config) for config in configs.values())
 
 
-def _zero_probabilities(owner: Any) -> int:
-    """Set the positive floats of ``owner`` whose names speak of dropout or jitter to 0."""
+def _zero_probabilities(owner: object) -> int:
+    """Set the positive floats of ``owner`` named for dropout or jitter to 0; return how many."""
     names = [
         name
         for name, value in vars(owner).items()

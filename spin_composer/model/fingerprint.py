@@ -1,4 +1,4 @@
-"""A model's fingerprint: equal weights give equal ones, however they are sharded."""
+"""A model's fingerprint: a hash of its weights that does not depend on how they are sharded."""
 
 from __future__ import annotations
 
@@ -15,12 +15,15 @@ _SAMPLED_ELEMENTS = 4096
 def fingerprint(root: nn.Module) -> str:
     """Return a hash of a model's parameters; a collective under FSDP.
 
-    Hashes up to 4096 evenly spaced elements of every parameter: reading all of a 70B model
-    would take minutes. Equal weights give equal fingerprints on any number of ranks, sharded,
-    gathered or plain.
+    Hashes at least 4096 evenly spaced elements of every parameter that has them: reading all of
+    a 70B model would take minutes. Equal weights give equal fingerprints on any number of ranks,
+    sharded, gathered or plain.
 
     Args:
-        root: As for :func:`each_whole`.
+        root: The outermost module, as for :func:`each_whole`.
+
+    Returns:
+        16 hexadecimal digits.
     """
     digests = {}
     for whole in each_whole(root):
@@ -30,5 +33,5 @@ def fingerprint(root: nn.Module) -> str:
         digest = xxhash.xxh64(str(tuple(whole.tensor.shape)))
         digest.update(sample.contiguous().numpy().tobytes())
         digests[whole.name] = digest.hexdigest()
-        del whole  # or it would be there beside the next
+        del whole  # or it would stay in memory beside the next one
     return xxhash.xxh64(repr(sorted(digests.items()))).hexdigest()

@@ -1,10 +1,10 @@
-"""The output layer of a causal LM, made able to answer with log-probs in place of logits.
+"""The output layer of a causal LM, made able to return log-probs in place of logits.
 
-The layer keeps its parameters and gets a subclass of its class. While a scoring request is active,
-that subclass answers with the log-probs of the scored rows, or with the loss of the pairs that they
-belong to: the answer travels through the model's own output, so that FSDP's hooks see a tensor that
-needs its backward, and the weight that the kernels get is the unsharded one. Without a request
-nothing changes: generation and evaluation get logits.
+The layer keeps its parameters; its class is swapped for a subclass. While a scoring request is
+active, that subclass returns the log-probs of the scored rows, or the loss of the pairs that they
+belong to. They travel through the model's own output, so that FSDP's hooks see a tensor that needs
+its backward, and the kernels get the unsharded weight. Without a request nothing changes:
+generation and evaluation get logits.
 
 Dimensions: B pairs, S = 2B sequences, T the longest of them, N scored tokens.
 """
@@ -14,15 +14,15 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any, cast
+from typing import Any
 
-from composer.models.huggingface import maybe_get_underlying_model
 from torch import Tensor, nn
 from typing_extensions import override
 
 from spin_composer.errors import InputError
 from spin_composer.foundry.base import SharedEmbedding
 from spin_composer.model.logit_transforms import InstalledTransform, transforms_of
+from spin_composer.model.unwrap import inner_model
 from spin_kernels import PairLossOutput, linear_log_softmax_gather, linear_pair_loss
 
 
@@ -37,7 +37,7 @@ class PairRequest:
     weights: Tensor
     """[B] fp32 on the model's device."""
     answer: PairLossOutput | None = None
-    """What the head found; its ``loss`` is what the model's output held."""
+    """What the head returned; its ``loss`` is what the model's output held."""
 
 
 @dataclass
@@ -132,7 +132,7 @@ def install_head(model: nn.Module) -> None:
     Raises:
         InputError: LoRA sits on the output layer, or the layer is of a class we do not know.
     """
-    inner = cast(Any, maybe_get_underlying_model(cast(Any, model)))
+    inner = inner_model(model)
     head: Any = inner.get_output_embeddings()
     trained = getattr(head, "modules_to_save", None)  # PEFT's copy of a fully trained layer
     if isinstance(trained, nn.ModuleDict):
@@ -173,7 +173,11 @@ def scoring(
         rows: [N] the scored positions among the S * T that the head will receive.
         targets: [N] the tokens there.
         positions: S * T.
-        pairs: asks for a loss; it holds the answer afterwards.
+        pairs: asks for a loss; its ``answer`` holds it afterwards.
+
+    Raises:
+        InputError: A scale of the logits that is not positive.
+        RuntimeError: The output layer did not run exactly once.
     """
     steps = [(step, step.value) for step in head._transforms]
     taken = [(step, value) for step, value in steps if value is not None]

@@ -16,7 +16,6 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from composer.models import HuggingFaceModel
-from composer.models.huggingface import maybe_get_underlying_model
 from torch import Tensor, nn
 from torchmetrics import Metric
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -34,8 +33,9 @@ from spin_composer.model.logprobs import (
     response_pair_loss,
     sequence_sums,
 )
-from spin_composer.model.trained import kept_in_checkpoints, trainable_names
-from spin_composer.model.tying import say_what_is_tied
+from spin_composer.model.trained import checkpoint_state, trainable_names
+from spin_composer.model.tying import correct_tied_flag
+from spin_composer.model.unwrap import inner_model
 from spin_composer.pretrained.quantized import check_config, check_loaded
 
 if TYPE_CHECKING:
@@ -53,8 +53,7 @@ class SpinLM(HuggingFaceModel):
     def _prepare_for_spin(self, use_train_metrics: bool) -> None:
         """Install the head and switch dropout off; embeddings and LoRA must be final by now."""
         self.pair_loss = None
-        inner = maybe_get_underlying_model(self.model)
-        say_what_is_tied(inner, is_base=self.using_peft)
+        correct_tied_flag(inner_model(self.model), has_adapters=self.using_peft)
         install_head(self.model)
         disabled = disable_dropout(self.model)
         if disabled:
@@ -68,7 +67,7 @@ class SpinLM(HuggingFaceModel):
             return super().state_dict(*args, **kwargs)
         whole = nn.Module.state_dict(self, *args, **kwargs)
         prefix = kwargs.get("prefix", args[1] if len(args) > 1 else "")
-        return kept_in_checkpoints(whole, trainable_names(self), prefix)
+        return checkpoint_state(whole, trainable_names(self), prefix)
 
     def forward(self, batch: Mapping[str, Any]) -> Any:
         """Return ``policy_logps`` [B, 2] and ``lengths`` [B, 2] of a pair batch, and more.

@@ -7,13 +7,13 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from itertools import pairwise
-from typing import Any, cast
+from typing import Any
 
 import torch
-from composer.models.huggingface import maybe_get_underlying_model
 from torch import Tensor, nn
 
 from spin_composer.model.head import PairRequest, find_head, scoring
+from spin_composer.model.unwrap import inner_model
 from spin_kernels import PairLossOutput, log_softmax_gather
 
 Batch = Mapping[str, Any]
@@ -44,7 +44,7 @@ def pad_right(batch: Batch) -> tuple[dict[str, Tensor], Tensor]:
 
 
 def response_logps(model: nn.Module, batch: Batch) -> Tensor:
-    """Return the policy's log-prob of each scored token of a pair batch, by one root forward.
+    """Return the policy's log-prob of each scored token of a pair batch, by one forward.
 
     Only the scored rows reach the output layer, and no [N, V] matrix of logits is held.
 
@@ -85,7 +85,7 @@ def response_pair_loss(
 
 
 def _answer(model: nn.Module, batch: Batch, pairs: PairRequest | None) -> Tensor:
-    """Return what the head answers in place of logits, by one root forward."""
+    """Return what the head returns in place of logits, by one forward of the outermost module."""
     inputs, rows = pad_right(batch)
     with scoring(find_head(model), rows, batch["targets"], inputs["input_ids"].numel(), pairs):
         return model(**inputs, use_cache=False, return_dict=True).logits
@@ -94,7 +94,7 @@ def _answer(model: nn.Module, batch: Batch, pairs: PairRequest | None) -> Tensor
 def sequence_sums(token_logps: Tensor, cu_scored: Tensor) -> Tensor:
     """Return the sum of each sequence's token log-probs.
 
-    Sums are made in fp64 and without atomics: the same tokens give the same sum in every batch.
+    They are added in fp64 and without atomics: the same tokens give the same sum in every batch.
 
     Args:
         token_logps: [N].
@@ -120,9 +120,10 @@ def check_head(
     Args:
         model: a model that went through :func:`spin_composer.model.head.install_head`.
         batch: a small pair batch; its full logits [S, T, V] are made once.
-        score: how to get token_logps [N], default :func:`response_logps` on ``model``. Under FSDP
-            both functions must enter through the outermost wrapped module.
-        forward: how to run the model on ``{"input_ids", "attention_mask"}``.
+        score: returns token_logps [N] of the batch; :func:`response_logps` on ``model`` unless
+            given. Under FSDP both functions must enter through the outermost wrapped module.
+        forward: runs the model on ``{"input_ids", "attention_mask"}``; ``model`` itself unless
+            given.
 
     Raises:
         RuntimeError: They differ: the model changes its logits after the output layer in a way
@@ -134,9 +135,9 @@ def check_head(
     logits = output.logits.flatten(0, 1)[rows]
     own = log_softmax_gather(logits, batch["targets"])
     difference = float((own - logps).abs().max()) if len(own) else 0.0
-    tolerance = _rounding(logits)
+    tolerance = _rounding_tolerance(logits)
     if not difference <= tolerance:
-        name = type(maybe_get_underlying_model(cast(Any, model))).__name__
+        name = type(inner_model(model)).__name__
         raise RuntimeError(
             f"{name}: the head's log-probs differ from the model's own by {difference:.3g} (at "
             f"most {tolerance:.3g} allowed). The model changes its logits after the output layer "
@@ -144,8 +145,12 @@ def check_head(
         )
 
 
-def _rounding(logits: Tensor) -> float:
-    """Return how far the model's own log-probs may be off: its logits are rounded, ours are not."""
+def _rounding_tolerance(logits: Tensor) -> float:
+    """Return how far the model's own log-probs may be off: its logits are rounded, ours are not.
+
+    Args:
+        logits: [N, V] the model's own.
+    """
     device = logits.device.type
     eps = torch.finfo(logits.dtype).eps
     if torch.is_autocast_enabled(device) and logits.dtype != torch.float64:

@@ -1,4 +1,4 @@
-"""Which parameters are trained, and what a checkpoint keeps of them."""
+"""Which parameters are trained, and what a checkpoint of a PEFT model holds."""
 
 from __future__ import annotations
 
@@ -11,21 +11,24 @@ from spin_composer.fsdp import plain_name
 
 
 def trainable_names(model: nn.Module) -> set[str]:
-    """Return the names, as a state dict has them, of the parameters that are trained."""
+    """Return the names of the trained parameters, as a state dict has them."""
     named = model.named_parameters(remove_duplicate=False)
     return {plain_name(name).removeprefix("module.") for name, p in named if p.requires_grad}
 
 
-def kept_in_checkpoints(state: Mapping[str, Any], names: set[str], prefix: str) -> dict[str, Any]:
+def checkpoint_state(state: Mapping[str, Any], names: set[str], prefix: str) -> dict[str, Any]:
     """Return what a PEFT model's checkpoint holds: adapters, and every other trained parameter.
 
-    Composer keeps what has ``lora_`` in its name only: a resumed run would go on with the base
-    model's ``modules_to_save`` under the optimizer's state of the trained ones.
+    Composer alone would keep only what has ``lora_`` in its name: a resumed run would go on with
+    the base model's ``modules_to_save`` and the optimizer's state of the trained ones.
 
     Args:
         state: The whole state dict.
-        names: Of :func:`trainable_names`.
-        prefix: That the state dict's names have and ``names`` have not.
+        names: The names that :func:`trainable_names` returns.
+        prefix: The prefix of the state dict's names, which ``names`` lack.
+
+    Returns:
+        The entries of ``state`` that a checkpoint holds, under the same names.
     """
     return {
         name: value

@@ -1,29 +1,30 @@
-"""Whether the output layer is the input embedding: what weights are, and what the config says."""
+"""Tied embeddings: a config must say of the output layer what is true of the weights."""
 
 from __future__ import annotations
 
 import logging
-from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
+from transformers import PretrainedConfig, PreTrainedModel
 
 log = logging.getLogger(__name__)
 
 
-def say_what_is_tied(model: nn.Module, is_base: bool) -> None:
-    """Make a model's config say whether its output layer and its embedding are one parameter.
+def correct_tied_flag(model: PreTrainedModel, has_adapters: bool) -> None:
+    """Set ``tie_word_embeddings`` of a model's config to false where its weights are not tied.
 
-    A config that says "tied" of two makes every folder that is exported load without the second.
+    An exported folder whose config says "tied" of two parameters is loaded without the second.
 
     Args:
         model: A Hugging Face causal LM.
-        is_base: It lies under adapters, whose copies are not its own: it is left as it is.
+        has_adapters: PEFT wraps the model; its copies of the layers are not the model's own, so
+            the config is left alone.
     """
-    config: Any = model.config
-    if is_base or not getattr(config, "tie_word_embeddings", False):
+    config = model.config
+    if has_adapters or not getattr(config, "tie_word_embeddings", False):
         return
-    head, embedding = model.get_output_embeddings(), model.get_input_embeddings()  # pyright: ignore
+    head, embedding = model.get_output_embeddings(), model.get_input_embeddings()
     weights = [getattr(layer, "weight", None) for layer in (head, embedding)]
     if any(weight is None for weight in weights) or weights[0] is weights[1]:
         return
@@ -34,20 +35,22 @@ def say_what_is_tied(model: nn.Module, is_base: bool) -> None:
     )
 
 
-def fit_config(config: Any, twin: Any, state: dict[str, Tensor]) -> bool:
-    """Make a config, and a state, say the same of what is tied and of the vocabulary's size.
+def match_config_to_state(
+    config: PretrainedConfig, skeleton: PreTrainedModel, state: dict[str, Tensor]
+) -> bool:
+    """Make a config and a state dict agree on tied embeddings and on the vocabulary's size.
 
     Args:
         config: A copy, changed in place.
-        twin: A model without weights made of it.
-        state: Names and tensors of what is exported; tied ones are one tensor. Where the config
-            ties nothing they are made two, in place.
+        skeleton: A model made from it, without weights.
+        state: Names and tensors that are exported; tied parameters are one tensor. Where the
+            config does not tie them they are made two, in place.
 
     Returns:
-        Whether the config was changed, so that the twin must be made again.
+        Whether the config was changed, so that the skeleton must be made again.
     """
-    paths = {id(module): path for path, module in twin.named_modules(remove_duplicate=False)}
-    layers = (twin.get_output_embeddings(), twin.get_input_embeddings())
+    paths = {id(module): path for path, module in skeleton.named_modules(remove_duplicate=False)}
+    layers = (skeleton.get_output_embeddings(), skeleton.get_input_embeddings())
     if any(layer is None for layer in layers) or layers[0] is layers[1]:
         return False
     head, embedding = (f"{paths[id(layer)]}.weight" for layer in layers)

@@ -6,21 +6,26 @@ from typing import Any
 
 from torch import nn
 from torch.distributed.fsdp import FSDPModule
+from transformers import PreTrainedModel
 
 from spin_composer.fsdp import unwrapped
 
 
-def inner_model(model: Any) -> Any:
-    """Return the Hugging Face model, without PEFT's and FSDP1's wrappers."""
-    model = unwrapped(model)
-    model = model.get_base_model() if hasattr(model, "peft_config") else model
-    return unwrapped(model)
+def inner_model(model: nn.Module) -> PreTrainedModel:
+    """Return the Hugging Face model, without PEFT's and FSDP1's wrappers.
+
+    Args:
+        model: A Hugging Face model, a PeftModel around one, or FSDP1's wrapper of either.
+    """
+    inner: Any = unwrapped(model)
+    inner = inner.get_base_model() if hasattr(inner, "peft_config") else inner
+    return unwrapped(inner)
 
 
-def plain_class(model: Any) -> Any:
-    """Return the class that FSDP2 has made a subclass of."""
+def plain_class(model: PreTrainedModel) -> type[PreTrainedModel]:
+    """Return a model's class; under FSDP2 the one that it made a subclass of."""
     return next(
         cls
         for cls in type(model).__mro__
-        if issubclass(cls, nn.Module) and not issubclass(cls, FSDPModule)
+        if issubclass(cls, PreTrainedModel) and not issubclass(cls, FSDPModule)
     )

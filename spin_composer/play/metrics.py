@@ -111,8 +111,8 @@ def register_play_metric(
 @register_play_metric("spin/server_gap", "nats per token")
 def server_gap(play: PlayReport) -> float | None:
     """Engine `server`: mean difference of its log-probs and ours, in the worst unit."""
-    gaps = (unit.server_gap for unit in play.units)
-    return max((gap for gap in gaps if gap is not None), default=None)
+    gaps = [unit.server_gap for unit in play.units if unit.server_gap is not None]
+    return max(gaps) if gaps else None
 
 
 @register_play_metric("spin/pairs", "pairs")

@@ -1,25 +1,47 @@
-"""Which models our decode loop can run, and in what form it finds them."""
+"""Which model types our decode loop runs, and how it has their attention computed."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any
 
 import torch
+from torch import Tensor
+from transformers import PreTrainedModel
 
 from spin_composer.model.unwrap import plain_class
 
-STANDARD = frozenset(
-    {"cohere", "gemma", "glm", "glm4", "gpt_neox", "granite", "helium", "llama", "mistral"}
-    | {"mixtral", "nemotron", "olmo", "olmo2", "phi", "qwen2", "qwen2_moe", "qwen3", "qwen3_moe"}
-    | {"stablelm", "starcoder2"}
+DECODE_FAMILIES = frozenset(
+    {
+        "cohere",
+        "gemma",
+        "glm",
+        "glm4",
+        "gpt_neox",
+        "granite",
+        "helium",
+        "llama",
+        "mistral",
+        "mixtral",
+        "nemotron",
+        "olmo",
+        "olmo2",
+        "phi",
+        "qwen2",
+        "qwen2_moe",
+        "qwen3",
+        "qwen3_moe",
+        "stablelm",
+        "starcoder2",
+    }
 )
-"""Model types whose forward takes a 4D mask, positions and a cache object, all their layers alike:
-each is tested against whole forward passes. What is not here is slow, not wrong."""
+"""Model types (``model_type`` of the config) that the decode loop runs: their forward takes a 4D
+mask, positions and a cache object, and all of their layers are alike. tests/engines/hf/test_decode
+compares each with whole forward passes. Other types take Hugging Face generate: slower, as right.
+"""
 
 
-def obstacle_of(model: Any, num_tokens: int) -> str | None:
+def obstacle_of(model: PreTrainedModel, num_tokens: int) -> str | None:
     """Return why a model cannot go through the decode loop, or None.
 
     Args:
@@ -29,7 +51,7 @@ def obstacle_of(model: Any, num_tokens: int) -> str | None:
     config = model.config
     name = plain_class(model).__name__
     kind = getattr(config, "model_type", "")
-    if not plain_class(model).__module__.startswith("transformers.") or kind not in STANDARD:
+    if not plain_class(model).__module__.startswith("transformers.") or kind not in DECODE_FAMILIES:
         return f"{name} is not among the models that our decode loop is tested with"
     if getattr(config, "cache_implementation", None):
         return f"{name}'s config asks for a cache of its own ({config.cache_implementation})"
@@ -44,9 +66,11 @@ def obstacle_of(model: Any, num_tokens: int) -> str | None:
     return None
 
 
-def compute_dtype(model: Any, device: torch.device) -> torch.dtype:
+def compute_dtype(model: PreTrainedModel, device: torch.device) -> torch.dtype:
     """Return the dtype that attention computes in: autocast's, or that of the hidden states."""
-    return autocast_dtype(device) or model.get_input_embeddings().weight.dtype
+    weight = model.get_input_embeddings().weight
+    assert isinstance(weight, Tensor)
+    return autocast_dtype(device) or weight.dtype
 
 
 def autocast_dtype(device: torch.device) -> torch.dtype | None:
@@ -57,7 +81,7 @@ def autocast_dtype(device: torch.device) -> torch.dtype | None:
 
 
 @contextmanager
-def masked_attention(model: Any) -> Iterator[None]:
+def masked_attention(model: PreTrainedModel) -> Iterator[None]:
     """Compute attention by a function that takes a 4D mask.
 
     flash_attention_2 would look for padding in the mask, and wait for what it finds, in every

@@ -17,8 +17,8 @@ from transformers import GenerationConfig
 
 from spin_composer.errors import InputError
 from spin_composer.fsdp import Owner, each_whole, plain_name, shadowed
-from spin_composer.model.adapters import merged_weight, unmergeable
-from spin_composer.model.tying import fit_config
+from spin_composer.model.adapters import merged_weight, unsupported_adapters
+from spin_composer.model.tying import match_config_to_state
 from spin_composer.model.unwrap import inner_model, plain_class
 from spin_composer.store.durable import fsync, write_atomically
 
@@ -93,7 +93,7 @@ def check_exportable(model: Any) -> None:
             f"algorithms.spin.generation.engine=server cannot serve a {cls.__name__}: only "
             "transformers' own classes load elsewhere as they are here. Use engine: hf."
         )
-    if kinds := unmergeable(model):
+    if kinds := unsupported_adapters(model):
         raise InputError(
             "algorithms.spin.generation.engine=server cannot serve adapters of kind "
             f"{', '.join(kinds)}: they are not merged into the exported weights. Use engine: hf."
@@ -110,14 +110,15 @@ def _save(
     with torch.device("meta"):
         # A twin without weights: save_pretrained would change the config of the model itself.
         twin = plain_class(base)(config)
-        if fit_config(config, twin, state):
+        if match_config_to_state(config, twin, state):
             twin = plain_class(base)(config)
     wanted = set(twin.state_dict())
     if state.keys() != wanted:
         wrong = sorted(state.keys() ^ wanted)
         raise RuntimeError(f"the opponent cannot be exported: it has, or lacks, {wrong[:3]}.")
     # The twin's config gets the dtype of its own parameters.
-    twin.to(next(t.dtype for t in state.values() if t.is_floating_point()))
+    dtype = next(t.dtype for t in state.values() if t.is_floating_point())
+    twin.to(dtype)  # pyright: ignore[reportArgumentType]  (transformers' decorator hides self)
     twin.generation_config = GenerationConfig(
         do_sample=True, top_k=0, eos_token_id=stop_token_id, pad_token_id=stop_token_id
     )

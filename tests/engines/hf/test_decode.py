@@ -15,7 +15,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from spin_composer.engines.hf import cache, decode
 from spin_composer.engines.hf import generator as engines
-from spin_composer.engines.hf.families import STANDARD, obstacle_of
+from spin_composer.engines.hf.families import DECODE_FAMILIES, obstacle_of
 from spin_composer.engines.hf.generator import HFGenerator
 from spin_composer.engines.hf.sampling import invert
 from spin_composer.model.unwrap import inner_model
@@ -93,8 +93,6 @@ def test_stop_strings_end_what_generate_ends(by_generate: Any) -> None:
     assert plain(hf.generate(prompts * 3, 0)) == wanted
 
 
-KINDS = {"glm": "Glm", "glm4": "Glm4", "gpt_neox": "GPTNeoX", "qwen2_moe": "Qwen2Moe",
-         "qwen3_moe": "Qwen3Moe", "stablelm": "StableLm"}  # fmt: skip
 SMALL = {"hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2, "vocab_size": VOCAB,
          "num_attention_heads": 4, "num_key_value_heads": 2, "head_dim": 8, "pad_token_id": 0,
          "bos_token_id": 1, "eos_token_id": 2, "initializer_range": 0.3,
@@ -104,10 +102,9 @@ SMALL = {"hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2, "vo
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("kind", sorted(STANDARD))
-def test_every_standard_family_equals_recomputing(kind: str) -> None:
-    name = KINDS.get(kind, kind.capitalize())
-    config = getattr(transformers, f"{name}Config")(**SMALL)
+@pytest.mark.parametrize("model_type", sorted(DECODE_FAMILIES))
+def test_every_family_of_the_table_equals_recomputing(model_type: str) -> None:
+    config = transformers.AutoConfig.for_model(model_type, **SMALL)
     torch.manual_seed(0)
     for attention in ("eager", "sdpa"):
         config._attn_implementation = attention
