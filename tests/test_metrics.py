@@ -98,7 +98,8 @@ def test_a_metric_is_one_registered_class(registry: list) -> None:
         def values(self, policy: Tensor, rewards: Tensor) -> Tensor:
             return rewards.amax(1)
 
-    model = HFSpinLM.from_model(tiny_model("llama"), byte_level())
+    tokenizer = byte_level()
+    model = HFSpinLM.from_model(tiny_model("llama", vocab_size=len(tokenizer)), tokenizer)
     model.pair_loss = PairLoss("logistic", BETA)
     metric = model.get_metrics(is_train=True)["SpinRewardMax"]
     batch = pair_batch(3)

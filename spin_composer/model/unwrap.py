@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, cast
 
 from torch import nn
 from torch.distributed.fsdp import FSDPModule
@@ -19,7 +19,7 @@ def inner_model(model: nn.Module) -> PreTrainedModel:
     """
     inner: Any = unwrapped(model)
     inner = inner.get_base_model() if hasattr(inner, "peft_config") else inner
-    return unwrapped(inner)
+    return cast(PreTrainedModel, unwrapped(inner))
 
 
 def plain_class(model: PreTrainedModel) -> type[PreTrainedModel]:

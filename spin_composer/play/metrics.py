@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from typing import TypeVar
 
 from spin_composer.play.plan import PLAY, REPLAY
 from spin_composer.store.unit import UnitReport
@@ -65,6 +66,7 @@ class PlayReport:
 
 
 Value = Callable[[PlayReport], float | None]
+_Value = TypeVar("_Value", bound=Value)
 
 
 @dataclass(frozen=True)
@@ -84,7 +86,7 @@ PLAY_METRICS: dict[str, PlayMetric] = {}
 
 def register_play_metric(
     name: str, unit: str, nemo_aligner: str | None = None
-) -> Callable[[Value], Value]:
+) -> Callable[[_Value], _Value]:
     """Return a decorator that makes a function of :class:`PlayReport` a metric of play.
 
     It is logged at the start of each iteration's training, kept in the store's records, and listed
@@ -99,7 +101,7 @@ def register_play_metric(
         ValueError: The name belongs to another metric.
     """
 
-    def register(value: Value) -> Value:
+    def register(value: _Value) -> _Value:
         if name in PLAY_METRICS:
             raise ValueError(f"the metric {name!r} is registered already. Choose another name.")
         PLAY_METRICS[name] = PlayMetric(value, unit, nemo_aligner)
