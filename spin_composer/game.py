@@ -32,7 +32,7 @@ from spin_composer.loss import PairLoss
 from spin_composer.model.fingerprint import fingerprint
 from spin_composer.model.lm import SpinLM
 from spin_composer.play.degenerate import comparison_of
-from spin_composer.play.figures import PlayReport
+from spin_composer.play.metrics import PlayReport
 from spin_composer.play.iteration import (
     IterationPlan,
     RunFacts,
