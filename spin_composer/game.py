@@ -32,7 +32,6 @@ from spin_composer.loss import PairLoss
 from spin_composer.model.fingerprint import fingerprint
 from spin_composer.model.lm import SpinLM
 from spin_composer.play.degenerate import comparison_of
-from spin_composer.play.metrics import PlayReport
 from spin_composer.play.iteration import (
     IterationPlan,
     RunFacts,
@@ -41,6 +40,7 @@ from spin_composer.play.iteration import (
     plan_iteration,
 )
 from spin_composer.play.lockstep import Lockstep
+from spin_composer.play.metrics import PlayReport
 from spin_composer.play.plan import idle_ranks_warning
 from spin_composer.play.player import Player, Schedule, finish_play, make_units, one_by_one
 from spin_composer.play.prepare import remedy_in_training

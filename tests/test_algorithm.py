@@ -103,12 +103,9 @@ def test_a_fresh_subset_is_played_in_each_iteration(tmp_path):
 def test_scores_of_other_weights_are_found_at_the_first_batch(tmp_path, monkeypatch):
     original = Player._rescore
 
-    def stale(self, rows):
-        rescored, noise = original(self, rows)
-        return [
-            replace(row, pair=replace(row.pair, opponent_real=row.pair.opponent_real + 1e-2))
-            for row in rescored
-        ], noise
+    def stale(self, pairs):
+        rescored, noise = original(self, pairs)
+        return [replace(p, opponent_real=p.opponent_real + 1e-2) for p in rescored], noise
 
     monkeypatch.setattr(Player, "_rescore", stale)
     with pytest.raises(RuntimeError, match="policy must equal the opponent"):
