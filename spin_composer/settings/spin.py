@@ -38,7 +38,6 @@ STORES = {
     "oci": "spin_composer.store.remote:RemoteStore",
 }
 """Stores by the scheme of their URL, imported when a run opens one; ``LOCAL`` without a URL."""
-REMOTE_SCHEMES = tuple(scheme for scheme in STORES if scheme != LOCAL)
 _FOLDER, _URL = "a folder's name", "an object store's URL"
 
 
@@ -102,8 +101,9 @@ def _folder(given: str) -> str:
 
 def _remote(given: str) -> str:
     scheme, _, path = given.partition("://")
-    ok = scheme in REMOTE_SCHEMES and bool(path.strip("/"))
-    wanted = " or ".join(f"{scheme}://bucket/folder" for scheme in REMOTE_SCHEMES)
+    schemes = [known for known in STORES if known != LOCAL]
+    ok = scheme in schemes and bool(path.strip("/"))
+    wanted = " or ".join(f"{known}://bucket/folder" for known in schemes)
     require(ok, "", given, wanted, f"A folder that all nodes mount goes into {SECTION}.store.")
     return _place(given, _URL)
 
