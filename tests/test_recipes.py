@@ -9,12 +9,12 @@ import pytest
 import torch
 from fixtures.echo_engine import EchoGenerator
 from fixtures.runs import NUM_ROWS, tiny_trainer
-from spin_composer.play.metrics import PLAY_METRICS, PlayReport, register_play_metric
 from torch import Tensor
 
 from spin_composer.errors import InputError
 from spin_composer.loss import LOSSES, register_loss
 from spin_composer.metrics import PAIR_METRICS, PairMetric, register_pair_metric
+from spin_composer.play.metrics import PLAY_METRICS, PlayReport, register_play_metric
 from spin_composer.settings.generation import ENGINES
 from spin_composer.settings.spin import STORES, SpinSettings
 from spin_composer.store.local import LocalStore
