@@ -5,14 +5,24 @@ tests/test_docs.py holds that the pages are what the code says.
 
 from __future__ import annotations
 
+import ast
 import inspect
+import json
+import textwrap
 from collections.abc import Iterable, Sequence
+from dataclasses import MISSING, Field, fields
 from pathlib import Path
 from typing import Any
 
+from spin_composer.data.config import DatasetConfig
 from spin_composer.loss import LOSSES
 from spin_composer.metrics import PAIR_METRICS
 from spin_composer.play.metrics import PLAY_METRICS
+from spin_composer.settings.fields import wanted
+from spin_composer.settings.generation import GenerationSettings
+from spin_composer.settings.scheduler import SchedulerSettings
+from spin_composer.settings.server import ServerSettings
+from spin_composer.settings.spin import PlayOnly, SpinSettings
 
 HERE = Path(__file__).parent
 GENERATED = "<!-- Made by docs/generate.py; edit the code, not this page. -->"
@@ -103,7 +113,63 @@ Logged when its training starts, and kept in the store's `iterations.json`.
 """
 
 
-PAGES = {"losses.md": losses, "metrics.md": metrics}
+SECTIONS: tuple[Any, ...] = (
+    SpinSettings, GenerationSettings, ServerSettings, PlayOnly, SchedulerSettings, DatasetConfig,
+)  # fmt: skip
+
+
+def docstrings(section: type[Any]) -> dict[str, str]:
+    """Return what is written below each field of a class, on one line."""
+    (body,) = ast.parse(textwrap.dedent(inspect.getsource(section))).body
+    assert isinstance(body, ast.ClassDef)
+    found: dict[str, str] = {}
+    for declared, text in zip(body.body, body.body[1:], strict=False):
+        if isinstance(declared, ast.AnnAssign) and isinstance(text, ast.Expr):
+            name = ast.unparse(declared.target)
+            found[name] = " ".join(ast.literal_eval(text.value).split()).replace("``", "`")
+    return found
+
+
+def default(field: Field[Any]) -> str:
+    """Return a field's default as a YAML has it."""
+    if field.default_factory is not MISSING:
+        made = field.default_factory()
+        return f"`{json.dumps(made)}`" if isinstance(made, (list, dict)) else "its own defaults"
+    if field.default is MISSING:
+        return "none: must be set"
+    value = field.default
+    return f"`{value if isinstance(value, str) else json.dumps(value)}`"
+
+
+def settings() -> str:
+    """Return the page of settings."""
+    page = f"""{GENERATED}
+# Settings
+
+Every setting of this package by the section of the YAML that it stands in. In Python,
+`SPIN(beta=0.1, generation={{"top_p": 0.9}})` takes those of `algorithms.spin`, `SpinScheduler`
+those of `scheduler`, and `build_spin_dataloader` those of `train_loader.dataset`. The losses have
+[a page of their own](losses.md).
+"""
+    for section in SECTIONS:
+        described = docstrings(section)
+        rows = [
+            (f"`{field.name}`", words(section, field.name), default(field), described[field.name])
+            for field in fields(section)
+        ]
+        about = (inspect.getdoc(section) or "").replace("``", "`")
+        page += f"\n## `{section.__where__}`\n\n{about}\n\n"
+        page += table(("setting", "must be", "default", "meaning"), rows) + "\n"
+    return page
+
+
+def words(section: Any, name: str) -> str:
+    """Return what a field must be."""
+    declared = section.__pydantic_fields__[name]
+    return wanted(declared.annotation, declared.metadata)
+
+
+PAGES = {"losses.md": losses, "metrics.md": metrics, "settings.md": settings}
 
 
 if __name__ == "__main__":

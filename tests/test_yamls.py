@@ -30,7 +30,7 @@ def test_yaml_passes_spins_checks(name: str):
 
 def test_yaml_explains_every_setting_of_the_game(name: str):
     spin = plain(load(name))["algorithms"]["spin"]
-    # the defaults of these are explained in the README's table
+    # the defaults of these are explained in docs/settings.md
     optional = {"seed", "deterministic", "repair", "remote_store", "play_only"}
     optional |= {"allow_low_precision_weights"}
     assert set(spin) >= {field.name for field in fields(SpinSettings)} - optional

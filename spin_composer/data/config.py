@@ -74,7 +74,7 @@ def _columns(given: str | dict[str, Any]) -> str | dict[str, Any]:
 
 @section("train_loader.dataset", frozen=True)
 class DatasetConfig:
-    """What the ``dataset:`` block says, checked."""
+    """A run's data, and how its rows become ids (``train_loader.dataset``)."""
 
     max_seq_len: Annotated[
         int,
@@ -90,11 +90,11 @@ class DatasetConfig:
     split: str | None = None
     """The split's name; for a stream its subfolder."""
     hf_kwargs: dict[str, Any] = field(default_factory=dict)
-    """Further arguments of datasets.load_dataset (trust_remote_code is false unless set here)."""
+    """Further arguments of ``datasets.load_dataset``; ``trust_remote_code`` is false if not set."""
     safe_load: bool = False
     """Read files of data formats only, never a loading script."""
     preprocessing_fn: Annotated[str | dict[str, str], AfterValidator(_columns)] | None = None
-    """module:function, or {prompt: column, response: column}."""
+    """``module:function``, or ``{prompt: column, response: column}``."""
     remote: str | None = None
     """Where an MDS stream lies (a URI or folder)."""
     local: str | None = None
@@ -114,17 +114,18 @@ class DatasetConfig:
     stream_config: dict[str, Any] = field(default_factory=dict)
     """Further arguments of that class."""
     on_bad_row: Literal["error", "skip"] = "error"
-    """error: stop at the first bad row; skip: leave it out, count and log."""
+    """``error``: stop at the first bad row; ``skip``: leave it out, count and log."""
     truncate_prompt: Literal["none", "left"] = "none"
-    """left: cut a too long prompt at its start; none: such a row is bad."""
+    """``left``: cut a too long prompt at its start; ``none``: such a row is bad."""
     max_prompt_len: PositiveInt | None = None
     """Most tokens of a prompt; max_seq_len - 1 if not set."""
     date_string: str | None = None
     """The date that chat templates which print one are given; the template's own if not set."""
     tokenize: Literal["rendering", "turns"] | None = None
-    """rendering (if not set): the whole row at once; turns: each turn by itself, llm-foundry's."""
+    """``rendering`` (if not set): the whole row at once; ``turns``: each turn by itself, as in
+    llm-foundry."""
     generation_prompt: Literal["template", "response"] = "template"
-    """template: the prompt ends with the generation prompt; response: where the row parts."""
+    """``template``: a prompt ends with the generation prompt; ``response``: where the row parts."""
     special_tokens_in_text: Literal["error", "warn", "text"] = "warn"
     """Control tokens that prompts spell out: a bad row, counted, or encoded as plain text."""
 

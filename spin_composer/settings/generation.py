@@ -40,7 +40,8 @@ class GenerationSettings:
     """Longest generated response, in tokens, the stop token included. NeMo-Aligner's
     ``length_params.max_length``."""
     min_new_tokens: Count = 0
-    """The stop token is forbidden before this many tokens."""
+    """The stop token is forbidden before this many tokens. NeMo-Aligner's
+    ``length_params.min_length``."""
     temperature: Positive = 1.0
     """Sampling temperature; other values than 1 move SPIN's fixed point."""
     top_p: Annotated[Number, Field(gt=0, le=1)] = 1.0

@@ -124,7 +124,7 @@ class SpinSettings:
     beta: Annotated[float | _Rates, BeforeValidator(_listed), _PerIteration] = 0.1
     """Strength of the pull towards the opponent, per iteration or one for all. NeMo-Aligner's
     ``ref_policy_kl_penalty``, the paper's lambda."""
-    learning_rate: Annotated[float | _Rates | None, BeforeValidator(_listed), _PerIteration] = None
+    learning_rate: Annotated[float | _Rates, BeforeValidator(_listed), _PerIteration] | None = None
     """Peak learning rate, per iteration or one for all; null: the optimizer's."""
     loss: Annotated[str, OneOf(LOSSES)] = "logistic"
     """Which loss of docs/losses.md: ``logistic`` is the paper's."""
@@ -133,7 +133,7 @@ class SpinSettings:
     length_normalised: bool = False
     """Divide each side's log-prob sum by its number of tokens."""
     reset_optimizer: bool = True
-    """Start each iteration with a fresh optimizer state."""
+    """Start each iteration with a fresh optimizer state, as the paper does."""
     replay: Count = 1
     """How many earlier iterations' pairs are mixed in, rescored by the current opponent."""
     samples_per_iteration: PositiveInt | Literal["all"] = ALL
