@@ -31,7 +31,7 @@ sys.path.insert(0, str(Path(__file__).parent))
 LONGEST = (
     "test_yaml_runs.py", "test_fsdp.py", "test_interrupt.py", "test_chaos.py",
     "test_remote_run.py", "play/test_sharing.py", "play/test_lockstep.py",
-    "hooks/test_first_batch.py", "kernels/test_compile.py", "pretrained/test_facts.py",
+    "hooks/test_first_batch.py", "kernels/test_compile.py", "pretrained/test_check.py",
     "test_shared_memory.py", "test_damage.py", "preflight/test_trainable.py",
     "test_before.py",
 )  # fmt: skip

@@ -30,7 +30,8 @@ from spin_composer.data.pairs import num_pairs, num_tokens, split_pairs
 from spin_composer.data.sources import read_rows
 from spin_composer.data.tokenise import build_examples
 from spin_composer.errors import InputError, shown
-from spin_composer.pretrained.facts import check_first_batch_is_whole, check_rows, check_run
+from spin_composer.pretrained.check import check_run
+from spin_composer.pretrained.fit import check_first_batch_is_whole, check_rows
 from spin_composer.settings.spin import ALL
 from spin_composer.shared_memory import own_names
 
@@ -71,7 +72,7 @@ def build_spin_dataloader(
         timeout: As of torch's DataLoader, in seconds.
         evaluation: Make batches of held-out rows instead; the config transform sets it in an
             ``eval_loader`` of the name ``spin``. In Python, see :func:`build_spin_evaluator`.
-        run: What the rows must fit (:mod:`spin_composer.pretrained.facts`); the config transform
+        run: What the rows must fit (:mod:`spin_composer.pretrained.check`); the config transform
             sets it.
         unknown: Nothing: any other key is an error.
 
@@ -93,15 +94,15 @@ def build_spin_dataloader(
             "of an SFT YAML (hf_name or local/remote, max_seq_len, ...)."
         )
     size = _batch_size(device_batch_size, evaluation)
-    facts = None if run is None else check_run(run, tokenizer)
+    limits = None if run is None else check_run(run, tokenizer)
     start = time.monotonic()
     examples = _examples(dataset, tokenizer, where, (run or {}).get("by_turns", False))
     log.info("SPIN data: %d examples in %.1f s.", len(examples), time.monotonic() - start)
     if not evaluation:
         samples = (run or {}).get("samples_per_iteration", ALL)
         check_first_batch_is_whole(examples, samples, size * dist.get_world_size())
-    if run is not None and facts is not None:
-        check_rows(examples, facts, run["max_new_tokens"], where)
+    if run is not None and limits is not None:
+        check_rows(examples, limits, run["max_new_tokens"], where)
     if evaluation and drop_last and len(examples) < size * dist.get_world_size():
         raise InputError(
             f"eval_loader.drop_last=true leaves none of the {len(examples)} rows: a batch of all "

@@ -19,7 +19,8 @@ from spin_composer.distributed import from_rank_zero
 from spin_composer.engines.base import engine_class
 from spin_composer.errors import InputError, shown
 from spin_composer.foundry.exporter import exporters, local_export_folders
-from spin_composer.pretrained.facts import check_first_batch_is_whole, check_rows, model_facts
+from spin_composer.pretrained.fit import check_first_batch_is_whole, check_rows
+from spin_composer.pretrained.limits import model_limits
 from spin_composer.pretrained.rehearsal import (
     rehearse_export,
     rehearse_metadata,
@@ -44,8 +45,8 @@ def check_fit(settings: SpinSettings, loader: DataLoader[Any], model: Any) -> No
     Raises:
         InputError: Names the numbers.
     """
-    examples, facts = examples_of(loader), model_facts(model.config)
-    check_rows(examples, facts, settings.generation.max_new_tokens)
+    examples, limits = examples_of(loader), model_limits(model.config)
+    check_rows(examples, limits, settings.generation.max_new_tokens)
     batch = (loader.batch_size or 1) * dist.get_world_size()
     check_first_batch_is_whole(examples, settings.samples_per_iteration, batch)
 

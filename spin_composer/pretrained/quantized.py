@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from spin_composer.errors import InputError
 
+if TYPE_CHECKING:
+    from peft import PeftModel
+    from transformers import PretrainedConfig, PreTrainedModel
 
-def check_config(config: Any, name: object) -> None:
+
+def check_config(config: PretrainedConfig | Mapping[str, Any], name: object) -> None:
     """Refuse a model by its config, a Hugging Face config or the dict of its JSON.
 
     Args:
@@ -34,14 +38,15 @@ def _value(of: Any, key: str) -> Any:
     return of.get(key) if isinstance(of, Mapping) else getattr(of, key, None)
 
 
-def check_loaded(model: Any) -> None:
+def check_loaded(model: PreTrainedModel | PeftModel) -> None:
     """Refuse a model in memory that is quantised.
 
     Raises:
         InputError: Names the model and the method.
     """
     name = type(model).__name__
-    check_config(model.config, name)
+    config: Any = model.config  # PeftModel hands it on from the base model
+    check_config(config, name)
     flags = ("is_quantized", "is_loaded_in_4bit", "is_loaded_in_8bit")
     quantised = any(getattr(model, flag, False) is True for flag in flags)
     whole = {p.dtype.is_floating_point and p.dtype.itemsize > 1 for p in model.parameters()}

@@ -10,19 +10,29 @@ from __future__ import annotations
 import copy
 import logging
 import tempfile
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any, cast
+from typing import TYPE_CHECKING, Any, cast
 
 import torch
 from composer.models import HuggingFaceModel
 from composer.models.huggingface import maybe_get_underlying_model
-from transformers import AutoConfig, AutoTokenizer, GenerationConfig
+from transformers import (
+    AutoConfig,
+    AutoTokenizer,
+    GenerationConfig,
+    PretrainedConfig,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+)
 
 from spin_composer.errors import InputError, shown
 from spin_composer.foundry.base import init_empty_weights
+
+if TYPE_CHECKING:
+    from peft import PeftModel
 
 _PROBES = (
     "The cat sat on the mat.",
@@ -35,7 +45,7 @@ _PROBE_CHAT = (
 )
 
 
-def rehearse_tokenizer(tokenizer: Any, config: Any) -> None:
+def rehearse_tokenizer(tokenizer: PreTrainedTokenizerBase, config: PretrainedConfig) -> None:
     """Save tokenizer and config as checkpoints and exports do, and read both back.
 
     Args:
@@ -49,7 +59,7 @@ def rehearse_tokenizer(tokenizer: Any, config: Any) -> None:
     rehearse_metadata(cast(Any, stand_in))
     with tempfile.TemporaryDirectory(prefix="spin-rehearsal-") as scratch:
         folder = Path(scratch)
-        with _part(tokenizer, "an export", "the tokenizer's files"):
+        with _saving(tokenizer, "an export", "the tokenizer's files"):
             tokenizer.save_pretrained(folder)
             config.save_pretrained(folder)
             again = _read(tokenizer, folder)
@@ -63,13 +73,13 @@ def rehearse_metadata(model: HuggingFaceModel) -> None:
         InputError: If Composer cannot make it, or what it reads back is another tokenizer.
     """
     tokenizer: Any = model.tokenizer
-    with _part(tokenizer, "the first checkpoint", "the metadata of model and tokenizer"):
+    with _saving(tokenizer, "the first checkpoint", "the metadata of model and tokenizer"):
         metadata = HuggingFaceModel.get_metadata(model)
     if tokenizer is None or _is_own(tokenizer) or not tokenizer.is_fast:
         return  # Composer reads what AutoTokenizer makes of the files: a fast one, by its name
     with tempfile.TemporaryDirectory(prefix="spin-rehearsal-") as scratch:
-        with _part(tokenizer, "a checkpoint", "the tokenizer, read back from the metadata,"):
-            again = HuggingFaceModel.load_huggingface_tokenizer_from_saved_state(
+        with _saving(tokenizer, "a checkpoint", "the tokenizer, read back from the metadata,"):
+            again: Any = HuggingFaceModel.load_huggingface_tokenizer_from_saved_state(
                 metadata, _is_remote(tokenizer), scratch
             )
         _compare(tokenizer, again, "a checkpoint's")
@@ -96,7 +106,10 @@ def rehearse_generation_config(config: GenerationConfig | None, name: str) -> No
             ) from error
 
 
-def rehearse_export(model: Any, transform_config: Callable[[Any], Any]) -> None:
+def rehearse_export(
+    model: PreTrainedModel | PeftModel,
+    transform_config: Callable[[PretrainedConfig], PretrainedConfig],
+) -> None:
     """Export a twin of a model whose tensors have one element, as the real one will be.
 
     Args:
@@ -132,7 +145,7 @@ def rehearse_export(model: Any, transform_config: Callable[[Any], Any]) -> None:
             ) from error
 
 
-def _read(tokenizer: Any, folder: Path) -> Any:
+def _read(tokenizer: PreTrainedTokenizerBase, folder: Path) -> PreTrainedTokenizerBase:
     """Read a saved tokenizer as one of the same kind."""
     if _is_own(tokenizer):
         return type(tokenizer).from_pretrained(folder)
@@ -141,7 +154,7 @@ def _read(tokenizer: Any, folder: Path) -> Any:
     )
 
 
-def _is_own(tokenizer: Any) -> bool:
+def _is_own(tokenizer: PreTrainedTokenizerBase) -> bool:
     """Tell whether a tokenizer's class is the user's own, which AutoTokenizer does not find."""
     return type(tokenizer).__module__.partition(".")[0] not in (
         "transformers",
@@ -149,13 +162,13 @@ def _is_own(tokenizer: Any) -> bool:
     )
 
 
-def _is_remote(thing: Any) -> bool:
+def _is_remote(thing: object) -> bool:
     """Tell whether a class came with the model, whose code the run has thus chosen to trust."""
     return type(thing).__module__.startswith("transformers_modules.")
 
 
 @contextmanager
-def _part(tokenizer: Any, when: str, what: str) -> Any:
+def _saving(tokenizer: PreTrainedTokenizerBase | None, when: str, what: str) -> Iterator[None]:
     """Name what failed, when it would have failed, and the remedy."""
     try:
         yield
@@ -183,7 +196,9 @@ def _remedy(name: str, files: Sequence[str], said: str) -> str:
     return "Save the tokenizer to a folder, mend its files there, and give tokenizer.name=<folder>."
 
 
-def _compare(tokenizer: Any, again: Any, whose: str) -> None:
+def _compare(
+    tokenizer: PreTrainedTokenizerBase, again: PreTrainedTokenizerBase, whose: str
+) -> None:
     """Refuse a tokenizer that was read back as another one."""
     name = shown(getattr(tokenizer, "name_or_path", ""), 200)
     remedy = (
@@ -197,7 +212,9 @@ def _compare(tokenizer: Any, again: Any, whose: str) -> None:
         )
     texts = [*_PROBES, *_rendered(tokenizer)]
     for text in texts:
-        before, after = (t(text, verbose=False)["input_ids"] for t in (tokenizer, again))
+        before, after = (
+            cast("list[int]", t(text, verbose=False)["input_ids"]) for t in (tokenizer, again)
+        )
         if before != after:
             raise InputError(
                 f"tokenizer {name}: {whose} tokenizer, read back, makes other ids of "
@@ -206,7 +223,7 @@ def _compare(tokenizer: Any, again: Any, whose: str) -> None:
             )
 
 
-def _rendered(tokenizer: Any) -> list[str]:
+def _rendered(tokenizer: PreTrainedTokenizerBase) -> list[str]:
     """Return the probe conversations that the chat template renders."""
     texts = []
     for chat in _PROBE_CHAT if tokenizer.chat_template else ():

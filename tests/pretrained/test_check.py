@@ -9,97 +9,33 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import transformers
 from fixtures import models, tokenizers
-from fixtures.ranks import on_ranks
 from fixtures.runs import tiny_trainer
 from fixtures.yaml_run import books, save_model, tiny_config, write_config
-from llmfoundry.models.mpt import MPTConfig
 from typer.testing import CliRunner
 
 from spin_composer import HFSpinLM
 from spin_composer.cli import app
 from spin_composer.errors import InputError
-from spin_composer.pretrained.facts import (
-    ModelFacts,
-    _from_rank_zero,
-    build_config,
-    check_tokenizer,
-    model_facts,
-)
+from spin_composer.pretrained.fit import check_tokenizer
+from spin_composer.pretrained.limits import ModelLimits
 from spin_composer.train import main
-
-YARN = {"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 32}
-LLAMA3 = {
-    "rope_type": "llama3", "factor": 8.0, "original_max_position_embeddings": 16,
-    "low_freq_factor": 1.0, "high_freq_factor": 4.0,
-}  # fmt: skip
-FACTS: list[tuple[str, dict[str, Any], int | None, bool]] = [
-    ("Llama", {"max_position_embeddings": 128}, 128, False),
-    # the scaling multiplies what the model was trained on ...
-    ("Llama", {"max_position_embeddings": 64, "rope_scaling": {"type": "linear", "factor": 2.0}},
-     128, False),
-    ("Llama", {"max_position_embeddings": 64, "rope_scaling": {"type": "dynamic", "factor": 4}},
-     256, False),
-    ("Qwen2", {"max_position_embeddings": 32, "rope_scaling": YARN}, 128, False),
-    # ... unless the config counts it already
-    ("Qwen2", {"max_position_embeddings": 128, "rope_scaling": YARN}, 128, False),
-    ("Llama", {"max_position_embeddings": 128, "rope_scaling": LLAMA3}, 128, False),
-    # a window is no end of the positions
-    ("Mistral", {"max_position_embeddings": 512, "sliding_window": 16}, 512, False),
-    ("GPT2", {"n_positions": 40}, 40, True),
-    ("OPT", {"max_position_embeddings": 40}, 40, True),
-    ("GPTNeoX", {"max_position_embeddings": 40}, 40, False),
-    ("GPTJ", {"n_positions": 40}, 40, False),
-    ("Bloom", {}, None, False),
-    ("Falcon", {"alibi": True}, None, False),
-    ("Mamba", {}, None, False),
-]  # fmt: skip
-
-
-@pytest.mark.parametrize(("name", "given", "positions", "learned"), FACTS, ids=str)
-def test_positions_are_what_the_config_says(name, given, positions, learned):
-    facts = model_facts(getattr(transformers, f"{name}Config")(**given))
-    assert (facts.positions, facts.learned) == (positions, learned)
-
-
-def test_mpt_ends_at_max_seq_len():
-    for attn in ({"alibi": True}, {"rope": True, "rope_impl": "hf"}, {}):
-        config = MPTConfig(
-            max_seq_len=48, vocab_size=131, attn_config={**attn, "attn_impl": "torch"}
-        )
-        assert model_facts(config) == ModelFacts(48, True, 131, None)
-    model = {"name": "mpt_spin_lm", "max_seq_len": 48, "d_model": 32, "loss_fn": "x"}
-    model["attn_config"] = {"attn_impl": "torch"}
-    assert model_facts(build_config(model)).positions == 48
-
-
-def test_a_learned_position_beyond_the_last_is_an_error_and_a_rotary_one_is_none():
-    import torch
-
-    ids = torch.zeros(1, models.MAX_TOKENS + 1, dtype=torch.long)
-    for family in ("gpt2", "llama"):
-        model = models.tiny_model(family)
-        facts = model_facts(model.config)
-        assert facts.positions == models.MAX_TOKENS
-        if facts.learned:
-            with pytest.raises(IndexError):
-                model(ids)
-        else:
-            model(ids)
-        assert facts.learned == (family == "gpt2")
 
 
 def test_ids_that_the_embedding_lacks_are_named():
     tokenizer = tokenizers.byte_level()
     size = len(tokenizer)
-    check_tokenizer(tokenizer, ModelFacts(vocabulary=size), may_resize=False)
-    check_tokenizer(tokenizer, ModelFacts(vocabulary=2 * size, pad=size), may_resize=False)
-    check_tokenizer(tokenizer, ModelFacts(vocabulary=size - 1), may_resize=True)
+    check_tokenizer(tokenizer, ModelLimits(vocabulary_size=size), may_resize=False)
+    check_tokenizer(
+        tokenizer, ModelLimits(vocabulary_size=2 * size, pad_token_id=size), may_resize=False
+    )
+    check_tokenizer(tokenizer, ModelLimits(vocabulary_size=size - 1), may_resize=True)
     with pytest.raises(InputError, match=f"it has {size} tokens, and the model's embedding 9"):
-        check_tokenizer(tokenizer, ModelFacts(vocabulary=9), may_resize=False)
+        check_tokenizer(tokenizer, ModelLimits(vocabulary_size=9), may_resize=False)
     with pytest.raises(InputError, match=f"pad_token_id={size} and an embedding of {size}"):
-        check_tokenizer(tokenizer, ModelFacts(vocabulary=size, pad=size), may_resize=False)
+        check_tokenizer(
+            tokenizer, ModelLimits(vocabulary_size=size, pad_token_id=size), may_resize=False
+        )
 
 
 # --- by YAML, with a model folder that has no weights ----------------------------------------
@@ -269,19 +205,6 @@ def test_a_run_without_an_eval_loader_trains_without_a_held_out_metric(tmp_path)
     assert not [name for name in record if name.startswith("eval/")]
     printed = CliRunner().invoke(app, ["report", str(tmp_path / "self-play")])
     assert printed.exit_code == 0, printed.output
-
-
-def raise_on_rank_zero(rank: int) -> None:
-    def make() -> None:
-        assert rank == 0, "others do not read it"
-        raise InputError("model: no config.\ntokenizer: too large.")
-
-    _from_rank_zero(make)
-
-
-def test_what_rank_zero_finds_every_rank_raises():
-    said = ("InputError", "model: no config.\ntokenizer: too large.", 2)
-    assert on_ranks(raise_on_rank_zero) == {0: said, 1: said}
 
 
 # --- in Python -------------------------------------------------------------------------------

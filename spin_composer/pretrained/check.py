@@ -1,0 +1,92 @@
+"""A YAML's model section, checked with its tokenizer before rows are read and weights loaded.
+
+llm-foundry builds the tokenizer, then the loaders, then the model; SPIN's loader therefore checks
+here what the config transform told it of the run (``train_loader.run``). Without a YAML the
+algorithm calls the functions of :mod:`spin_composer.pretrained.fit` with the model that it has.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any
+
+from spin_composer.distributed import from_rank_zero
+from spin_composer.errors import InputError, shown
+from spin_composer.pretrained.fit import check_tokenizer
+from spin_composer.pretrained.limits import ModelLimits, build_config, read_limits
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+
+def check_run(run: Mapping[str, Any], tokenizer: PreTrainedTokenizerBase) -> ModelLimits:
+    """Check what a YAML's run says before its rows are read; a collective.
+
+    Returns:
+        The model's limits, for :func:`~spin_composer.pretrained.fit.check_rows`.
+
+    Raises:
+        InputError: A line for each problem.
+    """
+    model, limits = run["model"], read_limits(run["model"])
+    resized = "pretrained_model_name_or_path" not in model  # MPT's always is, where need be
+    resized = resized or bool(model.get("allow_embedding_resizing"))
+    check_tokenizer(tokenizer, limits, resized)
+    if resized and limits.vocabulary_size is not None:
+        limits = replace(limits, vocabulary_size=max(limits.vocabulary_size, len(tokenizer)))
+    if isinstance(model.get("peft_config"), Mapping):
+        from_rank_zero(lambda: _check_targets(model))
+    if run.get("saves"):
+        from_rank_zero(lambda: _rehearse(model, tokenizer))
+    longest = run.get("max_eval_tokens", 0)
+    if limits.learned_positions and limits.positions is not None and longest > limits.positions:
+        raise InputError(
+            f"eval_loader.dataset.max_seq_len={longest} is more than the model's "
+            f"{limits.positions} positions, which are learned: a longer row cannot be evaluated. "
+            f"Set it to {limits.positions}."
+        )
+    return limits
+
+
+def _check_targets(model: Mapping[str, Any]) -> None:
+    """Refuse LoRA on modules that the model does not have: peft's own error comes after loading."""
+    from transformers import AutoModelForCausalLM
+
+    from spin_composer.foundry.base import init_empty_weights
+
+    targets = model["peft_config"].get("target_modules")
+    if targets == "all-linear" or not isinstance(targets, (str, list)):
+        return
+    with init_empty_weights(include_buffers=False):
+        trusted = bool(model.get("trust_remote_code", False))
+        twin = AutoModelForCausalLM.from_config(build_config(model), trust_remote_code=trusted)
+    names = [name for name, _ in twin.named_modules()]
+    if isinstance(targets, str):
+        found = any(re.fullmatch(targets, name) for name in names)
+    else:
+        found = any(f".{name}".endswith(f".{target}") for name in names for target in targets)
+    if not found:
+        leaves = sorted({n.split(".")[-1] for n, m in twin.named_modules() if hasattr(m, "weight")})
+        raise InputError(
+            f"model.peft_config.target_modules={shown(targets)} names no module of a "
+            f"{type(twin).__name__}. It has {', '.join(leaves)}."
+        )
+
+
+def _rehearse(model: Mapping[str, Any], tokenizer: PreTrainedTokenizerBase) -> None:
+    """Try what checkpoints and exports write and need no weights for."""
+    from transformers import GenerationConfig
+
+    from spin_composer.pretrained.rehearsal import rehearse_generation_config, rehearse_tokenizer
+
+    name = model.get("pretrained_model_name_or_path")
+    rehearse_tokenizer(tokenizer, build_config(model))
+    if name is None:
+        return
+    try:
+        generation = GenerationConfig.from_pretrained(name)
+    except OSError:  # it has none, which is as llm-foundry takes it
+        return
+    rehearse_generation_config(generation, f"model.pretrained_model_name_or_path={name}")

@@ -1,0 +1,109 @@
+"""What sequences and ids a model can take, known from its config, before its weights are read."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from spin_composer.distributed import from_rank_zero
+from spin_composer.errors import InputError
+
+if TYPE_CHECKING:
+    from transformers import PretrainedConfig
+
+_POSITIONS = (
+    "max_position_embeddings", "n_positions", "max_seq_len", "max_sequence_length", "n_ctx",
+)  # fmt: skip
+"""Names that configs have for the most positions; ``max_seq_len`` is MPT's."""
+_RELATIVE = ("bloom", "mamba", "mamba2", "rwkv", "t5")
+"""Model types whose attention has no last position."""
+_COUNTED_ALREADY = ("llama3", "longrope", "su", "mrope", "default")
+"""Rope scalings of models whose ``max_position_embeddings`` holds what the scaling gives."""
+_NOT_OF_A_CONFIG = (
+    "name", "tokenizer", "use_train_metrics", "additional_train_metrics",
+    "additional_eval_metrics", "loss_fn", "master_weights_dtype",
+)  # fmt: skip
+
+
+@dataclass(frozen=True)
+class ModelLimits:
+    """What a model's config says of the sequences and ids that it takes."""
+
+    positions: int | None = None
+    """Most tokens of a sequence; None if there is no end."""
+    learned_positions: bool = False
+    """The positions are rows of a table: one more is an IndexError, not a worse model."""
+    vocabulary_size: int | None = None
+    """Rows of the embedding; None if the config does not say."""
+    pad_token_id: int | None = None
+    """The config's, of padding."""
+
+
+def model_limits(config: PretrainedConfig) -> ModelLimits:
+    """Return what a Hugging Face config, or llm-foundry's MPTConfig, says."""
+    config = getattr(config, "text_config", None) or config
+    vocabulary, pad = (getattr(config, name, None) for name in ("vocab_size", "pad_token_id"))
+    positions = _positions(config)
+    rotary = getattr(config, "rope_theta", None) or getattr(config, "rotary_pct", None)
+    rotary = rotary or getattr(config, "rotary_dim", None) or getattr(config, "alibi", False)
+    return ModelLimits(
+        positions=positions,
+        learned_positions=positions is not None
+        and not rotary,  # MPT refuses a longer one whatever it has
+        vocabulary_size=vocabulary if isinstance(vocabulary, int) else None,
+        pad_token_id=pad if isinstance(pad, int) else None,
+    )
+
+
+def _positions(config: PretrainedConfig) -> int | None:
+    if getattr(config, "model_type", "") in _RELATIVE or getattr(config, "alibi", False) is True:
+        return None
+    found = (getattr(config, name, None) for name in _POSITIONS)
+    positions = next((n for n in found if isinstance(n, int) and n > 0), None)
+    scaling = getattr(config, "rope_scaling", None)
+    if positions is None or not isinstance(scaling, Mapping):
+        return positions
+    kind = scaling.get("rope_type", scaling.get("type", "default"))
+    if kind in _COUNTED_ALREADY:
+        return positions
+    before = scaling.get("original_max_position_embeddings") or positions
+    return max(positions, int(before * float(scaling.get("factor") or 1.0)))
+
+
+def read_limits(model: Mapping[str, Any]) -> ModelLimits:
+    """Read the config of a YAML's ``model`` section, without weights; a collective.
+
+    Raises:
+        InputError: If it cannot be read.
+    """
+    return from_rank_zero(lambda: model_limits(build_config(model)))
+
+
+def build_config(model: Mapping[str, Any]) -> PretrainedConfig:
+    """Return the config that llm-foundry will build the model of.
+
+    Raises:
+        InputError: If it cannot be read.
+    """
+    from spin_composer.foundry.base import ComposerHFCausalLM, MPTConfig
+
+    given = {key: value for key, value in model.items() if key not in _NOT_OF_A_CONFIG}
+    name = given.get("pretrained_model_name_or_path")
+    try:
+        if name is None:
+            return MPTConfig(**given)
+        return ComposerHFCausalLM.build_config(
+            name,
+            trust_remote_code=bool(given.get("trust_remote_code", False)),
+            use_auth_token=given.get("use_auth_token", False),
+            attn_implementation=given.get("attn_implementation") or "eager",
+            config_overrides=given.get("config_overrides") or {},
+        )
+    except Exception as error:
+        what = "model" if name is None else f"model.pretrained_model_name_or_path={name}"
+        raise InputError(
+            f"{what}: its config cannot be read ({type(error).__name__}: "
+            f"{' '.join(str(error).split())[:300]}). Give a model's folder or a Hub name, and "
+            "settings that its config has."
+        ) from error

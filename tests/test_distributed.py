@@ -1,0 +1,21 @@
+"""Ranks together: what rank 0 finds is known, or raised, on all of them."""
+
+from __future__ import annotations
+
+from fixtures.ranks import on_ranks
+
+from spin_composer.distributed import from_rank_zero
+from spin_composer.errors import InputError
+
+
+def raise_on_rank_zero(rank: int) -> None:
+    def make() -> None:
+        assert rank == 0, "others do not read it"
+        raise InputError("model: no config.\ntokenizer: too large.")
+
+    from_rank_zero(make)
+
+
+def test_what_rank_zero_finds_every_rank_raises():
+    said = ("InputError", "model: no config.\ntokenizer: too large.", 2)
+    assert on_ranks(raise_on_rank_zero) == {0: said, 1: said}
