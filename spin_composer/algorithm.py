@@ -16,29 +16,37 @@ from spin_composer.data.loader import examples_of
 from spin_composer.distributed import from_rank_zero, on_all_ranks
 from spin_composer.engines.base import make_engine
 from spin_composer.errors import InputError
-from spin_composer.foundry.exporter import export_at_the_end, exporters, name_exports
+from spin_composer.foundry.exporter import exporters, name_exports
 from spin_composer.fsdp import correct_gloo_average, reshard
 from spin_composer.game import Game, check_play_only, composer_model
-from spin_composer.hooks.checkpoints import mend_checkpoints
+from spin_composer.hooks.checkpoints import repair_checkpoints
 from spin_composer.hooks.early_end import EarlyEnd
-from spin_composer.hooks.finite import FiniteCheck, check_before_saving, check_weights
-from spin_composer.hooks.first_batch import FirstBatchCheck
-from spin_composer.hooks.intervals import evaluate_at_iteration_ends, save_at_iteration_ends
+from spin_composer.hooks.finite import (
+    FiniteMonitor,
+    require_finite_if_saving,
+    require_finite_weights,
+)
+from spin_composer.hooks.first_batch import FirstBatchMonitor
+from spin_composer.hooks.intervals import (
+    evaluate_at_iteration_ends,
+    export_at_the_end,
+    save_at_iteration_ends,
+)
 from spin_composer.hooks.iteration_log import IterationLog
 from spin_composer.hooks.offline_wandb import expect_no_artifacts, log_tables_offline
 from spin_composer.hooks.stopping import Stopping
 from spin_composer.model.lm import SpinLM
-from spin_composer.preflight.held_out import warn_of_other_ids
-from spin_composer.preflight.start import (
-    check_fit,
-    check_writable,
-    head_check_batch,
-    rehearse,
-    require_of_spin,
-    warn_unfaithful,
+from spin_composer.preflight.checkpoint import (
+    check_of_self_play,
+    check_restored,
+    note_missing_weights,
 )
-from spin_composer.preflight.tokenization import check_both_ways
-from spin_composer.preflight.trainable import check_trainable, require_restored, watch_load
+from spin_composer.preflight.held_out import warn_of_other_ids
+from spin_composer.preflight.outputs import check_writable, rehearse_outputs
+from spin_composer.preflight.rows import check_rows_fit, short_pair_batch
+from spin_composer.preflight.sampling import warn_unfaithful
+from spin_composer.preflight.tokenization import check_tokenize
+from spin_composer.preflight.trainable import check_trainable
 from spin_composer.schedule import refresh_learning_rates, require_spin_scheduler
 from spin_composer.settings.section import fill
 from spin_composer.settings.spin import SpinSettings, count_iterations
@@ -85,11 +93,11 @@ class SPIN(Algorithm):
         self.books = IterationLog()
         self._locks: list[StoreLock] = []
         self._saved: dict[str, Any] = {}
-        self._first_batch = FirstBatchCheck()
-        self._finite = FiniteCheck()
+        self._first_batch = FirstBatchMonitor()
+        self._finite = FiniteMonitor()
         self._stopping = Stopping(self.settings.save_on_signal and self.settings.play_only is None)
         self._early_end = EarlyEnd()
-        self._loaded: set[str] | None = None
+        self._missing_weights: set[str] | None = None
         self._clock = 0.0
 
     def match(self, event: Event, state: State) -> bool:
@@ -110,7 +118,7 @@ class SPIN(Algorithm):
             )
         if composer_model(state).tokenizer is None:
             raise InputError("the model needs its tokenizer, got None. Give it to the model.")
-        rehearse(state, self.settings, composer_model(state))
+        rehearse_outputs(state, self.settings, composer_model(state))
         state._iteration_length = Time.from_timestring(str(self.settings.iteration_length))
 
     def _before_load(self, state: State, logger: Logger) -> None:
@@ -120,12 +128,12 @@ class SPIN(Algorithm):
         warn_unfaithful(self.settings)
         if state.train_dataloader is not None:  # else fit() is given it
             loader = cast("DataLoader[Any]", state.train_dataloader)
-            check_fit(self.settings, loader, composer_model(state))
-        self._loaded = watch_load(state)
+            check_rows_fit(self.settings, loader, composer_model(state))
+        self._missing_weights = note_missing_weights(state)
         if self.settings.play_only is None:
             self._take_locks(state)  # before the save folder is touched: it may be another run's
             check_writable(state)
-            mend_checkpoints(state)
+            repair_checkpoints(state)
 
     def _check_locks(self) -> None:
         for lock in self._locks:  # rank 0's; when it ends, so do the others
@@ -142,7 +150,7 @@ class SPIN(Algorithm):
         from_rank_zero(take)
 
     def _after_load(self, state: State, logger: Logger) -> None:
-        """Give the duration in epochs, which all of Composer understands, and mend the clock."""
+        """Give the duration in epochs, which all of Composer understands, and correct the clock."""
         del logger
         epochs = self.settings.epochs_per_iteration
         total = count_iterations(state.max_duration, epochs) * epochs
@@ -150,11 +158,11 @@ class SPIN(Algorithm):
         # A checkpoint of an iteration's last epoch was saved before the iteration was closed.
         if int(state.timestamp.epoch_in_iteration) >= epochs:
             state.timestamp = state.timestamp.to_next_iteration()
-        self._early_end.keep(state, self._saved.get("ended", {}), total)
-        require_of_spin(state, bool(self._saved))
+        self._early_end.restore(state, self._saved.get("ended", {}), total)
+        check_of_self_play(state, bool(self._saved))
         check_play_only(self.settings, state)
-        check_weights(state)
-        require_restored(state, self._loaded)
+        require_finite_weights(state)
+        check_restored(state, self._missing_weights)
 
     def _fit_start(self, state: State, logger: Logger) -> None:
         del logger
@@ -169,7 +177,7 @@ class SPIN(Algorithm):
         )
         examples_of(loader)  # or it says that the loader is another one
         require_spin_scheduler(state)
-        check_fit(self.settings, loader, model)
+        check_rows_fit(self.settings, loader, model)
         # The evaluation before leaves FSDP2's outermost parameters whole, which no optimizer holds.
         reshard(model)
         low = self.settings.allow_low_precision_weights
@@ -218,7 +226,7 @@ class SPIN(Algorithm):
         model = composer_model(state)
         # An ordinary forward, layer by layer under FSDP: nothing is gathered.
         with get_precision_context(state.precision, state.precision_config):
-            model.check_head(state.device.batch_to_device(head_check_batch(game.examples)))
+            model.check_head(state.device.batch_to_device(short_pair_batch(game.examples)))
             # A run that has begun goes on as it began.
             begun = int(state.timestamp.batch) or from_rank_zero(
                 lambda: game.store.find_manifest(0)
@@ -226,7 +234,7 @@ class SPIN(Algorithm):
             if not begun:
                 assert model.tokenizer is not None  # see _init
                 vocabulary, to_device = len(model.tokenizer), state.device.batch_to_device
-                check_both_ways(game.examples, vocabulary, model.score, to_device)
+                check_tokenize(game.examples, vocabulary, model.score, to_device)
         reshard(model)
 
     def _iteration_start(self, state: State, logger: Logger) -> None:
@@ -266,11 +274,11 @@ class SPIN(Algorithm):
 
     def _batch_checkpoint(self, state: State, logger: Logger) -> None:
         del logger
-        check_before_saving(state, Event.BATCH_CHECKPOINT)
+        require_finite_if_saving(state)
 
     def _checkpoint(self, state: State, logger: Logger) -> None:
         del logger
-        check_weights(state)
+        require_finite_weights(state)
 
     def _eval_batch_end(self, state: State, logger: Logger) -> None:
         self._stopping.eval_batch_end(state, logger)

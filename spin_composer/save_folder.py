@@ -1,4 +1,4 @@
-"""The folder of checkpoints after a kill: partial ones are set aside, ``latest`` is mended.
+"""The folder of checkpoints after a kill: partial ones are set aside, ``latest`` is repaired.
 
 Composer writes a checkpoint in place, and its ``latest`` link in two steps. A kill -9 leaves:
 
@@ -12,7 +12,7 @@ A folder whose newest checkpoint is of the kind that the run cannot read (sharde
 full for a sharded run) is refused: Composer would start the run anew beside it.
 
 Here a checkpoint is never deleted; one that is not whole gets another name. Functions of files
-only: ``start_checks.mend_checkpoints`` calls them on one rank before any looks.
+only: ``hooks.checkpoints.repair_checkpoints`` calls them on one rank before any looks.
 """
 
 from __future__ import annotations
@@ -84,8 +84,8 @@ def name_pattern(name: str, run_name: str) -> re.Pattern[str]:
     return re.compile(pattern)
 
 
-def mend_folder(folder: Path, pattern: re.Pattern[str], latest: Path) -> None:
-    """Set aside the checkpoints of a folder that are not whole, and mend ``latest``.
+def repair_folder(folder: Path, pattern: re.Pattern[str], latest: Path) -> None:
+    """Set aside the checkpoints of a folder that are not whole, and repair ``latest``.
 
     ``latest`` is made to name the newest whole checkpoint if it names none, a damaged one, or
     one older than a whole one that was written after it.

@@ -13,8 +13,8 @@ from spin_composer.errors import InputError
 from spin_composer.save_folder import (
     content_problem,
     find_checkpoints,
-    mend_folder,
     name_pattern,
+    repair_folder,
     require_readable,
 )
 
@@ -52,10 +52,10 @@ def link(folder: Path, target: Path) -> Path:
     return latest
 
 
-def mended(folder: Path, pattern=FULL) -> str | None:
+def repaired(folder: Path, pattern=FULL) -> str | None:
     """Mend a folder; return what latest names."""
     latest = folder / "latest-rank0.pt"
-    mend_folder(folder, pattern, latest)
+    repair_folder(folder, pattern, latest)
     return os.readlink(latest) if latest.is_symlink() else None
 
 
@@ -68,7 +68,7 @@ def test_a_file_cut_short_is_set_aside_under_another_name(tmp_path, keep):
     link(tmp_path, save(tmp_path, 5))
     cut = save(tmp_path, 10, keep)
     content = cut.read_bytes()
-    assert mended(tmp_path) == "ep0-ba5-rank0.pt"
+    assert repaired(tmp_path) == "ep0-ba5-rank0.pt"
     aside = tmp_path / "ep1-ba10-rank0.pt.set-aside-1"
     assert aside.read_bytes() == content
     assert FULL.fullmatch(aside.name) is None
@@ -78,20 +78,20 @@ def test_a_file_cut_short_is_set_aside_under_another_name(tmp_path, keep):
 def test_latest_names_the_checkpoint_that_was_written_after_it(tmp_path):
     link(tmp_path, save(tmp_path, 5))
     save(tmp_path, 10)
-    assert mended(tmp_path) == "ep1-ba10-rank0.pt"
+    assert repaired(tmp_path) == "ep1-ba10-rank0.pt"
 
 
 def test_a_missing_latest_names_the_newest_whole_one(tmp_path):
     for batch in (5, 10, 100):
         save(tmp_path, batch)
     save(tmp_path, 105, keep=0.5)
-    assert mended(tmp_path) == "ep16-ba100-rank0.pt"
+    assert repaired(tmp_path) == "ep16-ba100-rank0.pt"
 
 
 def test_a_latest_that_names_nothing_falls_back(tmp_path, caplog):
     save(tmp_path, 5)
     link(tmp_path, tmp_path / "ep9-ba99-rank0.pt")
-    assert mended(tmp_path) == "ep0-ba5-rank0.pt"
+    assert repaired(tmp_path) == "ep0-ba5-rank0.pt"
     assert "named ep9-ba99-rank0.pt; it now names ep0-ba5-rank0.pt" in caplog.text
 
 
@@ -102,13 +102,13 @@ def test_a_latest_that_names_a_damaged_file_falls_back(tmp_path):
     content = bytearray(path.read_bytes())
     content[len(content) // 2] ^= 1  # the structure is whole, the CRC of the weights is not
     path.write_bytes(content)
-    assert mended(tmp_path) == "ep0-ba5-rank0.pt"
+    assert repaired(tmp_path) == "ep0-ba5-rank0.pt"
     assert "ep1-ba10-rank0.pt.set-aside-1" in names(tmp_path)
 
 
 def test_without_a_whole_checkpoint_latest_names_none(tmp_path):
     link(tmp_path, save(tmp_path, 5, keep=0.5))
-    assert mended(tmp_path) is None
+    assert repaired(tmp_path) is None
     assert names(tmp_path) == ["ep0-ba5-rank0.pt.set-aside-1", "latest-rank0.pt.set-aside-1"]
 
 
@@ -118,7 +118,7 @@ def test_whole_checkpoints_of_an_earlier_try_stay_what_they_are(tmp_path):
     os.utime(later, ns=(0, 0))
     link(tmp_path, save(tmp_path, 5))
     before = names(tmp_path)
-    assert mended(tmp_path) == "ep0-ba5-rank0.pt"
+    assert repaired(tmp_path) == "ep0-ba5-rank0.pt"
     assert names(tmp_path) == before
 
 
@@ -127,19 +127,19 @@ def test_a_whole_folder_is_left_alone(tmp_path):
     link(tmp_path, save(tmp_path, 10))
     (tmp_path / "huggingface").mkdir()
     before = names(tmp_path)
-    assert mended(tmp_path) == "ep1-ba10-rank0.pt"
+    assert repaired(tmp_path) == "ep1-ba10-rank0.pt"
     assert names(tmp_path) == before
 
 
 def test_nothing_is_done_where_nothing_was_saved(tmp_path):
-    assert mended(tmp_path / "none") is None
-    assert mended(tmp_path) is None
+    assert repaired(tmp_path / "none") is None
+    assert repaired(tmp_path) is None
 
 
 def test_two_kills_in_the_same_save_keep_both_files(tmp_path):
     for _ in range(2):
         save(tmp_path, 5, keep=0.5)
-        mended(tmp_path)
+        repaired(tmp_path)
     assert names(tmp_path) == ["ep0-ba5-rank0.pt.set-aside-1", "ep0-ba5-rank0.pt.set-aside-2"]
 
 
@@ -147,14 +147,14 @@ def test_two_kills_in_the_same_save_keep_both_files(tmp_path):
 def test_a_sharded_checkpoint_that_is_not_whole_is_set_aside(tmp_path, cut):
     link(tmp_path, save_sharded(tmp_path, 5))
     save_sharded(tmp_path, 10, **cut)
-    assert mended(tmp_path, SHARDED) == "ep0-ba5"
+    assert repaired(tmp_path, SHARDED) == "ep0-ba5"
     assert (tmp_path / "ep1-ba10.set-aside-1").is_dir()
 
 
 def test_a_sharded_checkpoint_that_latest_does_not_name_yet_is_taken(tmp_path):
     link(tmp_path, save_sharded(tmp_path, 5))
     save_sharded(tmp_path, 10)
-    assert mended(tmp_path, SHARDED) == "ep1-ba10"
+    assert repaired(tmp_path, SHARDED) == "ep1-ba10"
 
 
 def test_a_folder_whose_newest_checkpoint_the_run_cannot_read_is_refused(tmp_path):

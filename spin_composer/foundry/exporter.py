@@ -37,23 +37,3 @@ def name_exports(state: State) -> None:
         callback.spin_folder_name = given  # pyright: ignore[reportAttributeAccessIssue]
         name = str(given).replace(_ITERATION, str(int(state.timestamp.iteration)))
         callback.huggingface_folder_name_fstr = name
-
-
-def export_at_the_end(state: State) -> None:
-    """Make every exporter also write the policy that the run ends with, whatever its interval.
-
-    llm-foundry's own end of training is missed by an interval such as ``2iter`` of three
-    iterations: it looks at batches and epochs, and iterations end after them.
-    """
-    for callback in exporters(state):
-        interval = callback.check_interval
-        if getattr(interval, "spin_end", False):
-            continue
-
-        def due(state: State, event: Event, interval: Any = interval) -> bool:
-            elapsed = state.get_elapsed_duration()
-            ends = elapsed is not None and elapsed >= 1.0
-            return interval(state, event) or (event == Event.ITERATION_CHECKPOINT and ends)
-
-        due.spin_end = True  # pyright: ignore[reportFunctionMemberAccess]
-        callback.check_interval = due

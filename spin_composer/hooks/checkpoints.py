@@ -9,11 +9,11 @@ from composer.core import State
 from composer.utils import format_name_with_dist
 
 from spin_composer.distributed import from_rank_zero
-from spin_composer.save_folder import mend_folder, name_pattern, require_readable
+from spin_composer.save_folder import name_pattern, repair_folder, require_readable
 
 
-def mend_checkpoints(state: State) -> None:
-    """Set aside what a kill left partial in the save folder, and mend ``latest``; a collective.
+def repair_checkpoints(state: State) -> None:
+    """Set aside what a kill left partial in the save folder, and repair ``latest``; a collective.
 
     Call it at ``BEFORE_LOAD``: after that the Trainer looks for the checkpoint to resume. Does
     nothing where checkpoints go to an object store, whose objects are whole or absent.
@@ -35,4 +35,4 @@ def mend_checkpoints(state: State) -> None:
     pattern = name_pattern(name, state.run_name)
     if not saver.overwrite:
         from_rank_zero(lambda: require_readable(folder, full, sharded))
-    from_rank_zero(lambda: mend_folder(folder, pattern, folder / latest))
+    from_rank_zero(lambda: repair_folder(folder, pattern, folder / latest))

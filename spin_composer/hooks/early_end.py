@@ -61,7 +61,7 @@ class EarlyEnd:
         """Tell whether a checkpoint is to be saved since the run ends here."""
         return bool(self.record) and event in (Event.BATCH_CHECKPOINT, Event.EPOCH_CHECKPOINT)
 
-    def keep(self, state: State, saved: dict[str, Any], epochs: int) -> bool:
+    def restore(self, state: State, saved: dict[str, Any], epochs: int) -> bool:
         """Let a run whose checkpoint says that it was ended be finished; at ``AFTER_LOAD``.
 
         It goes on if it is to be longer than it was, or if who ended it is no more a callback.

@@ -24,7 +24,7 @@ _SHOWN_ROWS = 16
 _SHOWN_NAMES = 3
 
 
-class FiniteCheck:
+class FiniteMonitor:
     """Looks at each batch's losses and gradients before the optimizer's step."""
 
     def __init__(self) -> None:
@@ -97,8 +97,8 @@ def _is_scaled(state: State) -> bool:
     return scaled and scaler.get_scale() > 1.0  # pyright: ignore[reportOptionalMemberAccess]
 
 
-def check_weights(state: State) -> None:
-    """Check that the model's weights are finite; a collective.
+def require_finite_weights(state: State) -> None:
+    """Stop unless the model's weights are finite; a collective.
 
     Raises:
         NotFiniteError: Names the first of those that are not, and what to do.
@@ -119,15 +119,16 @@ def check_weights(state: State) -> None:
     )
 
 
-def check_before_saving(state: State, event: Event) -> None:
-    """Check the weights if a checkpoint or an export is due at an event; a collective."""
+def require_finite_if_saving(state: State) -> None:
+    """Stop unless the weights are finite, if they are saved after this batch; a collective then.
+
+    Raises:
+        NotFiniteError: See :func:`require_finite_weights`.
+    """
+    event = Event.BATCH_CHECKPOINT
     savers = (c for c in state.callbacks if isinstance(c, CheckpointSaver))
-    if (
-        event != Event.BATCH_CHECKPOINT
-        or any(saver.save_interval(state, event) for saver in savers)
-        or export_is_due(state, event)
-    ):
-        check_weights(state)
+    if any(saver.save_interval(state, event) for saver in savers) or export_is_due(state, event):
+        require_finite_weights(state)
 
 
 @torch.no_grad()

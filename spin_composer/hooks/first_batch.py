@@ -21,7 +21,7 @@ _LOW_PRECISION_TOLERANCE = 5e-3
 _NOISE_MULTIPLE = 4.0
 
 
-class FirstBatchCheck:
+class FirstBatchMonitor:
     """Compares policy and opponent at the first microbatch of an iteration.
 
     Its methods are called at Composer's events. Nothing has been learnt when it decides: the
@@ -30,11 +30,11 @@ class FirstBatchCheck:
 
     def __init__(self) -> None:
         self.noise: float | None = None
-        """Of scoring, in nats per token; None when there is nothing to check."""
+        """Of scoring, in nats per token; None when there is nothing to compare."""
         self._sums: Tensor | None = None
 
     def expect(self, noise: float) -> None:
-        """Check the next batch. ``noise``: of scoring, in nats per token, measured at play."""
+        """Compare at the next batch. ``noise``: of scoring, in nats per token, measured at play."""
         self.noise = noise
 
     def before_train_batch(self, state: State, logger: Logger) -> None:
@@ -53,14 +53,14 @@ class FirstBatchCheck:
         """Decide; a collective of an iteration's first batch.
 
         Raises:
-            RuntimeError: See :func:`check_gap`.
+            RuntimeError: See :func:`require_small_gap`.
         """
         if self.noise is None:
             return
         assert self._sums is not None
         meet_after_backward(state)
         dist.all_reduce(self._sums)
-        gap = check_gap(float(self._sums[0] / self._sums[1]), self.noise, state)
+        gap = require_small_gap(float(self._sums[0] / self._sums[1]), self.noise, state)
         logger.log_metrics({"spin/first_batch_gap": gap})
         self.noise = None
 
@@ -76,7 +76,7 @@ def gap_sums(outputs: dict[str, Tensor], batch: dict[str, Tensor]) -> Tensor:
     return torch.stack([gap.sum(), outputs["lengths"].sum().double()])
 
 
-def check_gap(per_token: float, noise: float, state: State) -> float:
+def require_small_gap(per_token: float, noise: float, state: State) -> float:
     """Return the mean |policy - opponent| per token, in nats, if it is no more than noise.
 
     Raises:

@@ -1,4 +1,4 @@
-"""When the Trainer evaluates and saves: at each iteration's end too."""
+"""When the Trainer evaluates, saves and exports: at each iteration's end, and at the run's, too."""
 
 from __future__ import annotations
 
@@ -8,20 +8,40 @@ from typing import Any
 from composer.callbacks import CheckpointSaver
 from composer.core import Event, State
 
+from spin_composer.foundry.exporter import exporters
+
+Interval = Callable[[State, Event], bool]
+Rule = Callable[[Interval, State, Event], bool]
+"""Decides, given the interval that the run has."""
+
+
+class ExtendedInterval:
+    """An interval of Composer's behind a rule of SPIN's."""
+
+    def __init__(self, given: Interval, rule: Rule) -> None:
+        self._given, self._rule = given, rule
+
+    def __call__(self, state: State, event: Event) -> bool:
+        """Tell whether it is time."""
+        return self._rule(self._given, state, event)
+
+
+def _extend(owner: Any, name: str, rule: Rule) -> None:
+    """Put a rule before an interval of ``owner``, unless an earlier fit() has."""
+    given = getattr(owner, name)
+    if not isinstance(given, ExtendedInterval):
+        setattr(owner, name, ExtendedInterval(given, rule))
+
 
 def evaluate_at_iteration_ends(state: State, epochs_per_iteration: int) -> None:
     """Make every evaluator also run at each iteration's end, whatever its interval."""
+
+    def due(given: Interval, state: State, event: Event) -> bool:
+        ends = int(state.timestamp.epoch_in_iteration) >= epochs_per_iteration
+        return given(state, event) or (event == Event.EPOCH_END and ends)
+
     for evaluator in state.evaluators:
-        interval = evaluator.eval_interval
-        if getattr(interval, "spin_iteration_ends", False):
-            continue
-
-        def due(state: State, event: Event, interval: Any = interval) -> bool:
-            ends = int(state.timestamp.epoch_in_iteration) >= epochs_per_iteration
-            return interval(state, event) or (event == Event.EPOCH_END and ends)
-
-        due.spin_iteration_ends = True  # pyright: ignore[reportFunctionMemberAccess]
-        evaluator.eval_interval = due
+        _extend(evaluator, "eval_interval", due)
 
 
 def save_at_iteration_ends(
@@ -37,24 +57,35 @@ def save_at_iteration_ends(
     Resumed from within the iteration before, a run on GPUs would come to slightly other weights
     than the opponent whose play is in the store, and be refused.
     """
+
+    def due(given: Interval, state: State, event: Event) -> bool:
+        wanted = given(state, event) or also(event)
+        return event == Event.ITERATION_CHECKPOINT or (
+            wanted and not _ends_iteration(state, event, epochs_per_iteration)
+        )
+
     # llm-foundry puts its Hugging Face export behind the checkpoint: killed in between, a run would
     # resume from the iteration's end and never write that folder.
     state.callbacks[:] = sorted(state.callbacks, key=lambda c: isinstance(c, CheckpointSaver))
     for saver in state.callbacks:
-        if not isinstance(saver, CheckpointSaver):
-            continue
-        interval = saver.save_interval
-        if getattr(interval, "spin_iteration_ends", False):
-            continue
+        if isinstance(saver, CheckpointSaver):
+            _extend(saver, "save_interval", due)
 
-        def due(state: State, event: Event, interval: Any = interval) -> bool:
-            wanted = interval(state, event) or also(event)
-            return event == Event.ITERATION_CHECKPOINT or (
-                wanted and not _ends_iteration(state, event, epochs_per_iteration)
-            )
 
-        due.spin_iteration_ends = True  # pyright: ignore[reportFunctionMemberAccess]
-        saver.save_interval = due
+def export_at_the_end(state: State) -> None:
+    """Make every exporter also write the policy that the run ends with, whatever its interval.
+
+    llm-foundry's own end of training is missed by an interval such as ``2iter`` of three
+    iterations: it looks at batches and epochs, and iterations end after them.
+    """
+
+    def due(given: Interval, state: State, event: Event) -> bool:
+        elapsed = state.get_elapsed_duration()
+        ends = elapsed is not None and elapsed >= 1.0
+        return given(state, event) or (event == Event.ITERATION_CHECKPOINT and ends)
+
+    for exporter in exporters(state):
+        _extend(exporter, "check_interval", due)
 
 
 def _ends_iteration(state: State, event: Event, epochs_per_iteration: int) -> bool:

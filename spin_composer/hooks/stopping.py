@@ -35,8 +35,8 @@ class Stopping:
 
     def __init__(self, save: bool):
         self.save = save
-        self.number = 0
-        """Of the signal that all ranks know of, or 0."""
+        self.signal_number = 0
+        """The signal that all ranks know of, or 0."""
         self._in_training = False
 
     def begin(self, state: State) -> None:
@@ -52,13 +52,13 @@ class Stopping:
             )
         interrupt.install(*(_BEFORE_AN_END if self.save else ()))
         interrupt.hold(False)
-        self.number, self._in_training = 0, False
+        self.signal_number, self._in_training = 0, False
         key = from_rank_zero(lambda: f"spin/interrupted/{uuid.uuid4()}")
         _connect(key_value_store(), key)
 
     def wants_save(self, event: Event) -> bool:
         """Tell whether a checkpoint is to be saved at a batch's end because of a signal."""
-        return event == Event.BATCH_CHECKPOINT and bool(self.number) and self.save
+        return event == Event.BATCH_CHECKPOINT and bool(self.signal_number) and self.save
 
     def before_dataloader(self, state: State, logger: Logger) -> None:
         """Before each batch: from here on signals are noted only; stop if they have been saved.
@@ -69,7 +69,7 @@ class Stopping:
         del logger
         self._in_training = True
         interrupt.hold(True, patient=self.save)
-        if self.number:
+        if self.signal_number:
             self._stop_if_saved(state)
 
     def batch_end(self, state: State, logger: Logger) -> None:
@@ -79,10 +79,10 @@ class Stopping:
             Interrupted: On all ranks; with ``save_on_signal`` later, when that is done.
         """
         del logger
-        if self._in_training and not self.number:
+        if self._in_training and not self.signal_number:
             self._agree(state)
-            if self.number and not self.save:
-                raise interrupt.stopped(self.number)
+            if self.signal_number and not self.save:
+                raise interrupt.stopped(self.signal_number)
 
     def eval_batch_end(self, state: State, logger: Logger) -> None:
         """See :meth:`batch_end`; an evaluation that a save is to follow goes on to its end."""
@@ -98,9 +98,9 @@ class Stopping:
         del logger
         if self._in_training:
             self._agree(state)
-            if self.number:
+            if self.signal_number:
                 self._stop_if_saved(state)
-                raise interrupt.stopped(self.number)
+                raise interrupt.stopped(self.signal_number)
         self._let_go()
 
     def fit_end(self) -> None:
@@ -116,7 +116,7 @@ class Stopping:
     def _agree(self, state: State) -> None:
         noted = state.device.tensor_to_device(torch.tensor([interrupt.noted()]))
         dist.all_reduce(noted, reduce_operation="MAX")
-        self.number = int(noted.item())
+        self.signal_number = int(noted.item())
 
     def _stop_if_saved(self, state: State) -> None:
         batch = state.timestamp.batch
@@ -124,7 +124,7 @@ class Stopping:
             if isinstance(saver, CheckpointSaver) and saver.last_checkpoint_batch == batch:
                 t = state.timestamp
                 interrupt.goes_on_from(f"epoch {int(t.epoch)}, batch {int(batch)}")
-                raise interrupt.stopped(self.number)
+                raise interrupt.stopped(self.signal_number)
 
 
 def _connect(store: Any, key: str) -> None:

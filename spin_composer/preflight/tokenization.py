@@ -1,4 +1,4 @@
-"""Whether the policy itself would write the rows the other way (``tokenize``)."""
+"""Whether the policy was tuned on rows tokenized in the way that ``tokenize`` says."""
 
 from __future__ import annotations
 
@@ -10,21 +10,22 @@ from typing import Any
 import numpy as np
 from torch import Tensor
 
-from spin_composer.data.examples import ExampleDataset
+from spin_composer.data.examples import Example, ExampleDataset
+from spin_composer.data.faults import BadRow
 from spin_composer.data.pairs import Pair, PairBatch, collate_pairs
 from spin_composer.errors import InputError
 
 ROWS = 8
 """Rows that are scored, of the first in memory."""
-HEAD = 8
+SAME_TOKENS = 8
 """Ways that agree on this many first tokens say nothing of how a response begins."""
 MARGIN = 3.0
 """Nats by which the other way must be likelier, and likelier than a uniform guess. A tuned model
 is surer by far; the logits of a random one of width 4096 differ by 1.3 (0.02 * sqrt(4096))."""
 
 
-def compared(examples: ExampleDataset) -> list[tuple[Pair, Pair]]:
-    """Return rows that differ at the response's begin, (this way, the other), cut after it.
+def differing_starts(examples: ExampleDataset) -> list[tuple[Pair, Pair]]:
+    """Return rows that differ at the response's start, (this way, the other), cut after it.
 
     Both have as many tokens: else a random model would prefer the shorter.
     """
@@ -33,23 +34,25 @@ def compared(examples: ExampleDataset) -> list[tuple[Pair, Pair]]:
         else (way.turns, way.rendering)
         for way in examples.both_ways() if way.differ
     )  # fmt: skip
-    return list(islice((heads for ways in found if (heads := _heads(*ways))), ROWS))
+    return list(islice((starts for ways in found if (starts := _starts(*ways))), ROWS))
 
 
-def _heads(this: Any, other: Any) -> tuple[Pair, Pair] | None:
+def _starts(this: Example | BadRow, other: Example | BadRow) -> tuple[Pair, Pair] | None:
+    if isinstance(this, BadRow) or isinstance(other, BadRow):
+        return None
     length = min(len(this.response), len(other.response))
     unlike = np.flatnonzero(this.response[:length] != other.response[:length])
     same = int(unlike[0]) if len(unlike) else length
     if not np.array_equal(this.prompt, other.prompt):
         same = 0  # the same token after another prompt is evidence too
-    if same >= min(length, HEAD):
+    if same >= min(length, SAME_TOKENS):
         return None
-    heads = [(one.prompt, one.response[: same + 1]) for one in (this, other)]
-    first, second = (Pair(prompt, head, head) for prompt, head in heads)
+    starts = [(one.prompt, one.response[: same + 1]) for one in (this, other)]
+    first, second = (Pair(prompt, head, head) for prompt, head in starts)
     return first, second
 
 
-def check_both_ways(
+def check_tokenize(
     examples: ExampleDataset,
     vocabulary: int,
     score: Callable[[Mapping[str, Any]], Tensor],
@@ -68,9 +71,9 @@ def check_both_ways(
     """
     rows = [
         [float(score(to_device(collate_pairs([pair])))[0, 0]) for pair in pairs]
-        for pairs in compared(examples)
+        for pairs in differing_starts(examples)
     ]
-    if not writes_the_other(rows, vocabulary):
+    if not prefers_other(rows, vocabulary):
         return
     this = examples.tokenize
     other = "turns" if this == "rendering" else "rendering"
@@ -82,7 +85,7 @@ def check_both_ways(
     )
 
 
-def writes_the_other(rows: Sequence[Sequence[float]], vocabulary: int) -> bool:
+def prefers_other(rows: Sequence[Sequence[float]], vocabulary: int) -> bool:
     """Whether log-probs (this way, the other) of rows are evidence for the other."""
     if not rows or not all(math.isfinite(value) for row in rows for value in row):
         return False

@@ -11,7 +11,7 @@ from fixtures import models, runs
 
 from spin_composer import HFSpinLM, build_spin_dataloader
 from spin_composer.errors import InputError
-from spin_composer.preflight.tokenization import check_both_ways, compared, writes_the_other
+from spin_composer.preflight.tokenization import check_tokenize, differing_starts, prefers_other
 from tests.data import templates
 from tests.data.rows import load
 
@@ -55,10 +55,10 @@ def test_a_tuned_model_refuses_the_other_way_and_runs_its_own(way, tokenizer, pa
     model = HFSpinLM.from_model(tuned(examples[way], tokenizer), tokenizer)
     other = "turns" if way == "rendering" else "rendering"
     size = len(tokenizer)
-    assert len(compared(examples[way])) == 8
-    check_both_ways(examples[way], size, model.score, dict)
+    assert len(differing_starts(examples[way])) == 8
+    check_tokenize(examples[way], size, model.score, dict)
     with pytest.raises(InputError, match=rf"dataset.tokenize='{other}'.*Set tokenize: {way}\.$"):
-        check_both_ways(examples[other], size, model.score, dict)
+        check_tokenize(examples[other], size, model.score, dict)
 
 
 def test_a_random_model_is_no_evidence(tokenizer, path):
@@ -67,7 +67,7 @@ def test_a_random_model_is_no_evidence(tokenizer, path):
         model = models.tiny_model("llama", vocab_size=len(tokenizer), seed=seed)
         model = HFSpinLM.from_model(model, tokenizer)
         for one in examples:
-            check_both_ways(one, len(tokenizer), model.score, dict)
+            check_tokenize(one, len(tokenizer), model.score, dict)
 
 
 def test_fit_begins_with_the_check(tokenizer, path, tmp_path):
@@ -82,9 +82,9 @@ def test_fit_begins_with_the_check(tokenizer, path, tmp_path):
 
 
 def test_evidence_is_a_margin_in_most_rows_and_more_than_a_guess():
-    assert not writes_the_other([], 1000)
-    assert writes_the_other([[-6.0, -1.0]] * 4, 1000)
-    assert not writes_the_other([[-3.0, -1.0]] * 4, 1000)  # both are likely
-    assert not writes_the_other([[-12.0, -6.0]] * 4, 1000)  # neither is
-    assert not writes_the_other([[-30.0, -1.0], *[[-1.0, -2.0]] * 3], 1000)  # one row's matter
-    assert not writes_the_other([[float("nan"), -1.0]], 1000)
+    assert not prefers_other([], 1000)
+    assert prefers_other([[-6.0, -1.0]] * 4, 1000)
+    assert not prefers_other([[-3.0, -1.0]] * 4, 1000)  # both are likely
+    assert not prefers_other([[-12.0, -6.0]] * 4, 1000)  # neither is
+    assert not prefers_other([[-30.0, -1.0], *[[-1.0, -2.0]] * 3], 1000)  # one row's matter
+    assert not prefers_other([[float("nan"), -1.0]], 1000)

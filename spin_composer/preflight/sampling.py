@@ -1,0 +1,23 @@
+"""Whether what is played are samples of the policy: named in the log if not."""
+
+from __future__ import annotations
+
+import logging
+
+from composer.utils import dist
+
+from spin_composer.errors import shown
+from spin_composer.settings.spin import SpinSettings
+
+log = logging.getLogger(__name__)
+
+
+def warn_unfaithful(settings: SpinSettings) -> None:
+    """Warn of sampling settings under which responses are not the policy's samples."""
+    generation = settings.generation
+    if generation.unfaithful and dist.get_global_rank() == 0:
+        given = ", ".join(f"{n}={shown(getattr(generation, n))}" for n in generation.unfaithful)
+        log.warning(
+            f"algorithms.spin.generation has {given}: responses are then not samples of the "
+            "policy, and SPIN's fixed point is not the data's distribution."
+        )
