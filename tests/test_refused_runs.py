@@ -276,7 +276,6 @@ REFUSALS: dict[str, tuple[int, str | Callable[[Path], str]]] = {
     "other data": (3, other_data),
     "another tokenizer": (3, another_tokenizer),
     "another seed": (3, "algorithms.spin.seed=8"),
-    "too little memory": (4, "algorithms.spin.generation.batch_size=1000000000"),
     "a server that does not start": (4, f"algorithms.spin.generation={SERVER}"),
     "a damaged unit that is replayed": (3, "algorithms.spin.repair=false"),
 }

@@ -35,9 +35,9 @@ def assert_same_store(one: Path, other: Path) -> None:
         for a, b in zip(rows(one, iteration), rows(other, iteration), strict=True):
             assert (a.index, a.finish) == (b.index, b.finish)
             for name in ("prompt", "real", "generated"):
-                assert getattr(a.pair, name).tolist() == getattr(b.pair, name).tolist()
-            assert a.pair.opponent_real == pytest.approx(b.pair.opponent_real, abs=1e-4)
-            assert a.pair.opponent_generated == pytest.approx(b.pair.opponent_generated, abs=1e-4)
+                assert getattr(a, name).tolist() == getattr(b, name).tolist()
+            assert a.opponent_real == pytest.approx(b.opponent_real, abs=1e-4)
+            assert a.opponent_generated == pytest.approx(b.opponent_generated, abs=1e-4)
 
 
 def assert_same_books(one: Path, other: Path, rel: float) -> None:

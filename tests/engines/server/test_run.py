@@ -35,7 +35,7 @@ def trainer(folder: Path, **changes: Any) -> Any:
 def rows(folder: Path) -> list[tuple[int, list[int], float]]:
     store = LocalStore(folder / "self-play")
     return [
-        (row.index, row.pair.generated.tolist(), row.pair.opponent_generated)
+        (row.index, row.generated.tolist(), row.opponent_generated)
         for unit in range(5)
         for row in store.read_unit(0, unit)
     ]
