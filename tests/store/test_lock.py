@@ -105,11 +105,12 @@ def test_the_same_process_id_in_another_container_is_another_machines(tmp_path):
         StoreLock(tmp_path, lease_seconds=30).acquire("second")
 
 
-def test_setting_the_clock_does_not_change_who_a_process_is(monkeypatch):
-    before = this_process()
-    booted = psutil.boot_time()
-    monkeypatch.setattr(psutil, "boot_time", lambda: booted + 3600.0)
-    monkeypatch.setattr(psutil._psplatform, "boot_time", lambda: booted + 3600.0)
+def test_setting_the_clock_does_not_change_who_a_process_is(tmp_path, monkeypatch):
+    before, booted = this_process(), psutil.boot_time()
+    (tmp_path / str(os.getpid())).symlink_to(f"/proc/{os.getpid()}")
+    (tmp_path / "stat").write_text(f"btime {booted + 3600:.0f}\n")  # the kernel's, an hour later
+    monkeypatch.setattr(psutil, "PROCFS_PATH", str(tmp_path))
+    assert psutil.boot_time() == booted + 3600
     assert this_process() == before
 
 
