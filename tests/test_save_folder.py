@@ -53,7 +53,7 @@ def link(folder: Path, target: Path) -> Path:
 
 
 def repaired(folder: Path, pattern=FULL) -> str | None:
-    """Mend a folder; return what latest names."""
+    """Repair a folder; return what latest names."""
     latest = folder / "latest-rank0.pt"
     repair_folder(folder, pattern, latest)
     return os.readlink(latest) if latest.is_symlink() else None

@@ -101,7 +101,7 @@ def rehearse_generation_config(config: GenerationConfig | None, name: str) -> No
             said = said.partition("Thrown during validation: ")[2] or said
             raise InputError(
                 f"{name}: its generation_config.json cannot be saved, so the first export would "
-                f"fail: {said[:400]} Mend it in a copy of the model (do_sample: true, or no "
+                f"fail: {said[:400]} Correct it in a copy of the model (do_sample: true, or no "
                 "sampling settings)."
             ) from error
 
@@ -140,7 +140,7 @@ def rehearse_export(
         except Exception as error:
             raise InputError(
                 f"model: a {name} cannot be exported, so the first export would fail "
-                f"({type(error).__name__}: {' '.join(str(error).split())[:400]}). Mend the "
+                f"({type(error).__name__}: {' '.join(str(error).split())[:400]}). Correct the "
                 "model's config."
             ) from error
 
@@ -193,7 +193,9 @@ def _remedy(name: str, files: Sequence[str], said: str) -> str:
             "If tokenizer.json holds the tokenizer, remove the file tokenizer.model beside it: "
             "sentencepiece, which Composer reads it with, must be able to."
         )
-    return "Save the tokenizer to a folder, mend its files there, and give tokenizer.name=<folder>."
+    return (
+        "Save the tokenizer to a folder, correct its files there, and give tokenizer.name=<folder>."
+    )
 
 
 def _compare(
