@@ -213,7 +213,7 @@ def check(
 
 
 def main() -> None:
-    """Run the command line; what a user can mend is one line on stderr, and an exit code."""
+    """Run the command line; what a user can correct is one line on stderr, and an exit code."""
     from spin_composer.exits import explain
     from spin_composer.interrupt import leave
 

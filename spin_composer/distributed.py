@@ -106,7 +106,7 @@ def check_shared(root: Path) -> None:
         return
 
     def touch() -> str:
-        # A name that store's sweep knows: a process that is killed here leaves the file.
+        # A name that play.prepare removes: a process that is killed here leaves the file.
         name = f".shared.{uuid.uuid4().hex[:8]}"
         root.mkdir(parents=True, exist_ok=True)
         (root / name).touch()

@@ -288,12 +288,8 @@ class Game:
             if not (isinstance(error, torch.OutOfMemoryError) or _CPU_FULL in str(error)):
                 raise
             said = str(error).split(". ")[0]
-            size = self.settings.generation.batch_size
             raise EnvironmentFailure(
-                f"memory is full in play ({said}). Lower "
-                f"algorithms.spin.generation.batch_size ({size}; an iteration that is half played "
-                "must then be deleted), set algorithms.spin.generation.merge_adapters=false for "
-                "LoRA, or let a server generate: algorithms.spin.generation.engine=server."
+                f"memory is full in play ({said}). {self.engine.memory_remedy()}"
             ) from error
 
     # --- training ---------------------------------------------------------------------------

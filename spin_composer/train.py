@@ -59,7 +59,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def exit_code(run: Callable[[], object], name: str) -> int:
-    """Do a run, print in one line what a user can mend, and return the exit code."""
+    """Do a run, print in one line what a user can correct, and return the exit code."""
     try:
         interrupt.install(owned=True)
         run()

@@ -251,8 +251,8 @@ class Tokeniser:
                 f"the response {shown(self._tokenizer.decode(response))} {fault} ({name!r})",
                 "Remove it from the text: generation would end there." if early
                 else "SPIN has one stop token per data set: if such turns end with another one, as "
-                "calls of tools do in some templates, drop them with on_bad_row: skip; else mend "
-                "the chat template.",
+                "calls of tools do in some templates, drop them with on_bad_row: skip; else "
+                "correct the chat template.",
             )  # fmt: skip
         if not body:
             raise BadRow(where, "empty response", "the response has no tokens", "Give it a text.")

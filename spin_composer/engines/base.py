@@ -19,6 +19,7 @@ import torch
 from composer.core import Precision
 
 from spin_composer.data.pairs import Ids, Pair
+from spin_composer.settings.fields import SECTION
 from spin_composer.settings.generation import ENGINES, GenerationSettings
 
 OnProgress = Callable[[int, int], None]
@@ -148,6 +149,10 @@ class Engine(ABC):
         """Return whether LoRA adapters are merged meanwhile; None if there are none to merge."""
         del model
         return None
+
+    def memory_remedy(self) -> str:
+        """Return what to set where generation or scoring does not fit in memory, a sentence."""
+        return f"Lower {SECTION}.generation.batch_size ({self.settings.batch_size})."
 
     @abstractmethod
     def open(self, opponent: Opponent) -> AbstractContextManager[Generator]:

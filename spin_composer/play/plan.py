@@ -41,7 +41,7 @@ def plan_units(
     """Return the units of an iteration, a function of its arguments alone.
 
     The unit at position u is stored as unit u. Units that are played come first; those replayed
-    are the played units of the ``settings.replay`` iterations before.
+    come after them, iteration by iteration.
 
     Args:
         settings: Of this iteration; earlier ones may have been played with others.

@@ -259,11 +259,11 @@ def make_units(
     totals = from_rank_zero(lambda: _totals(store, jobs, len(plan.wanted) - len(jobs)))
     with (
         Progress(iteration, totals) as progress,
-        SharedWork(len(jobs), lambda *_: player.still_ours(), progress=progress) as work,
+        SharedWork(len(jobs), player.still_ours, progress=progress) as work,
     ):
         player = replace(player, meter=progress.meter)
-        for report in schedule(player, work, iteration, jobs):
-            work.done(0 if report is None else report.generated_tokens)
+        for _ in schedule(player, work, iteration, jobs):
+            work.done()
         work.wait()
 
 

@@ -34,8 +34,7 @@ class SharedWork:
 
     Args:
         count: Pieces.
-        on_heartbeat: Called now and then on rank 0 with the pieces done and the tokens made in
-            them.
+        on_heartbeat: Called now and then on rank 0; what it raises ends the work.
         silent_seconds: A rank that was not heard for so long is taken to be dead.
         progress: Whose meter counts what this rank does within pieces; shown the sums on rank 0.
     """
@@ -43,7 +42,7 @@ class SharedWork:
     def __init__(
         self,
         count: int,
-        on_heartbeat: Callable[[int, int], None] | None = None,
+        on_heartbeat: Callable[[], None] | None = None,
         silent_seconds: float = SILENT_SECONDS,
         progress: Progress | None = None,
     ):
@@ -66,10 +65,9 @@ class SharedWork:
             yield position
             self._check_interrupted()
 
-    def done(self, tokens: int = 0) -> None:
-        """Count a piece as done, and the tokens that were generated for it."""
+    def done(self) -> None:
+        """Count a piece as done."""
         self._push()  # so that rank 0 has it when it learns that all is done
-        self._store.add(f"{self._key}/tokens", tokens)
         self._store.add(f"{self._key}/done", 1)
         self._show()
 
@@ -86,7 +84,7 @@ class SharedWork:
         self._show()
 
     def check(self) -> None:
-        """Raise if another rank has failed: what it raised where a user can mend that.
+        """Raise if another rank has failed: what it raised where a user can correct that.
 
         Raises:
             InputError, StoreError: What it met.
@@ -149,7 +147,7 @@ class SharedWork:
     def _show(self) -> None:
         done = self._store.add(f"{self._key}/done", 0) if self._rank == 0 else 0
         if self._on_heartbeat is not None and self._rank == 0:
-            self._on_heartbeat(done, self._store.add(f"{self._key}/tokens", 0))
+            self._on_heartbeat()
         self._push()
         if self._progress is not None and self._rank == 0:
             sums = {name: self._store.add(f"{self._key}/counts/{name}", 0) for name in FIELDS}

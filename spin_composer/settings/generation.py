@@ -73,7 +73,8 @@ class GenerationSettings:
         require(ok, ".min_new_tokens", self.min_new_tokens, wanted)
         if self.engine != "server":
             remedy = "Set engine: server, or remove the section."
-            require(self.server is None, ".server", "a section", "absent with hf", remedy)
+            wanted = f"absent with {self.engine}"
+            require(self.server is None, ".server", "a section", wanted, remedy)
             return self
         wanted, remedy = "a section with command or base_url", "yamls/ has an example for vLLM."
         require(self.server is not None, ".server", None, wanted, remedy)

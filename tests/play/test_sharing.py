@@ -18,12 +18,15 @@ from spin_composer.play.sharing import SharedWork, on_every_node
 
 
 def test_alone_a_process_does_every_piece_in_order() -> None:
-    seen: list[tuple[int, int]] = []
-    with SharedWork(3, lambda done, tokens: seen.append((done, tokens))) as work:
+    done: list[int] = []
+    beats: list[int] = []
+    with SharedWork(3, lambda: beats.append(len(done))) as work:
         for piece in work.claims():
-            work.done(tokens=10 * piece)
+            done.append(piece)
+            work.done()
         work.wait()
-    assert seen == [(1, 0), (2, 10), (3, 30), (3, 30)]
+    assert done == [0, 1, 2]
+    assert beats == [1, 2, 3, 3]
 
 
 def claim_all(rank: int) -> list[int]:
@@ -185,10 +188,10 @@ def test_what_rank_zero_raises_alone_is_raised_as_it_is(error: Exception) -> Non
 
 
 def broken_heart(rank: int) -> None:
-    def show(done: int, tokens: int) -> None:
+    def fail() -> None:
         raise TypeError("a defect")
 
-    with SharedWork(2, show if rank == 0 else None) as work:
+    with SharedWork(2, fail if rank == 0 else None) as work:
         for _ in work.claims():
             until(work.check)  # until the heart has told
 

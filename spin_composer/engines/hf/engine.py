@@ -9,6 +9,7 @@ from typing import Any
 from spin_composer.engines.base import Engine, Opponent
 from spin_composer.engines.hf.generator import HFGenerator
 from spin_composer.model.adapters import mergeable
+from spin_composer.settings.fields import SECTION
 
 
 class HFEngine(Engine):
@@ -23,6 +24,15 @@ class HFEngine(Engine):
     def merges_adapters(self, model: Any) -> bool | None:
         """See :class:`Engine`."""
         return self.settings.merge_adapters if mergeable(model.model) else None
+
+    def memory_remedy(self) -> str:
+        """See :class:`Engine`."""
+        at = f"{SECTION}.generation"
+        return (
+            f"Lower {at}.batch_size ({self.settings.batch_size}; an iteration that is half played "
+            f"must then be deleted), set {at}.merge_adapters=false for LoRA, or let a server "
+            f"generate: {at}.engine=server."
+        )
 
     @contextmanager
     def open(self, opponent: Opponent) -> Iterator[HFGenerator]:

@@ -1,4 +1,4 @@
-"""Engines: who answers the prompts. ``hf``: the policy itself, in the training ranks."""
+"""The policy as a generator: our decode loop, or Hugging Face ``generate``."""
 
 from __future__ import annotations
 

@@ -9,7 +9,6 @@ import numpy as np
 import pytest
 import torch
 import torch.distributed as dist
-from spin_composer.engines.hf.memory import needs_of
 from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
 
 from spin_composer.engines.hf.generator import HFGenerator
@@ -47,12 +46,10 @@ def play(rank: int, family: str, dtype: torch.dtype, port: int, results: Any) ->
     fully_shard(model, mp_policy=policy)
     model(input_ids=torch.tensor([[3, 4]])).logits.sum().backward()
     model.reshard()
-    needs = needs_of(Wrapped(model), model, SETTINGS, 4, 5, None)
     with gathered(Wrapped(model)):
-        whole = sum(p.numel() * p.element_size() for p in model.parameters())
         got = answers(model) if rank == 0 else None  # no collective in here
     dist.barrier()
-    results[rank] = (needs.gathered, whole, got == wanted if rank == 0 else True)
+    results[rank] = got == wanted if rank == 0 else True
     dist.destroy_process_group()
 
 
@@ -62,6 +59,5 @@ def play(rank: int, family: str, dtype: torch.dtype, port: int, results: Any) ->
 )
 def test_a_rank_answers_alone_what_one_process_answers(family: str, dtype: torch.dtype) -> None:
     results = spawn(play, family, dtype)
-    for rank, (computed, whole, same) in results.items():
+    for rank, same in results.items():
         assert same, rank
-        assert computed == whole, rank
