@@ -105,9 +105,9 @@ def status(
     print_status(found, Console(width=max(console.width, _REPORT_COLUMNS)))
     broken = [one for one in found.iterations if one.problem]
     if broken:
-        from spin_composer.exits import EXIT_STORE
+        from spin_composer.errors import StoreError
 
-        raise typer.Exit(EXIT_STORE)
+        raise typer.Exit(StoreError.exit_code)
 
 
 _SETTINGS = {"allow_extra_args": True, "ignore_unknown_options": True}
@@ -214,7 +214,7 @@ def check(
 
 def main() -> None:
     """Run the command line; what a user can correct is one line on stderr, and an exit code."""
-    from spin_composer.exits import explain
+    from spin_composer.errors import explain
     from spin_composer.interrupt import leave
 
     try:

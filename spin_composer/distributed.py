@@ -16,8 +16,7 @@ from composer.utils import dist
 from torch.distributed import HashStore
 from torch.distributed.distributed_c10d import _get_default_store
 
-from spin_composer.errors import StoreError
-from spin_composer.exits import explain, rebuilt
+from spin_composer.errors import StoreError, explain, rebuilt
 from spin_composer.interrupt import Interrupted
 
 T = TypeVar("T")

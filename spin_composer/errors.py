@@ -1,25 +1,53 @@
-"""The errors that a user of spin_composer meets, each with one line that says what to do."""
+"""The errors that a user meets: our own and other programs', each with an exit code and one line.
+
+Exit codes: 2 bad input, 3 a bad self-play store, 4 the environment, 5 NaN; 128 and a signal's
+number more, where a signal ended the process. Whatever else goes wrong is a defect, and keeps its
+traceback and exit code 1.
+
+Other programs' errors are known by their type or the system's error number. Where they have
+neither, by a text of theirs, each of which ``tests/test_errors.py`` has the program say.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import Any
+import errno
+import os
+import re
+from collections.abc import Callable, Iterator
+from typing import Any, ClassVar
+
+from spin_composer import interrupt
 
 
-class InputError(ValueError):
+class UserError(Exception):
+    """An error that a user can mend; its text is the one line that says how."""
+
+    exit_code: ClassVar[int]
+    """Of a command that ends with it."""
+
+
+class InputError(UserError, ValueError):
     """A setting, file or row that cannot work: the message names it, its value and the remedy."""
 
+    exit_code = 2
 
-class StoreError(RuntimeError):
+
+class StoreError(UserError, RuntimeError):
     """A self-play store that does not belong to this run, or that is damaged."""
 
+    exit_code = 3
 
-class EnvironmentFailure(RuntimeError):
+
+class EnvironmentFailure(UserError, RuntimeError):
     """The machine does not give what the run needs: space, a folder to write to, another rank."""
 
+    exit_code = 4
 
-class NotFiniteError(RuntimeError):
+
+class NotFiniteError(UserError, RuntimeError):
     """A loss, a gradient, a log-prob or a weight is NaN or infinite: nothing is built on it."""
+
+    exit_code = 5
 
 
 class EngineError(EnvironmentFailure):
@@ -56,3 +84,162 @@ def together(*checks: Callable[[], Any]) -> list[Any]:
     if faults:
         raise InputError("\n".join(faults))
     return results
+
+
+_DISK_FULL = (errno.ENOSPC, errno.EDQUOT)
+_UNWRITABLE = (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.EISDIR)
+_IO = (errno.EIO, errno.ESTALE)
+_RUSTS = re.compile(r"\(os error (\d+)\)")
+"""How libraries written in Rust name a system error: safetensors does."""
+_SHARED_MEMORY = re.compile(r"/\d{6,}_[a-z_]+")
+_CUT_SHORT = "unexpected pos "
+"""What torch.save says of a file that it could not write to its end: it opened the file itself, or
+the system's own error was left behind on another rank."""
+_LOST = (
+    "Connection closed by peer",
+    "Connection reset by peer",
+    "Broken pipe",
+    "failed to recv, got 0 bytes",
+)
+"""What gloo and the key-value store say when a rank at the other end has died."""
+_MISSING_KEY = re.compile(r"Missing key in checkpoint state_dict: state\.model\.([\w.]+\w)")
+"""What torch says of a sharded checkpoint."""
+
+_FOUNDRYS_KIND = "llmfoundry.utils.exceptions.UserError"
+_OF_TRAINING = ("LossSpikeError", "HighLossError")
+"""llm-foundry's errors that are its user's, but for those of a loss that its callbacks stop at."""
+_OMEGACONFS_KIND = "omegaconf.errors.OmegaConfBaseException"
+_NOT_FOUND = (
+    "is not a valid model identifier",
+    "Can't load tokenizer for",
+    "does not appear to have a file named",
+    "We couldn't connect to",
+    "must have an eos_token",
+)
+"""What transformers, and llm-foundry's builder of tokenizers, say of a name or folder."""
+
+
+def explain(error: BaseException) -> tuple[int, str] | None:
+    """Return the exit code of an error that a user can mend and the line that says it.
+
+    Returns:
+        None for any other error: a defect, whose traceback should be seen.
+    """
+    if isinstance(error, UserError):
+        return error.exit_code, str(error)
+    if isinstance(error, interrupt.Interrupted):
+        return 128 + error.number, interrupt.LINE
+    if (line := _of_checkpoint(error)) is not None:
+        return InputError.exit_code, line
+    if (line := _of_foundry(error)) is not None:
+        return InputError.exit_code, line
+    line = _environment(error)
+    return None if line is None else (EnvironmentFailure.exit_code, line)
+
+
+def rebuilt(code: int, line: str) -> BaseException:
+    """Return the error of which another rank says the exit code and the line."""
+    if code > 128:
+        return interrupt.stopped(code - 128)
+    kinds = (InputError, StoreError, EnvironmentFailure, NotFiniteError)
+    return next((kind for kind in kinds if kind.exit_code == code), RuntimeError)(line)
+
+
+def _of_checkpoint(error: BaseException) -> str | None:
+    """Return what a sharded checkpoint lacks of the weights that are trained, or None."""
+    for cause in _chain(error):
+        if found := _MISSING_KEY.search(str(cause)):
+            return (
+                f"the checkpoint lacks {found.group(1)}, which is trained: it was saved by a run "
+                "that trained other weights, or by a version that left out what is trained beside "
+                "adapters. Train the same weights, start anew with another run_name and other "
+                "folders, or, to begin with the base model's, name it in load_ignore_keys."
+            )
+    return None
+
+
+def _of_foundry(error: BaseException) -> str | None:
+    """Return what llm-foundry or transformers say of a user's data, tokenizer or model's name."""
+    kinds = {f"{kind.__module__}.{kind.__name__}" for kind in type(error).__mro__}
+    said = " ".join(str(error).split())
+    if _OMEGACONFS_KIND in kinds:  # of a value that llm-foundry's training config cannot hold
+        return said
+    if _FOUNDRYS_KIND in kinds and type(error).__name__ not in _OF_TRAINING:
+        return said
+    named = isinstance(error, (OSError, ValueError)) and any(text in said for text in _NOT_FOUND)
+    return f"{said[:400]} (See tokenizer.name and the model's name.)" if named else None
+
+
+def _environment(error: BaseException) -> str | None:
+    causes = list(_chain(error))
+    for cause in causes:
+        if (number := _system_error(cause)) and (line := _of_system(cause, number)):
+            return line
+        if isinstance(cause, RuntimeError) and any(text in str(cause) for text in _LOST):
+            said = str(cause).splitlines()[0]
+            return f"a rank was lost ({said}). Give the same command again: the run goes on."
+    if any(isinstance(cause, RuntimeError) and _CUT_SHORT in str(cause) for cause in causes):
+        return (
+            "a checkpoint could not be written to its end. See that the disk has space and works, "
+            "then give the same command again; the run goes on from the checkpoint before."
+        )
+    return None
+
+
+def _system_error(error: BaseException) -> int | None:
+    """Return the number of the system's error that an exception stands for, or None."""
+    if isinstance(error, OSError):
+        return error.errno
+    found = _RUSTS.search(str(error))
+    return int(found.group(1)) if found else None
+
+
+def _of_system(error: BaseException, number: int) -> str | None:
+    """Return the line that explains a system error of a user's machine, or None."""
+    at = getattr(error, "filename", None) or "a file of the run"
+    said = os.strerror(number)
+    if number in _DISK_FULL:
+        return (
+            f"the disk is full ({at}: {said}). Free space and give the same command again; what is "
+            "on the disk is whole, and the run goes on from it."
+        )
+    if number == errno.EFBIG:
+        return (
+            f"{at} is larger than its file system or `ulimit -f` lets a file be ({said}). Raise "
+            "the limit, or set algorithms.spin.store and save_folder to other folders; then give "
+            "the same command again."
+        )
+    if number == errno.EEXIST and _SHARED_MEMORY.fullmatch(str(at)):
+        return (
+            f"another program on this machine took the shared memory {at} of Streaming at the same "
+            "moment. Give the same command again: the run goes on."
+        )
+    a_file = number == errno.EEXIST and os.path.isfile(at)  # where a folder was to be made
+    if number in _UNWRITABLE or a_file:
+        return (
+            f"{at} cannot be used ({said}). Let the run's user write there, or set "
+            "algorithms.spin.store and save_folder to other folders."
+        )
+    if number in _IO:
+        return f"{at}: {said}. Look at the disk, then give the same command again."
+    return None
+
+
+def _chain(error: BaseException) -> Iterator[BaseException]:
+    """Yield an error and what it came from.
+
+    torch.save wraps the OSError of a full disk; a sharded save holds each rank's own as
+    ``failures``.
+    """
+    pending, seen = [error], set()
+    while pending:
+        error = pending.pop(0)
+        if id(error) in seen:
+            continue
+        seen.add(id(error))
+        yield error
+        came_from = error.__cause__ or error.__context__
+        failures = getattr(error, "failures", None)
+        ranks = failures.values() if isinstance(failures, dict) else ()
+        causes = [came_from, *(part for failure in ranks for part in failure)]
+        pending += [cause for cause in causes if isinstance(cause, BaseException)]

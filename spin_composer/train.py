@@ -14,8 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from spin_composer import interrupt
-from spin_composer.errors import PlayDone, RunEnded
-from spin_composer.exits import EXIT_INPUT, explain
+from spin_composer.errors import InputError, PlayDone, RunEnded, explain
 from spin_composer.settings.yaml import read_yaml
 
 _FINISHED = "less than or equal to the elapsed training duration"
@@ -50,11 +49,11 @@ def train_config(config: Any) -> Any:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run the command; return its exit code: 0, or one of :mod:`spin_composer.exits`."""
+    """Run the command; return its exit code: 0, or one of :mod:`spin_composer.errors`."""
     arguments = list(sys.argv[1:] if arguments is None else arguments)
     if not arguments:
         print("usage: python -m spin_composer.train YAML [key=value ...]", file=sys.stderr)
-        return EXIT_INPUT
+        return InputError.exit_code
     return exit_code(lambda: train(arguments[0], arguments[1:]), arguments[0])
 
 

@@ -18,7 +18,7 @@ KERNELS = ROOT / "kernels" / "spin_kernels"
 # here: a new one belongs in this list before it belongs in the package. A package whose modules
 # are of several layers names them: the longest name that fits counts.
 LAYERS: tuple[frozenset[str], ...] = (
-    frozenset({"errors", "exits", "save_folder", "interrupt", "shared_memory", "distributed"})
+    frozenset({"errors", "save_folder", "interrupt", "shared_memory", "distributed"})
     | {"store.layout"},
     frozenset({"fsdp", "foundry.base", "foundry.finetuning", "foundry.exporter"}),
     frozenset({"settings", "data", "pretrained", "loss", "metrics", "report"}),
@@ -195,7 +195,7 @@ def test_report_reads_files_only():
 @pytest.mark.parametrize(
     "module",
     [
-        *("cli", "errors", "exits", "loss", "report.books", "report.status", "save_folder"),
+        *("cli", "errors", "loss", "report.books", "report.status", "save_folder"),
         "settings.yaml",
     ],
 )

@@ -12,8 +12,7 @@ import torch
 from fixtures.runs import tiny_trainer
 from test_resume import weights
 
-from spin_composer.errors import EnvironmentFailure, StoreError
-from spin_composer.exits import explain
+from spin_composer.errors import EnvironmentFailure, StoreError, explain
 from spin_composer.store import durable
 from spin_composer.store.lock import StoreLock
 

@@ -16,8 +16,7 @@ from fixtures.interrupted import CASES, MORE_CASES, Case
 from fixtures.yaml_run import save_model, tiny_config, write_config
 
 from spin_composer import interrupt
-from spin_composer.errors import InputError
-from spin_composer.exits import explain, rebuilt
+from spin_composer.errors import InputError, explain, rebuilt
 from spin_composer.settings.yaml import validate
 
 TESTS = Path(__file__).parent

@@ -15,7 +15,7 @@ import torch
 from fixtures import models, tokenizers
 from fixtures.runs import write_rows
 from fixtures.yaml_run import books, save_model, tiny_config, write_config
-from test_exits import files_at_most
+from test_errors import files_at_most
 from transformers import AutoModelForCausalLM
 
 from spin_composer.train import main

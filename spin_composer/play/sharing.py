@@ -13,7 +13,7 @@ from torch.distributed import DistNetworkError, DistStoreError
 
 from spin_composer import interrupt
 from spin_composer.distributed import from_rank_zero, key_value_store, polls
-from spin_composer.exits import EXIT_ENVIRONMENT, explain, rebuilt
+from spin_composer.errors import EnvironmentFailure, explain, rebuilt
 from spin_composer.play.progress import FIELDS, Counts, Progress
 
 HEARTBEAT_SECONDS = 5.0
@@ -190,7 +190,7 @@ class SharedWork:
                 seen[rank] = (pulse, now)
             elif now - seen[rank][1] > self._silent_seconds:
                 self._fail(
-                    EXIT_ENVIRONMENT,
+                    EnvironmentFailure.exit_code,
                     f"rank {rank} was not heard for {self._silent_seconds:g} s in play: its "
                     "process or its machine is gone. Give the same command again: the run goes on.",
                 )

@@ -17,8 +17,7 @@ from fixtures.ranks import on_ranks
 from fixtures.runs import tiny_trainer
 
 from spin_composer.algorithm import SPIN
-from spin_composer.errors import NotFiniteError
-from spin_composer.exits import explain, rebuilt
+from spin_composer.errors import NotFiniteError, explain, rebuilt
 from spin_composer.game import composer_model
 
 

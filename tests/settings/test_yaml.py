@@ -17,7 +17,6 @@ from spin_composer.errors import InputError
 from spin_composer.foundry.plugin import transform
 from spin_composer.settings.fields import SECTION
 from spin_composer.settings.yaml import is_spin, validate
-from spin_composer.train import EXIT_INPUT
 
 REMOVED = object()
 HEAVY = ("torch", "composer", "llmfoundry", "transformers", "streaming", "datasets")
@@ -194,7 +193,7 @@ def test_the_command_refuses_before_anything_heavy_is_imported(tmp_path: Path) -
     run = subprocess.run(
         [sys.executable, "-c", code, *arguments], capture_output=True, text=True, check=True
     )
-    assert json.loads(run.stdout) == [EXIT_INPUT, []]
+    assert json.loads(run.stdout) == [InputError.exit_code, []]
     assert run.stderr == "error: algorithms.spin.replay must be an integer >= 0, got -1.\n"
 
 
@@ -220,7 +219,7 @@ def test_a_file_that_is_no_yaml_of_settings_is_refused(
     path = tmp_path / "run.yaml"
     if text is not None:
         path.write_text(text)
-    assert main([str(path), *arguments]) == EXIT_INPUT
+    assert main([str(path), *arguments]) == InputError.exit_code
     message = capsys.readouterr().err
     assert said in message
     assert message.count("\n") == 1
