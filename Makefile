@@ -44,10 +44,10 @@ test-all: install ## every combination (without a GPU)
 	$(TEST) -m "not gpu"
 
 chaos: install ## kill -9 a tiny run 30 times at moments drawn from a printed seed, two ranks 12 times, launched ones 3 times
-	$(BIN)/python tests/chaos.py --kills 30
-	$(BIN)/python tests/chaos.py --kills 6 --ranks 2 --checkpoints sharded
-	$(BIN)/python tests/chaos.py --kills 6 --ranks 2
-	$(BIN)/python tests/chaos.py --kills 3 --ranks 2 --launcher
+	$(BIN)/python tests/chaos --kills 30
+	$(BIN)/python tests/chaos --kills 6 --ranks 2 --checkpoints sharded
+	$(BIN)/python tests/chaos --kills 6 --ranks 2
+	$(BIN)/python tests/chaos --kills 3 --ranks 2 --launcher
 
 lint: install ## ruff, then pyright on our packages
 	$(BIN)/ruff check .
@@ -61,7 +61,7 @@ bench: install ## benchmarks of the kernels on this machine
 
 # The tables of docs/scaling.md, in its order: the paper's play; twenty times the prompts with four times the
 # tokens; the same where a rank fails fifty times as often.
-SIMULATE := $(BIN)/python benchmarks/simulate_play.py --times benchmarks/results/unit-times-gsm8k-tiny.json --seeds 100
+SIMULATE := $(BIN)/python benchmarks/scaling/simulate_play.py --times benchmarks/scaling/unit-times-gsm8k-tiny.json --seeds 100
 LONG     := $(SIMULATE) --batch-seconds 31.5 --score-seconds 0.1 --prompts 1000000
 simulate: install ## play of an iteration on 8 to 1024 ranks, simulated (a few minutes)
 	$(SIMULATE) --batch-seconds 8.4 --score-seconds 0.04

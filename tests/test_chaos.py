@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-CHAOS = Path(__file__).parent / "chaos.py"
+CHAOS = Path(__file__).parent / "chaos"
 
 
 def chaos(folder: Path, *arguments: str) -> subprocess.CompletedProcess:

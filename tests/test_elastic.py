@@ -1,6 +1,6 @@
 """A run stopped on some ranks goes on with others: the same store, losses, and weights.
 
-Each case is a run of ``tests/chaos.py``: started on the first number of ranks, killed in training
+Each case is a run of ``tests/chaos``: started on the first number of ranks, killed in training
 or in play, gone on with the next number, killed again, and finished with the one after that; then
 compared with the run that was not killed.
 """

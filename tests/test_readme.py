@@ -52,9 +52,10 @@ def test_the_python_example_runs(tmp_path, monkeypatch):
     assert 0 < nll < 10
 
 
-@pytest.mark.parametrize(
-    "path", re.findall(r"`?((?:yamls|kernels|spin_composer|docs)/[\w./-]+)", README)
-)
+ROOMS = "yamls|kernels|spin_composer|docs|examples|benchmarks"
+
+
+@pytest.mark.parametrize("path", re.findall(rf"`?((?:{ROOMS})/[\w./-]+)", README))
 def test_every_path_in_the_readme_exists(path):
     assert (ROOT / path.rstrip("./")).exists()
 

@@ -1,6 +1,6 @@
 """Kill a tiny run again and again, give the same command again, and compare what it comes to.
 
-    python tests/chaos.py --kills 30 --seed 1
+    python tests/chaos --kills 30 --seed 1
 
 A run is killed by SIGKILL at named moments (in generation, while a checkpoint is written, ...) and
 at random ones, all drawn from the printed seed, and started again until it exits 0. Then its
@@ -27,31 +27,17 @@ import tempfile
 import time
 from pathlib import Path
 
-ROOT = Path(__file__).resolve().parents[1]
-sys.path[:0] = [str(ROOT / "tests"), str(ROOT), str(ROOT / "kernels")]
+ROOT = Path(__file__).resolve().parents[2]
+sys.path[:1] = [str(ROOT / "tests"), str(ROOT), str(ROOT / "kernels")]
 for _name in ("HF_HUB_OFFLINE", "HF_DATASETS_OFFLINE", "TRANSFORMERS_OFFLINE", "TRITON_INTERPRET"):
     os.environ.setdefault(_name, "1")
 os.environ |= {"WANDB_MODE": "offline", "TOKENIZERS_PARALLELISM": "false", "FSDP_VERSION": "2"}
 os.environ |= {"OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"}
 
-from fixtures.chaos_runs import Chaos  # noqa: E402
-from fixtures.kill_points import MOMENTS, RANDOM, Kill  # noqa: E402
+from chaos.kill_points import MOMENTS, RANDOM, Kill  # noqa: E402
+from chaos.runs import Chaos, import_everything  # noqa: E402
 
 ANY_RANK = ("generate", "score", "unit half written", "unit renamed", "training")
-
-
-def import_everything() -> None:
-    """Import what a run imports, so that its children need not."""
-    import llmfoundry.command_utils
-    import transformers.models.llama.modeling_llama
-
-    import spin_composer.algorithm
-    import spin_composer.data.loader
-    import spin_composer.model.lm
-
-    assert llmfoundry
-    assert transformers
-    assert spin_composer
 
 
 def draw(count: int, seed: int, seconds: float, ranks: int, moments: list[str]) -> list[Kill]:

@@ -15,6 +15,8 @@ from statistics import NormalDist
 import numpy as np
 from numpy.typing import NDArray
 
+from spin_composer.store.layout import REPORTS, iteration_number, unit_number
+
 _PLAY = "play"  # as in unit.json; the other kind is rescored, not generated
 _QUANTILES = 1000
 
@@ -78,15 +80,16 @@ def read_store(root: Path) -> list[Measured]:
         ValueError: If there is none.
     """
     found = []
-    for path in sorted(root.glob("iter-*/units/unit-*/unit.json")):
+    for path in sorted(root.glob(REPORTS)):
         content = json.loads(path.read_text(encoding="utf-8"))
         if content["kind"] == _PLAY:
             names = ("prompts", "generated_tokens", "generation_seconds", "scoring_seconds")
-            unit, iteration = path.parents[0].name, path.parents[2].name
-            numbers = int(iteration.removeprefix("iter-")), int(unit.removeprefix("unit-"))
-            found.append(Measured(*numbers, *(content[name] for name in names)))
+            iteration = iteration_number(path.parents[2].name)
+            unit = unit_number(path.parents[0].name)
+            if iteration is not None and unit is not None:
+                found.append(Measured(iteration, unit, *(content[name] for name in names)))
     if not found:
-        raise ValueError(f"{root} holds no played unit: iter-*/units/unit-*/unit.json is absent.")
+        raise ValueError(f"{root} holds no played unit: {REPORTS} is absent.")
     return found
 
 

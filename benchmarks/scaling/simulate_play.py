@@ -1,13 +1,14 @@
 r"""How play scales, by simulation: efficiency and lost work of an iteration on 8 to 1024 ranks.
 
-    python benchmarks/simulate_play.py --times benchmarks/results/unit-times-gsm8k-tiny.json \
+    python benchmarks/scaling/simulate_play.py \
+        --times benchmarks/scaling/unit-times-gsm8k-tiny.json \
         --batch-seconds 8.4 --score-seconds 0.04
 
 prints two tables: efficiency by ranks and unit size, and where the time goes, beside a split of
 the prompts among ranks in advance and beside play that keeps nothing until all is done. ``make
 simulate`` prints those of docs/scaling.md, which states the assumptions. Of a run of your own:
 
-    python benchmarks/simulate_play.py --store runs/my-run/self-play --prompts 50000
+    python benchmarks/scaling/simulate_play.py --store runs/my-run/self-play --prompts 50000
 """
 
 from __future__ import annotations

@@ -1,0 +1,1 @@
+"""Runs that are killed and started again, and what they come to: ``python tests/chaos``."""
