@@ -24,7 +24,7 @@ sample=(
     tests/data tests/store/test_local.py tests/engines/server/test_process.py
     tests/store/test_lock.py tests/engines/server/test_generator.py tests/settings/test_spin.py
     tests/settings/test_yaml.py tests/report/test_books.py tests/report/test_status.py tests/test_save_folder.py
-    tests/test_data_commands.py tests/test_exits.py tests/test_resume.py tests/demo/test_world.py
+    tests/test_data_commands.py tests/test_errors.py tests/test_resume.py tests/demo/test_world.py
 )
 cd "$folder"
 env -i PATH="$bin:/usr/bin:/bin" HOME="$folder/home sweet home" TERM=dumb COLUMNS=20 \
