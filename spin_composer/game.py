@@ -28,6 +28,7 @@ from spin_composer.distributed import from_rank_zero
 from spin_composer.engines.base import Generator, NoGenerator, Opponent, make_engine
 from spin_composer.errors import EnvironmentFailure, InputError, PlayDone, StoreError
 from spin_composer.fsdp import gathered, is_sharded, reshard
+from spin_composer.hooks.sample_table import log_samples
 from spin_composer.loss import PairLoss
 from spin_composer.model.fingerprint import fingerprint
 from spin_composer.model.lm import SpinLM
@@ -44,7 +45,6 @@ from spin_composer.play.metrics import PlayReport
 from spin_composer.play.plan import idle_ranks_warning
 from spin_composer.play.player import Player, Schedule, finish_play, make_units, one_by_one
 from spin_composer.play.prepare import remedy_in_training
-from spin_composer.play.samples import log_samples
 from spin_composer.report.spans import covered_seconds
 from spin_composer.settings.spin import SpinSettings, of_iteration
 from spin_composer.store.base import Store
@@ -297,6 +297,7 @@ class Game:
     def _log_samples(self, plan: IterationPlan, state: State, logger: Logger) -> None:
         rows, step = self.settings.sample_table_rows, int(state.timestamp.batch)
         tokenizer, num_units = composer_model(state).tokenizer, len(plan.units)
+        assert tokenizer is not None  # SpinLM has one
         from_rank_zero(
             lambda: log_samples(
                 logger, tokenizer, self.store, plan.iteration, num_units, rows, step

@@ -16,7 +16,7 @@ import pytest
 
 from spin_composer.data.pairs import LENGTH, Pair
 from spin_composer.store.local import LocalStore
-from spin_composer.store.unit import Row, UnitReport
+from spin_composer.store.unit import UnitReport
 
 ROOT = Path(__file__).parents[1]
 NEVER = math.inf
@@ -173,11 +173,12 @@ def store_with_units(folder: Path) -> Path:
     """A real store: three played units of iteration 0, the last one smaller, and one replayed."""
     store = LocalStore(folder)
     store.open_iteration({"iteration": 0, "num_units": 4})
-    rows = [Row(0, Pair(*(np.array([1, 2], np.int32) for _ in range(3)), -1.0, -2.0), LENGTH)]
+    ids = [np.array([1, 2], np.int32) for _ in range(3)]
+    pairs = [Pair(*ids, -1.0, -2.0, index=0, finish=LENGTH)]
     kinds = [("play", 4, 2.0), ("play", 4, 6.0), ("play", 1, 9.0), ("replay", 4, 0.0)]
     for unit, (kind, prompts, seconds) in enumerate(kinds):
         report = UnitReport(kind, prompts, 1, prompts - 1, 1, 2, seconds, seconds / 2, 0.0)
-        store.commit_unit(0, unit, rows, report)
+        store.commit_unit(0, unit, pairs, report)
     return folder
 
 

@@ -33,6 +33,7 @@ Ids = NDArray[np.int32]
 STOP, LENGTH, STRING = 0, 1, 2
 """Finish reasons of a response: the stop token, max_new_tokens, a stop string. Only the first ends
 with the stop token; none is added to the others."""
+FINISH_NAMES = {STOP: "stop", LENGTH: "length", STRING: "stop string"}
 
 
 @dataclass(frozen=True, slots=True)

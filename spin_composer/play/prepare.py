@@ -19,6 +19,7 @@ from spin_composer.errors import EnvironmentFailure, StoreError
 from spin_composer.play.plan import PlayUnit, ReplayUnit, Unit
 from spin_composer.store.base import REMAKE, Store
 from spin_composer.store.durable import json_object
+from spin_composer.store.layout import MANIFEST, SET_ASIDE, UNITS
 from spin_composer.store.local import set_aside
 
 log = logging.getLogger(__name__)
@@ -156,13 +157,13 @@ def _check_units(store: Store, iteration: int, num_units: int, repair: bool) -> 
 def _set_unreadable_aside(store: Store, iteration: int) -> None:
     """Set an iteration's folder aside if no manifest says what is in it."""
     folder = store.folder(iteration)
-    units = folder / "units"
+    units = folder / UNITS
     if not units.exists() or not any(units.iterdir()):
         return
     try:
-        json_object((folder / "manifest.json").read_text(encoding="utf-8"))
+        json_object((folder / MANIFEST).read_text(encoding="utf-8"))
     except (FileNotFoundError, ValueError) as error:
-        aside = set_aside(folder, folder.with_name(f"{folder.name}.set-aside"))
+        aside = set_aside(folder, folder.with_name(f"{folder.name}.{SET_ASIDE}"))
         log.warning(f"{folder} has no readable manifest ({error}) and is set aside as {aside}.")
 
 
@@ -170,7 +171,7 @@ def _remove_leftovers(store: Store, iteration: int) -> None:
     """Remove what writers that were killed left aside; a live one's is younger than an hour."""
     folder = store.folder(iteration)
     now = time.time()
-    for place in (store.root, folder, folder / "units"):
+    for place in (store.root, folder, folder / UNITS):
         for path in list(place.iterdir()) if place.exists() else []:
             if _ASIDE.fullmatch(path.name):
                 with suppress(FileNotFoundError):  # a job beside this run has just renamed it

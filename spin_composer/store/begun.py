@@ -15,6 +15,7 @@ from spin_composer.data.origin import goes_on_with
 from spin_composer.distributed import from_rank_zero
 from spin_composer.settings.spin import SpinSettings
 from spin_composer.store.base import Store
+from spin_composer.store.layout import MANIFESTS
 from spin_composer.store.manifest import meaning
 
 log = logging.getLogger(__name__)
@@ -29,7 +30,7 @@ def began_by_turns(settings: SpinSettings, run_name: str) -> bool:
     if settings.remote_store is not None:
         return False
     root = Path(settings.store.format(run_name=run_name))
-    return tokenize_of(map(_read, sorted(root.glob("iter-*/manifest.json")))) is None
+    return tokenize_of(map(_read, sorted(root.glob(MANIFESTS)))) is None
 
 
 def tokenize_of(manifests: Iterable[Mapping[str, Any] | None]) -> str | None:

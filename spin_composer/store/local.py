@@ -1,9 +1,6 @@
 """The self-play store in a folder: pairs and opponent log-probs, as verified MDS units.
 
-    <root>/iter-000/manifest.json        what was played, with whom, and how; written first
-    <root>/iter-000/units/unit-00000/    one MDS shard set, and unit.json: counts and file hashes
-    <root>/iter-000/units/index.json     the units merged, once all of them are there
-    <root>/iter-000/samples.jsonl        a table of samples for people
+Its files and folders are named in ``store.layout``.
 
 A unit exists wholly or not at all: it is written aside, fsynced and renamed. Every unit is
 verified, by size and xxh64, before it is trained on.
@@ -23,10 +20,19 @@ from spin_composer.data.pairs import Pair
 from spin_composer.errors import StoreError
 from spin_composer.store.base import REMAKE, Store
 from spin_composer.store.durable import create_atomically, fsync, json_object, write_atomically
+from spin_composer.store.layout import (
+    INDEX,
+    MANIFEST,
+    REPORT,
+    SET_ASIDE,
+    UNITS,
+    iteration_name,
+    unit_name,
+    unit_number,
+)
 from spin_composer.store.lock import LockFile, LockPlace
 from spin_composer.store.manifest import differing, plain_manifest, require_same
 from spin_composer.store.unit import (
-    REPORT,
     UnitReport,
     read_pairs,
     read_report,
@@ -49,11 +55,11 @@ class LocalStore(Store):
 
     def folder(self, iteration: int) -> Path:
         """Return the folder of an iteration."""
-        return self.root / f"iter-{iteration:03d}"
+        return self.root / iteration_name(iteration)
 
     def unit_folder(self, iteration: int, unit: int) -> Path:
         """Return the folder of a unit, which exists once the unit is complete."""
-        return self.folder(iteration) / "units" / f"unit-{unit:05d}"
+        return self.folder(iteration) / UNITS / unit_name(unit)
 
     def lock_places(self) -> list[LockPlace]:
         """See :class:`Store`."""
@@ -68,9 +74,9 @@ class LocalStore(Store):
         if found is not None:
             if not self.is_unused(manifest["iteration"]):
                 require_same(found, plain_manifest(manifest), str(folder))
-        elif (folder / "units").exists() and any((folder / "units").iterdir()):
+        elif (folder / UNITS).exists() and any((folder / UNITS).iterdir()):
             raise StoreError(
-                f"{folder} has units but no manifest.json, so nothing says what they are. "
+                f"{folder} has units but no {MANIFEST}, so nothing says what they are. "
                 f"Delete {folder}, or set algorithms.spin.repair=true to have it set aside and "
                 "played again."
             )
@@ -81,17 +87,17 @@ class LocalStore(Store):
         iteration = manifest["iteration"]
         self.check_open(manifest)
         folder = self.folder(iteration)
-        (folder / "units").mkdir(parents=True, exist_ok=True)
+        (folder / UNITS).mkdir(parents=True, exist_ok=True)
         text = json.dumps(manifest, indent=1)
-        if not create_atomically(folder / "manifest.json", text):
+        if not create_atomically(folder / MANIFEST, text):
             unused = replace and self.is_unused(iteration)
             if unused and differing(self.manifest(iteration), manifest):
-                write_atomically(folder / "manifest.json", text)
+                write_atomically(folder / MANIFEST, text)
             self.check_manifest(manifest)  # another job may have been quicker
 
     def is_unused(self, iteration: int) -> bool:
         """See :class:`Store`."""
-        return not any((self.folder(iteration) / "units").glob("*"))
+        return not any((self.folder(iteration) / UNITS).glob("*"))
 
     def find_manifest(self, iteration: int) -> dict[str, Any] | None:
         """See :class:`Store`."""
@@ -102,12 +108,12 @@ class LocalStore(Store):
         del iteration
 
     def _manifest_here(self, iteration: int) -> dict[str, Any] | None:
-        there = (self.folder(iteration) / "manifest.json").exists()
+        there = (self.folder(iteration) / MANIFEST).exists()
         return LocalStore.manifest(self, iteration) if there else None
 
     def manifest(self, iteration: int) -> dict[str, Any]:
         """See :class:`Store`."""
-        path = self.folder(iteration) / "manifest.json"
+        path = self.folder(iteration) / MANIFEST
         try:
             return json_object(path.read_text(encoding="utf-8"))
         except FileNotFoundError:
@@ -130,8 +136,9 @@ class LocalStore(Store):
 
     def complete_units(self, iteration: int) -> set[int]:
         """See :class:`Store`."""
-        reports = (self.folder(iteration) / "units").glob(f"unit-*/{REPORT}")
-        return {int(path.parent.name.removeprefix("unit-")) for path in reports}
+        reports = (self.folder(iteration) / UNITS).glob(f"*/{REPORT}")
+        units = (unit_number(path.parent.name) for path in reports)
+        return {unit for unit in units if unit is not None}
 
     def recover_unit(self, iteration: int, unit: int) -> bool:
         """See :class:`Store`; a unit that is renamed into its place is complete."""
@@ -167,7 +174,7 @@ class LocalStore(Store):
     def set_unit_aside(self, iteration: int, unit: int) -> Path:
         """See :class:`Store`."""
         folder = self.unit_folder(iteration, unit)
-        return set_aside(folder, self.folder(iteration) / "set-aside" / folder.name)
+        return set_aside(folder, self.folder(iteration) / SET_ASIDE / folder.name)
 
     def read_unit(self, iteration: int, unit: int) -> Iterator[Pair]:
         """See :class:`Store`."""
@@ -199,8 +206,8 @@ class LocalStore(Store):
         """See :class:`Store`."""
         from streaming.base.util import merge_index
 
-        units = self.folder(iteration) / "units"
-        indices = [self.unit_folder(iteration, u) / "index.json" for u in range(num_units)]
+        units = self.folder(iteration) / UNITS
+        indices = [self.unit_folder(iteration, u) / INDEX for u in range(num_units)]
         indices = [str(path) for path in indices if path.exists()]
         if not indices:
             return 0
@@ -208,10 +215,10 @@ class LocalStore(Store):
         aside.mkdir()
         try:
             merge_index(indices, str(aside))
-            merged = (aside / "index.json").read_text(encoding="utf-8")
+            merged = (aside / INDEX).read_text(encoding="utf-8")
         finally:
             shutil.rmtree(aside, ignore_errors=True)
-        write_atomically(units / "index.json", merged)
+        write_atomically(units / INDEX, merged)
         return sum(shard["samples"] for shard in json.loads(merged)["shards"])
 
 

@@ -13,6 +13,7 @@ from spin_composer.data.pairs import Pair, collate_pairs
 from spin_composer.errors import InputError
 from spin_composer.shared_memory import own_names
 from spin_composer.store.base import Store
+from spin_composer.store.layout import UNITS
 from spin_composer.store.unit import pair_from_sample
 
 own_names()  # on import: a user's own loaders of evaluation may be made before ours
@@ -78,7 +79,7 @@ def build_pair_loader(
     assert batch_size is not None
     batches = num_batches(num_pairs, batch_size * world_size, iteration)
     dataset = PairDataset(
-        local=str(store.folder(iteration) / "units"),
+        local=str(store.folder(iteration) / UNITS),
         epoch_size=batches * batch_size * world_size,
         batch_size=batch_size,
         shuffle=True,

@@ -1,10 +1,6 @@
 """A self-play store in an object store, of which each node keeps a copy.
 
-    <url>/iter-000/manifest.json                     as in the store's folder; written first
-    <url>/iter-000/units/unit-00000-1a2b3c4d/        the files of one attempt at a unit
-    <url>/iter-000/done/unit-00000-1a2b3c4d.json     its unit.json, uploaded last
-    <url>/iter-000/done/unit-00000-1a2b3c4d.damaged  that attempt is not to be used (``repair``)
-    <url>/iter-000/complete.json                     which attempt at each unit is trained on
+Its objects are named in ``store.layout``.
 
 Object stores cannot rename, so a unit exists once its object in ``done/`` does. Each attempt has a
 name of its own: two processes that make the same unit at once (a job of ``spin-composer play``
@@ -15,7 +11,6 @@ from __future__ import annotations
 
 import json
 import logging
-import re
 import shutil
 import uuid
 from collections.abc import Collection, Mapping, Sequence
@@ -27,13 +22,23 @@ from spin_composer.data.pairs import Pair
 from spin_composer.errors import EnvironmentFailure, StoreError
 from spin_composer.store.base import REMAKE
 from spin_composer.store.durable import json_object, seal, unseal, write_atomically
+from spin_composer.store.layout import (
+    COMPLETE,
+    MANIFEST,
+    REPORT,
+    SET_ASIDE,
+    UNITS,
+    Marker,
+    marker_named,
+    markers,
+    unit_name,
+)
 from spin_composer.store.local import LocalStore, place, set_aside
 from spin_composer.store.lock import LockPlace
 from spin_composer.store.manifest import plain_manifest, require_same
 from spin_composer.store.object_folder import ObjectFolder
 from spin_composer.store.object_lock import LockObject
 from spin_composer.store.unit import (
-    REPORT,
     UnitReport,
     fsync_folder,
     staging_folder,
@@ -43,7 +48,6 @@ from spin_composer.store.unit import (
 
 log = logging.getLogger(__name__)
 
-_MARKER = re.compile(r".*/done/unit-(\d+)-([0-9a-f]{8})\.(json|damaged)")
 _TRANSFERS = 8
 _TRIES = 3
 _REMEDY = (
@@ -89,7 +93,7 @@ class RemoteStore(LocalStore):
             require_same(found, plain_manifest(manifest), self._url(iteration))
         elif self._attempts(iteration):
             raise StoreError(
-                f"{self._url(iteration)} has units but no manifest.json, so nothing says what they "
+                f"{self._url(iteration)} has units but no {MANIFEST}, so nothing says what they "
                 "are. Delete that folder, or set algorithms.spin.remote_store to another one."
             )
         else:
@@ -105,8 +109,8 @@ class RemoteStore(LocalStore):
             self.prepare_node(iteration)
         super().open_iteration(manifest, replace)
         if found is None:
-            name = f"{self._name(iteration)}/manifest.json"
-            self.remote.upload(self.folder(iteration) / "manifest.json", name)
+            name = f"{self._name(iteration)}/{MANIFEST}"
+            self.remote.upload(self.folder(iteration) / MANIFEST, name)
             # Of two jobs that open it at once, the one that wrote first reads the other's.
             require_same(self._remote_manifest(iteration) or {}, wanted, self._url(iteration))
 
@@ -124,36 +128,36 @@ class RemoteStore(LocalStore):
         found = self._remote_manifest(iteration)
         if found is None:
             raise StoreError(
-                f"{self._url(iteration)}/manifest.json is missing, but its units are being made. "
+                f"{self._url(iteration)}/{MANIFEST} is missing, but its units are being made. "
                 "Give the same command again."
             )
         folder = self.folder(iteration)
         try:
-            if json_object((folder / "manifest.json").read_text(encoding="utf-8")) == found:
+            if json_object((folder / MANIFEST).read_text(encoding="utf-8")) == found:
                 return
         except (FileNotFoundError, ValueError):
             pass
         if folder.exists():  # nothing says that what is in it was played as this iteration is
-            aside = set_aside(folder, folder.with_name(f"{folder.name}.set-aside"))
+            aside = set_aside(folder, folder.with_name(f"{folder.name}.{SET_ASIDE}"))
             log.warning(f"{folder} is not of this run's play, and is set aside as {aside}.")
-        (folder / "units").mkdir(parents=True)
-        write_atomically(folder / "manifest.json", json.dumps(found, indent=1))
+        (folder / UNITS).mkdir(parents=True)
+        write_atomically(folder / MANIFEST, json.dumps(found, indent=1))
 
     def manifest(self, iteration: int) -> dict[str, Any]:
         """See :class:`Store`; it is brought to this node if it is not there."""
-        path = self.folder(iteration) / "manifest.json"
+        path = self.folder(iteration) / MANIFEST
         if not path.exists() and (found := self._remote_manifest(iteration)) is not None:
-            (path.parent / "units").mkdir(parents=True, exist_ok=True)
+            (path.parent / UNITS).mkdir(parents=True, exist_ok=True)
             write_atomically(path, json.dumps(found, indent=1))
         return super().manifest(iteration)
 
     def _remote_manifest(self, iteration: int) -> dict[str, Any] | None:
-        text = self.remote.read_text(f"{self._name(iteration)}/manifest.json")
+        text = self.remote.read_text(f"{self._name(iteration)}/{MANIFEST}")
         try:
             return None if text is None else json_object(text)
         except ValueError as error:
             raise StoreError(
-                f"{self._url(iteration)}/manifest.json is damaged ({error}). Delete that folder, "
+                f"{self._url(iteration)}/{MANIFEST} is damaged ({error}). Delete that folder, "
                 "or set algorithms.spin.remote_store to another one."
             ) from None
 
@@ -220,11 +224,11 @@ class RemoteStore(LocalStore):
         # A job without the run's lock may have opened it with another opponent at the same moment.
         found = self._remote_manifest(iteration)
         if found is None:
-            name = f"{self._url(iteration)}/manifest.json"
+            name = f"{self._url(iteration)}/{MANIFEST}"
             raise StoreError(f"{name} is missing. {remedy.format(folder=self._url(iteration))}")
         require_same(found, self.manifest(iteration), self._url(iteration))
         made = self._attempts(iteration)
-        name = f"{self._name(iteration)}/complete.json"
+        name = f"{self._name(iteration)}/{COMPLETE}"
         text = self.remote.read_text(name)
         if text is not None:
             try:
@@ -241,7 +245,7 @@ class RemoteStore(LocalStore):
                 return settled[:num_units]
         for unit in range(num_units):
             if unit not in made:
-                folder = f"{self._url(iteration)}/units/unit-{unit:05d}"
+                folder = f"{self._url(iteration)}/{UNITS}/{unit_name(unit)}"
                 raise StoreError(f"{folder} is missing. {remedy.format(folder=folder)}")
         chosen = [made[unit][0] for unit in range(num_units)]
         self.remote.write_text(name, seal({"units": chosen}))
@@ -258,7 +262,7 @@ class RemoteStore(LocalStore):
         """See :class:`Store`; each unit is verified as it is downloaded, or where it is here."""
         del num_units, verified  # another attempt at a unit may have been settled on
         attempts = settled
-        (self.folder(iteration) / "units").mkdir(parents=True, exist_ok=True)
+        (self.folder(iteration) / UNITS).mkdir(parents=True, exist_ok=True)
         names = [self._marker(iteration, unit, attempt) for unit, attempt in enumerate(attempts)]
 
         def fetch(unit: int) -> None:
@@ -278,16 +282,13 @@ class RemoteStore(LocalStore):
 
     def _attempts(self, iteration: int, unit: int | None = None) -> dict[int, list[str]]:
         """Return the attempts at each unit that is there, the one to use first."""
-        only = "" if unit is None else f"unit-{unit:05d}-"
-        found: dict[str, dict[int, list[str]]] = {"json": {}, "damaged": {}}
-        for name in self.remote.names(f"{self._name(iteration)}/done/{only}"):
-            if match := _MARKER.fullmatch(name):
-                found[match[3]].setdefault(int(match[1]), []).append(match[2])
-        usable = {
-            number: [m for m in attempts if m not in found["damaged"].get(number, ())]
-            for number, attempts in found["json"].items()
-        }
-        return {number: attempts for number, attempts in usable.items() if attempts}
+        names = self.remote.names(markers(iteration, unit))
+        found = dict.fromkeys(marker for marker in map(marker_named, names) if marker)
+        usable: dict[int, list[str]] = {}
+        for marker in found:
+            if not marker.damaged and marker._replace(damaged=True) not in found:
+                usable.setdefault(marker.unit, []).append(marker.attempt)
+        return usable
 
     def _upload(self, iteration: int, unit: int) -> None:
         attempt = uuid.uuid4().hex[:8]
@@ -319,7 +320,7 @@ class RemoteStore(LocalStore):
                     if self._holds(iteration, unit, (aside / REPORT).read_text(encoding="utf-8")):
                         return
                     if target.exists():  # another attempt, or a damaged copy
-                        set_aside(target, self.folder(iteration) / "set-aside" / target.name)
+                        set_aside(target, self.folder(iteration) / SET_ASIDE / target.name)
                     place(aside, target)
                     return
         raise _not_whole(where, problem, remedy)
@@ -374,10 +375,10 @@ class RemoteStore(LocalStore):
         return f"{self.remote.url}/{self._name(iteration)}"
 
     def _marker(self, iteration: int, unit: int, attempt: str) -> str:
-        return f"{self._name(iteration)}/done/unit-{unit:05d}-{attempt}.json"
+        return Marker(iteration, unit, attempt).name
 
     def _object(self, iteration: int, unit: int, attempt: str, name: str) -> str:
-        return f"{self._name(iteration)}/units/unit-{unit:05d}-{attempt}/{name}"
+        return f"{Marker(iteration, unit, attempt).folder}/{name}"
 
 
 def _not_whole(where: str, problem: str | None, remedy: str) -> StoreError:

@@ -19,8 +19,7 @@ import numpy as np
 
 from spin_composer.data.pairs import Pair
 from spin_composer.store.durable import fsync, hash_file, seal, unseal, write_atomically
-
-REPORT = "unit.json"
+from spin_composer.store.layout import INDEX, REPORT
 
 _COLUMNS = {
     "index": "int64",
@@ -132,9 +131,9 @@ def read_pairs(folder: Path) -> Iterator[Pair]:
     """Yield the pairs of a complete unit, in the order they were written."""
     from streaming.base.format import reader_from_json
 
-    if not (folder / "index.json").exists():
+    if not (folder / INDEX).exists():
         return
-    index = json.loads((folder / "index.json").read_text(encoding="utf-8"))
+    index = json.loads((folder / INDEX).read_text(encoding="utf-8"))
     for shard in index["shards"]:
         reader = reader_from_json(str(folder), None, shard)
         for i in range(reader.samples):
