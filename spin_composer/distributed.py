@@ -18,6 +18,7 @@ from torch.distributed.distributed_c10d import _get_default_store
 
 from spin_composer.errors import StoreError, explain, rebuilt
 from spin_composer.interrupt import Interrupted
+from spin_composer.store.layout import temporary_name
 
 T = TypeVar("T")
 
@@ -105,8 +106,8 @@ def check_shared(root: Path) -> None:
         return
 
     def touch() -> str:
-        # A name that play.prepare removes: a process that is killed here leaves the file.
-        name = f".shared.{uuid.uuid4().hex[:8]}"
+        # play.prepare removes what has such a name: a process that is killed here leaves the file.
+        name = temporary_name("shared")
         root.mkdir(parents=True, exist_ok=True)
         (root / name).touch()
         return name

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import json
 import os
-import uuid
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import xxhash
+
+from spin_composer.store.layout import temporary_name
 
 
 def write_atomically(path: Path, text: str) -> None:
@@ -33,7 +34,7 @@ def create_atomically(path: Path, text: str) -> bool:
 
 @contextmanager
 def _written_aside(path: Path, text: str) -> Iterator[Path]:
-    aside = path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}")
+    aside = path.with_name(temporary_name(path.name))
     try:
         with open(aside, "w", encoding="utf-8") as file:
             file.write(text)

@@ -19,6 +19,7 @@ An object store has the same files, but for its units, which it cannot rename in
 from __future__ import annotations
 
 import re
+import uuid
 from typing import NamedTuple
 
 LOCK = "run.lock"
@@ -36,10 +37,9 @@ COMPLETE = "complete.json"
 
 MANIFESTS = f"iter-*/{MANIFEST}"
 """Pattern of the manifests of all iterations, below the store."""
-REPORTS = f"iter-*/{UNITS}/unit-*/{REPORT}"
-"""Pattern of the reports of all units, below the store."""
 
 _ITERATION = re.compile(r"iter-(\d+)")
+_TEMPORARY = re.compile(r"\..+\.[0-9a-f]{8}")
 _UNIT = re.compile(r"unit-(\d+)")
 _MARKER = re.compile(rf"iter-(\d+)/{DONE}/unit-(\d+)-([0-9a-f]{{8}})\.(json|damaged)")
 
@@ -64,6 +64,16 @@ def unit_number(name: str) -> int | None:
     """Return the unit whose folder has a name; None if the name is no unit's."""
     found = _UNIT.fullmatch(name)
     return int(found[1]) if found else None
+
+
+def temporary_name(name: str) -> str:
+    """Return a new name for what is written aside, and then gets ``name``."""
+    return f".{name}.{uuid.uuid4().hex[:8]}"
+
+
+def is_temporary(name: str) -> bool:
+    """Tell whether :func:`temporary_name` gives such a name."""
+    return _TEMPORARY.fullmatch(name) is not None
 
 
 class Marker(NamedTuple):

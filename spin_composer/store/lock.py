@@ -24,7 +24,7 @@ from typing import Any, Protocol
 import psutil
 
 from spin_composer.errors import EnvironmentFailure, StoreError
-from spin_composer.store.layout import LOCK
+from spin_composer.store.layout import LOCK, temporary_name
 
 log = logging.getLogger(__name__)
 
@@ -110,7 +110,7 @@ class LockFile:
 
     def create(self, content: str) -> bool:
         """See :class:`LockPlace`."""
-        aside = self.path.with_name(f".{LOCK}.{uuid.uuid4().hex[:8]}")
+        aside = self.path.with_name(temporary_name(LOCK))
         try:
             aside.write_text(content, encoding="utf-8")
             os.link(aside, self.path)
@@ -122,7 +122,7 @@ class LockFile:
 
     def remove(self, held: str) -> None:
         """See :class:`LockPlace`; a lock that another process created meanwhile is put back."""
-        aside = self.path.with_name(f".{LOCK}.{uuid.uuid4().hex[:8]}")
+        aside = self.path.with_name(temporary_name(LOCK))
         try:
             os.rename(self.path, aside)
         except FileNotFoundError:

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import json
 import shutil
-import uuid
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
@@ -19,7 +18,7 @@ import numpy as np
 
 from spin_composer.data.pairs import Pair
 from spin_composer.store.durable import fsync, hash_file, seal, unseal, write_atomically
-from spin_composer.store.layout import INDEX, REPORT
+from spin_composer.store.layout import INDEX, REPORT, temporary_name
 
 _COLUMNS = {
     "index": "int64",
@@ -63,7 +62,7 @@ class UnitReport:
 @contextmanager
 def staging_folder(folder: Path) -> Iterator[Path]:
     """Yield a name beside ``folder`` that is gone on the way out, for what is to become it."""
-    aside = folder.with_name(f".{folder.name}.{uuid.uuid4().hex[:8]}")
+    aside = folder.with_name(temporary_name(folder.name))
     try:
         yield aside
     finally:

@@ -6,7 +6,6 @@ import copy
 import json
 import os
 import shutil
-import uuid
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -21,6 +20,7 @@ from spin_composer.model.adapters import merged_weight, unsupported_adapters
 from spin_composer.model.tying import match_config_to_state
 from spin_composer.model.unwrap import inner_model, plain_class
 from spin_composer.store.durable import fsync, write_atomically
+from spin_composer.store.layout import temporary_name
 
 _MARK = "spin_opponent.json"
 
@@ -56,7 +56,7 @@ def export_opponent(
     if is_exported(stop_token_id, opponent, dtype, folder):
         return
     mark = _mark(stop_token_id, opponent, dtype)
-    aside = folder.with_name(f".{folder.name}.{uuid.uuid4().hex[:8]}")
+    aside = folder.with_name(temporary_name(folder.name))
     try:
         _save(model, tokenizer, stop_token_id, state or plain_state(model, dtype), aside)
         for path in aside.iterdir():
