@@ -25,6 +25,7 @@ from spin_composer.play.degenerate import Comparison, same_ids
 from spin_composer.play.iteration import IterationPlan
 from spin_composer.play.metrics import PlayReport
 from spin_composer.play.plan import PLAY, REPLAY, PlayUnit, ReplayUnit, Unit, unit_seed
+from spin_composer.play.prepare import remedy_in_replay
 from spin_composer.play.progress import Meter, Progress, Totals
 from spin_composer.play.sharing import SharedWork, on_every_node
 from spin_composer.store.base import REMAKE, Store
@@ -336,9 +337,4 @@ def _fetch_replayed(store: Store, units: Sequence[Unit]) -> None:
         if isinstance(unit, ReplayUnit):
             counts[unit.iteration] = max(counts.get(unit.iteration, 0), unit.unit + 1)
     for iteration, count in counts.items():
-        remedy = (
-            f"It is replayed, and the opponent that played iteration {iteration} is gone: restore "
-            "it from a copy, or move all checkpoints after that iteration's start out of "
-            "save_folder and give the same command with algorithms.spin.repair=true."
-        )
-        fetch_units(store, iteration, count, remedy)
+        fetch_units(store, iteration, count, remedy_in_replay(iteration))

@@ -6,7 +6,6 @@ Everything here is done by one rank, while the others wait for its word.
 from __future__ import annotations
 
 import logging
-import re
 import shutil
 import time
 from collections.abc import Mapping, Sequence
@@ -19,7 +18,7 @@ from spin_composer.errors import EnvironmentFailure, StoreError
 from spin_composer.play.plan import PlayUnit, ReplayUnit, Unit
 from spin_composer.store.base import REMAKE, Store
 from spin_composer.store.durable import json_object
-from spin_composer.store.layout import MANIFEST, SET_ASIDE, UNITS
+from spin_composer.store.layout import MANIFEST, SET_ASIDE, UNITS, is_temporary
 from spin_composer.store.local import set_aside
 
 log = logging.getLogger(__name__)
@@ -31,7 +30,6 @@ _ROW_BYTES = 128
 """Of a row beside its tokens, generously: four numbers, and the sizes of three arrays."""
 _UNIT_BYTES = 5 * 4096
 """Of a unit beside its rows: two small files, and blocks that are not full."""
-_ASIDE = re.compile(r"\..+\.[0-9a-f]{8}")
 _ASIDE_SECONDS = 3600.0
 
 
@@ -102,7 +100,7 @@ def require_space(
     Raises:
         EnvironmentFailure: Names the numbers.
     """
-    needed = sum(unit_bytes(store, unit, examples, max_new_tokens) for unit in units)
+    needed = needed_bytes(store, units, examples, max_new_tokens)
     at = store.root.absolute()
     while not at.exists():  # a job that only plays may be the first to come
         at = at.parent
@@ -115,13 +113,33 @@ def require_space(
         )
 
 
-def unit_bytes(store: Store, unit: Unit, examples: Any, max_new_tokens: int) -> int:
-    """Return the most bytes that a unit takes on the disk."""
-    if isinstance(unit, ReplayUnit):
-        return _UNIT_BYTES + store.unit_bytes(unit.iteration, unit.unit)
-    assert isinstance(unit, PlayUnit)
-    tokens = int(examples.lengths[unit.indices].sum()) + max_new_tokens * len(unit.indices)
-    return _UNIT_BYTES + _ROW_BYTES * len(unit.indices) + _TOKEN_BYTES * tokens
+def needed_bytes(store: Store, units: Sequence[Unit], examples: Any, max_new_tokens: int) -> int:
+    """Return the most bytes that units take on the disk.
+
+    Raises:
+        StoreError: If a unit that is replayed does not say how many it has.
+    """
+    needed = _UNIT_BYTES * len(units)
+    replayed: dict[int, list[int]] = {}
+    for unit in units:
+        if isinstance(unit, PlayUnit):
+            tokens = int(examples.lengths[unit.indices].sum()) + max_new_tokens * len(unit.indices)
+            needed += _ROW_BYTES * len(unit.indices) + _TOKEN_BYTES * tokens
+        else:
+            replayed.setdefault(unit.iteration, []).append(unit.unit)
+    return needed + sum(
+        store.unit_bytes(iteration, numbers, remedy_in_replay(iteration))
+        for iteration, numbers in replayed.items()
+    )
+
+
+def remedy_in_replay(iteration: int) -> str:
+    """Return the remedy for an earlier iteration that is damaged when it is replayed."""
+    return (
+        f"It is replayed, and the opponent that played iteration {iteration} is gone: restore "
+        "it from a copy, or move all checkpoints after that iteration's start out of "
+        "save_folder and give the same command with algorithms.spin.repair=true."
+    )
 
 
 def remedy_in_training(iteration: int, epochs_per_iteration: int) -> str:
@@ -173,7 +191,7 @@ def _remove_leftovers(store: Store, iteration: int) -> None:
     now = time.time()
     for place in (store.root, folder, folder / UNITS):
         for path in list(place.iterdir()) if place.exists() else []:
-            if _ASIDE.fullmatch(path.name):
+            if is_temporary(path.name):
                 with suppress(FileNotFoundError):  # a job beside this run has just renamed it
                     if now - path.stat().st_mtime > _ASIDE_SECONDS:
                         _remove(path)

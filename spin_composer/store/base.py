@@ -142,8 +142,12 @@ class Store(ABC):
         """Yield the pairs of a complete unit, in the order they were written."""
 
     @abstractmethod
-    def unit_bytes(self, iteration: int, unit: int) -> int:
-        """Return the bytes of a complete unit's files; 0 if it is not there."""
+    def unit_bytes(self, iteration: int, units: Collection[int], remedy: str = REMAKE) -> int:
+        """Return the bytes of complete units' files together; one that is not there has none.
+
+        Raises:
+            StoreError: If a unit does not say them; ``remedy`` says what to do.
+        """
 
     @abstractmethod
     def damage(self, iteration: int, unit: int, thorough: bool) -> str | None:

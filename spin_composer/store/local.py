@@ -10,8 +10,6 @@ from __future__ import annotations
 
 import json
 import os
-import shutil
-import uuid
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -157,9 +155,11 @@ class LocalStore(Store):
         """See :class:`Store`."""
         return read_report(self.unit_folder(iteration, unit))
 
-    def unit_bytes(self, iteration: int, unit: int) -> int:
+    def unit_bytes(self, iteration: int, units: Collection[int], remedy: str = REMAKE) -> int:
         """See :class:`Store`."""
-        return sum(path.stat().st_size for path in self.unit_folder(iteration, unit).glob("*"))
+        del remedy
+        folders = [self.unit_folder(iteration, unit) for unit in units]
+        return sum(path.stat().st_size for folder in folders for path in folder.glob("*"))
 
     def problem(self, iteration: int, unit: int) -> str | None:
         """Return what is missing of a unit or differs from what was committed, or None."""
@@ -211,13 +211,10 @@ class LocalStore(Store):
         indices = [str(path) for path in indices if path.exists()]
         if not indices:
             return 0
-        aside = units / f".index.{uuid.uuid4().hex[:8]}"
-        aside.mkdir()
-        try:
+        with staging_folder(units / INDEX) as aside:
+            aside.mkdir()
             merge_index(indices, str(aside))
             merged = (aside / INDEX).read_text(encoding="utf-8")
-        finally:
-            shutil.rmtree(aside, ignore_errors=True)
         write_atomically(units / INDEX, merged)
         return sum(shard["samples"] for shard in json.loads(merged)["shards"])
 

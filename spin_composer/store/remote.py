@@ -50,9 +50,6 @@ log = logging.getLogger(__name__)
 
 _TRANSFERS = 8
 _TRIES = 3
-_REMEDY = (
-    "Set algorithms.spin.repair=true; the same command makes it again at the iteration's start."
-)
 
 
 class RemoteStore(LocalStore):
@@ -188,27 +185,28 @@ class RemoteStore(LocalStore):
         super().commit_unit(iteration, unit, pairs, report)
         self._upload(iteration, unit)
 
-    def unit_bytes(self, iteration: int, unit: int) -> int:
-        """See :class:`Store`."""
-        if size := super().unit_bytes(iteration, unit):
-            return size
-        attempts = self._attempts(iteration, unit).get(unit, [])
-        return self._marked_bytes(self._marker(iteration, unit, attempts[0])) if attempts else 0
+    def unit_bytes(self, iteration: int, units: Collection[int], remedy: str = REMAKE) -> int:
+        """See :class:`Store`; what is not on this node is told by the markers, listed once."""
+        here = {unit: LocalStore.unit_bytes(self, iteration, [unit]) for unit in units}
+        absent = [unit for unit, size in here.items() if not size]
+        attempts = self._attempts(iteration) if absent else {}
+        names = [
+            self._marker(iteration, unit, attempts[unit][0]) for unit in absent if unit in attempts
+        ]
+        with ThreadPoolExecutor(_TRANSFERS, "sizes") as pool:
+            texts = pool.map(self.remote.read_text, names)
+            sizes = [self._bytes(*marker, remedy) for marker in zip(names, texts, strict=True)]
+        return sum(here.values()) + sum(sizes)
 
     def damage(self, iteration: int, unit: int, thorough: bool) -> str | None:
         """See :class:`Store`; where only this node's copy is damaged, the unit is not."""
-        folder = self.unit_folder(iteration, unit)
-        if folder.exists() and (problem := self.problem(iteration, unit)):
+        whole = self.unit_folder(iteration, unit).exists()
+        if whole and (problem := self.problem(iteration, unit)):
+            whole = False
             aside = super().set_unit_aside(iteration, unit)
             log.warning(f"{problem}: this node's copy is set aside as {aside}.")
         attempts = self._attempts(iteration, unit).get(unit) if thorough else None
-        if attempts is None:
-            return None
-        try:
-            self._fetch(iteration, unit, attempts[0], "")
-        except StoreError as error:
-            return str(error).rstrip(". ")
-        return None
+        return None if attempts is None else self._bring(iteration, unit, attempts[0], whole)
 
     def set_unit_aside(self, iteration: int, unit: int) -> Path:
         """See :class:`Store`; a marker says that the files are damaged; its name."""
@@ -259,21 +257,29 @@ class RemoteStore(LocalStore):
         remedy: str = REMAKE,
         verified: Collection[int] = (),
     ) -> None:
-        """See :class:`Store`; each unit is verified as it is downloaded, or where it is here."""
-        del num_units, verified  # another attempt at a unit may have been settled on
-        attempts = settled
-        (self.folder(iteration) / UNITS).mkdir(parents=True, exist_ok=True)
-        names = [self._marker(iteration, unit, attempt) for unit, attempt in enumerate(attempts)]
+        """See :class:`Store`; each unit is verified as it is downloaded, or where it is here.
 
-        def fetch(unit: int) -> None:
-            self._fetch(iteration, unit, attempts[unit], remedy)
+        Of a unit in ``verified``, another attempt than the one that is here may be settled on.
+        """
+        del num_units
+        (self.folder(iteration) / UNITS).mkdir(parents=True, exist_ok=True)
+        names = [self._marker(iteration, unit, attempt) for unit, attempt in enumerate(settled)]
+
+        def bring(unit: int) -> None:
+            if problem := self._bring(iteration, unit, settled[unit], verified=False):
+                where = f"{self.remote.url}/{names[unit]}"
+                raise StoreError(f"{problem}. {remedy.format(folder=where)}")
 
         with ThreadPoolExecutor(_TRANSFERS, "fetch") as pool:
-            markers = list(pool.map(self.remote.read_text, names))
-            absent = [u for u, text in enumerate(markers) if not self._holds(iteration, u, text)]
-            sizes = [self._bytes(names[unit], markers[unit], remedy) for unit in absent]
+            texts = list(pool.map(self.remote.read_text, names))
+            absent = [
+                unit
+                for unit, text in enumerate(texts)
+                if not self._holds(iteration, unit, text, unit in verified)
+            ]
+            sizes = [self._bytes(names[unit], texts[unit], remedy) for unit in absent]
             self._require_space(iteration, sizes)
-            list(pool.map(fetch, absent))
+            list(pool.map(bring, absent))
 
     def publish(self, name: str) -> None:
         """Upload a file that people read."""
@@ -298,16 +304,22 @@ class RemoteStore(LocalStore):
                 self.remote.upload(path, self._object(iteration, unit, attempt, path.name))
         self.remote.upload(folder / REPORT, self._marker(iteration, unit, attempt))
 
-    def _holds(self, iteration: int, unit: int, marker: str | None) -> bool:
-        """Tell whether this node has the attempt at a unit with that marker, whole."""
+    def _holds(self, iteration: int, unit: int, marker: str | None, verified: bool) -> bool:
+        """Tell whether this node has the attempt at a unit with that marker, whole.
+
+        Where what this node has is ``verified``, its files are not hashed again.
+        """
         path = self.unit_folder(iteration, unit) / REPORT
         there = path.exists() and path.read_text(errors="replace") == marker
-        return there and self.problem(iteration, unit) is None
+        return there and (verified or self.problem(iteration, unit) is None)
 
-    def _fetch(self, iteration: int, unit: int, attempt: str, remedy: str) -> None:
-        """Download an attempt, verify it, and put it in the unit's place."""
+    def _bring(self, iteration: int, unit: int, attempt: str, verified: bool) -> str | None:
+        """Download an attempt, verify it, and put it in the unit's place.
+
+        Returns:
+            What is wrong with the attempt, or None.
+        """
         marker = self._marker(iteration, unit, attempt)
-        where = f"{self.remote.url}/{marker}"
         target = self.unit_folder(iteration, unit)
         problem: str | None = None
         for _ in range(_TRIES):
@@ -317,13 +329,14 @@ class RemoteStore(LocalStore):
                 except FileNotFoundError as error:
                     problem = " ".join(str(error).split())
                 if problem is None:
-                    if self._holds(iteration, unit, (aside / REPORT).read_text(encoding="utf-8")):
-                        return
+                    text = (aside / REPORT).read_text(encoding="utf-8")
+                    if self._holds(iteration, unit, text, verified):
+                        return None
                     if target.exists():  # another attempt, or a damaged copy
                         set_aside(target, self.folder(iteration) / SET_ASIDE / target.name)
                     place(aside, target)
-                    return
-        raise _not_whole(where, problem, remedy)
+                    return None
+        return _not_whole(f"{self.remote.url}/{marker}", problem)
 
     def _download(
         self, iteration: int, unit: int, attempt: str, marker: str, aside: Path
@@ -342,9 +355,6 @@ class RemoteStore(LocalStore):
         fsync_folder(aside)
         return None if problem is None else problem.replace(f"{aside}/", "")
 
-    def _marked_bytes(self, name: str) -> int:
-        return self._bytes(name, self.remote.read_text(name), "")
-
     def _bytes(self, name: str, marker: str | None, remedy: str) -> int:
         """Return the bytes of a unit's files by its marker.
 
@@ -356,7 +366,9 @@ class RemoteStore(LocalStore):
             return sum(int(file["bytes"]) for file in unit_files(marker or "").values())
         except (ValueError, KeyError, TypeError):
             problem = f"its marker is {'missing' if marker is None else 'damaged'}"
-            raise _not_whole(where, problem, remedy) from None
+            raise StoreError(
+                f"{_not_whole(where, problem)}. {remedy.format(folder=where)}"
+            ) from None
 
     def _require_space(self, iteration: int, sizes: Sequence[int]) -> None:
         needed = sum(sizes)
@@ -381,6 +393,5 @@ class RemoteStore(LocalStore):
         return f"{Marker(iteration, unit, attempt).folder}/{name}"
 
 
-def _not_whole(where: str, problem: str | None, remedy: str) -> StoreError:
-    text = (remedy or _REMEDY).format(folder=where)
-    return StoreError(f"the unit of {where} is not whole ({problem}). {text}")
+def _not_whole(where: str, problem: str | None) -> str:
+    return f"the unit of {where} is not whole ({problem})"

@@ -19,9 +19,9 @@ from spin_composer.play.plan import plan_units
 from spin_composer.play.prepare import (
     check_iteration,
     missing_units,
+    needed_bytes,
     remedy_in_training,
     require_space,
-    unit_bytes,
 )
 from spin_composer.settings.spin import SpinSettings
 from spin_composer.store.local import LocalStore
@@ -191,12 +191,12 @@ def test_the_space_counted_is_enough_and_not_far_too_much(tmp_path):
     store.open_iteration(MANIFEST)
     make_unit(store, 0)
     taken = sum(-(-p.stat().st_size // 4096) * 4096 for p in store.unit_folder(0, 0).iterdir())
-    counted = unit_bytes(store, UNITS[0], EXAMPLES, LONGEST)
+    counted = needed_bytes(store, UNITS[:1], EXAMPLES, LONGEST)
     assert taken <= counted < 3 * taken
 
 
 def test_too_little_space_is_said_before_play_with_both_numbers(store, monkeypatch):
-    needed = unit_bytes(store, UNITS[2], EXAMPLES, LONGEST)
+    needed = needed_bytes(store, UNITS[2:], EXAMPLES, LONGEST)
 
     class Usage:
         free = needed

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,9 @@ from spin_composer.errors import EnvironmentFailure, StoreError
 from spin_composer.play.player import finish_play
 from spin_composer.play.prepare import check_iteration, missing_units
 from spin_composer.store import object_folder
+from spin_composer.store import unit as unit_module
+from spin_composer.store.durable import hash_file
+from spin_composer.store.layout import REPORT
 from spin_composer.store.object_folder import ObjectFolder
 from spin_composer.store.remote import RemoteStore
 from tests.play.test_prepare import EXAMPLES, MANIFEST, UNITS, flip, truncate
@@ -138,6 +142,60 @@ def test_two_makings_of_a_unit_do_not_mix_and_one_is_settled_for_all(a, b, s3, t
     bring(b)
     assert plain(list(a.read_unit(0, 0))) == plain(list(b.read_unit(0, 0)))
     assert a.settle(0, 1, "") == first[:1]  # of a later iteration that replays the first unit
+
+
+# --- what it takes --------------------------------------------------------------------------
+
+
+def test_a_unit_that_is_on_a_node_is_hashed_once_from_plan_to_training(a, monkeypatch):
+    hashed: Counter[Path] = Counter()
+
+    def counting(path: Path) -> str:
+        hashed[path] += 1
+        return hash_file(path)
+
+    monkeypatch.setattr(unit_module, "hash_file", counting)
+    checked = check_iteration(a, MANIFEST, UNITS, EXAMPLES, False, range(2))
+    a.open_iteration(MANIFEST)
+    a.fetch(0, 2, a.settle(0, 2, ""), verified=checked.verified)
+    files = {path for unit in range(2) for path in a.unit_folder(0, unit).iterdir()}
+    assert hashed == dict.fromkeys((path for path in files if path.name != REPORT), 1)
+
+
+def test_a_verified_unit_gives_way_to_the_attempt_that_was_settled(a, b):
+    reopen(b)
+    commit(b, 0, make_rows(6, seed=9))
+    settled = a.settle(0, 2, "")
+    for store in (a, b):
+        store.fetch(0, 2, settled, verified={0, 1})
+    assert plain(list(a.read_unit(0, 0))) == plain(list(b.read_unit(0, 0)))
+
+
+def test_a_resumed_play_lists_the_object_store_once_and_once_to_settle(a, monkeypatch):
+    listed: list[str] = []
+    names = ObjectFolder.names
+
+    def listing(self: ObjectFolder, prefix: str = "") -> list[str]:
+        listed.append(prefix)
+        return names(self, prefix)
+
+    monkeypatch.setattr(ObjectFolder, "names", listing)
+    reopen(a)
+    assert listed == ["iter-000/done/"]
+    bring(a)
+    assert listed == ["iter-000/done/"] * 2
+
+
+def test_the_bytes_of_units_that_a_node_has_not_are_told_by_one_listing(a, b, monkeypatch):
+    sizes = [a.unit_bytes(0, [unit]) for unit in range(2)]
+    reports = [(a.unit_folder(0, unit) / REPORT).stat().st_size for unit in range(2)]
+    listed: list[str] = []
+    names = ObjectFolder.names
+    monkeypatch.setattr(
+        ObjectFolder, "names", lambda self, prefix: listed.append(prefix) or names(self, prefix)
+    )
+    assert b.unit_bytes(0, [0, 1, 2]) == sum(sizes) - sum(reports)
+    assert listed == ["iter-000/done/"]
 
 
 # --- manifests ----------------------------------------------------------------------------------
@@ -319,7 +377,7 @@ def test_the_report_of_a_unit_is_that_of_its_maker(a, b):
     reopen(b)
     bring(b)
     assert b.report(0, 0) == make_report(5)
-    assert b.unit_bytes(0, 0) == a.unit_bytes(0, 0)
+    assert b.unit_bytes(0, [0]) == a.unit_bytes(0, [0])
 
 
 def test_what_was_played_is_known_on_a_node_that_has_nothing(b: RemoteStore) -> None:
@@ -333,9 +391,9 @@ def test_what_was_played_is_known_on_a_node_that_has_nothing(b: RemoteStore) -> 
 def test_the_bytes_of_a_unit_whose_marker_is_damaged_are_not_guessed(b, s3):
     damage_marker(s3)
     reopen(b)
-    assert b.unit_bytes(0, 0) > 0
-    with pytest.raises(StoreError, match=r"-.* is not whole \(its marker is damaged\)\. Set"):
-        b.unit_bytes(0, 1)
+    assert b.unit_bytes(0, [0]) > 0
+    with pytest.raises(StoreError, match=r"-.* is not whole \(its marker is damaged\)\. Do X\."):
+        b.unit_bytes(0, [0, 1], "Do X.")
 
 
 def test_a_damaged_word_on_what_is_trained_on_is_named(a, s3):
