@@ -14,10 +14,10 @@ from dataclasses import MISSING, Field, fields
 from pathlib import Path
 from typing import Any
 
-from spin_composer.data.config import DatasetConfig
 from spin_composer.loss import LOSSES
 from spin_composer.metrics import PAIR_METRICS
 from spin_composer.play.metrics import PLAY_METRICS
+from spin_composer.settings.dataset import DatasetConfig
 from spin_composer.settings.fields import wanted
 from spin_composer.settings.generation import GenerationSettings
 from spin_composer.settings.scheduler import SchedulerSettings

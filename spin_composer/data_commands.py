@@ -7,9 +7,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from spin_composer.data.config import DatasetConfig, read_config
 from spin_composer.data.sources import source_keys
 from spin_composer.errors import InputError, shown
+from spin_composer.settings.dataset import DatasetConfig, read_config
 
 _BLOCK = "train_loader.dataset"
 

@@ -10,8 +10,8 @@ import pytest
 import yaml
 
 from spin_composer.cli import main
-from spin_composer.data.config import read_config
 from spin_composer.data.sources import read_rows
+from spin_composer.settings.dataset import read_config
 from tests.data import templates
 from tests.fixtures import tokenizers
 

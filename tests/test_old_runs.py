@@ -81,9 +81,9 @@ def test_it_ends_with_the_same_losses_and_weights(gone_on):
 def test_its_rows_tell_the_two_ways_of_tokenising_apart(tmp_path):
     from transformers import AutoTokenizer
 
-    from spin_composer.data.config import read_config
     from spin_composer.data.sources import read_rows
     from spin_composer.data.tokenise import build_examples
+    from spin_composer.settings.dataset import read_config
 
     kept = old_run.unpack(old_run.COMMITS[0], tmp_path)
     dataset = OmegaConf.to_container(OmegaConf.load(kept / "run.yaml").train_loader.dataset)

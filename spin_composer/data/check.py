@@ -10,12 +10,12 @@ from typing import TYPE_CHECKING, Any, Literal, cast
 import numpy as np
 
 from spin_composer.data.both_ways import Differences, differences
-from spin_composer.data.config import DatasetConfig, read_config
 from spin_composer.data.counts import DataReport
 from spin_composer.data.formats import Kind
 from spin_composer.data.sources import read_rows, source_keys
 from spin_composer.data.tokenizers import load_tokenizer
 from spin_composer.errors import InputError
+from spin_composer.settings.dataset import DatasetConfig, read_config
 
 if TYPE_CHECKING:
     from rich.console import Console

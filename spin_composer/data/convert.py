@@ -17,7 +17,6 @@ from itertools import chain, islice
 from pathlib import Path
 from typing import Any, Literal
 
-from spin_composer.data.config import DatasetConfig, read_config
 from spin_composer.data.counts import DataReport
 from spin_composer.data.faults import BadRow, Where
 from spin_composer.data.formats import Kind, to_foundry_row
@@ -25,6 +24,7 @@ from spin_composer.data.preprocess import make_preprocessor, preprocess_row
 from spin_composer.data.sources import read_rows, source_keys
 from spin_composer.data.tokenizers import load_tokenizer
 from spin_composer.errors import InputError
+from spin_composer.settings.dataset import DatasetConfig, read_config
 
 _COLUMNS: dict[Kind, dict[str, str]] = {
     "plain": {"prompt": "str", "response": "str"},

@@ -18,8 +18,8 @@ from spin_composer.data.formats import Kind
 from spin_composer.errors import InputError
 
 if TYPE_CHECKING:
-    from spin_composer.data.config import DatasetConfig
     from spin_composer.data.origin import BothWays, Origin
+    from spin_composer.settings.dataset import DatasetConfig
 
 
 @dataclass(frozen=True, slots=True)

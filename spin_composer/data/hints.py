@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-from spin_composer.data.config import DatasetConfig
 from spin_composer.data.foreign import ANSWERS, PROMPTS
 from spin_composer.data.formats import Kind
 from spin_composer.data.rendering import Renderer
 from spin_composer.data.stop import StopRule, opening_of, other_ends
+from spin_composer.settings.dataset import DatasetConfig
 
 _AS_CHAT = "spin_composer.data.mappings:as_chat"
 

@@ -17,8 +17,8 @@ from composer.core import DataSpec, Evaluator
 from composer.utils import dist
 from torch.utils.data import DataLoader
 
-from spin_composer.data.config import check_loader_keys, read_config
 from spin_composer.data.examples import Example, ExampleDataset
+from spin_composer.data.fit import check_first_batch_is_whole, check_rows
 from spin_composer.data.held_out import (
     METRICS,
     HeldOutRows,
@@ -31,7 +31,7 @@ from spin_composer.data.sources import read_rows
 from spin_composer.data.tokenise import build_examples
 from spin_composer.errors import InputError, shown
 from spin_composer.pretrained.check import check_run
-from spin_composer.pretrained.fit import check_first_batch_is_whole, check_rows
+from spin_composer.settings.dataset import check_loader_keys, read_config
 from spin_composer.settings.spin import ALL
 from spin_composer.shared_memory import own_names
 

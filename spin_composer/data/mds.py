@@ -11,10 +11,10 @@ import os
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
-from spin_composer.data.config import DatasetConfig
 from spin_composer.data.faults import Where
 from spin_composer.data.files import RawRow
 from spin_composer.errors import InputError, shown
+from spin_composer.settings.dataset import DatasetConfig
 
 if TYPE_CHECKING:
     from streaming import Stream

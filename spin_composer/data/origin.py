@@ -14,8 +14,8 @@ from spin_composer.data.faults import BadRow, Where
 from spin_composer.errors import InputError
 
 if TYPE_CHECKING:
-    from spin_composer.data.config import DatasetConfig
     from spin_composer.data.examples import Example, ExampleDataset
+    from spin_composer.settings.dataset import DatasetConfig
 
 KEPT_ROWS = 64
 """Formatted rows that are kept in memory, to be compared without reading the source again."""

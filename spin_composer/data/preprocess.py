@@ -7,9 +7,9 @@ import sys
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from spin_composer.data.config import DatasetConfig
 from spin_composer.data.faults import BadRow, Where
 from spin_composer.errors import InputError, shown
+from spin_composer.settings.dataset import DatasetConfig
 
 
 def make_preprocessor(config: DatasetConfig) -> Callable[[Any], Any] | None:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import logging
 from typing import Any
 
-from spin_composer.data.config import DatasetConfig
 from spin_composer.data.counts import DataReport
 from spin_composer.data.faults import BadRow, Where
 from spin_composer.data.rendering import Renderer
@@ -20,6 +19,7 @@ from spin_composer.data.stop import StopRule
 from spin_composer.data.turn_ids import check_spelled, spoken
 from spin_composer.data.whole import WholeText
 from spin_composer.errors import InputError, shown
+from spin_composer.settings.dataset import DatasetConfig
 
 log = logging.getLogger(__name__)
 

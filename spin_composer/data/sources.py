@@ -10,12 +10,12 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from spin_composer.data.config import DatasetConfig
 from spin_composer.data.faults import Where
 from spin_composer.data.files import READABLE, RawRow, known_endings, read_file, suffix
 from spin_composer.data.mds import read_mds
 from spin_composer.data.splits import split_rows
 from spin_composer.errors import InputError, shown
+from spin_composer.settings.dataset import DatasetConfig
 
 log = logging.getLogger(__name__)
 

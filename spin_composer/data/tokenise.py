@@ -18,7 +18,6 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from spin_composer.data.config import DatasetConfig
 from spin_composer.data.counts import DataReport
 from spin_composer.data.examples import Example, ExampleDataset
 from spin_composer.data.faults import BadRow, Where
@@ -32,6 +31,7 @@ from spin_composer.data.stop import StopRule, stop_rule
 from spin_composer.data.turn_ids import TurnTokeniser
 from spin_composer.data.whole import BorderFault, most_fail
 from spin_composer.errors import InputError, shown
+from spin_composer.settings.dataset import DatasetConfig
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from typing import Any
 
-from spin_composer.data.config import DatasetConfig
 from spin_composer.data.counts import DataReport
 from spin_composer.data.dates import TemplateDate
 from spin_composer.data.faults import BadRow, Where
@@ -12,6 +11,7 @@ from spin_composer.data.rendering import CARRY_NO_TEXT, Renderer
 from spin_composer.data.spelled import Spelled, control_tokens, texts_of
 from spin_composer.data.stop import StopRule
 from spin_composer.errors import shown
+from spin_composer.settings.dataset import DatasetConfig
 
 
 class TurnTokeniser:

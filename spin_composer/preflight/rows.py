@@ -9,10 +9,10 @@ from composer.utils import dist
 from torch.utils.data import DataLoader
 
 from spin_composer.data.examples import ExampleDataset
+from spin_composer.data.fit import check_first_batch_is_whole, check_rows
 from spin_composer.data.loader import examples_of
 from spin_composer.data.pairs import Pair, collate_pairs
 from spin_composer.model.lm import SpinLM
-from spin_composer.pretrained.fit import check_first_batch_is_whole, check_rows
 from spin_composer.pretrained.limits import model_limits
 from spin_composer.settings.spin import SpinSettings
 

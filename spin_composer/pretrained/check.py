@@ -25,7 +25,7 @@ def check_run(run: Mapping[str, Any], tokenizer: PreTrainedTokenizerBase) -> Mod
     """Check what a YAML's run says before its rows are read; a collective.
 
     Returns:
-        The model's limits, for :func:`~spin_composer.pretrained.fit.check_rows`.
+        The model's limits, for :func:`~spin_composer.data.fit.check_rows`.
 
     Raises:
         InputError: A line for each problem.

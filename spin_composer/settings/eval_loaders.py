@@ -6,8 +6,8 @@ import logging
 from collections.abc import Mapping
 from typing import Any
 
-from spin_composer.data.config import DatasetConfig, check_loader_keys, read_config
 from spin_composer.errors import InputError, shown
+from spin_composer.settings.dataset import DatasetConfig, check_loader_keys, read_config
 from spin_composer.settings.fields import is_int
 
 log = logging.getLogger(__name__)

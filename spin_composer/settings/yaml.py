@@ -6,8 +6,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from spin_composer.data.config import DatasetConfig, check_loader_keys, read_config
 from spin_composer.errors import InputError, shown, together
+from spin_composer.settings.dataset import DatasetConfig, check_loader_keys, read_config
 from spin_composer.settings.eval_loaders import check_eval_loaders
 from spin_composer.settings.fields import nearest
 from spin_composer.settings.launch import check_places, launch_checks

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from typing import Any
 
-from spin_composer.data.config import read_config
 from spin_composer.data.examples import ExampleDataset
 from spin_composer.data.sources import read_rows
 from spin_composer.data.tokenise import build_examples
+from spin_composer.settings.dataset import read_config
 
 PLAIN = [
     {"prompt": "How many clips did she sell?\n", "response": "She sold 48/2 = 24 clips.\n#### 24"},

@@ -12,11 +12,11 @@ import pyarrow
 import pyarrow.parquet
 import pytest
 
-from spin_composer.data.config import read_config
 from spin_composer.data.faults import BadRow
 from spin_composer.data.files import read_file
 from spin_composer.data.sources import read_rows
 from spin_composer.errors import InputError
+from spin_composer.settings.dataset import read_config
 from tests.data.rows import CHAT, PLAIN
 
 LINES = ("\n".join(json.dumps(row, ensure_ascii=False) for row in PLAIN) + "\n").encode()

@@ -15,9 +15,9 @@ import datasets
 import pytest
 from streaming import MDSWriter
 
-from spin_composer.data.config import read_config
 from spin_composer.data.sources import read_rows, source_keys
 from spin_composer.errors import InputError
+from spin_composer.settings.dataset import read_config
 from tests.data.rows import CHAT, PLAIN, load, nemo_chat
 
 KINDS = {"plain": PLAIN, "chat": CHAT}

@@ -7,11 +7,11 @@ import json
 import datasets
 import pytest
 
-from spin_composer.data.config import read_config
 from spin_composer.data.counts import DataReport
 from spin_composer.data.formats import BadRow, Where, to_foundry_row
 from spin_composer.data.sources import read_rows
 from spin_composer.data.tool_calls import with_text_arguments
+from spin_composer.settings.dataset import read_config
 
 HERE = Where("data.jsonl", 7)
 USER = {"role": "user", "content": "Weather in Paris and Rome?"}
