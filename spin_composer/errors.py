@@ -20,7 +20,7 @@ from spin_composer import interrupt
 
 
 class UserError(Exception):
-    """An error that a user can mend; its text is the one line that says how."""
+    """An error that a user can correct; its text is the one line that says how."""
 
     exit_code: ClassVar[int]
     """Of a command that ends with it."""
@@ -120,7 +120,7 @@ _NOT_FOUND = (
 
 
 def explain(error: BaseException) -> tuple[int, str] | None:
-    """Return the exit code of an error that a user can mend and the line that says it.
+    """Return the exit code of an error that a user can correct, and the line that says it.
 
     Returns:
         None for any other error: a defect, whose traceback should be seen.
