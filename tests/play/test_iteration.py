@@ -1,4 +1,4 @@
-"""An iteration's plan and manifest: as it was begun, whatever is set today."""
+"""An iteration's plan: as it was begun, whatever is set today."""
 
 from __future__ import annotations
 
@@ -16,19 +16,7 @@ from spin_composer import HFSpinLM
 from spin_composer.engines.hf.generator import HFGenerator
 from spin_composer.errors import StoreError
 from spin_composer.store.local import LocalStore
-from spin_composer.store.manifest import (
-    differing,
-    meaning,
-    plain_manifest,
-    played_units,
-    replayed_units,
-)
-
-OLD = {
-    "iteration": 1, "seed": 7, "num_units": 10, "unit_size": 5, "samples_per_iteration": "all",
-    "replay": 1, "num_examples": 24, "data": "d",
-}  # fmt: skip
-"""A manifest as it was before `tokenize`, `degenerate`, `merged` and `replayed` were fields."""
+from spin_composer.store.manifest import meaning
 
 
 @pytest.fixture(scope="module")
@@ -100,29 +88,6 @@ def test_an_iteration_to_replay_that_is_gone_is_named(boundary, tmp_path):
     with pytest.raises(StoreError, match=r"iter-000 is missing, and iteration 1 replays its pairs"):
         trainer.fit()
     assert not list(tmp_path.glob("self-play/iter-*"))
-
-
-def test_a_field_that_is_absent_means_what_was_done_then():
-    new = OLD | {"tokenize": "turns", "degenerate": "ids", "merged": None, "replayed": None}
-    assert differing(OLD, new) == differing(new, OLD) == []
-    assert differing(OLD, new | {"tokenize": "rendering"}) == ["tokenize"]
-    assert differing(OLD, new | {"degenerate": "text"}) == ["degenerate"]
-    assert meaning(OLD, "seed") == 7
-
-
-def test_a_field_that_no_table_names_still_differs():
-    assert differing(OLD, OLD | {"from_the_future": 1}) == ["from_the_future"]
-    assert differing(OLD | {"from_the_future": 1}, OLD) == ["from_the_future"]
-
-
-@pytest.mark.parametrize(("samples", "units"), [("all", 5), (9, 2), (10, 2), (1000, 5)])
-def test_played_units_are_told_by_the_manifest(samples, units):
-    assert played_units(OLD | {"samples_per_iteration": samples}) == units
-
-
-def test_replayed_units_of_an_old_iteration_are_its_own_settings():
-    assert replayed_units(OLD) == {0: 5}
-    assert replayed_units(plain_manifest(OLD | {"replayed": {"0": 2}})) == {0: 2}
 
 
 def lora_trainer(folder, **overrides):
