@@ -5,9 +5,12 @@ from __future__ import annotations
 import sys
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
+
+if TYPE_CHECKING:
+    from spin_composer.report.books import Books
 
 _REPORT_COLUMNS = 120
 
@@ -69,7 +72,7 @@ def report(
         draw(books, plot)
 
 
-def _remote_books(url: str) -> Any:
+def _remote_books(url: str) -> Books:
     from spin_composer.report.books import read_books
     from spin_composer.store.layout import BOOKS
     from spin_composer.store.object_folder import ObjectFolder

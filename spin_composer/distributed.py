@@ -28,7 +28,7 @@ _RANKS_PER_POLL_SECOND = 500
 _SHARED_FOLDER_SECONDS = 60.0
 
 
-def key_value_store() -> Any:
+def key_value_store() -> Any:  # a Store, whose stub lacks check
     """Return the process group's key-value store; for a process alone, one in its memory."""
     if not dist.is_initialized() or dist.get_world_size() == 1:
         return HashStore()
@@ -48,7 +48,7 @@ def polls() -> Iterator[None]:
         yield
 
 
-def from_rank_zero(make: Callable[[], Any]) -> Any:
+def from_rank_zero(make: Callable[[], T]) -> T:
     """Return rank 0's value on every rank, however long it takes to make; a collective.
 
     What it raises is raised on every rank, on the others by its kind and words: raised on rank 0

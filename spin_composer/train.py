@@ -11,16 +11,20 @@ import os
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
 from spin_composer import interrupt
 from spin_composer.errors import InputError, PlayDone, RunEnded, explain
 from spin_composer.settings.yaml import read_yaml
 
+if TYPE_CHECKING:
+    from composer import Trainer
+    from omegaconf import DictConfig
+
 _FINISHED = "less than or equal to the elapsed training duration"
 
 
-def train(path: str | Path, overrides: Sequence[str] = ()) -> Any:
+def train(path: str | Path, overrides: Sequence[str] = ()) -> Trainer:
     """Check a YAML and train it; return Composer's Trainer.
 
     Raises:
@@ -31,7 +35,7 @@ def train(path: str | Path, overrides: Sequence[str] = ()) -> Any:
     return train_config(read_yaml(path, overrides))
 
 
-def train_config(config: Any) -> Any:
+def train_config(config: DictConfig) -> Trainer:
     """Check a config and train it; see :func:`train`."""
     from omegaconf import OmegaConf
 

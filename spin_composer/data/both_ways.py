@@ -4,11 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from spin_composer.data.faults import BadRow
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
 
 _BEFORE, _AFTER = 3, 6
 
@@ -52,7 +56,7 @@ class Differences:
         return said
 
 
-def differences(ways: Iterable[Any], tokenizer: Any) -> Differences:
+def differences(ways: Iterable[Any], tokenizer: PreTrainedTokenizerBase) -> Differences:
     """Compare rows in both ways.
 
     Args:
@@ -82,5 +86,5 @@ def differences(ways: Iterable[Any], tokenizer: Any) -> Differences:
     return Differences(compared, differ, only_rendering, only_turns, *first)
 
 
-def _named(ids: np.ndarray, tokenizer: Any) -> tuple[str, ...]:
-    return tuple(map(str, tokenizer.convert_ids_to_tokens(ids.tolist())))
+def _named(ids: np.ndarray, tokenizer: PreTrainedTokenizerBase) -> tuple[str, ...]:
+    return tuple(map(str, tokenizer.convert_ids_to_tokens(ids.tolist())))  # pyright: ignore

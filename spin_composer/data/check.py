@@ -188,7 +188,7 @@ def report_on(
     )
 
 
-def _generation_prompt(tokenizer: Any) -> str | None:
+def _generation_prompt(tokenizer: Any) -> str | None:  # whose stub does not say it gives text
     """Return what the template adds for the assistant to go on from; None if it does not say."""
     from spin_composer.foundry.finetuning import DEFAULT_CHAT_TEMPLATE
 
@@ -206,14 +206,14 @@ def _generation_prompt(tokenizer: Any) -> str | None:
     return with_prompt[len(without) :] if with_prompt.startswith(without) else None
 
 
-def _special_tokens(parts: list[np.ndarray], tokenizer: Any) -> dict[str, int]:
+def _special_tokens(parts: list[np.ndarray], tokenizer: PreTrainedTokenizerBase) -> dict[str, int]:
     """Count the control tokens among ids, the most frequent first."""
     added = {i for i, token in tokenizer.added_tokens_decoder.items() if token.content.strip()}
     ids, counts = np.unique(np.concatenate(parts), return_counts=True)
     special = np.isin(ids, sorted(added | set(tokenizer.all_special_ids)))
     order = np.argsort(-counts[special], kind="stable")
     return {
-        str(tokenizer.convert_ids_to_tokens(int(i))): int(n)
+        str(tokenizer.convert_ids_to_tokens(int(i))): int(n)  # pyright: ignore
         for i, n in zip(ids[special][order], counts[special][order], strict=True)
     }
 

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from functools import partial
-from typing import Any
+from typing import TYPE_CHECKING, cast
 
 import torch
 from composer.core import DataSpec
@@ -15,6 +15,9 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from spin_composer.data.examples import Example, ExampleDataset
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
 
 METRICS = ("LanguageCrossEntropy", "LanguagePerplexity", "TokenAccuracy")
 """Composer's and llm-foundry's, of the models' evaluation metrics those that SFT batches have."""
@@ -55,9 +58,9 @@ def collate_held_out(rows: Sequence[Example], pad_token_id: int) -> dict[str, Te
     return {"input_ids": ids, "labels": labels, "attention_mask": mask}
 
 
-def held_out_collator(tokenizer: Any) -> partial[dict[str, Tensor]]:
+def held_out_collator(tokenizer: PreTrainedTokenizerBase) -> partial[dict[str, Tensor]]:
     """Return the collator; any id does for padding, which the mask hides and no label asks for."""
-    pad = tokenizer.pad_token_id
+    pad = cast("int | None", tokenizer.pad_token_id)
     return partial(collate_held_out, pad_token_id=0 if pad is None else pad)
 
 

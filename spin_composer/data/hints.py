@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from spin_composer.data.foreign import ANSWERS, PROMPTS
 from spin_composer.data.formats import Kind
@@ -11,11 +11,14 @@ from spin_composer.data.rendering import Renderer
 from spin_composer.data.stop import StopRule, opening_of, other_ends
 from spin_composer.settings.dataset import DatasetConfig
 
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
 _AS_CHAT = "spin_composer.data.mappings:as_chat"
 
 
 def hints(
-    tokenizer: Any,
+    tokenizer: PreTrainedTokenizerBase,
     config: DatasetConfig,
     kind: Kind,
     rule: StopRule,
@@ -34,7 +37,8 @@ def hints(
         return
     if kind == "chat":
         if others := other_ends(tokenizer, rule, config.date_string):
-            yield _of_other_ends(str(tokenizer.convert_ids_to_tokens(rule.token_id)), others)
+            stop = tokenizer.convert_ids_to_tokens(rule.token_id)  # pyright: ignore
+            yield _of_other_ends(str(stop), others)
     elif not str(config.preprocessing_fn).endswith(":as_alpaca"):  # chosen for its own prompts
         opening = opening_of(Renderer(tokenizer, config.date_string, quiet=True))
         if opening and not _are_rendered(rows, opening):

@@ -14,6 +14,8 @@ from spin_composer.data.faults import BadRow, Where
 from spin_composer.errors import InputError
 
 if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
     from spin_composer.data.examples import Example, ExampleDataset
     from spin_composer.settings.dataset import DatasetConfig
 
@@ -44,7 +46,7 @@ class BothWays:
 class Origin:
     """The tokenizer and settings of examples, and their first rows."""
 
-    tokenizer: Any
+    tokenizer: PreTrainedTokenizerBase
     config: DatasetConfig
     rows: list[tuple[Where, Any, dict[str, Any]]] = field(default_factory=list)
 

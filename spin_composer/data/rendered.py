@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from spin_composer.data.counts import DataReport
 from spin_composer.data.faults import BadRow, Where
@@ -21,6 +21,9 @@ from spin_composer.data.whole import WholeText
 from spin_composer.errors import InputError, shown
 from spin_composer.settings.dataset import DatasetConfig
 
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
 log = logging.getLogger(__name__)
 
 _ASKED, _SAID = "spin asks", "spin says"
@@ -36,7 +39,9 @@ class RowTokeniser:
         rule: How responses end.
     """
 
-    def __init__(self, tokenizer: Any, config: DatasetConfig, kind: str, rule: StopRule) -> None:
+    def __init__(
+        self, tokenizer: PreTrainedTokenizerBase, config: DatasetConfig, kind: str, rule: StopRule
+    ) -> None:
         self._config, self._kind = config, kind
         self._whole = WholeText(tokenizer, with_special=kind == "plain")
         self._renderer = (
@@ -45,7 +50,7 @@ class RowTokeniser:
         )  # fmt: skip
         control = control_tokens(tokenizer, self._between_turns())
         self._spelled = Spelled(tokenizer, control)
-        self._stop_text = str(tokenizer.convert_ids_to_tokens(rule.token_id))
+        self._stop_text = str(tokenizer.convert_ids_to_tokens(rule.token_id))  # pyright: ignore
         self._encoder = None
         self._said: set[str] = set()
         if config.special_tokens_in_text == "text" and control:

@@ -9,12 +9,15 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Mapping, Sequence
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from spin_composer.data.dates import TemplateDate
 from spin_composer.data.faults import BadRow, Where
 from spin_composer.data.tool_calls import with_text_arguments
 from spin_composer.errors import InputError, shown
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
 
 CARRY_NO_TEXT = frozenset({"role", "content", "name", "tool_call_id"})
 """Keys of a turn that a template may leave out: no text that is trained on is lost."""
@@ -40,14 +43,14 @@ class Renderer:
 
     def __init__(
         self,
-        tokenizer: Any,
+        tokenizer: PreTrainedTokenizerBase,
         date_string: str | None = None,
         generation_prompt: Literal["template", "response"] = "template",
         quiet: bool = False,
     ) -> None:
         from spin_composer.foundry.finetuning import DEFAULT_CHAT_TEMPLATE
 
-        self._tokenizer = tokenizer
+        self._tokenizer: Any = tokenizer  # its stubs know neither Mappings nor text as a result
         self._template = None if tokenizer.chat_template is not None else DEFAULT_CHAT_TEMPLATE
         self._source = str(tokenizer.chat_template or DEFAULT_CHAT_TEMPLATE)
         self._date = TemplateDate(date_string, quiet)

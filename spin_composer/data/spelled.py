@@ -14,9 +14,12 @@ import string
 import unicodedata
 from collections.abc import Callable, Iterator, Mapping
 from functools import lru_cache
-from typing import Any, cast
+from typing import TYPE_CHECKING, Any, cast
 
 from spin_composer.errors import InputError, shown
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
 
 # <|im_start|>, DeepSeek's with full-width bars, [INST].
 _SHAPE = re.compile(r"<\|.+\|>|<\uff5c.+\uff5c>|\[/?[A-Z_]+\]")
@@ -24,7 +27,7 @@ _TAG = re.compile(r"</?[^/|<>]+>")
 _MARK, _PLACE = "\U0010f8f0", "\U0010f8f1"
 
 
-def control_tokens(tokenizer: Any, between_turns: str = "") -> dict[str, int]:
+def control_tokens(tokenizer: PreTrainedTokenizerBase, between_turns: str = "") -> dict[str, int]:
     """Return the control tokens, text to id.
 
     Args:
@@ -102,8 +105,10 @@ class Spelled:
         control: The control tokens, text to id.
     """
 
-    def __init__(self, tokenizer: Any, control: dict[str, int]) -> None:
-        self._tokenizer, self._control = tokenizer, control
+    def __init__(self, tokenizer: PreTrainedTokenizerBase, control: dict[str, int]) -> None:
+        # transformers' stubs do not know that ids are a list.
+        self._tokenizer: Any = tokenizer
+        self._control = control
         self._pattern = pattern_of(control)
         self._normalize = _normalizer(tokenizer)
         self._forms: dict[str, set[str]] = {}
@@ -133,7 +138,7 @@ class Spelled:
         return list(dict.fromkeys(found))
 
 
-def _normalizer(tokenizer: Any) -> Callable[[str], str] | None:
+def _normalizer(tokenizer: Any) -> Callable[[str], str] | None:  # fast or not: no type has both
     """Return what the tokenizer does to a text first; None if nothing."""
     if not tokenizer.is_fast:  # SentencePiece's own, unless the model has another
         return lambda text: unicodedata.normalize("NFKC", text)
@@ -152,7 +157,7 @@ class TextEncoder:
         InputError: The tokenizer is not a fast one, or finds control tokens in plain text too.
     """
 
-    def __init__(self, tokenizer: Any, control: dict[str, int]) -> None:
+    def __init__(self, tokenizer: PreTrainedTokenizerBase, control: dict[str, int]) -> None:
         self._name = shown(tokenizer.name_or_path)
         if not tokenizer.is_fast:
             raise self._cannot("it has no fast tokenizer")
@@ -161,7 +166,7 @@ class TextEncoder:
         self._texts = sorted(control, key=len, reverse=True)
         self._pattern = pattern_of(control)
         self._number = {text: str(n) for n, text in enumerate(self._texts)}
-        content = json.loads(tokenizer.backend_tokenizer.to_str())
+        content = json.loads(tokenizer.backend_tokenizer.to_str())  # pyright: ignore
         content |= {"post_processor": None, "truncation": None, "padding": None}
         old: dict[str, int] = {}
         for token in content["added_tokens"]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from spin_composer.data.counts import DataReport
 from spin_composer.data.dates import TemplateDate
@@ -12,6 +12,9 @@ from spin_composer.data.spelled import Spelled, control_tokens, texts_of
 from spin_composer.data.stop import StopRule
 from spin_composer.errors import shown
 from spin_composer.settings.dataset import DatasetConfig
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
 
 
 class TurnTokeniser:
@@ -26,7 +29,12 @@ class TurnTokeniser:
     """
 
     def __init__(
-        self, tokenizer: Any, config: DatasetConfig, kind: str, rule: StopRule, old: bool
+        self,
+        tokenizer: PreTrainedTokenizerBase,
+        config: DatasetConfig,
+        kind: str,
+        rule: StopRule,
+        old: bool,
     ) -> None:
         from spin_composer.foundry.finetuning import tokenize_formatted_example
 
@@ -34,12 +42,12 @@ class TurnTokeniser:
         self._kind, self._config = kind, config
         self._dated: Any = _DatedTokenizer(tokenizer, config.date_string)
         self._spelled = Spelled(tokenizer, control_tokens(tokenizer))
-        self._stop_text = str(tokenizer.convert_ids_to_tokens(rule.token_id))
+        self._stop_text = str(tokenizer.convert_ids_to_tokens(rule.token_id))  # pyright: ignore
         self._renderer = (
             Renderer(tokenizer, config.date_string, quiet=True)
             if kind == "chat" and not old else None
         )  # fmt: skip
-        if kind == "plain" and tokenizer("a")["input_ids"][-1] == rule.token_id:
+        if kind == "plain" and tokenizer("a")["input_ids"][-1] == rule.token_id:  # pyright: ignore
             _log().warning(
                 "The tokenizer %s ends every text with EOS, the prompts too: SFT by llm-foundry "
                 "trains on that, and so does SPIN. Set tokenizer.kwargs.add_eos_token: false for "
@@ -184,7 +192,7 @@ def _fault(token: str, text: str, part: str, where: Where, remedy: str) -> BadRo
 class _DatedTokenizer:
     """The tokenizer with a fixed date for its chat template, else unchanged."""
 
-    def __init__(self, tokenizer: Any, date: str | None) -> None:
+    def __init__(self, tokenizer: PreTrainedTokenizerBase, date: str | None) -> None:
         self._inner, self._date = tokenizer, TemplateDate(date)
 
     def __getattr__(self, name: str) -> Any:

@@ -7,10 +7,13 @@ by itself a response begins otherwise: SentencePiece marks the start of each tex
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from spin_composer.data.faults import BadRow, Where
 from spin_composer.errors import shown
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
 
 _BEFORE, _AFTER = 3, 4
 Encode = Callable[[str], list[int]]
@@ -30,11 +33,11 @@ class WholeText:
             the end of the whole, and never between prompt and response.
     """
 
-    def __init__(self, tokenizer: Any, with_special: bool) -> None:
-        self._tokenizer = tokenizer
+    def __init__(self, tokenizer: PreTrainedTokenizerBase, with_special: bool) -> None:
+        self._tokenizer: Any = tokenizer  # transformers' stubs do not know that ids are a list
         self._before: list[int] = []
         if with_special:
-            inner, outer = self.encode("a"), list(tokenizer("a")["input_ids"])
+            inner, outer = self.encode("a"), list(self._tokenizer("a")["input_ids"])
             starts = range(len(outer) - len(inner) + 1)
             start = next((i for i in starts if outer[i : i + len(inner)] == inner), 0)
             self._before = outer[:start]
@@ -76,13 +79,16 @@ class WholeText:
         )  # fmt: skip
 
 
-def named(tokenizer: Any, ids: list[int], limit: int = 12) -> str:
+def named(tokenizer: PreTrainedTokenizerBase, ids: list[int], limit: int = 12) -> str:
     """Return the tokens' names, for messages."""
-    names = list(map(str, tokenizer.convert_ids_to_tokens(list(map(int, ids[:limit])))))
+    shortened = list(map(int, ids[:limit]))
+    names = list(map(str, tokenizer.convert_ids_to_tokens(shortened)))  # pyright: ignore
     return f"[{', '.join(map(repr, names))}{', ...' if len(ids) > limit else ''}]"
 
 
-def most_fail(tokenizer: Any, kind: str, fault: BorderFault, failed: int, tried: int) -> str:
+def most_fail(
+    tokenizer: PreTrainedTokenizerBase, kind: str, fault: BorderFault, failed: int, tried: int
+) -> str:
     """Return the one message for data of which most rows fail at the border."""
     what = (
         f"the chat template of {shown(tokenizer.name_or_path)} ends its generation prompt"

@@ -59,14 +59,15 @@ def score(
     from spin_composer.settings.generation import GenerationSettings
 
     tokenizer = AutoTokenizer.from_pretrained(model)
+    policy = AutoModelForCausalLM.from_pretrained(model)
     engine = HFGenerator(
-        model=AutoModelForCausalLM.from_pretrained(model),
+        model=policy,
         tokenizer=tokenizer,
         stop_token_id=tokenizer.eos_token_id,
         settings=GenerationSettings(max_new_tokens=max_new_tokens, batch_size=batch_size),
         device=torch.device("cpu"),
     )
-    limit = engine.model.config.max_position_embeddings - max_new_tokens
+    limit = policy.config.max_position_embeddings - max_new_tokens
     asked = [row for row in rows for _ in range(samples)]
     # a prompt that is too long for the model is cut on the left, as the YAMLs' truncate_prompt
     prompts = [np.asarray(tokenizer(row.prompt)["input_ids"][-limit:], np.int32) for row in asked]

@@ -13,7 +13,7 @@ from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from importlib import import_module
 from pathlib import Path
-from typing import Any, ClassVar, Protocol
+from typing import TYPE_CHECKING, Any, ClassVar, Protocol
 
 import torch
 from composer.core import Precision
@@ -21,6 +21,9 @@ from composer.core import Precision
 from spin_composer.data.pairs import Ids, Pair
 from spin_composer.settings.fields import SECTION
 from spin_composer.settings.generation import ENGINES, GenerationSettings
+
+if TYPE_CHECKING:
+    from spin_composer.model.lm import SpinLM
 
 OnProgress = Callable[[int, int], None]
 """Called with the prompts that are answered, and the tokens generated, so far in a call."""
@@ -90,7 +93,7 @@ class Opponent:
         merge_adapters: Generate with LoRA adapters merged.
     """
 
-    model: Any
+    model: SpinLM
     stop_token_id: int
     fingerprint: str
     precision: Precision
@@ -131,7 +134,7 @@ class Engine(ABC):
         self.settings = settings
 
     @abstractmethod
-    def check(self, model: Any) -> None:
+    def check(self, model: SpinLM) -> None:
         """Refuse a model that the engine cannot play with; called at the start of a run.
 
         Args:
@@ -145,7 +148,7 @@ class Engine(ABC):
         """Return what a response depends on: ``generation`` of an iteration's manifest."""
         return self.settings.sampling_fields()
 
-    def merges_adapters(self, model: Any) -> bool | None:
+    def merges_adapters(self, model: SpinLM) -> bool | None:
         """Return whether LoRA adapters are merged meanwhile; None if there are none to merge."""
         del model
         return None

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
 
 from composer.callbacks import CheckpointSaver
 from composer.core import Event, State
@@ -26,7 +25,7 @@ class ExtendedInterval:
         return self._rule(self._given, state, event)
 
 
-def _extend(owner: Any, name: str, rule: Rule) -> None:
+def _extend(owner: object, name: str, rule: Rule) -> None:
     """Put a rule before an interval of ``owner``, unless an earlier fit() has."""
     given = getattr(owner, name)
     if not isinstance(given, ExtendedInterval):

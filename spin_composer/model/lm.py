@@ -49,6 +49,8 @@ class SpinLM(HuggingFaceModel):
 
     pair_loss: PairLoss | None
     """The iteration's loss; the algorithm sets it."""
+    tokenizer: PreTrainedTokenizerBase  # pyright: ignore[reportIncompatibleVariableOverride]
+    """The run's; the algorithm refuses a model without one."""
 
     def _prepare_for_spin(self, use_train_metrics: bool) -> None:
         """Install the head and switch dropout off; embeddings and LoRA must be final by now."""

@@ -7,11 +7,14 @@ data's tokens are ``▁The`` would learn that token, and its accuracy would be 1
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
 
 from spin_composer.data.pairs import Ids
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
 
 BY_IDS, BY_TEXT = "ids", "text"
 """What an iteration's manifest says of it; iterations that say nothing were played by ids."""
@@ -27,7 +30,7 @@ def same_ids(real: Sequence[Ids], generated: Sequence[Ids]) -> list[bool]:
     return [np.array_equal(r, g) for r, g in zip(real, generated, strict=True)]
 
 
-def same_texts(tokenizer: Any, stop_token_id: int) -> Comparison:
+def same_texts(tokenizer: PreTrainedTokenizerBase, stop_token_id: int) -> Comparison:
     """Return the comparison by ids or by decoded text.
 
     Texts are the same if a reader takes them for the same: other control tokens make another
@@ -38,7 +41,7 @@ def same_texts(tokenizer: Any, stop_token_id: int) -> Comparison:
     def read(responses: Sequence[Ids]) -> list[tuple[str, list[int]]]:
         bodies = [x[:-1] if len(x) and x[-1] == stop_token_id else x for x in responses]
         texts = tokenizer.batch_decode(
-            bodies, skip_special_tokens=True, clean_up_tokenization_spaces=False
+            cast(Any, bodies), skip_special_tokens=True, clean_up_tokenization_spaces=False
         )
         return [(t, b[np.isin(b, special)].tolist()) for t, b in zip(texts, bodies, strict=True)]
 
@@ -51,6 +54,8 @@ def same_texts(tokenizer: Any, stop_token_id: int) -> Comparison:
     return compare
 
 
-def comparison_of(manifest_says: str, tokenizer: Any, stop_token_id: int) -> Comparison:
+def comparison_of(
+    manifest_says: str, tokenizer: PreTrainedTokenizerBase, stop_token_id: int
+) -> Comparison:
     """Return an iteration's comparison; the rest of one that was begun by ids goes on by ids."""
     return same_texts(tokenizer, stop_token_id) if manifest_says == BY_TEXT else same_ids

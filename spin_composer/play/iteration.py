@@ -6,7 +6,7 @@ import hashlib
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from spin_composer.data.examples import ExampleDataset
 from spin_composer.distributed import from_rank_zero
@@ -23,6 +23,9 @@ from spin_composer.store.manifest import (
     played_units,
     replayed_units,
 )
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
 
 
 @dataclass(frozen=True)
@@ -54,7 +57,7 @@ class RunFacts:
     settings: SpinSettings
     seed: int
     examples: ExampleDataset
-    tokenizer: Any
+    tokenizer: PreTrainedTokenizerBase
     precision: str
     generation: Mapping[str, Any]
     """The engine's ``manifest_fields``."""
@@ -170,7 +173,7 @@ def _played_before(store: Store, iteration: int, replay: int) -> dict[int, int]:
     return played
 
 
-def tokenizer_fingerprint(tokenizer: Any) -> str:
+def tokenizer_fingerprint(tokenizer: PreTrainedTokenizerBase) -> str:
     """Return a hash of a tokenizer's vocabulary and chat template."""
     content = [sorted(tokenizer.get_vocab().items()), tokenizer.chat_template]
     return hashlib.sha256(json.dumps(content).encode()).hexdigest()[:16]

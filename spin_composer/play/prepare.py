@@ -12,7 +12,7 @@ from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from spin_composer.errors import EnvironmentFailure, StoreError
 from spin_composer.play.plan import PlayUnit, ReplayUnit, Unit
@@ -20,6 +20,9 @@ from spin_composer.store.base import REMAKE, Store
 from spin_composer.store.durable import json_object
 from spin_composer.store.layout import MANIFEST, SET_ASIDE, UNITS, is_temporary
 from spin_composer.store.local import set_aside
+
+if TYPE_CHECKING:
+    from spin_composer.data.examples import ExampleDataset
 
 log = logging.getLogger(__name__)
 
@@ -47,7 +50,7 @@ def check_iteration(
     store: Store,
     manifest: Mapping[str, Any],
     units: Sequence[Unit],
-    examples: Any,
+    examples: ExampleDataset,
     repair: bool,
     wanted: Sequence[int],
 ) -> Checked:
@@ -93,7 +96,11 @@ def missing_units(store: Store, iteration: int, wanted: Sequence[int]) -> list[i
 
 
 def require_space(
-    store: Store, iteration: int, units: Sequence[Unit], examples: Any, max_new_tokens: int
+    store: Store,
+    iteration: int,
+    units: Sequence[Unit],
+    examples: ExampleDataset,
+    max_new_tokens: int,
 ) -> None:
     """Refuse to play units that the disk cannot hold.
 
@@ -113,7 +120,9 @@ def require_space(
         )
 
 
-def needed_bytes(store: Store, units: Sequence[Unit], examples: Any, max_new_tokens: int) -> int:
+def needed_bytes(
+    store: Store, units: Sequence[Unit], examples: ExampleDataset, max_new_tokens: int
+) -> int:
     """Return the most bytes that units take on the disk.
 
     Raises:

@@ -14,7 +14,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any, TextIO
+from typing import TextIO
 
 from composer.utils import dist
 from tqdm import tqdm
@@ -185,7 +185,7 @@ class Progress:
         self._last = (Counts(), 0)
         self._lock = threading.Lock()
         self._shows = dist.get_global_rank() == 0
-        self._bar: Any = None
+        self._bar: tqdm | None = None
         if self._shows and self.stream.isatty():
             self._bar = tqdm(
                 total=totals.prompts + totals.pairs,

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
 
 from composer.callbacks import CheckpointSaver
 from composer.core import State
@@ -35,8 +34,7 @@ def rehearse_outputs(state: State, settings: SpinSettings, model: SpinLM) -> Non
     if not (found or saves or engine_class(settings.generation).exports_model):
         return
 
-    tokenizer: Any = model.tokenizer
-    inner: Any = model.model
+    tokenizer, inner = model.tokenizer, model.model
 
     def try_all() -> None:
         rehearse_metadata(model)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any, cast
 
 from spin_composer.errors import InputError, shown, together
 from spin_composer.settings.dataset import DatasetConfig, check_loader_keys, read_config
@@ -18,6 +18,9 @@ from spin_composer.settings.spin import (
     SpinSettings,
     count_iterations,
 )
+
+if TYPE_CHECKING:
+    from omegaconf import DictConfig
 
 _MODELS = {"hf_causal_lm": "hf_spin_lm", "mpt_causal_lm": "mpt_spin_lm"}
 # llm-foundry's, here so that a mistyped one is found before llm-foundry is imported (20 s).
@@ -172,7 +175,7 @@ def _check_loader(loader: Mapping[str, Any]) -> DatasetConfig:
     return read_config(dataset)
 
 
-def read_yaml(path: str | Path, overrides: Sequence[str]) -> Any:
+def read_yaml(path: str | Path, overrides: Sequence[str]) -> DictConfig:
     """Return the YAML's OmegaConf config with ``key=value`` overrides merged in.
 
     Raises:
@@ -199,4 +202,4 @@ def read_yaml(path: str | Path, overrides: Sequence[str]) -> Any:
         if isinstance(error, InputError):
             raise
         raise InputError(f"{path}: {' '.join(str(error).split())}") from None
-    return merged
+    return cast("DictConfig", merged)

@@ -15,7 +15,7 @@ from __future__ import annotations
 import inspect
 from collections import deque
 from collections.abc import Sequence
-from typing import Any
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
@@ -27,6 +27,10 @@ from spin_composer.engines.hf.rows import Rows
 from spin_composer.engines.hf.sampling import Sampler, StopStrings
 from spin_composer.model.unwrap import inner_model
 from spin_composer.settings.generation import GenerationSettings
+
+if TYPE_CHECKING:
+    from peft import PeftModel
+    from transformers import PreTrainedModel
 
 LOOK_EVERY = 8
 """Steps between two looks of the host at which rows are done."""
@@ -50,7 +54,7 @@ class Decoder:
 
     def __init__(
         self,
-        model: Any,
+        model: PreTrainedModel | PeftModel,
         stop_token_id: int,
         settings: GenerationSettings,
         device: torch.device,

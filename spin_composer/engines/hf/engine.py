@@ -4,12 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any
+from typing import TYPE_CHECKING
 
 from spin_composer.engines.base import Engine, Opponent
 from spin_composer.engines.hf.generator import HFGenerator
 from spin_composer.model.adapters import mergeable
 from spin_composer.settings.fields import SECTION
+
+if TYPE_CHECKING:
+    from spin_composer.model.lm import SpinLM
 
 
 class HFEngine(Engine):
@@ -18,10 +21,10 @@ class HFEngine(Engine):
     needs_whole_model = True
     exports_model = False
 
-    def check(self, model: Any) -> None:
+    def check(self, model: SpinLM) -> None:
         """See :class:`Engine`; any model can generate."""
 
-    def merges_adapters(self, model: Any) -> bool | None:
+    def merges_adapters(self, model: SpinLM) -> bool | None:
         """See :class:`Engine`."""
         return self.settings.merge_adapters if mergeable(model.model) else None
 

@@ -6,7 +6,7 @@ import logging
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from functools import cache
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -28,6 +28,10 @@ from spin_composer.model.adapters import merged_adapters
 from spin_composer.model.unwrap import inner_model
 from spin_composer.settings.generation import GenerationSettings
 
+if TYPE_CHECKING:
+    from peft import PeftModel
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
 log = logging.getLogger(__name__)
 
 
@@ -42,7 +46,7 @@ class _Watched(StoppingCriteria):
         self.on_step = on_step
         self.prompt_width = prompt_width
 
-    def __call__(self, input_ids: torch.Tensor, scores: Any, **_: Any) -> Any:
+    def __call__(self, input_ids: torch.Tensor, scores: object, **_: object) -> torch.Tensor:
         interrupt.check()
         self.on_step(input_ids.shape[1] - self.prompt_width)
         return torch.zeros(len(input_ids), dtype=torch.bool, device=input_ids.device)
@@ -75,8 +79,8 @@ class HFGenerator:
 
     def __init__(
         self,
-        model: Any,
-        tokenizer: Any,
+        model: PreTrainedModel | PeftModel,
+        tokenizer: PreTrainedTokenizerBase,
         stop_token_id: int,
         settings: GenerationSettings,
         device: torch.device,

@@ -6,7 +6,7 @@ Dimensions: R rows, C columns of their ids, V vocabulary.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
 import torch
@@ -22,6 +22,11 @@ from transformers.generation import (
 
 from spin_composer.settings.generation import GenerationSettings
 
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+T = TypeVar("T")
+
 _NO_TOKEN = 2**31 - 1
 """An id beyond every vocabulary, which takes part in no stop string."""
 
@@ -33,11 +38,13 @@ class StopStrings(StoppingCriteria):
     response that does not hold it.
     """
 
-    def __init__(self, tokenizer: Any, strings: list[str], prompt_width: int = 0):
+    def __init__(
+        self, tokenizer: PreTrainedTokenizerBase, strings: list[str], prompt_width: int = 0
+    ):
         self.within: Any = StopStringCriteria(tokenizer, strings)
         self.prompt_width = prompt_width
 
-    def __call__(self, input_ids: Any, scores: Any, **_: Any) -> Any:
+    def __call__(self, input_ids: Tensor, scores: object, **_: object) -> Tensor:
         """Tell of each row [R] whether to stop."""
         return self.within(input_ids[:, self.prompt_width :], scores)
 
@@ -131,7 +138,7 @@ def uniforms_of(count: int, tokens: int, seed: int) -> Tensor:
     return torch.rand(count, tokens, dtype=torch.float64, generator=generator)
 
 
-def reordered(values: Sequence[Any], order: Sequence[int]) -> list[Any]:
+def reordered(values: Sequence[T], order: Sequence[int]) -> list[T]:
     """Return the list in which ``values[i]`` stands at place ``order[i]``."""
     placed = dict(zip(order, values, strict=True))
     return [placed[place] for place in range(len(values))]

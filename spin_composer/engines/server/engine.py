@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from composer.core import Precision
@@ -22,6 +22,9 @@ from spin_composer.engines.server.generator import ServerGenerator
 from spin_composer.engines.server.lifecycle import Export, served
 from spin_composer.engines.server.logprob_gap import default_tolerance
 
+if TYPE_CHECKING:
+    from spin_composer.model.lm import SpinLM
+
 _EXPORTED_DTYPE = {
     Precision.AMP_BF16: torch.bfloat16,
     Precision.AMP_FP8: torch.bfloat16,
@@ -36,7 +39,7 @@ class ServerEngine(Engine):
     needs_whole_model = False
     exports_model = True
 
-    def check(self, model: Any) -> None:
+    def check(self, model: SpinLM) -> None:
         """See :class:`Engine`; a server must load the model as it is here."""
         check_exportable(model.model)
 

@@ -8,7 +8,7 @@ import os
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
@@ -22,12 +22,16 @@ from spin_composer.model.unwrap import inner_model, plain_class
 from spin_composer.store.durable import fsync, write_atomically
 from spin_composer.store.layout import temporary_name
 
+if TYPE_CHECKING:
+    from peft import PeftModel
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
 _MARK = "spin_opponent.json"
 
 
 def export_opponent(
-    model: Any,
-    tokenizer: Any,
+    model: PreTrainedModel | PeftModel,
+    tokenizer: PreTrainedTokenizerBase,
     stop_token_id: int,
     opponent: str,
     dtype: torch.dtype | None,
@@ -81,7 +85,7 @@ def _mark(stop_token_id: int, opponent: str, dtype: torch.dtype | None) -> str:
     return json.dumps({"opponent": opponent, "stop_token_id": stop_token_id, "dtype": str(dtype)})
 
 
-def check_exportable(model: Any) -> None:
+def check_exportable(model: PreTrainedModel | PeftModel) -> None:
     """Refuse a model that servers would not load, or would load as another one.
 
     Raises:
@@ -101,7 +105,11 @@ def check_exportable(model: Any) -> None:
 
 
 def _save(
-    model: Any, tokenizer: Any, stop_token_id: int, state: dict[str, Tensor], folder: Path
+    model: PreTrainedModel | PeftModel,
+    tokenizer: PreTrainedTokenizerBase,
+    stop_token_id: int,
+    state: dict[str, Tensor],
+    folder: Path,
 ) -> None:
     check_exportable(model)
     base = inner_model(model)
@@ -124,12 +132,15 @@ def _save(
     )
     twin.save_pretrained(folder, state_dict=state)
     tokenizer = copy.deepcopy(tokenizer)
-    tokenizer.eos_token = tokenizer.convert_ids_to_tokens(stop_token_id)
+    tokenizer.eos_token = tokenizer.convert_ids_to_tokens(stop_token_id)  # pyright: ignore
     tokenizer.save_pretrained(folder)
 
 
 def plain_state(
-    model: Any, dtype: torch.dtype | None = None, root: Any = None, keep: bool = True
+    model: nn.Module,
+    dtype: torch.dtype | None = None,
+    root: nn.Module | None = None,
+    keep: bool = True,
 ) -> dict[str, Tensor]:
     """Return a model's state dict on the CPU, under plain names, adapters merged.
 
@@ -168,7 +179,7 @@ def _dtype_of(tensor: Tensor, dtype: torch.dtype | None) -> torch.dtype:
     return dtype if dtype is not None and tensor.is_floating_point() else tensor.dtype
 
 
-def _tensors(model: Any, held: dict[int, dict[str, Tensor]]) -> Iterator[tuple[str, Tensor]]:
+def _tensors(model: nn.Module, held: dict[int, dict[str, Tensor]]) -> Iterator[tuple[str, Tensor]]:
     """Yield names, as in the model without adapters and wrappers, and tensors, ties twice."""
     prefix = "base_model.model." if hasattr(model, "peft_config") else ""
     for path, module in model.named_modules(remove_duplicate=False):
@@ -183,7 +194,7 @@ def _tensors(model: Any, held: dict[int, dict[str, Tensor]]) -> Iterator[tuple[s
             parts = parts[:at] + parts[at + 2 :]
         merged = merged_weight(module)
         if merged is not None:
-            yield ".".join([*parts, "weight"]), merged.to(module.base_layer.weight.dtype)
+            yield ".".join([*parts, "weight"]), merged.to(module.base_layer.weight.dtype)  # pyright: ignore
         adapted = parts[-1:] == ["base_layer"]
         parts = [part for part in parts if part != "base_layer"]
         for name, tensor in _own(module, held):

@@ -8,7 +8,7 @@ import threading
 from collections import deque
 from collections.abc import Callable, Sequence
 from concurrent.futures import FIRST_EXCEPTION, Future, wait
-from typing import Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 from composer.utils import dist
@@ -21,6 +21,9 @@ from spin_composer.engines.server.dialects import ANY, DIALECTS, Dialect, Reply
 from spin_composer.engines.server.logprob_gap import FP32_TOLERANCE, LogprobGap
 from spin_composer.errors import EngineError, shown
 from spin_composer.settings.generation import GenerationSettings
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
 
 log = logging.getLogger(__name__)
 
@@ -50,7 +53,7 @@ class ServerGenerator:
     def __init__(
         self,
         base_url: str,
-        tokenizer: Any,
+        tokenizer: PreTrainedTokenizerBase,
         stop_token_id: int,
         settings: GenerationSettings,
         check_alive: Callable[[], None] = lambda: None,
