@@ -50,7 +50,7 @@ from spin_composer.preflight.trainable import check_trainable
 from spin_composer.schedule import refresh_learning_rates, require_spin_scheduler
 from spin_composer.settings.section import fill
 from spin_composer.settings.spin import SpinSettings, count_iterations
-from spin_composer.store.begun import tokenised_as_begun
+from spin_composer.store.begun import with_original_tokenization
 from spin_composer.store.layout import BOOKS
 from spin_composer.store.lock import StoreLock
 from spin_composer.store.open import open_store
@@ -201,7 +201,7 @@ class SPIN(Algorithm):
         store = on_all_ranks(lambda: open_store(self.settings, state.run_name))
         self._clock = time.perf_counter() - self._saved.get("seconds", 0.0)
         manifest, iteration = self._saved.get("manifest", {}), int(state.timestamp.iteration)
-        examples = tokenised_as_begun(examples_of(loader), store, iteration, manifest)
+        examples = with_original_tokenization(examples_of(loader), store, iteration, manifest)
         seed = state.rank_zero_seed if self.settings.seed is None else self.settings.seed
         game = Game(self.settings, seed, store, examples, loader, self._check_locks)
         game.play_seconds = self._saved.get("play_seconds", 0.0)

@@ -32,23 +32,23 @@ from spin_composer.hooks.sample_table import log_samples
 from spin_composer.loss import PairLoss
 from spin_composer.model.fingerprint import fingerprint
 from spin_composer.model.lm import SpinLM
-from spin_composer.play.degenerate import comparison_of
+from spin_composer.play.degenerate import duplicate_check_for
 from spin_composer.play.iteration import (
     IterationPlan,
     RunFacts,
-    begun_manifest,
+    existing_manifest,
     manifest_of,
     plan_iteration,
 )
 from spin_composer.play.lockstep import Lockstep
 from spin_composer.play.metrics import PlayReport
-from spin_composer.play.plan import idle_ranks_warning
+from spin_composer.play.plan import too_few_units_warning
 from spin_composer.play.player import Player, Schedule, finish_play, make_units, one_by_one
-from spin_composer.play.prepare import remedy_in_training
-from spin_composer.report.spans import covered_seconds
+from spin_composer.play.prepare import resume_remedy
+from spin_composer.report.spans import union_seconds
 from spin_composer.settings.spin import SpinSettings, of_iteration
 from spin_composer.store.base import Store
-from spin_composer.store.manifest import RECORDED, differing, meaning
+from spin_composer.store.manifest import FIXED_AT_START, differing_fields, meaning
 from spin_composer.store.pair_loader import build_pair_loader, resume_at
 
 log = logging.getLogger(__name__)
@@ -72,7 +72,7 @@ class Game:
         store: Where pairs are kept.
         examples: The SFT set.
         sft_loader: The loader that came with the Trainer; its dataset is ``examples``.
-        still_ours: Raises if the store became another run's.
+        verify_lock: Raises if the store became another run's.
     """
 
     def __init__(
@@ -82,14 +82,14 @@ class Game:
         store: Store,
         examples: ExampleDataset,
         sft_loader: DataLoader[Any],
-        still_ours: Callable[[], None] = lambda: None,
+        verify_lock: Callable[[], None] = lambda: None,
     ):
         self.settings = settings
         self.seed = seed
         self.store = store
         self.examples = examples
         self.sft_loader = sft_loader
-        self.still_ours = still_ours
+        self.verify_lock = verify_lock
         self.engine = make_engine(settings.generation)
         self.play_seconds = 0.0
         """Wall-clock time spent in play, by the processes before this one too."""
@@ -127,7 +127,7 @@ class Game:
                 f"of the {wanted} asked for; it has {len(plan.units)}."
             )
         report = finish_play(self.store, plan.iteration, len(plan.units), verified=plan.verified)
-        self.earlier_play_seconds = covered_seconds(report.spans, until=began)
+        self.earlier_play_seconds = union_seconds(report.spans, until=began)
         seconds = self.earlier_play_seconds + time.perf_counter() - started
         self.play_seconds += seconds
         report = replace(report, batch_size=self._global_batch_size(), seconds=seconds)
@@ -152,19 +152,19 @@ class Game:
         t = state.timestamp
         iteration = int(t.iteration)
         # The opponent is gone; which one it was, and how it played, only the checkpoint knows.
-        known = {name: meaning(self.manifest, name) for name in ("opponent", *RECORDED)}
+        known = {name: meaning(self.manifest, name) for name in ("opponent", *FIXED_AT_START)}
         from_rank_zero(lambda: self.store.manifest(iteration))  # or it says that it is missing
-        found = from_rank_zero(lambda: begun_manifest(self.store, self.settings, iteration))
+        found = from_rank_zero(lambda: existing_manifest(self.store, self.settings, iteration))
         manifest, units = manifest_of(self.store, self._facts(state), iteration, found)
         wanted = manifest | known
         from_rank_zero(lambda: self.store.check_manifest(wanted))
-        if fields := differing(self.manifest, wanted):
+        if fields := differing_fields(self.manifest, wanted):
             raise StoreError(
                 f"the checkpoint was trained on another play of iteration {iteration}: it differs "
                 f"in {', '.join(fields)}. Give the settings of that run, or resume from the "
                 "checkpoint at the iteration's start."
             )
-        remedy = remedy_in_training(iteration, self.settings.epochs_per_iteration)
+        remedy = resume_remedy(iteration, self.settings.epochs_per_iteration)
         report = finish_play(self.store, iteration, len(units), remedy)
         loader = self._load_pairs(state, iteration, report)
         resume_at(
@@ -188,7 +188,7 @@ class Game:
             self.engine.merges_adapters(model),
         )
         to_make = [plan.units[unit] for unit in plan.wanted]
-        said = idle_ranks_warning(to_make, dist.get_world_size())
+        said = too_few_units_warning(to_make, dist.get_world_size())
         if said and dist.get_global_rank() == 0:
             log.warning(f"iteration {plan.iteration}: {said}")
         return plan
@@ -209,7 +209,7 @@ class Game:
         whole = gathered(model) if self.engine.needs_whole_model and plan.missing else nullcontext()
         is_whole_run = self.settings.play_only is None
         with (
-            self._naming_out_of_memory(),
+            self._explain_out_of_memory(),
             whole,
             self._generator(plan, state) as generator,
         ):
@@ -264,9 +264,9 @@ class Game:
             self.examples,
             self.seed,
             score_batch_size=max(1, self.settings.generation.batch_size // 2),  # pairs, not rows
-            same=comparison_of(meaning(plan.manifest, "degenerate"), model.tokenizer, stop),
+            same=duplicate_check_for(meaning(plan.manifest, "degenerate"), model.tokenizer, stop),
             before_commit=unchanged if is_job else lambda: None,
-            still_ours=self.still_ours,
+            verify_lock=self.verify_lock,
         )
 
     def _schedule(self, state: State) -> Schedule:
@@ -276,7 +276,7 @@ class Game:
         return one_by_one
 
     @contextmanager
-    def _naming_out_of_memory(self) -> Iterator[None]:
+    def _explain_out_of_memory(self) -> Iterator[None]:
         """Name the settings that help where play does not fit on this rank's device.
 
         Raises:

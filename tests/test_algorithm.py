@@ -149,4 +149,4 @@ def test_play_looks_at_the_runs_own_locks(tmp_path):
     assert spin.game is not None
     spin._locks[0]._lost = True
     with pytest.raises(StoreError, match="was taken over by another run"):
-        spin.game.still_ours()
+        spin.game.verify_lock()

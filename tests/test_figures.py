@@ -9,7 +9,7 @@ import pytest
 from fixtures.runs import tiny_trainer
 
 from spin_composer.play.player import Player
-from spin_composer.report.spans import covered_seconds
+from spin_composer.report.spans import union_seconds
 from spin_composer.store.durable import seal, unseal
 from spin_composer.store.local import LocalStore
 
@@ -26,7 +26,7 @@ from spin_composer.store.local import LocalStore
     ],
 )
 def test_time_of_several_counts_once(spans, until, seconds):
-    assert covered_seconds(spans, until) == seconds
+    assert union_seconds(spans, until) == seconds
 
 
 class Killed(Exception):
@@ -48,7 +48,7 @@ def test_a_resumed_play_keeps_the_seconds_of_the_process_that_died(tmp_path, mon
     monkeypatch.setattr(Player, "commit", commit)
     store = LocalStore(tmp_path / "self-play")
     made = [store.report(0, unit) for unit in range(3)]
-    died = covered_seconds((r.began, r.ended) for r in made)
+    died = union_seconds((r.began, r.ended) for r in made)
     assert 0 < died <= sum(r.generation_seconds + r.scoring_seconds for r in made) + 1e-3
 
     trainer = tiny_trainer(tmp_path, spin=short, max_duration="1iter")
@@ -58,7 +58,7 @@ def test_a_resumed_play_keeps_the_seconds_of_the_process_that_died(tmp_path, mon
     assert game.earlier_play_seconds == died
     (record,) = json.loads((tmp_path / "self-play/iterations.json").read_text())["iterations"]
     assert record["spin/play_seconds"] == game.play_seconds
-    assert game.play_seconds > covered_seconds((r.began, r.ended) for r in made)
+    assert game.play_seconds > union_seconds((r.began, r.ended) for r in made)
     assert game.play_seconds / record["play_time_share"] > game.play_seconds  # a share of it all
 
 

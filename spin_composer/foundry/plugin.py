@@ -11,7 +11,7 @@ from spin_composer.settings.fields import is_int
 from spin_composer.settings.launch import EVALUATIONS
 from spin_composer.settings.spin import SpinSettings
 from spin_composer.settings.yaml import check_launch, is_spin, validate
-from spin_composer.store.begun import began_by_turns
+from spin_composer.store.begun import started_with_turns
 
 
 def transform(cfg: dict[str, Any]) -> dict[str, Any]:
@@ -69,7 +69,7 @@ def _tell_loaders(cfg: dict[str, Any], settings: SpinSettings) -> None:
         "samples_per_iteration": settings.samples_per_iteration,
         "max_eval_tokens": max((limit for limit in limits if is_int(limit)), default=0),
         "saves": bool(saves or "hf_checkpointer" in (cfg.get("callbacks") or {})),
-        "by_turns": began_by_turns(settings, str(cfg.get("run_name") or "")),
+        "by_turns": started_with_turns(settings, str(cfg.get("run_name") or "")),
     }
     cfg["train_loader"]["run"] = run
     for loader in evaluated:

@@ -17,11 +17,11 @@ from spin_composer.play.prepare import check_iteration
 from spin_composer.settings.spin import SpinSettings
 from spin_composer.store.base import Store
 from spin_composer.store.manifest import (
+    FIXED_AT_START,
     FORMAT_VERSION,
-    RECORDED,
     meaning,
-    played_units,
-    replayed_units,
+    num_played_units,
+    num_replayed_units,
 )
 
 if TYPE_CHECKING:
@@ -81,7 +81,7 @@ def plan_iteration(
             run's, or damaged.
         EnvironmentFailure: If the disk has not the space that it takes.
     """
-    found = from_rank_zero(lambda: begun_manifest(store, run.settings, iteration))
+    found = from_rank_zero(lambda: existing_manifest(store, run.settings, iteration))
     manifest, units = manifest_of(store, run, iteration, found)
     manifest = manifest | {"opponent": opponent}
     if found is None:
@@ -124,8 +124,8 @@ def manifest_of(
             "replayed": {str(k): n for k, n in replayed.items()},
         }
     else:
-        replayed = replayed_units(found)
-        recorded = {name: meaning(found, name) for name in RECORDED}
+        replayed = num_replayed_units(found)
+        recorded = {name: meaning(found, name) for name in FIXED_AT_START}
     units = plan_units(settings, run.seed, iteration, len(examples), replayed)
     manifest = {
         "format_version": FORMAT_VERSION,
@@ -146,7 +146,9 @@ def manifest_of(
     return manifest | recorded, units
 
 
-def begun_manifest(store: Store, settings: SpinSettings, iteration: int) -> dict[str, Any] | None:
+def existing_manifest(
+    store: Store, settings: SpinSettings, iteration: int
+) -> dict[str, Any] | None:
     """Return the manifest of an iteration of which something is there, or None."""
     try:
         found = store.find_manifest(iteration)
@@ -169,7 +171,7 @@ def _played_before(store: Store, iteration: int, replay: int) -> dict[int, int]:
                 f"{store.folder(earlier)} is missing, and iteration {iteration} replays its pairs. "
                 "Restore the self-play store, or set algorithms.spin.replay=0."
             )
-        played[earlier] = played_units(found)
+        played[earlier] = num_played_units(found)
     return played
 
 

@@ -72,7 +72,7 @@ def _play_units(
     return [PlayUnit(indices[i : i + size]) for i in range(0, len(indices), size)]
 
 
-def idle_ranks_warning(units: Sequence[Unit], num_ranks: int) -> str | None:
+def too_few_units_warning(units: Sequence[Unit], num_ranks: int) -> str | None:
     """Return a warning if smaller units would give more ranks something to play, or None."""
     sizes = [len(unit.indices) for unit in units if isinstance(unit, PlayUnit)]
     even = -(-sum(sizes) // num_ranks)  # of the largest share, if all ranks had one unit

@@ -75,7 +75,7 @@ class Player:
         meter: Counts what is done.
         same: Tells which generated responses equal the real ones.
         before_commit: Called before each unit is stored; raises if it must not be.
-        still_ours: Called now and then on rank 0; raises if the store became another run's.
+        verify_lock: Called now and then on rank 0; raises if the store became another run's.
     """
 
     store: Store
@@ -87,7 +87,7 @@ class Player:
     meter: Meter = field(default_factory=Meter)
     same: Comparison = same_ids
     before_commit: Callable[[], object] = lambda: None
-    still_ours: Callable[[], None] = lambda: None
+    verify_lock: Callable[[], None] = lambda: None
 
     def make(self, iteration: int, index: int, unit: Unit) -> UnitReport:
         """Make one unit and commit it; return its report."""
@@ -260,7 +260,7 @@ def make_units(
     totals = from_rank_zero(lambda: _totals(store, jobs, len(plan.wanted) - len(jobs)))
     with (
         Progress(iteration, totals) as progress,
-        SharedWork(len(jobs), player.still_ours, progress=progress) as work,
+        SharedWork(len(jobs), player.verify_lock, progress=progress) as work,
     ):
         player = replace(player, meter=progress.meter)
         for _ in schedule(player, work, iteration, jobs):

@@ -151,7 +151,7 @@ def remedy_in_replay(iteration: int) -> str:
     )
 
 
-def remedy_in_training(iteration: int, epochs_per_iteration: int) -> str:
+def resume_remedy(iteration: int, epochs_per_iteration: int) -> str:
     """Return the remedy for a store that is damaged when the iteration's opponent is gone."""
     start = iteration * epochs_per_iteration
     which = f"all checkpoints after epoch {start}" if iteration else "all checkpoints"

@@ -15,8 +15,10 @@ log = logging.getLogger(__name__)
 def warn_unfaithful(settings: SpinSettings) -> None:
     """Warn of sampling settings under which responses are not the policy's samples."""
     generation = settings.generation
-    if generation.unfaithful and dist.get_global_rank() == 0:
-        given = ", ".join(f"{n}={shown(getattr(generation, n))}" for n in generation.unfaithful)
+    if generation.off_policy_settings and dist.get_global_rank() == 0:
+        given = ", ".join(
+            f"{n}={shown(getattr(generation, n))}" for n in generation.off_policy_settings
+        )
         log.warning(
             f"algorithms.spin.generation has {given}: responses are then not samples of the "
             "policy, and SPIN's fixed point is not the data's distribution."

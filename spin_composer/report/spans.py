@@ -6,7 +6,7 @@ import math
 from collections.abc import Iterable
 
 
-def covered_seconds(spans: Iterable[tuple[float, float]], until: float = math.inf) -> float:
+def union_seconds(spans: Iterable[tuple[float, float]], until: float = math.inf) -> float:
     """Return how many seconds before ``until`` lie in at least one of the spans.
 
     Args:

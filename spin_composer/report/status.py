@@ -16,7 +16,7 @@ from rich.table import Table
 from spin_composer.errors import StoreError
 from spin_composer.report.books import ITERATION, find_books
 from spin_composer.report.outline import RunOutline, checkpoint_patterns
-from spin_composer.report.spans import covered_seconds
+from spin_composer.report.spans import union_seconds
 from spin_composer.save_folder import find_checkpoints, structure_problem
 from spin_composer.store.layout import (
     BOOKS,
@@ -195,7 +195,7 @@ def _read_iteration(folder: Path, number: int, closed: bool, with_files: bool) -
         pairs=sum(r.get("pairs", 0) for r in reports),
         tokens_per_second=tokens / seconds if seconds else 0.0,
         closed=closed,
-        play_seconds=covered_seconds((r.get("began", 0), r.get("ended", 0)) for r in reports),
+        play_seconds=union_seconds((r.get("began", 0), r.get("ended", 0)) for r in reports),
         problem=problem,
     )
 

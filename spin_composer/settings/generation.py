@@ -93,7 +93,7 @@ class GenerationSettings:
         return {name: value for name, value in asdict(self).items() if name not in left_out}
 
     @property
-    def unfaithful(self) -> list[str]:
+    def off_policy_settings(self) -> list[str]:
         """Names of the settings under which responses are not samples of the policy."""
         neutral = {
             "min_new_tokens": 0,

@@ -21,11 +21,11 @@ from spin_composer.store.manifest import meaning
 log = logging.getLogger(__name__)
 
 
-def began_by_turns(settings: SpinSettings, run_name: str) -> bool:
+def started_with_turns(settings: SpinSettings, run_name: str) -> bool:
     """Tell whether a run began when rows were tokenised turn by turn and no setting said so.
 
     Its rows are then read as they were. A store in an object store is not asked here: see
-    :func:`spin_composer.store.begun.tokenised_as_begun`.
+    :func:`spin_composer.store.begun.with_original_tokenization`.
     """
     if settings.remote_store is not None:
         return False
@@ -52,7 +52,7 @@ def _read(path: Path) -> dict[str, Any] | None:
     return found if isinstance(found, dict) else None
 
 
-def tokenised_as_begun(
+def with_original_tokenization(
     examples: ExampleDataset, store: Store, iteration: int, trained: dict[str, Any]
 ) -> ExampleDataset:
     """Return the rows tokenised as they were when the run began, where the YAML does not say.

@@ -29,7 +29,7 @@ from spin_composer.store.layout import (
     unit_number,
 )
 from spin_composer.store.lock import LockFile, LockPlace
-from spin_composer.store.manifest import differing, plain_manifest, require_same
+from spin_composer.store.manifest import differing_fields, plain_manifest, require_equal_manifests
 from spin_composer.store.unit import (
     UnitReport,
     read_pairs,
@@ -71,7 +71,7 @@ class LocalStore(Store):
         found = self._manifest_here(manifest["iteration"])
         if found is not None:
             if not self.is_unused(manifest["iteration"]):
-                require_same(found, plain_manifest(manifest), str(folder))
+                require_equal_manifests(found, plain_manifest(manifest), str(folder))
         elif (folder / UNITS).exists() and any((folder / UNITS).iterdir()):
             raise StoreError(
                 f"{folder} has units but no {MANIFEST}, so nothing says what they are. "
@@ -89,7 +89,7 @@ class LocalStore(Store):
         text = json.dumps(manifest, indent=1)
         if not create_atomically(folder / MANIFEST, text):
             unused = replace and self.is_unused(iteration)
-            if unused and differing(self.manifest(iteration), manifest):
+            if unused and differing_fields(self.manifest(iteration), manifest):
                 write_atomically(folder / MANIFEST, text)
             self.check_manifest(manifest)  # another job may have been quicker
 
@@ -128,7 +128,7 @@ class LocalStore(Store):
     def check_manifest(self, wanted: Mapping[str, Any]) -> None:
         """See :class:`Store`."""
         iteration = wanted["iteration"]
-        require_same(self.manifest(iteration), wanted, str(self.folder(iteration)))
+        require_equal_manifests(self.manifest(iteration), wanted, str(self.folder(iteration)))
 
     # --- units ------------------------------------------------------------------------------
 

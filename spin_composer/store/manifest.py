@@ -1,7 +1,7 @@
 """An iteration's manifest: what its play depends on, and when two of them say the same.
 
 A field that a manifest does not have was not a setting yet when it was written; what was done
-then stands in :data:`ABSENT`, so that a later version goes on with an earlier one's store.
+then stands in :data:`LEGACY_VALUES`, so that a later version goes on with an earlier one's store.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from spin_composer.errors import StoreError
 
 FORMAT_VERSION = 2
 
-ABSENT: dict[str, Any] = {
+LEGACY_VALUES: dict[str, Any] = {
     "tokenize": "turns",
     "degenerate": "ids",
     "merged": None,
@@ -23,15 +23,15 @@ ABSENT: dict[str, Any] = {
 """What each field that came later means where it is absent: rows were tokenised turn by turn;
 generated responses were compared with the real ones by ids; each process merged LoRA adapters or
 not, by its own free memory; the replayed units were computed from the iteration's own settings
-(:func:`replayed_units`)."""
+(:func:`num_replayed_units`)."""
 
-RECORDED = ("degenerate", "merged", "replayed")
+FIXED_AT_START = ("degenerate", "merged", "replayed")
 """Fields that no setting names: an iteration that has begun goes on as its manifest says."""
 
 
 def meaning(manifest: Mapping[str, Any], field: str) -> Any:
     """Return a manifest's value of a field; where it is absent, what was done then."""
-    return manifest.get(field, ABSENT.get(field))
+    return manifest.get(field, LEGACY_VALUES.get(field))
 
 
 def plain_manifest(manifest: Mapping[str, Any]) -> dict[str, Any]:
@@ -39,19 +39,21 @@ def plain_manifest(manifest: Mapping[str, Any]) -> dict[str, Any]:
     return json.loads(json.dumps({"format_version": FORMAT_VERSION, **manifest}))
 
 
-def differing(found: Mapping[str, Any], wanted: Mapping[str, Any]) -> list[str]:
+def differing_fields(found: Mapping[str, Any], wanted: Mapping[str, Any]) -> list[str]:
     """Return the fields in which two manifests differ, sorted."""
     fields = sorted({*wanted, *found})
     return [field for field in fields if meaning(found, field) != meaning(wanted, field)]
 
 
-def require_same(found: Mapping[str, Any], wanted: Mapping[str, Any], where: str) -> None:
+def require_equal_manifests(
+    found: Mapping[str, Any], wanted: Mapping[str, Any], where: str
+) -> None:
     """Check that the manifest found in ``where`` says what is wanted.
 
     Raises:
         StoreError: Names the fields that differ.
     """
-    if fields := differing(found, wanted):
+    if fields := differing_fields(found, wanted):
         named = ", ".join(
             f"{k} (store {meaning(found, k)!r}, run {meaning(wanted, k)!r})" for k in fields
         )
@@ -61,7 +63,7 @@ def require_same(found: Mapping[str, Any], wanted: Mapping[str, Any], where: str
         )
 
 
-def played_units(manifest: Mapping[str, Any]) -> int:
+def num_played_units(manifest: Mapping[str, Any]) -> int:
     """Return how many units an iteration has of its own; its replayed ones come after them."""
     prompts = manifest["num_examples"]
     if isinstance(manifest["samples_per_iteration"], int):
@@ -69,7 +71,7 @@ def played_units(manifest: Mapping[str, Any]) -> int:
     return -(-prompts // manifest["unit_size"])
 
 
-def replayed_units(manifest: Mapping[str, Any]) -> dict[int, int]:
+def num_replayed_units(manifest: Mapping[str, Any]) -> dict[int, int]:
     """Return how many units of each earlier iteration an iteration replays.
 
     Raises:
@@ -80,4 +82,4 @@ def replayed_units(manifest: Mapping[str, Any]) -> dict[int, int]:
         return {int(iteration): units for iteration, units in recorded.items()}
     iteration = manifest["iteration"]
     earlier = range(max(0, iteration - manifest["replay"]), iteration)
-    return dict.fromkeys(earlier, played_units(manifest))
+    return dict.fromkeys(earlier, num_played_units(manifest))

@@ -35,7 +35,7 @@ from spin_composer.store.layout import (
 )
 from spin_composer.store.local import LocalStore, place, set_aside
 from spin_composer.store.lock import LockPlace
-from spin_composer.store.manifest import plain_manifest, require_same
+from spin_composer.store.manifest import plain_manifest, require_equal_manifests
 from spin_composer.store.object_folder import ObjectFolder
 from spin_composer.store.object_lock import LockObject
 from spin_composer.store.unit import (
@@ -87,7 +87,7 @@ class RemoteStore(LocalStore):
         iteration = manifest["iteration"]
         found = self._remote_manifest(iteration)
         if found is not None:
-            require_same(found, plain_manifest(manifest), self._url(iteration))
+            require_equal_manifests(found, plain_manifest(manifest), self._url(iteration))
         elif self._attempts(iteration):
             raise StoreError(
                 f"{self._url(iteration)} has units but no {MANIFEST}, so nothing says what they "
@@ -109,7 +109,9 @@ class RemoteStore(LocalStore):
             name = f"{self._name(iteration)}/{MANIFEST}"
             self.remote.upload(self.folder(iteration) / MANIFEST, name)
             # Of two jobs that open it at once, the one that wrote first reads the other's.
-            require_same(self._remote_manifest(iteration) or {}, wanted, self._url(iteration))
+            require_equal_manifests(
+                self._remote_manifest(iteration) or {}, wanted, self._url(iteration)
+            )
 
     def is_unused(self, iteration: int) -> bool:
         """Tell that an iteration may be in use: other nodes' units are not seen here."""
@@ -224,7 +226,7 @@ class RemoteStore(LocalStore):
         if found is None:
             name = f"{self._url(iteration)}/{MANIFEST}"
             raise StoreError(f"{name} is missing. {remedy.format(folder=self._url(iteration))}")
-        require_same(found, self.manifest(iteration), self._url(iteration))
+        require_equal_manifests(found, self.manifest(iteration), self._url(iteration))
         made = self._attempts(iteration)
         name = f"{self._name(iteration)}/{COMPLETE}"
         text = self.remote.read_text(name)

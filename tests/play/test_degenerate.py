@@ -13,7 +13,7 @@ from transformers import PreTrainedTokenizerFast
 from spin_composer.data.examples import Example, ExampleDataset
 from spin_composer.data.pairs import LENGTH, STOP, Ids
 from spin_composer.engines.base import NoGenerator, OnProgress, Response, ignore_progress
-from spin_composer.play.degenerate import BY_IDS, BY_TEXT, comparison_of, same_ids, same_texts
+from spin_composer.play.degenerate import BY_IDS, BY_TEXT, duplicate_check_for, same_ids, same_texts
 from spin_composer.play.plan import plan_units
 from spin_composer.play.player import Player, finish_play, make_units
 from spin_composer.settings.spin import SpinSettings
@@ -118,7 +118,7 @@ def test_play_drops_and_counts_both_and_an_old_iteration_goes_on_by_ids(tmp_path
     def play(manifest_says: str) -> tuple[list[int], float]:
         store = LocalStore(tmp_path / manifest_says)
         store.open_iteration({"iteration": 0, "num_units": 1})
-        same = comparison_of(manifest_says, metaspace(), 2)
+        same = duplicate_check_for(manifest_says, metaspace(), 2)
         player = Player(store, Canned(), sums_of_tokens, examples, 0, 2, same=same)
         make_units(player, plan_for(store, 0, units))
         report = finish_play(store, 0, 1)

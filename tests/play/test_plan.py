@@ -13,8 +13,8 @@ from spin_composer.play.plan import (
     PlayUnit,
     ReplayUnit,
     Unit,
-    idle_ranks_warning,
     plan_units,
+    too_few_units_warning,
     unit_seed,
 )
 from spin_composer.settings.spin import SpinSettings
@@ -90,16 +90,16 @@ def test_unit_seeds_are_distinct() -> None:
 def test_more_ranks_than_units_are_told_the_unit_size_that_keeps_them_busy() -> None:
     # replayed units are only rescored: five are played, of 23 prompts
     units = plan(1)
-    assert idle_ranks_warning(units, 5) is None
-    assert idle_ranks_warning(units, 7) == (
+    assert too_few_units_warning(units, 5) is None
+    assert too_few_units_warning(units, 7) == (
         "5 unit(s) for 7 ranks: 2 of them play nothing. Set algorithms.spin.unit_size to 4 or less."
     )
-    assert idle_ranks_warning(plan(1, unit_size=3), 7) is None
+    assert too_few_units_warning(plan(1, unit_size=3), 7) is None
 
 
 def test_no_one_is_warned_where_smaller_units_would_only_make_a_second_round() -> None:
     assert (
-        idle_ranks_warning(plan(0, unit_size=4), 7) is None
+        too_few_units_warning(plan(0, unit_size=4), 7) is None
     )  # six of 4 and less; of 3 there are eight
-    assert "to 1 or less" in str(idle_ranks_warning(plan(0), 24))
-    assert idle_ranks_warning(plan(0, unit_size=1), 24) is None
+    assert "to 1 or less" in str(too_few_units_warning(plan(0), 24))
+    assert too_few_units_warning(plan(0, unit_size=1), 24) is None

@@ -248,12 +248,12 @@ def test_noise_is_the_difference_of_two_scorings_per_token(tmp_path: Path) -> No
 def test_a_store_that_became_another_runs_ends_play_between_units(tmp_path: Path) -> None:
     player, engine = make_player(tmp_path)
 
-    def still_ours() -> None:
+    def verify_lock() -> None:
         if engine.seeds:
             raise StoreError("it was taken over by another run. Let one of them go on.")
 
     with pytest.raises(StoreError, match="taken over by another run"):
-        run(replace(player, still_ours=still_ours))
+        run(replace(player, verify_lock=verify_lock))
     assert len(engine.seeds) < 4
 
 

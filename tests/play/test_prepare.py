@@ -20,8 +20,8 @@ from spin_composer.play.prepare import (
     check_iteration,
     missing_units,
     needed_bytes,
-    remedy_in_training,
     require_space,
+    resume_remedy,
 )
 from spin_composer.settings.spin import SpinSettings
 from spin_composer.store.local import LocalStore
@@ -226,8 +226,8 @@ def test_an_iteration_that_the_disk_has_no_room_for_leaves_nothing(tmp_path, mon
 
 
 def test_in_training_the_remedy_names_the_checkpoints_to_move():
-    assert "move all checkpoints out of save_folder" in remedy_in_training(0, 2)
-    assert "move all checkpoints after epoch 4 out of save_folder" in remedy_in_training(2, 2)
+    assert "move all checkpoints out of save_folder" in resume_remedy(0, 2)
+    assert "move all checkpoints after epoch 4 out of save_folder" in resume_remedy(2, 2)
 
 
 def test_a_try_of_a_shared_folder_that_was_killed_is_swept(store, tmp_path):

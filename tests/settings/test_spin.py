@@ -102,13 +102,13 @@ def test_the_defaults_are_the_papers() -> None:
     assert settings.epochs_per_iteration == 2
     assert (settings.beta, settings.replay, settings.loss) == ([0.1], 1, "logistic")
     assert settings.reset_optimizer
-    assert settings.generation.unfaithful == []
+    assert settings.generation.off_policy_settings == []
 
 
 def test_settings_that_move_the_fixed_point_are_named() -> None:
     moved = {"min_new_tokens": 2, "temperature": 0.7, "top_p": 0.9, "top_k": 5}
     generation = GenerationSettings(**moved, repetition_penalty=1.1)
-    assert generation.unfaithful == [*moved, "repetition_penalty"]
+    assert generation.off_policy_settings == [*moved, "repetition_penalty"]
 
 
 @pytest.mark.parametrize(

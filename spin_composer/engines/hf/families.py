@@ -41,7 +41,7 @@ compares each with whole forward passes. Other types take Hugging Face generate:
 """
 
 
-def obstacle_of(model: PreTrainedModel, num_tokens: int) -> str | None:
+def unsupported_reason(model: PreTrainedModel, num_tokens: int) -> str | None:
     """Return why a model cannot go through the decode loop, or None.
 
     Args:

@@ -21,7 +21,7 @@ from spin_composer.engines.hf.families import (
     autocast_dtype,
     compute_dtype,
     masked_attention,
-    obstacle_of,
+    unsupported_reason,
 )
 from spin_composer.engines.hf.sampling import StopStrings, reordered, uniforms_of
 from spin_composer.model.adapters import merged_adapters
@@ -107,7 +107,7 @@ class HFGenerator:
         order = sorted(range(len(prompts)), key=lambda i: -len(prompts[i]))
         ordered = [prompts[i] for i in order]
         longest = len(ordered[0]) + self.settings.max_new_tokens
-        obstacle = obstacle_of(inner_model(self.model), longest)
+        obstacle = unsupported_reason(inner_model(self.model), longest)
         with ExitStack() as stack:
             for context in (_evaluating(self.model), _warning_only(), self.precision()):
                 stack.enter_context(context)

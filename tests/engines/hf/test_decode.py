@@ -15,7 +15,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from spin_composer.engines.hf import cache, decode
 from spin_composer.engines.hf import generator as engines
-from spin_composer.engines.hf.families import DECODE_FAMILIES, obstacle_of
+from spin_composer.engines.hf.families import DECODE_FAMILIES, unsupported_reason
 from spin_composer.engines.hf.generator import HFGenerator
 from spin_composer.engines.hf.sampling import invert
 from spin_composer.model.unwrap import inner_model
@@ -43,7 +43,7 @@ def by_generate(monkeypatch: pytest.MonkeyPatch) -> Any:
 
     def ask(hf: HFGenerator, prompts: Any = PROMPTS, seed: int = 0) -> Any:
         with monkeypatch.context() as patch:
-            patch.setattr(engines, "obstacle_of", lambda *_: "the test asks for it")
+            patch.setattr(engines, "unsupported_reason", lambda *_: "the test asks for it")
             return plain(hf.generate(prompts, seed))
 
     return ask
@@ -78,7 +78,7 @@ def test_the_loop_gives_the_ids_of_generate(settings: dict[str, Any], by_generat
 def test_families_give_the_ids_of_generate(family: str, attention: str, by_generate: Any) -> None:
     model = model_with_stops(family)
     model.config._attn_implementation = attention
-    assert obstacle_of(model, 26) is None
+    assert unsupported_reason(model, 26) is None
     hf = engine(model=model, **SHORT, **GREEDY)
     assert plain(hf.generate(PROMPTS, 0)) == by_generate(hf)
 
@@ -110,7 +110,7 @@ def test_every_family_of_the_table_equals_recomputing(model_type: str) -> None:
         config._attn_implementation = attention
         model = transformers.AutoModelForCausalLM.from_config(config)
         model.config._attn_implementation = attention
-        assert obstacle_of(model, 20) is None
+        assert unsupported_reason(model, 20) is None
         assert_equals_recomputing(engine(model=model, temperature=1e-5, max_new_tokens=6))
 
 
