@@ -8,9 +8,9 @@ from spin_composer.errors import StoreError
 from spin_composer.store.manifest import (
     differing_fields,
     meaning,
-    plain_manifest,
     num_played_units,
     num_replayed_units,
+    plain_manifest,
     require_equal_manifests,
 )
 
