@@ -54,7 +54,7 @@ def same_texts(tokenizer: PreTrainedTokenizerBase, stop_token_id: int) -> Compar
     return compare
 
 
-def comparison_of(
+def duplicate_check_for(
     manifest_says: str, tokenizer: PreTrainedTokenizerBase, stop_token_id: int
 ) -> Comparison:
     """Return an iteration's comparison; the rest of one that was begun by ids goes on by ids."""
