@@ -43,7 +43,7 @@ def test_a_temporary_name_is_new_and_no_other_is_taken_for_one(name: str) -> Non
     assert not is_temporary(name)
 
 
-@pytest.mark.parametrize("name", [UNITS, COMPLETE, temporary_name("unit-00000"), "unit-00000-1"])
+@pytest.mark.parametrize("name", [UNITS, COMPLETE, ".unit-00000.0123abcd", "unit-00000-1"])
 def test_other_names_are_no_iterations_or_units(name: str) -> None:
     assert iteration_number(name) is None
     assert unit_number(name) is None
