@@ -128,7 +128,7 @@ def test_mappings_subsets_and_further_keys_are_given_on_the_command_line(
     ("arguments", "said"),
     [
         (["check", "{rows}"], "the tokenizer is missing. Give --tokenizer NAME"),
-        (["check", "{rows}", "--tokenizer", "{tok}", "max_seq_leng=9"], "Did you mean 'max_seq_len'"),
+        (["check", "{rows}", "--tokenizer", "{tok}", "max_seq_leng=9"], "mean 'max_seq_len'"),
         (["check", "{rows}", "--tokenizer", "{tok}", "--splitt=x"], "is no setting"),
         (["check", "{rows}", "--tokenizer", "{tok}", "train"], "'train' is no setting"),
         (["check", "absent.yaml"], "absent.yaml does not exist"),

@@ -110,7 +110,7 @@ def test_the_rows_cannot_be_played_and_go_to_workers(gpt2, jsonl):
 
 def test_what_cannot_work_is_said_of_the_eval_loader(gpt2, jsonl):
     path = jsonl(PLAIN)
-    with pytest.raises(InputError, match=r"eval_loader\.num_worker is .* Did you mean 'num_workers'"):
+    with pytest.raises(InputError, match=r"eval_loader\.num_worker is .* 'num_workers'\?"):
         build(gpt2, path, num_worker=3)
     with pytest.raises(InputError, match=r"device_batch_size='auto' .*device_eval_batch_size"):
         build(gpt2, path, size="auto")
