@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from typing import Any, ClassVar, cast
 
 from composer.core import Algorithm, Event, State, Time
@@ -106,7 +106,7 @@ class SPIN(Algorithm):
 
     def apply(self, event: Event, state: State, logger: Logger) -> None:
         """Handle an event."""
-        self.HANDLERS[event](self, state, logger)
+        getattr(self, self.HANDLERS[event])(state, logger)
 
     def _init(self, state: State, logger: Logger) -> None:
         expect_no_artifacts(logger)
@@ -307,27 +307,27 @@ class SPIN(Algorithm):
             self.books.write(ended)
             self.game.store.publish(BOOKS)
 
-    HANDLERS: ClassVar[Mapping[Event, Callable[..., None]]] = {
-        Event.INIT: _init,
-        Event.BEFORE_LOAD: _before_load,
-        Event.AFTER_LOAD: _after_load,
-        Event.FIT_START: _fit_start,
-        Event.ITERATION_START: _iteration_start,
-        Event.BEFORE_DATALOADER: _before_dataloader,
-        Event.BATCH_START: _batch_start,
-        Event.BEFORE_TRAIN_BATCH: _before_train_batch,
-        Event.AFTER_FORWARD: _after_forward,
-        Event.AFTER_LOSS: _after_loss,
-        Event.AFTER_TRAIN_BATCH: _after_train_batch,
-        Event.BATCH_END: _batch_end,
-        Event.BATCH_CHECKPOINT: _batch_checkpoint,
-        Event.EPOCH_CHECKPOINT: _checkpoint,
-        Event.ITERATION_CHECKPOINT: _checkpoint,
-        Event.EVAL_BATCH_END: _eval_batch_end,
-        Event.ITERATION_END: _iteration_end,
-        Event.FIT_END: _fit_end,
+    HANDLERS: ClassVar[Mapping[Event, str]] = {
+        Event.INIT: "_init",
+        Event.BEFORE_LOAD: "_before_load",
+        Event.AFTER_LOAD: "_after_load",
+        Event.FIT_START: "_fit_start",
+        Event.ITERATION_START: "_iteration_start",
+        Event.BEFORE_DATALOADER: "_before_dataloader",
+        Event.BATCH_START: "_batch_start",
+        Event.BEFORE_TRAIN_BATCH: "_before_train_batch",
+        Event.AFTER_FORWARD: "_after_forward",
+        Event.AFTER_LOSS: "_after_loss",
+        Event.AFTER_TRAIN_BATCH: "_after_train_batch",
+        Event.BATCH_END: "_batch_end",
+        Event.BATCH_CHECKPOINT: "_batch_checkpoint",
+        Event.EPOCH_CHECKPOINT: "_checkpoint",
+        Event.ITERATION_CHECKPOINT: "_checkpoint",
+        Event.EVAL_BATCH_END: "_eval_batch_end",
+        Event.ITERATION_END: "_iteration_end",
+        Event.FIT_END: "_fit_end",
     }
-    """Composer's events, and what each means in the game."""
+    """Composer's events, and the method that says what each means in the game."""
 
     def state_dict(self) -> dict[str, Any]:
         """Return what a resumed run needs: the play that is being trained on, and the books."""
