@@ -167,14 +167,14 @@ def count_on_rank(folder: str, rank: int) -> object:
     with Progress(0, totals, stream=log) as progress, SharedWork(4, progress=progress) as work:
         for number, _ in enumerate(work.claims()):
             if number == 0:  # each has one before any goes on
-                work.meet()
+                work.wait_for_all()
             with progress.meter.answering():
                 progress.meter.answered(5, 50 + rank)
             with progress.meter.scoring():
                 progress.meter.scored(4)
             work.done()
         work.wait()
-        work.meet()
+        work.wait_for_all()
     (Path(folder) / f"{rank}").write_text(log.getvalue())
     return progress.meter.counts.answered
 
