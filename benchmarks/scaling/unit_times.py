@@ -15,7 +15,10 @@ from statistics import NormalDist
 import numpy as np
 from numpy.typing import NDArray
 
-from spin_composer.store.layout import REPORTS, iteration_number, unit_number
+from spin_composer.store.layout import REPORT, UNITS, iteration_number, unit_number
+
+REPORTS = f"iter-*/{UNITS}/unit-*/{REPORT}"
+"""Of a store's units, as a glob below its folder."""
 
 _PLAY = "play"  # as in unit.json; the other kind is rescored, not generated
 _QUANTILES = 1000
