@@ -34,7 +34,7 @@ demo: install ## three iterations of SPIN on a small text world, on CPU (under 6
 # worker would end alone. One worker takes 1 to 2 GB.
 TEST_WORKERS ?= 2
 TEST := $(OFFLINE) $(BIN)/python -m pytest -n $(TEST_WORKERS) --dist loadfile --no-loadscope-reorder
-test: install ## the tests that need no GPU, combinations sampled (under 10 minutes on 2 cores)
+test: install ## the tests that need no GPU, combinations sampled (about a quarter of an hour on 2 cores)
 	$(TEST) -m "not slow and not gpu"
 
 test-odd: install ## a sample of the tests in an odd environment: variables, home, locale, folder, user, no terminal

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import sys
 from pathlib import Path
@@ -42,3 +43,11 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Put the files of long runs first; the order within a file stays."""
     rank = {name: place for place, name in enumerate(LONGEST)}
     items.sort(key=lambda item: rank.get(item.path.relative_to(_TESTS).as_posix(), len(rank)))
+
+
+@pytest.fixture(autouse=True)
+def _no_handler_of_a_closed_stream() -> None:
+    """Forget log handlers of runs before in this process: the streams they write to are closed."""
+    for handler in list(logging.root.handlers):
+        if getattr(getattr(handler, "stream", None), "closed", False):
+            logging.root.removeHandler(handler)
