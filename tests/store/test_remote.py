@@ -6,69 +6,27 @@ import json
 import shutil
 from collections import Counter
 from pathlib import Path
-from typing import Any
 
 import pytest
-from fixtures.s3 import BUCKET, S3, s3_server
+from fixtures.s3 import BUCKET, S3
 
 from spin_composer.errors import EnvironmentFailure, StoreError
 from spin_composer.play.player import finish_play
 from spin_composer.play.prepare import check_iteration, missing_units
-from spin_composer.store import object_folder
 from spin_composer.store import unit as unit_module
 from spin_composer.store.durable import hash_file
 from spin_composer.store.layout import REPORT
 from spin_composer.store.object_folder import ObjectFolder
 from spin_composer.store.remote import RemoteStore
 from tests.play.test_prepare import EXAMPLES, MANIFEST, UNITS, flip, truncate
+from tests.store.conftest import node, reopen
 from tests.store.test_local import commit, make_report, make_rows, plain
 
 PREFIX = "run/self-play/iter-000"
 
 
-@pytest.fixture(scope="module")
-def server():
-    with s3_server() as server:
-        yield server
-
-
-@pytest.fixture
-def s3(server, monkeypatch):
-    monkeypatch.setattr(object_folder, "_FIRST_PAUSE_SECONDS", 0.01)
-    for name, value in server.environment.items():
-        monkeypatch.setenv(name, value)
-    server.reset()
-    return server
-
-
-def node(tmp_path: Path, name: str) -> RemoteStore:
-    return RemoteStore(tmp_path / name, ObjectFolder(f"s3://{BUCKET}/run/self-play"))
-
-
-def reopen(store: RemoteStore, repair: bool = False, **other: Any) -> None:
-    manifest = {**MANIFEST, **other}
-    check_iteration(store, manifest, UNITS, EXAMPLES, repair, range(len(UNITS)))
-    store.open_iteration(manifest)
-
-
 def bring(store: RemoteStore, num_units: int = 2, remedy: str = "Do X.") -> None:
     store.fetch(0, num_units, store.settle(0, num_units, remedy), remedy)
-
-
-@pytest.fixture
-def a(s3, tmp_path) -> RemoteStore:
-    """Node a's store, with two units of iteration 0."""
-    store = node(tmp_path, "a")
-    reopen(store)
-    commit(store, 0, make_rows(5, seed=1))
-    commit(store, 1, make_rows(4, seed=2))
-    return store
-
-
-@pytest.fixture
-def b(a, tmp_path) -> RemoteStore:
-    """Node b's, whose folder is empty."""
-    return node(tmp_path, "b")
 
 
 def making(s3: S3, unit: int) -> str:
