@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import logging
 import os
-import select
+import selectors
 import signal
 import sys
 import threading
@@ -128,8 +128,10 @@ class _Watch:
             raise self.exception(number)
 
     def _listen(self, read_end: int, write_end: int) -> None:
+        selector = selectors.DefaultSelector()  # select.select takes no descriptor above 1023
+        selector.register(read_end, selectors.EVENT_READ)
         while self._pipe == (read_end, write_end):
-            select.select([read_end], [], [], self._seconds_left())
+            selector.select(self._seconds_left())
             try:
                 heard = os.read(read_end, 4096)
             except BlockingIOError:
@@ -142,6 +144,7 @@ class _Watch:
             left = self._seconds_left()
             if left is not None and left <= 0:
                 self.end()
+        selector.close()
         os.close(read_end)
 
     def _heard(self, number: int) -> None:

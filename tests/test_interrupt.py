@@ -164,6 +164,23 @@ interrupt.leave(143)
     assert done.returncode == 143
 
 
+def test_signals_are_heard_by_a_process_that_holds_many_open_files():
+    code = """
+import os, resource, signal, time
+from spin_composer import interrupt
+hard = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
+resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+held = [os.dup(0) for _ in range(1100)]  # more than select.select takes
+interrupt.LIMIT_SECONDS = 0.0
+interrupt.install(owned=True)
+interrupt.hold(True)
+os.kill(os.getpid(), signal.SIGTERM)
+time.sleep(60)
+"""
+    done = subprocess.run([sys.executable, "-c", code], check=False, timeout=600)
+    assert done.returncode == 143
+
+
 def test_a_forked_child_dies_of_the_signals_that_its_parent_notes(monkeypatch):
     interrupt.install(owned=True)
     try:

@@ -133,8 +133,9 @@ class ServerGenerator:
                 return
             try:
                 future.set_result(self._answer(prompt, seed, stop))
-            except BaseException as error:  # raised where the result is asked for
+            except BaseException as error:  # raised where the result is asked for, which ends all
                 future.set_exception(error)
+                return
 
     def _wait(self, futures: list[Future[Response]], on_progress: OnProgress) -> None:
         """Return when all are done, or raise what one of them raised first."""
