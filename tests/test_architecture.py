@@ -20,7 +20,7 @@ KERNELS = ROOT / "kernels" / "spin_kernels"
 LAYERS: tuple[frozenset[str], ...] = (
     frozenset({"interrupt", "store.layout"}),
     frozenset({"errors"}),
-    frozenset({"save_folder", "shared_memory", "distributed"}),
+    frozenset({"save_folder", "shared_memory", "distributed", "foundry.installed"}),
     frozenset({"fsdp", "foundry.base", "foundry.finetuning", "foundry.exporter"}),
     frozenset({"loss"}),
     frozenset({"settings", "metrics"}),

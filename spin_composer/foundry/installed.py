@@ -1,0 +1,28 @@
+"""Whether llm-foundry is installed, asked without importing it, which takes seconds."""
+
+from __future__ import annotations
+
+from importlib.util import find_spec
+
+from spin_composer.errors import InputError
+
+EXTRA = "spin-composer[foundry]"
+"""What pip installs it with."""
+
+
+def foundry_is_installed() -> bool:
+    """Tell whether llm-foundry can be imported."""
+    return find_spec("llmfoundry") is not None
+
+
+def require_foundry(what: str) -> None:
+    """Refuse what only llm-foundry can do where it is not installed.
+
+    Args:
+        what: The beginning of the message: a setting and its value, or a command.
+
+    Raises:
+        InputError: Names the extra to install.
+    """
+    if not foundry_is_installed():
+        raise InputError(f"{what} needs llm-foundry, which is not installed. Install {EXTRA}.")
