@@ -6,6 +6,7 @@ a collective, which the process group's timeout would end.
 
 from __future__ import annotations
 
+import tempfile
 import time
 import uuid
 from collections.abc import Callable, Iterator
@@ -94,6 +95,14 @@ def on_all_ranks(make: Callable[[], T]) -> T:
         if other is not None:
             raise failure or rebuilt(other[0], f"rank {rank} failed: {other[1]}")
     return made[0]
+
+
+def node_folder() -> str:
+    """Return a new temporary folder of this node, the same on all its ranks; a collective."""
+    made = tempfile.mkdtemp() if dist.get_local_rank() == 0 else None
+    folder = dist.all_gather_object(made)[dist.get_global_rank() - dist.get_local_rank()]
+    assert folder is not None, "the node's first rank makes one"
+    return folder
 
 
 def check_shared(root: Path) -> None:

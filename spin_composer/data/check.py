@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, Literal, cast
 import numpy as np
 
 from spin_composer.data.both_ways import Differences, differences
+from spin_composer.data.chat_template import ChatTemplate
 from spin_composer.data.counts import DataReport
 from spin_composer.data.formats import Kind
 from spin_composer.data.sources import read_rows, source_keys
@@ -188,19 +189,12 @@ def report_on(
     )
 
 
-def _generation_prompt(tokenizer: Any) -> str | None:  # whose stub does not say it gives text
+def _generation_prompt(tokenizer: PreTrainedTokenizerBase) -> str | None:
     """Return what the template adds for the assistant to go on from; None if it does not say."""
-    from spin_composer.foundry.finetuning import DEFAULT_CHAT_TEMPLATE
-
+    template = ChatTemplate(tokenizer, quiet=True)
     turns = [{"role": "user", "content": "a"}]
-    template = DEFAULT_CHAT_TEMPLATE if tokenizer.chat_template is None else None
     try:
-        without, with_prompt = (
-            tokenizer.apply_chat_template(
-                turns, chat_template=template, tokenize=False, add_generation_prompt=added
-            )
-            for added in (False, True)
-        )
+        without, with_prompt = template(turns), template(turns, generation_prompt=True)
     except Exception:  # the template's own: there is none, or it wants other turns
         return None
     return with_prompt[len(without) :] if with_prompt.startswith(without) else None

@@ -230,7 +230,7 @@ def _formatted(
     config: DatasetConfig, report: DataReport, check: _Check | None = None
 ) -> Iterator[tuple[Kind, dict[str, Any]]]:
     """Yield each row's kind and llm-foundry's form of it, counting into ``report``."""
-    rows = read_rows(config)  # before the preprocessor, which imports llm-foundry
+    rows = read_rows(config)  # before the preprocessor, which may import llm-foundry
     preprocess = make_preprocessor(config)
     first: Kind | None = None
     for where, row in rows:

@@ -1,8 +1,14 @@
-"""The date that a chat template prints: pinned by ``date_string``, or today's and warned of."""
+"""The date that a chat template prints: pinned by ``date_string``, or today's and warned of.
+
+transformers gives templates the function ``strftime_now``, and its newer releases let no caller
+replace it: arguments of a template are plain data there. So the template itself gets a macro of
+that name, which writes each directive (``%d``) by the date that we pass it.
+"""
 
 from __future__ import annotations
 
 import logging
+from collections.abc import Callable
 from datetime import datetime
 from typing import Any
 
@@ -13,39 +19,89 @@ log = logging.getLogger(__name__)
 _FORMATS = (
     "%d %b %Y", "%d %B %Y", "%Y-%m-%d", "%B %d, %Y", "%b %d, %Y", "%d/%m/%Y", "%Y/%m/%d", "%d.%m.%Y"
 )  # fmt: skip
+_FUNCTION = "strftime_now"
+# One line, whose end the templates' own settings (trim_blocks) drop: nothing is written by it, and
+# the template begins at a line's start, as before.
+_MACRO = (
+    "{% macro strftime_now(format) %}"
+    "{{ raise_exception(spin_no_date ~ format ~ '\\'') if spin_no_date }}"
+    "{% set written = namespace(text=format) %}{% for directive, text in spin_date.items() %}"
+    "{% set written.text = written.text.replace(directive, text) %}{% endfor %}"
+    "{{ written.text }}{% endmacro %}\n"
+)
+_DIRECTIVES = (
+    *(f"%{letter}" for letter in "aAwdbBmyYHIpMSfzZjUWcxXGuVeDFTRhsnt"),
+    *(f"%-{letter}" for letter in "dmyHIMSj"),
+)  # fmt: skip
+_PERCENT = "\U0010f8f2"
+_OTHER_DAY = datetime(1961, 12, 9, 23, 58, 57)
 
 
 class TemplateDate:
     """What templates are given for ``date_string`` and ``strftime_now``.
 
-    transformers puts ``strftime_now`` into every template as a global; an argument of the same
-    name takes its place, wherever in the template it is called.
+    Args:
+        date: The pinned date as it is given; None for today's.
+        quiet: Do not warn of today's.
     """
 
     def __init__(self, date: str | None, quiet: bool = False) -> None:
         self._text = date
-        self._date = _parsed(date) if date is not None else datetime.now()
         self._warned = quiet
-
-    def arguments(self) -> dict[str, Any]:
-        """Return the arguments for the template."""
-        given = {} if self._text is None else {"date_string": self._text}
-        return {"strftime_now": self._strftime_now, **given}
-
-    def _strftime_now(self, form: str) -> str:
-        if self._date is None:
-            raise InputError(
-                f"train_loader.dataset.date_string={shown(self._text)} is no date that the chat "
-                f"template could print as {form!r}. Write it as 26 Jul 2024 or 2024-07-26."
+        self._refusal = ""
+        day = datetime.now() if date is None else _parsed(date)
+        if day is None:
+            self._refusal = (
+                f"train_loader.dataset.date_string={shown(date)} is no date that the chat "
+                "template could print as '"
             )
-        if self._text is None and not self._warned:
-            self._warned = True
-            log.warning(
-                "The chat template prints today's date (strftime_now), so a run resumed on another "
-                "day would not fit its store: set train_loader.dataset.date_string, such as "
-                "26 Jul 2024."
-            )
-        return self._date.strftime(form)
+        self._written = {} if day is None else _written(day)
+
+    def in_template(self, source: str) -> str | None:
+        """Return a template with our ``strftime_now``; None for one that does not call it."""
+        return _MACRO + source if _FUNCTION in source else None
+
+    def rendered(self, render: Callable[..., str], source: str) -> str:
+        """Render with the date, and warn of today's if that is what the template prints.
+
+        Args:
+            render: Renders by the template of :meth:`in_template`, given further arguments.
+            source: The template.
+
+        Raises:
+            InputError: The template prints a date, and ``date_string`` is none.
+        """
+        from jinja2.exceptions import TemplateError
+
+        try:
+            text = render(**self._arguments(source))
+        except TemplateError as error:
+            if self._refusal and str(error).startswith(self._refusal):
+                raise InputError(f"{error}. Write it as 26 Jul 2024 or 2024-07-26.") from error
+            raise
+        if self._text is None and not self._warned and _FUNCTION in source:
+            # A template may hold the call and not reach it: then all days are alike to it.
+            other = {**self._arguments(source), "spin_date": _written(_OTHER_DAY)}
+            if render(**other) != text:
+                self._warned = True
+                log.warning(
+                    "The chat template prints today's date (strftime_now), so a run resumed on "
+                    "another day would not fit its store: set train_loader.dataset.date_string, "
+                    "such as 26 Jul 2024."
+                )
+        return text
+
+    def _arguments(self, source: str) -> dict[str, Any]:
+        given: dict[str, Any] = {} if self._text is None else {"date_string": self._text}
+        if _FUNCTION in source:
+            given |= {"spin_date": self._written, "spin_no_date": self._refusal}
+        return given
+
+
+def _written(day: datetime) -> dict[str, str]:
+    """Return how a day is written by each directive, in the order in which to replace them."""
+    texts = {directive: day.strftime(directive) for directive in _DIRECTIVES}
+    return {"%%": _PERCENT, **texts, _PERCENT: "%"}
 
 
 def _parsed(date: str) -> datetime | None:

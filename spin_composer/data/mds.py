@@ -65,9 +65,9 @@ def _streams(config: DatasetConfig) -> list[Stream]:
     for values in given:
         values = {key: value for key, value in values.items() if value is not None}
         if "local" not in values:
-            from spin_composer.foundry.finetuning import dist_mkdtemp
+            from spin_composer.distributed import node_folder
 
-            values["local"] = dist_mkdtemp()
+            values["local"] = node_folder()
         try:
             stream = streams_registry.get(config.stream_name)(**values)
         except (TypeError, ValueError) as error:

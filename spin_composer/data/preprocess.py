@@ -1,41 +1,92 @@
-"""llm-foundry's ``preprocessing_fn``: the user's function from a raw row to a known format."""
+"""``preprocessing_fn``: the user's function from a raw row to a known format."""
 
 from __future__ import annotations
 
 import os
 import sys
 from collections.abc import Callable, Mapping
+from functools import partial
+from importlib import import_module
 from typing import Any
 
 from spin_composer.data.faults import BadRow, Where
 from spin_composer.errors import InputError, shown
+from spin_composer.foundry.installed import EXTRA, foundry_is_installed, require_foundry
 from spin_composer.settings.dataset import DatasetConfig
 
+Preprocess = Callable[[Any], Any]
 
-def make_preprocessor(config: DatasetConfig) -> Callable[[Any], Any] | None:
-    """Return the row function that the config names or that llm-foundry registers for the name."""
-    name = config.hf_name
-    if config.preprocessing_fn is None and (name is None or os.path.exists(name)):
-        return None  # llm-foundry registers functions for hub names only
-    from spin_composer.foundry.finetuning import dataset_constructor
+_KEY = "train_loader.dataset.preprocessing_fn"
+MADE_BY_FOUNDRY = frozenset(
+    {"tatsu-lab/alpaca", "HuggingFaceH4/databricks_dolly_15k", "bigscience/P3", "Muennighoff/P3"}
+    | {"Muennighoff/flan", "teknium/OpenHermes-2.5", "math-ai/StackMathQA"}
+    | {"AI-MO/NuminaMath-CoT"}
+)
+"""Hub data sets for which llm-foundry has a function of its own."""
 
+
+def make_preprocessor(config: DatasetConfig) -> Preprocess | None:
+    """Return the function that the config names or that llm-foundry registers for the data set.
+
+    Raises:
+        InputError: It cannot be imported, or only llm-foundry has it and is not installed.
+    """
     named = config.preprocessing_fn
+    if named is None:
+        return _of_hub(config.hf_name)
     if isinstance(named, Mapping):
-        ordered = {"prompt": named["prompt"], "response": named["response"]}
-        return dataset_constructor.get_preprocessing_fn_from_dict(ordered)
+        return partial(_renamed, dict(named))
+    return _imported(named) if ":" in named else _registered(named)
+
+
+def _renamed(columns: Mapping[str, str], row: Any) -> dict[str, Any]:
+    """Return a row's columns by the names that ``columns`` gives them."""
+    return {"prompt": row[columns["prompt"]], "response": row[columns["response"]]}
+
+
+def _of_hub(name: str | None) -> Preprocess | None:
+    if name is None or os.path.exists(name):
+        return None  # llm-foundry registers functions for hub names only
+    if foundry_is_installed():
+        from spin_composer.foundry.finetuning import registered_preprocessor
+
+        return registered_preprocessor(name)
+    if name in MADE_BY_FOUNDRY:
+        raise InputError(
+            f"train_loader.dataset.hf_name={shown(name)} is read by a function of llm-foundry's, "
+            f"which is not installed. Install {EXTRA}, or set preprocessing_fn: module:function."
+        )
+    return None
+
+
+def _registered(named: str) -> Preprocess:
+    require_foundry(f"{_KEY}={shown(named)} is no module:function, and a registered name")
+    from spin_composer.foundry.finetuning import registered_preprocessor
+
+    function = registered_preprocessor(named)
+    if function is None:
+        raise InputError(
+            f"{_KEY}={shown(named)} is not registered with llm-foundry. Write a function of your "
+            "own as module:function."
+        )
+    return function
+
+
+def _imported(named: str) -> Preprocess:
+    module, _, function = named.partition(":")
     # As `python -m` does: a console script's sys.path lacks the folder it is called in.
-    if named is not None and os.getcwd() not in sys.path:
+    if os.getcwd() not in sys.path:
         sys.path.insert(0, os.getcwd())
     try:
-        return dataset_constructor.get_preprocessing_fn_from_str(named, config.hf_name)
+        return getattr(import_module(module), function)
     except Exception as error:
         raise InputError(
-            f"train_loader.dataset.preprocessing_fn={shown(named)} cannot be imported "
-            f"({shown(str(error.__cause__ or error), 120)}). Write it as module:function."
+            f"{_KEY}={shown(named)} cannot be imported ({shown(str(error), 120)}). Write it as "
+            "module:function."
         ) from error
 
 
-def preprocess_row(preprocess: Callable[[Any], Any], row: Any, where: Where) -> Any:
+def preprocess_row(preprocess: Preprocess, row: Any, where: Where) -> Any:
     """Apply the function to one row.
 
     Raises:

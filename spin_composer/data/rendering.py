@@ -11,7 +11,7 @@ import re
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Literal
 
-from spin_composer.data.dates import TemplateDate
+from spin_composer.data.chat_template import ChatTemplate
 from spin_composer.data.faults import BadRow, Where
 from spin_composer.data.tool_calls import with_text_arguments
 from spin_composer.errors import InputError, shown
@@ -48,12 +48,8 @@ class Renderer:
         generation_prompt: Literal["template", "response"] = "template",
         quiet: bool = False,
     ) -> None:
-        from spin_composer.foundry.finetuning import DEFAULT_CHAT_TEMPLATE
-
-        self._tokenizer: Any = tokenizer  # its stubs know neither Mappings nor text as a result
-        self._template = None if tokenizer.chat_template is not None else DEFAULT_CHAT_TEMPLATE
-        self._source = str(tokenizer.chat_template or DEFAULT_CHAT_TEMPLATE)
-        self._date = TemplateDate(date_string, quiet)
+        self._template = ChatTemplate(tokenizer, date_string, quiet)
+        self._added = [token.content for token in tokenizer.added_tokens_decoder.values()]
         self._ends_at = generation_prompt
 
     def text(
@@ -65,11 +61,9 @@ class Renderer:
         """Render turns; ``row`` may bring tools and further arguments for the template."""
         row = row or {}
         turns = [self._as_spelled(message) for message in messages]
-        return self._tokenizer.apply_chat_template(
-            turns, tokenize=False, add_generation_prompt=generation_prompt,
-            tools=row.get("tools") or None, chat_template=self._template,
-            **{**self._date.arguments(), **(row.get("chat_template_kwargs") or {})},
-        )  # fmt: skip
+        return self._template(
+            turns, generation_prompt, row.get("tools") or None, row.get("chat_template_kwargs")
+        )
 
     def _as_spelled(self, message: Mapping[str, Any]) -> Mapping[str, Any]:
         """Return a turn under its row's own role where the template has a word for that role."""
@@ -80,9 +74,8 @@ class Renderer:
     def knows_role(self, word: str) -> bool:
         """Tell whether the template compares roles with a word, or has a token for it."""
         quoted = rf"""['"]{re.escape(word)}['"]"""
-        return re.search(quoted, self._source) is not None or any(
-            token.content in (f"<|{word}|>", f"<{word}>", f"[{word.upper()}]")
-            for token in self._tokenizer.added_tokens_decoder.values()
+        return re.search(quoted, self._template.source) is not None or any(
+            token in (f"<|{word}|>", f"<{word}>", f"[{word.upper()}]") for token in self._added
         )
 
     def header_in_answer(self) -> str:
@@ -128,7 +121,7 @@ class Renderer:
                 )  # fmt: skip
 
     def _knows(self, key: str) -> bool:
-        return re.search(rf"\b{re.escape(key)}\b", self._source) is not None
+        return re.search(rf"\b{re.escape(key)}\b", self._template.source) is not None
 
     def _whole(
         self, row: Mapping[str, Any], where: Where

@@ -24,6 +24,9 @@ _BUILDERS = {
     "csv": (".csv", ".csv.gz", ".csv.zst"),
     "parquet": (".parquet",),
 }
+# Files that hold data only, as llm-foundry has them, and those that a download leaves beside them.
+_OF_DATA = (".csv", ".json", ".jsonl", ".parquet")
+_OF_DOWNLOADS = (".lock", ".metadata")
 _WHERE = "train_loader.dataset"
 # Arguments of load_dataset that our own readers know.
 _READ_BY_US = {"field", "delimiter", "sep"}
@@ -213,13 +216,7 @@ def _split_files(folder: str, split: str) -> list[str]:
 
 
 def _check_safe(folder: str) -> None:
-    from spin_composer.foundry.finetuning import (
-        HUGGINGFACE_FOLDER_EXTENSIONS,
-        SUPPORTED_EXTENSIONS,
-    )
-
-
-    allowed = {*SUPPORTED_EXTENSIONS, *HUGGINGFACE_FOLDER_EXTENSIONS}
+    allowed = {*_OF_DATA, *_OF_DOWNLOADS}
     for root, _, files in os.walk(folder):
         for file in files:
             if Path(file).suffix not in allowed and file != ".gitignore":
@@ -262,12 +259,12 @@ def _read_remote_folder(name: str, config: DatasetConfig) -> Iterator[RawRow]:
     """
     from composer.utils import dist, get_file
 
-    from spin_composer.foundry.finetuning import SUPPORTED_EXTENSIONS, dist_mkdtemp
+    from spin_composer.distributed import node_folder
 
     split = _require_split(config)
-    folder = dist_mkdtemp()
+    folder = node_folder()
     with dist.run_local_rank_zero_first():
-        for ending in SUPPORTED_EXTENSIONS if dist.get_local_rank() == 0 else ():
+        for ending in _OF_DATA if dist.get_local_rank() == 0 else ():
             file = f"{name.rstrip('/')}/{split}{ending}"
             try:
                 get_file(file, os.path.join(folder, split + ending), progress_bar=False)
@@ -284,7 +281,7 @@ def _read_remote_folder(name: str, config: DatasetConfig) -> Iterator[RawRow]:
     if not files:
         raise InputError(
             f"{_WHERE}.hf_name={shown(name, 120)}: {split} with one of the endings "
-            f"{', '.join(SUPPORTED_EXTENSIONS)} is not there. Check the folder and the split."
+            f"{', '.join(_OF_DATA)} is not there. Check the folder and the split."
         )
     return _read_files(files, config)
 
@@ -321,12 +318,10 @@ def _safe_download(name: str, arguments: dict[str, Any]) -> str:
     """Download the data files of a hub data set, and nothing that could be run."""
     import huggingface_hub
 
-    from spin_composer.foundry.finetuning import SUPPORTED_EXTENSIONS
-
     folder = huggingface_hub.snapshot_download(
         name,
         repo_type="dataset",
-        allow_patterns=["*" + ending for ending in SUPPORTED_EXTENSIONS],
+        allow_patterns=["*" + ending for ending in _OF_DATA],
         token=arguments.pop("token", None),
         revision=arguments.pop("revision", None),
     )

@@ -1,7 +1,7 @@
 """From raw rows to examples: format, tokenise, end with the stop token, keep to the limits.
 
 ``tokenize: rendering`` encodes the whole row at once, as TRL, axolotl and most others tune models;
-``turns`` is llm-foundry's own way (``tokenize_formatted_example``). Added to both: one stop token
+``turns`` encodes each turn by itself, as llm-foundry does. Added to both: one stop token
 at the end, the limits, and the counts.
 """
 
@@ -40,6 +40,7 @@ log = logging.getLogger(__name__)
 
 _ROWS_PER_LOG = 50_000
 _ROWS_TRIED = 64
+_TOO_LONG = "Token indices sequence length is longer than the specified maximum sequence length"
 
 
 def build_examples(
@@ -161,17 +162,16 @@ def _log_counts(report: DataReport) -> None:
 @contextmanager
 def _without_length_warnings() -> Iterator[None]:
     """Silence the tokenizer's warning of its own limit: the limits here are the config's."""
-    from spin_composer.foundry.finetuning import SpecificWarningFilter
-
     logger = logging.getLogger("transformers.tokenization_utils_base")
-    silence = SpecificWarningFilter(
-        "Token indices sequence length is longer than the specified maximum sequence length"
-    )
-    logger.addFilter(silence)
+    logger.addFilter(_is_no_length_warning)
     try:
         yield
     finally:
-        logger.removeFilter(silence)
+        logger.removeFilter(_is_no_length_warning)
+
+
+def _is_no_length_warning(record: logging.LogRecord) -> bool:
+    return _TOO_LONG not in record.getMessage()
 
 
 class Tokeniser:

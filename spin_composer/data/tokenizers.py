@@ -2,27 +2,73 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping
+from importlib.metadata import entry_points
 from typing import Any
 
 from spin_composer.errors import InputError, shown
+from spin_composer.foundry.installed import foundry_is_installed, require_foundry
+
+# llm-foundry's own name, and where other packages register theirs with it.
+_OF_FOUNDRY = "tiktoken"
+_GROUP = "llmfoundry_tokenizers"
+_NO_LIMIT = int(1e30)
 
 
 def load_tokenizer(name: str, kwargs: Mapping[str, Any] | None = None) -> Any:
     """Return the tokenizer that ``tokenizer: {name, kwargs}`` of a YAML means.
 
-    Raises:
-        InputError: It cannot be loaded, or has no EOS token.
-    """
-    from spin_composer.foundry.finetuning import build_tokenizer, registered_tokenizers
+    Args:
+        name: A Hugging Face name, a folder, or a name that is registered with llm-foundry.
+        kwargs: Arguments of ``AutoTokenizer.from_pretrained``, or of what is registered.
 
+    Raises:
+        InputError: It cannot be loaded, has no EOS token, or needs llm-foundry.
+    """
     given = dict(kwargs or {})
-    if name not in registered_tokenizers:  # transformers would ask on the terminal
-        given.setdefault("trust_remote_code", False)
     try:
-        return build_tokenizer(name, given)
+        if _is_registered(name):
+            from spin_composer.foundry.finetuning import build_tokenizer
+
+            return build_tokenizer(name, given)
+        return _from_pretrained(name, given)
+    except InputError:
+        raise
     except Exception as error:
         raise InputError(
             f"tokenizer={shown(name)} cannot be loaded ({type(error).__name__}: "
             f"{shown(str(error), 160)}). Give a Hugging Face name or a tokenizer's folder."
         ) from error
+
+
+def _is_registered(name: str) -> bool:
+    """Tell whether a name is registered with llm-foundry, which must be installed then."""
+    if os.sep in name and os.path.isdir(name):
+        return False
+    if foundry_is_installed():
+        from spin_composer.foundry.finetuning import registered_tokenizers
+
+        return name in registered_tokenizers
+    if name in {_OF_FOUNDRY, *(entry.name for entry in entry_points(group=_GROUP))}:
+        require_foundry(f"tokenizer={shown(name)}")
+    return False
+
+
+def _from_pretrained(name: str, given: dict[str, Any]) -> Any:
+    """Load a tokenizer as llm-foundry does."""
+    os.environ["TRANSFORMERS_NO_ADVISORY_WARNINGS"] = "1"
+    os.environ["TOKENIZERS_PARALLELISM"] = "false"
+    from transformers import AutoTokenizer
+
+    given.setdefault("trust_remote_code", False)  # transformers would ask on the terminal
+    tokenizer: Any = AutoTokenizer.from_pretrained(name, **given)
+    # from_pretrained takes the smaller of what it is given and what the folder says. A limit of
+    # the tokenizer's is none of the run's: max_seq_len is.
+    tokenizer.model_max_length = given.get("model_max_length", _NO_LIMIT)
+    if tokenizer.eos_token is None:
+        raise InputError(
+            f"tokenizer={shown(name)} has no EOS token. Set tokenizer.kwargs.eos_token to a token "
+            "of its vocabulary."
+        )
+    return tokenizer

@@ -1,15 +1,15 @@
-"""``tokenize: turns``: the ids of each turn by itself, by llm-foundry's own code."""
+"""``tokenize: turns``: the ids of each turn by itself, as SFT by llm-foundry has them."""
 
 from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
 from spin_composer.data.counts import DataReport
-from spin_composer.data.dates import TemplateDate
 from spin_composer.data.faults import BadRow, Where
 from spin_composer.data.rendering import CARRY_NO_TEXT, Renderer
 from spin_composer.data.spelled import Spelled, control_tokens, texts_of
 from spin_composer.data.stop import StopRule
+from spin_composer.data.turn_encoder import TurnEncoder, TurnFault
 from spin_composer.errors import shown
 from spin_composer.settings.dataset import DatasetConfig
 
@@ -36,11 +36,9 @@ class TurnTokeniser:
         rule: StopRule,
         old: bool,
     ) -> None:
-        from spin_composer.foundry.finetuning import tokenize_formatted_example
-
-        self._tokenize, self._tokenizer, self._old = tokenize_formatted_example, tokenizer, old
+        self._encode = TurnEncoder(tokenizer, config.date_string)
+        self._tokenizer, self._old = tokenizer, old
         self._kind, self._config = kind, config
-        self._dated: Any = _DatedTokenizer(tokenizer, config.date_string)
         self._spelled = Spelled(tokenizer, control_tokens(tokenizer))
         self._stop_text = str(tokenizer.convert_ids_to_tokens(rule.token_id))  # pyright: ignore
         self._renderer = (
@@ -69,13 +67,13 @@ class TurnTokeniser:
             messages = row["messages"]
             try:
                 whole = self._renderer.text(messages, row)
-            except Exception:  # llm-foundry's own attempt says why
+            except Exception:  # the attempt turn by turn says why
                 whole = None
             if whole is not None:
                 self._renderer.check_contents(messages, row, whole, where)
-        row = self._for_foundry(row, where)
+        row = self._with_known_keys(row, where)
         try:
-            turns: list[dict[str, list[int]]] = self._tokenize(row, self._dated)["turns"]
+            turns = self._encode(row)
         except Exception as error:
             raise self._fault(row, where, error) from error
         if not self._old:
@@ -84,20 +82,21 @@ class TurnTokeniser:
                 self._config.special_tokens_in_text == "error",
             )
         prompt: list[int] = []
-        for turn in turns[:-1]:
-            prompt += turn["input_ids"] + turn["labels"]
-        prompt += turns[-1]["input_ids"]
+        for asked, answered in turns[:-1]:
+            prompt += asked + answered
+        last, response = turns[-1]
+        prompt += last
         bos = self._tokenizer.bos_token_id
         # A text that spells out BOS where the tokenizer or the template puts one as well.
         if bos is not None and prompt[:2] == [bos, bos]:
             prompt = prompt[1:]
-        return prompt, list(turns[-1]["labels"]), ""
+        return prompt, response, ""
 
     def _holds_other_roles(self, row: dict[str, Any]) -> bool:
         return any(turn["role"] not in ("user", "assistant") for turn in row["messages"])
 
-    def _for_foundry(self, row: dict[str, Any], where: Where) -> dict[str, Any]:
-        """Return the row with the keys that llm-foundry takes, if nothing is lost by that."""
+    def _with_known_keys(self, row: dict[str, Any], where: Where) -> dict[str, Any]:
+        """Return the row with the keys that are encoded, if nothing is lost by that."""
         if self._kind == "plain":
             return row
         if not self._old:
@@ -127,11 +126,12 @@ class TurnTokeniser:
                 f"{shown(row['response'])} ({type(error).__name__}: {shown(str(error), 160)})",
                 "Correct the text, or use the model's own tokenizer.",
             )  # fmt: skip
-        # llm-foundry's own error repeats the template and the row around the template's words.
-        said = error.__context__ if type(error).__name__ == "ChatTemplateError" else error
+        who = "the chat template refuses"
+        if isinstance(error, TurnFault):
+            who = "tokenize: turns cannot encode"
         return BadRow(
             where, "chat template fails",
-            f"the chat template refuses the row: {said} (messages={shown(row.get('messages'))})",
+            f"{who} the row: {error} (messages={shown(row.get('messages'))})",
             "Adapt the row to the tokenizer's chat template, or change the template; with "
             "tokenize: turns no turn may change once others follow, with rendering it may.",
         )  # fmt: skip
@@ -187,20 +187,3 @@ def _fault(token: str, text: str, part: str, where: Where, remedy: str) -> BadRo
         f"the {part} {shown(text)} spells out {token!r}{how}, which becomes a control token",
         f"Remove it from the text{remedy}.",
     )  # fmt: skip
-
-
-class _DatedTokenizer:
-    """The tokenizer with a fixed date for its chat template, else unchanged."""
-
-    def __init__(self, tokenizer: PreTrainedTokenizerBase, date: str | None) -> None:
-        self._inner, self._date = tokenizer, TemplateDate(date)
-
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self._inner, name)
-
-    def __call__(self, *args: Any, **kwargs: Any) -> Any:
-        return self._inner(*args, **kwargs)
-
-    def apply_chat_template(self, *args: Any, **kwargs: Any) -> Any:
-        """Render with the fixed date in place of today's."""
-        return self._inner.apply_chat_template(*args, **{**kwargs, **self._date.arguments()})

@@ -1,37 +1,29 @@
-"""What is read and tokenized as llm-foundry's fine-tuning does it.
+"""What of llm-foundry's fine-tuning only llm-foundry can tell: its registries and its collator.
 
-Imported within functions only: llm-foundry takes seconds to import.
+Imported within functions only, and only where llm-foundry is installed; it takes seconds.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from typing import Any
+
 from llmfoundry import registry
 from llmfoundry.data.finetuning.collator import Seq2SeqFinetuningCollator
-from llmfoundry.data.finetuning.tasks import (
-    _DEFAULT_CHAT_TEMPLATE as DEFAULT_CHAT_TEMPLATE,
-)
-from llmfoundry.data.finetuning.tasks import (
-    HUGGINGFACE_FOLDER_EXTENSIONS,
-    SUPPORTED_EXTENSIONS,
-    dataset_constructor,
-    tokenize_formatted_example,
-)
+from llmfoundry.data.finetuning.tasks import dataset_constructor
 from llmfoundry.utils.builders import build_tokenizer
-from llmfoundry.utils.file_utils import dist_mkdtemp
-from llmfoundry.utils.logging_utils import SpecificWarningFilter
+
+__all__ = [
+    "Seq2SeqFinetuningCollator",
+    "build_tokenizer",
+    "registered_preprocessor",
+    "registered_tokenizers",
+]
 
 registered_tokenizers = registry.tokenizers
 """Builders of tokenizers by name; any other name is Hugging Face's."""
 
-__all__ = [
-    "DEFAULT_CHAT_TEMPLATE",
-    "HUGGINGFACE_FOLDER_EXTENSIONS",
-    "SUPPORTED_EXTENSIONS",
-    "Seq2SeqFinetuningCollator",
-    "SpecificWarningFilter",
-    "build_tokenizer",
-    "dataset_constructor",
-    "dist_mkdtemp",
-    "registered_tokenizers",
-    "tokenize_formatted_example",
-]
+
+def registered_preprocessor(name: str) -> Callable[[Any], Any] | None:
+    """Return the function of rows that is registered by a name, such as a data set's; or None."""
+    return dataset_constructor.get_preprocessing_fn_from_str(None, name)

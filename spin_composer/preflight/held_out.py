@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import sys
 from collections.abc import Sequence
 from typing import Any
 
@@ -11,7 +12,6 @@ from composer.utils import dist
 
 from spin_composer.data.examples import ExampleDataset
 from spin_composer.data.held_out import HeldOutRows
-from spin_composer.foundry.finetuning import Seq2SeqFinetuningCollator
 
 log = logging.getLogger(__name__)
 
@@ -36,6 +36,10 @@ def warn_of_other_ids(evaluators: Sequence[Evaluator], examples: ExampleDataset)
 
 
 def _is_llm_foundrys(loader: Any) -> bool:
+    if sys.modules.get("llmfoundry") is None:
+        return False  # nothing of it can be here
+    from spin_composer.foundry.finetuning import Seq2SeqFinetuningCollator
+
     collator: Any = getattr(loader, "collate_fn", None)
     while hasattr(collator, "base_collator"):  # what counts tokens, or packs
         collator = collator.base_collator

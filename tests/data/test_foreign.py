@@ -5,10 +5,11 @@ from __future__ import annotations
 import re
 
 import pytest
-from llmfoundry.data.finetuning.tasks import dataset_constructor
 
 from spin_composer.data.counts import DataReport
 from spin_composer.data.formats import BadRow, Where, to_foundry_row
+from spin_composer.data.preprocess import make_preprocessor
+from spin_composer.settings.dataset import read_config
 
 HERE = Where("data.jsonl", 7)
 U, A = {"role": "user", "content": "Hi there"}, {"role": "assistant", "content": "Hello"}
@@ -151,15 +152,17 @@ def test_the_error_names_the_mapping_that_reads_the_row(name):
     assert "\n" not in str(caught.value)
     remedy = caught.value.remedy
     if (found := re.search(r"spin_composer\.data\.mappings:\w+", remedy)) is not None:
-        function = dataset_constructor.get_preprocessing_fn_from_str(found.group(0))
+        named = found.group(0)
     else:
         import yaml
 
         mapping = re.search(r"preprocessing_fn: (\{.*\})", remedy)
         assert mapping is not None, remedy
-        function = dataset_constructor.get_preprocessing_fn_from_dict(
-            yaml.safe_load(mapping.group(1))
-        )
+        named = yaml.safe_load(mapping.group(1))
+    function = make_preprocessor(
+        read_config({"max_seq_len": 9, "hf_name": "org/set", "preprocessing_fn": named})
+    )
+    assert function is not None
     assert to_foundry_row(function(row), HERE)[1] == expected
 
 

@@ -36,8 +36,10 @@ def test_ids_are_those_of_one_tokenisation_of_the_whole(name, prepend, jsonl):
     tokenizer = templates.metaspace(prepend, getattr(templates, name))
     turns = TWO["messages"]
     # As TRL does: the template's own ids, of the generation prompt and of the whole.
-    prompt = tokenizer.apply_chat_template(turns[:-1], add_generation_prompt=True)
-    whole = tokenizer.apply_chat_template(turns)
+    prompt, whole = (
+        tokenizer.apply_chat_template(some, add_generation_prompt=added, return_dict=False)
+        for some, added in ((turns[:-1], True), (turns, False))
+    )
     example = load(tokenizer, hf_name=str(jsonl([TWO])))[0]
     assert example.prompt.tolist() == prompt
     assert [*example.prompt, *example.response] == whole[: len(prompt) + len(example.response)]
@@ -80,28 +82,13 @@ def test_plain_row_that_ends_within_a_token_is_bad(jsonl):
     assert report.dropped == {"a token spans prompt and response": 1}
 
 
-def test_slow_tokenizers_are_split_by_ids(tmp_path, jsonl):
-    from transformers import BertTokenizer
-
-    words = [
-        "[PAD]",
-        "[UNK]",
-        "[CLS]",
-        "[SEP]",
-        "[MASK]",
-        "how",
-        "many",
-        "##y",
-        "the",
-        "clips",
-        "?",
-    ]
-    (tmp_path / "vocab.txt").write_text("\n".join(words))
-    slow = BertTokenizer(str(tmp_path / "vocab.txt"), eos_token="[SEP]")
-    row = {"prompt": "how many?", "response": " the clips"}
+def test_slow_tokenizers_are_split_by_ids(jsonl):
+    slow = tokenizers.Words()
+    row = {"prompt": "How many", "response": " clips in April"}
     example = load(slow, hf_name=str(jsonl([row])))[0]
-    assert slow.convert_ids_to_tokens(example.prompt.tolist()) == ["[CLS]", "how", "many", "?"]
-    assert slow.convert_ids_to_tokens(example.response.tolist()) == ["the", "clips", "[SEP]"]
+    assert slow.convert_ids_to_tokens(example.prompt.tolist()) == ["[CLS]", "How", "many"]
+    tokens = slow.convert_ids_to_tokens(example.response.tolist())
+    assert tokens == ["clips", "in", "[UNK]", "[SEP]"]
     with pytest.raises(InputError, match=r"special_tokens_in_text='text'.*no fast tokenizer"):
         load(slow, hf_name=str(jsonl([row])), special_tokens_in_text="text")
 

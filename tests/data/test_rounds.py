@@ -6,10 +6,11 @@ from pathlib import Path
 
 import pytest
 import yaml
-from llmfoundry.data.finetuning.tasks import dataset_constructor
 
+from spin_composer.data.preprocess import make_preprocessor
 from spin_composer.data.rounds import first_round
 from spin_composer.errors import InputError
+from spin_composer.settings.dataset import read_config
 
 TURNS = [
     {"role": "user", "content": "a"},
@@ -37,7 +38,9 @@ def test_a_row_without_an_answer_is_a_bad_row():
 @pytest.mark.parametrize("loader", ["train_loader", "eval_loader"])
 def test_the_yamls_functions_take_a_row_with_the_data_sets_columns(name, loader):
     config = yaml.safe_load((ROOT / f"yamls/{name}.yaml").read_text())
-    name = config[loader]["dataset"]["preprocessing_fn"]
-    function = dataset_constructor.get_preprocessing_fn_from_str(name)
+    named = config[loader]["dataset"]["preprocessing_fn"]
+    function = make_preprocessor(
+        read_config({"max_seq_len": 9, "hf_name": "org/set", "preprocessing_fn": named})
+    )
     assert function is not None
     assert function(ROW)["messages"][:2] == TURNS[:2]

@@ -1,0 +1,71 @@
+"""Text of turns: by the tokenizer's chat template, or by ChatML where it has none."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from functools import partial
+from typing import TYPE_CHECKING, Any
+
+from spin_composer.data.dates import TemplateDate
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+DEFAULT_CHAT_TEMPLATE = (
+    r"{%- for message in messages -%}"
+    r"{{- '<|im_start|>' + message['role'] + '\n' + message['content'] + '<|im_end|>\n' -}}"
+    r"{%- endfor -%}"
+    r"{%- if add_generation_prompt -%}{{- '<|im_start|>assistant\n' -}}{%- endif -%}"
+)
+"""ChatML, as llm-foundry writes it where a tokenizer has no template of its own."""
+
+
+class ChatTemplate:
+    """Renders turns as text.
+
+    Args:
+        tokenizer: Has the template.
+        date_string: The date for the template; today's if None.
+        quiet: Do not warn of a template that prints today's date.
+    """
+
+    def __init__(
+        self,
+        tokenizer: PreTrainedTokenizerBase,
+        date_string: str | None = None,
+        quiet: bool = False,
+    ) -> None:
+        self._tokenizer: Any = tokenizer  # its stubs know neither Mappings nor text as a result
+        self.source = str(tokenizer.chat_template or DEFAULT_CHAT_TEMPLATE)
+        self._date = TemplateDate(date_string, quiet)
+
+    def __call__(
+        self,
+        messages: Sequence[Mapping[str, Any]],
+        generation_prompt: bool = False,
+        tools: Sequence[Any] | None = None,
+        arguments: Mapping[str, Any] | None = None,
+    ) -> str:
+        """Return the turns' text.
+
+        Args:
+            messages: The turns.
+            generation_prompt: Add what an answer is to go on from.
+            tools: The tools that the turns may call.
+            arguments: Of the template; they go before the date.
+
+        Raises:
+            InputError: The template prints a date, and ``date_string`` is none.
+            Exception: The template's own words, or jinja's: it cannot render these turns.
+        """
+        template = None if self._tokenizer.chat_template is not None else DEFAULT_CHAT_TEMPLATE
+        if self._date.in_template(self.source):
+            # A tokenizer may have several, one of them for turns with tools.
+            template = self._tokenizer.get_chat_template(None, tools)
+            template = self._date.in_template(template) or template
+        render = partial(
+            self._tokenizer.apply_chat_template, messages, tokenize=False, tools=tools,
+            add_generation_prompt=generation_prompt, chat_template=template,
+        )  # fmt: skip
+        given = arguments or {}
+        return self._date.rendered(lambda **date: render(**{**date, **given}), self.source)
