@@ -38,7 +38,12 @@ class SpinScheduler(ComposerScheduler):
         InputError: If a value is out of range.
     """
 
-    def __init__(self, t_warmup: str = "0.1dur", decay: str = "linear", alpha_f: float = 0.0):
+    def __init__(
+        self,
+        t_warmup: str = SchedulerSettings.t_warmup,
+        decay: str = SchedulerSettings.decay,
+        alpha_f: float = SchedulerSettings.alpha_f,
+    ):
         fill(SchedulerSettings, {"t_warmup": t_warmup, "decay": decay, "alpha_f": alpha_f})
         if decay == "constant":
             self.within: ComposerScheduler = ConstantWithWarmupScheduler(t_warmup=t_warmup)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from inspect import signature
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -15,6 +16,7 @@ from composer.optim import ConstantScheduler, LinearScheduler
 from spin_composer import SpinScheduler
 from spin_composer.errors import InputError
 from spin_composer.schedule import refresh_learning_rates, require_spin_scheduler
+from spin_composer.settings.scheduler import SchedulerSettings
 from spin_composer.settings.spin import SpinSettings
 from tests.fixtures.runs import tiny_trainer
 
@@ -51,6 +53,11 @@ LINEAR = [0, 1 / 2, 1, 7 / 8, 6 / 8, 5 / 8, 4 / 8, 3 / 8, 2 / 8, 1 / 8]
 @pytest.mark.parametrize("iteration", [0, 1, 5])
 def test_every_iteration_has_the_same_warm_up_and_decay(t_warmup: str, iteration: int) -> None:
     assert curve(SpinScheduler(t_warmup), iteration) == pytest.approx(LINEAR)
+
+
+def test_the_defaults_are_those_of_the_yamls_section() -> None:
+    defaults = {name: p.default for name, p in signature(SpinScheduler).parameters.items()}
+    assert defaults == vars(SchedulerSettings())
 
 
 def test_the_decay_ends_at_alpha_f_and_has_its_shape() -> None:

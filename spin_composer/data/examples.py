@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING
 
 import numpy as np
 import xxhash
@@ -16,10 +16,11 @@ from torch.utils.data import Dataset
 from spin_composer.data.counts import DataReport
 from spin_composer.data.formats import Kind
 from spin_composer.errors import InputError
+from spin_composer.settings.dataset import DEFAULT_TOKENIZATION
 
 if TYPE_CHECKING:
     from spin_composer.data.origin import BothWays, Origin
-    from spin_composer.settings.dataset import DatasetConfig
+    from spin_composer.settings.dataset import DatasetConfig, Tokenization
 
 
 @dataclass(frozen=True, slots=True)
@@ -107,12 +108,12 @@ class ExampleDataset(Dataset):
         return None if self._origin is None else self._origin.config
 
     @property
-    def tokenize(self) -> Literal["rendering", "turns"]:
+    def tokenize(self) -> Tokenization:
         """The way in which the rows were tokenised."""
         config = self.config
-        return "rendering" if config is None or config.tokenize is None else config.tokenize
+        return (config and config.tokenize) or DEFAULT_TOKENIZATION
 
-    def retokenised(self, tokenize: Literal["rendering", "turns"]) -> ExampleDataset:
+    def retokenised(self, tokenize: Tokenization) -> ExampleDataset:
         """Return the same source's rows tokenised the other way, read again (by all ranks).
 
         ``turns`` is as it was before ``tokenize`` was a setting: for stores that were played then.

@@ -15,11 +15,12 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from spin_composer.data.examples import Example, ExampleDataset
+from spin_composer.report.books import NLL
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
-METRICS = ("LanguageCrossEntropy", "LanguagePerplexity", "TokenAccuracy")
+METRICS = (NLL, "LanguagePerplexity", "TokenAccuracy")
 """Composer's and llm-foundry's, of the models' evaluation metrics those that SFT batches have."""
 IGNORED = -100
 """The label of a position that no likelihood is asked of; Composer's metrics leave it out."""

@@ -10,7 +10,6 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
 from typing import TYPE_CHECKING, Any, NoReturn
 
 from composer.core import DataSpec, Evaluator
@@ -31,7 +30,7 @@ from spin_composer.data.sources import read_rows
 from spin_composer.data.tokenise import build_examples
 from spin_composer.errors import InputError, shown
 from spin_composer.pretrained.check import check_run
-from spin_composer.settings.dataset import check_loader_keys, read_config
+from spin_composer.settings.dataset import FORMER_TOKENIZATION, check_loader_keys, read_config
 from spin_composer.settings.spin import ALL
 from spin_composer.shared_memory import own_names
 
@@ -175,8 +174,7 @@ def _examples(
         config = read_config(dataset, f"{where}.dataset")
         old = by_turns and config.tokenize != "rendering"
         if old:
-            log.warning(goes_on_with("turns"))
-            config = replace(config, tokenize="turns")
+            log.warning(goes_on_with(FORMER_TOKENIZATION))
         return build_examples(read_rows(config), tokenizer, config, old=old)
     except InputError as error:
         if where == "train_loader":

@@ -5,19 +5,20 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field, replace
 from itertools import islice
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from spin_composer.data.counts import DataReport
 from spin_composer.data.faults import BadRow, Where
 from spin_composer.errors import InputError
+from spin_composer.settings.dataset import FORMER_TOKENIZATION
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
     from spin_composer.data.examples import Example, ExampleDataset
-    from spin_composer.settings.dataset import DatasetConfig
+    from spin_composer.settings.dataset import DatasetConfig, Tokenization
 
 KEPT_ROWS = 64
 """Formatted rows that are kept in memory, to be compared without reading the source again."""
@@ -50,13 +51,13 @@ class Origin:
     config: DatasetConfig
     rows: list[tuple[Where, Any, dict[str, Any]]] = field(default_factory=list)
 
-    def retokenised(self, tokenize: Literal["rendering", "turns"]) -> ExampleDataset:
+    def retokenised(self, tokenize: Tokenization) -> ExampleDataset:
         """Read the source again and tokenise it that way; a collective call."""
         from spin_composer.data.sources import read_rows
         from spin_composer.data.tokenise import build_examples
 
-        config = replace(self.config, tokenize=tokenize)
-        return build_examples(read_rows(config), self.tokenizer, config, old=tokenize == "turns")
+        config, old = replace(self.config, tokenize=tokenize), tokenize == FORMER_TOKENIZATION
+        return build_examples(read_rows(config), self.tokenizer, config, old=old)
 
     def both_ways(self, limit: int | None) -> Iterator[BothWays]:
         """Yield the rows in both ways."""

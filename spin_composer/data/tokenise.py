@@ -31,7 +31,7 @@ from spin_composer.data.stop import StopRule, stop_rule
 from spin_composer.data.turn_ids import TurnTokeniser
 from spin_composer.data.whole import BorderFault, most_fail
 from spin_composer.errors import InputError, shown
-from spin_composer.settings.dataset import DatasetConfig
+from spin_composer.settings.dataset import FORMER_TOKENIZATION, DatasetConfig
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -64,7 +64,7 @@ def build_examples(
         InputError: A bad row (with ``on_bad_row: error``), rows of both kinds, no row left.
     """
     if old:
-        config = replace(config, tokenize="turns")
+        config = replace(config, tokenize=FORMER_TOKENIZATION)
     preprocess = make_preprocessor(config)
     tokenise = Tokeniser(tokenizer, config, old)
     examples: list[Example] = []

@@ -11,6 +11,7 @@ from typing import Any
 from rich.console import Console
 
 from spin_composer.demo.scoring import Score
+from spin_composer.report.books import ACCURACY, BATCHES, MARGIN, PAIRS
 from spin_composer.report.curves import Curve, draw_panels
 from spin_composer.report.table import Column, make_table
 
@@ -52,10 +53,10 @@ class Figures:
         return [
             {
                 "iteration": i,
-                "steps": int(record["batches"]),
-                "pairs": int(record["spin/pairs"]),
-                "accuracy": record["train/SpinAccuracy"],
-                "margin": record["train/SpinMargin"],
+                "steps": int(record[BATCHES]),
+                "pairs": int(record[PAIRS]),
+                "accuracy": record[ACCURACY],
+                "margin": record[MARGIN],
                 **spin.figures(),
                 "sft_continuation": sft.figures(),
             }

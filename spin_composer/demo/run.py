@@ -22,6 +22,7 @@ from spin_composer.demo.scoring import Score, score
 from spin_composer.demo.sft import SftResult, sft
 from spin_composer.demo.world import Row, is_valid, make_world, write_rows
 from spin_composer.errors import InputError
+from spin_composer.report.books import NLL, in_evaluation, read_books
 
 YAML = resources.files("spin_composer.demo") / "demo.yaml"
 """The game's YAML, installed with the package; each demo keeps a copy beside its results."""
@@ -112,7 +113,7 @@ def main(folder: Path, seed: int = 17) -> None:
     report(figures, folder / "curves.png")
 
 
-_NLL = "eval/eval/LanguageCrossEntropy"
+_NLL = in_evaluation("eval", NLL)
 
 
 def _load_quietly() -> None:
@@ -160,7 +161,6 @@ def _write_data(paths: Paths, seed: int) -> list[Row]:
 
 def _play(paths: Paths, seed: int) -> tuple[int, Any, int]:
     """Play the game; return the tokens trained on, its books, and epochs per iteration."""
-    from spin_composer.report.books import read_books
     from spin_composer.train import train
 
     trainer = train(paths.yaml, [f"variables.folder={paths.folder}", f"seed={seed}"])

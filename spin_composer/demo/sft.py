@@ -7,6 +7,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from spin_composer.report.books import NLL
+
 
 @dataclass(frozen=True)
 class SftResult:
@@ -100,7 +102,7 @@ def sft(
         "python_log_level": "warning",
     }
     trainer = train(OmegaConf.create(config))
-    nll = trainer.state.eval_metrics["eval"]["LanguageCrossEntropy"].compute()
+    nll = trainer.state.eval_metrics["eval"][NLL].compute()
     time = trainer.state.timestamp
     trainer.close()
     composer_model: Any = trainer.state.model

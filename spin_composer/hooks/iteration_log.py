@@ -8,7 +8,7 @@ from typing import Any
 
 from composer.core import State
 
-from spin_composer.report.books import BATCHES, ITERATION, Books
+from spin_composer.report.books import BATCHES, ITERATION, Books, in_evaluation, in_training
 from spin_composer.store.durable import write_atomically
 from spin_composer.store.layout import BOOKS
 
@@ -39,7 +39,7 @@ class IterationLog:
 
     def tally(self, state: State) -> None:
         """Add a trained batch."""
-        values = {f"train/{name}": value for name, value in state.train_metric_values.items()}
+        values = {in_training(name): value for name, value in state.train_metric_values.items()}
         values |= dict(getattr(state, "total_loss_dict", None) or {})
         for name, value in values.items():
             self._sums[name] = self._sums.get(name, 0.0) + float(value)
@@ -80,7 +80,7 @@ class IterationLog:
 def _evaluation(state: State) -> dict[str, float]:
     """Return the last evaluation's metrics as ``eval/<label>/<name>``; a collective at most."""
     return {
-        f"eval/{label}/{name}": float(metric.compute())
+        in_evaluation(label, name): float(metric.compute())
         for label, metrics in (state.eval_metrics or {}).items()
         for name, metric in metrics.items()
         if metric.update_called

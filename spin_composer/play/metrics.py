@@ -11,6 +11,13 @@ from dataclasses import dataclass
 from typing import TypeVar
 
 from spin_composer.play.plan import PLAY, REPLAY
+from spin_composer.report.books import (
+    DEGENERATE_FRACTION,
+    GENERATED_LENGTH,
+    PAIRS,
+    PLAY_SECONDS,
+    TRUNCATED_FRACTION,
+)
 from spin_composer.store.unit import UnitReport
 
 
@@ -111,13 +118,13 @@ def register_play_metric(
 
 
 @register_play_metric("spin/server_gap", "nats per token")
-def server_gap(play: PlayReport) -> float | None:
+def logprob_gap(play: PlayReport) -> float | None:
     """Engine `server`: mean difference of its log-probs and ours, in the worst unit."""
-    gaps = [unit.server_gap for unit in play.units if unit.server_gap is not None]
+    gaps = [unit.logprob_gap for unit in play.units if unit.logprob_gap is not None]
     return max(gaps) if gaps else None
 
 
-@register_play_metric("spin/pairs", "pairs")
+@register_play_metric(PAIRS, "pairs")
 def pairs(play: PlayReport) -> float:
     """Pairs trained on in each epoch of the iteration, in whole batches."""
     return play.pairs - play.left_out_pairs
@@ -129,19 +136,19 @@ def replayed_pairs(play: PlayReport) -> float:
     return sum(unit.pairs for unit in play.units if unit.kind == REPLAY)
 
 
-@register_play_metric("spin/generated_length", "tokens", nemo_aligner="avg_generated_lengths")
+@register_play_metric(GENERATED_LENGTH, "tokens", nemo_aligner="avg_generated_lengths")
 def generated_length(play: PlayReport) -> float:
     """Mean length of a generated response."""
     return play.per_prompt(lambda unit: unit.generated_tokens)
 
 
-@register_play_metric("spin/truncated_fraction", "fraction")
+@register_play_metric(TRUNCATED_FRACTION, "fraction")
 def truncated_fraction(play: PlayReport) -> float:
     """Share of generated responses cut off by max_new_tokens."""
     return play.per_prompt(lambda unit: unit.truncated)
 
 
-@register_play_metric("spin/degenerate_fraction", "fraction")
+@register_play_metric(DEGENERATE_FRACTION, "fraction")
 def degenerate_fraction(play: PlayReport) -> float:
     """Share of generated responses that equal the real one, by ids or text; they make no pair."""
     return play.per_prompt(lambda unit: unit.degenerate)
@@ -178,7 +185,7 @@ def left_out_pairs(play: PlayReport) -> float:
     return play.left_out_pairs
 
 
-@register_play_metric("spin/play_seconds", "seconds")
+@register_play_metric(PLAY_SECONDS, "seconds")
 def play_seconds(play: PlayReport) -> float:
     """Wall-clock time of the iteration's play, also of interrupted processes and of other jobs."""
     return play.seconds

@@ -136,7 +136,7 @@ class Player:
         """
         noise = unit.report.noise
         gap = self.generator.check_logps(unit.pairs, unit.draft.engine_logps, noise)
-        report = replace(unit.report, server_gap=gap)
+        report = replace(unit.report, logprob_gap=gap)
         self.before_commit()
         self.store.commit_unit(iteration, unit.draft.index, unit.pairs, report)
         return report

@@ -15,11 +15,12 @@ from spin_composer import interrupt
 from spin_composer.distributed import from_rank_zero, key_value_store, polls
 from spin_composer.errors import EnvironmentFailure, explain, rebuilt
 from spin_composer.play.progress import FIELDS, Counts, Progress
+from spin_composer.store.layout import HEARTBEAT_SECONDS
 
-HEARTBEAT_SECONDS = 5.0
 SHOW_SECONDS = 1.0
 RANKS_PER_SHOW_SECOND = 100
 SILENT_SECONDS = 180.0
+"""A rank that was not heard for so long is taken to be dead."""
 _LOST = (DistNetworkError, DistStoreError)
 """What the key-value store raises where the process at its other end is gone."""
 
@@ -35,7 +36,6 @@ class SharedWork:
     Args:
         count: Pieces.
         on_heartbeat: Called now and then on rank 0; what it raises ends the work.
-        silent_seconds: A rank that was not heard for so long is taken to be dead.
         progress: Whose meter counts what this rank does within pieces; shown the sums on rank 0.
     """
 
@@ -43,12 +43,10 @@ class SharedWork:
         self,
         count: int,
         on_heartbeat: Callable[[], None] | None = None,
-        silent_seconds: float = SILENT_SECONDS,
         progress: Progress | None = None,
     ):
         self.count = count
         self._on_heartbeat = on_heartbeat
-        self._silent_seconds = silent_seconds
         self._progress = progress
         self._pushing = threading.Lock()
         self._key = from_rank_zero(lambda: f"spin/{uuid.uuid4()}")
@@ -156,7 +154,7 @@ class SharedWork:
     def _heartbeat_seconds(self) -> float:
         """Often where a user looks on, and never more often than one process can answer."""
         shown = max(SHOW_SECONDS, dist.get_world_size() / RANKS_PER_SHOW_SECOND)
-        return min(HEARTBEAT_SECONDS if self._progress is None else shown, self._silent_seconds / 4)
+        return min(HEARTBEAT_SECONDS if self._progress is None else shown, SILENT_SECONDS / 4)
 
     def _send_heartbeats(self) -> None:
         seen: dict[int, tuple[int, float]] = {}
@@ -188,10 +186,10 @@ class SharedWork:
             pulse = self._store.add(self._heartbeat_key(rank), 0)
             if rank not in seen or seen[rank][0] != pulse:
                 seen[rank] = (pulse, now)
-            elif now - seen[rank][1] > self._silent_seconds:
+            elif now - seen[rank][1] > SILENT_SECONDS:
                 self._fail(
                     EnvironmentFailure.exit_code,
-                    f"rank {rank} was not heard for {self._silent_seconds:g} s in play: its "
+                    f"rank {rank} was not heard for {SILENT_SECONDS:g} s in play: its "
                     "process or its machine is gone. Give the same command again: the run goes on.",
                 )
 

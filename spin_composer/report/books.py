@@ -19,7 +19,34 @@ Figures = Mapping[str, float]
 
 ITERATION, BATCHES = "iteration", "batches"
 """Names of an iteration's own figures: its number, and the batches that it trained on."""
+LOSS = "loss/train/total"
+"""Composer's name of the loss."""
+NLL = "LanguageCrossEntropy"
+"""Composer's and llm-foundry's name of the negative log-likelihood per token."""
+PAIRS = "spin/pairs"
+GENERATED_LENGTH = "spin/generated_length"
+TRUNCATED_FRACTION = "spin/truncated_fraction"
+DEGENERATE_FRACTION = "spin/degenerate_fraction"
+PLAY_SECONDS = "spin/play_seconds"
+"""Of the metrics of play (``play.metrics``), those that reports show."""
 _BASELINE, _ITERATIONS, _ENDED = "baseline", "iterations", "ended"
+
+EVALUATION = "eval/"
+"""How the names of an evaluation's metrics begin."""
+
+
+def in_training(metric: str) -> str:
+    """Return the name of a training metric's mean over an iteration."""
+    return f"train/{metric}"
+
+
+def in_evaluation(label: str, metric: str) -> str:
+    """Return the name of a metric of the evaluation loader with that label."""
+    return f"{EVALUATION}{label}/{metric}"
+
+
+ACCURACY, MARGIN = in_training("SpinAccuracy"), in_training("SpinMargin")
+"""Of the metrics of training (``metrics``), those that reports show."""
 
 
 @dataclass(frozen=True)

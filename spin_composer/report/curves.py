@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from spin_composer.report.books import Books
+from spin_composer.report.books import ACCURACY, GENERATED_LENGTH, MARGIN, Books
 from spin_composer.report.table import held_out_columns
 
 
@@ -24,16 +24,16 @@ def draw(books: Books, path: Path) -> None:
     """Draw the run's curves to a PNG: held-out NLL, accuracy, margin and response length."""
     records = (books.baseline, *books.iterations)
 
-    def curve(label: str, key: str, style: str = "o-") -> Curve:
-        return Curve(label, [record.get(key) for record in records], style)
+    def curve(label: str, key: str) -> Curve:
+        return Curve(label, [record.get(key) for record in records])
 
     panels = {
         "held-out NLL (nats per token)": [
             curve(column.title, column.key) for column in held_out_columns(books)
         ],
-        "accuracy in training": [curve("SPIN", "train/SpinAccuracy")],
-        "margin in training": [curve("SPIN", "train/SpinMargin")],
-        "generated length (tokens)": [curve("SPIN", "spin/generated_length")],
+        "accuracy in training": [curve("SPIN", ACCURACY)],
+        "margin in training": [curve("SPIN", MARGIN)],
+        "generated length (tokens)": [curve("SPIN", GENERATED_LENGTH)],
     }
     draw_panels(panels, path)
 

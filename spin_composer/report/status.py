@@ -20,6 +20,7 @@ from spin_composer.report.spans import union_seconds
 from spin_composer.save_folder import find_checkpoints, structure_problem
 from spin_composer.store.layout import (
     BOOKS,
+    HEARTBEAT_SECONDS,
     LOCK,
     MANIFEST,
     REPORT,
@@ -28,8 +29,8 @@ from spin_composer.store.layout import (
     unit_number,
 )
 
-_LIVE_SECONDS = 30.0
-"""A run touches its lock every five seconds."""
+_LIVE_SECONDS = 6 * HEARTBEAT_SECONDS
+"""A run that has not touched its lock for so long is shown as dead."""
 
 
 @dataclass(frozen=True)

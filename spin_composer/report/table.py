@@ -9,7 +9,22 @@ from dataclasses import dataclass
 from rich.console import Console
 from rich.table import Table
 
-from spin_composer.report.books import BATCHES, ITERATION, Books, Figures
+from spin_composer.report.books import (
+    ACCURACY,
+    BATCHES,
+    DEGENERATE_FRACTION,
+    EVALUATION,
+    GENERATED_LENGTH,
+    ITERATION,
+    LOSS,
+    MARGIN,
+    NLL,
+    PAIRS,
+    PLAY_SECONDS,
+    TRUNCATED_FRACTION,
+    Books,
+    Figures,
+)
 
 
 @dataclass(frozen=True)
@@ -22,26 +37,26 @@ class Column:
 
 
 _PLAY = (
-    Column("pairs", "spin/pairs", "{:.0f}"),
+    Column("pairs", PAIRS, "{:.0f}"),
     Column("steps", BATCHES, "{:.0f}"),
 )
 _TRAINING = (
-    Column("loss", "loss/train/total"),
-    Column("accuracy", "train/SpinAccuracy"),
-    Column("margin", "train/SpinMargin"),
+    Column("loss", LOSS),
+    Column("accuracy", ACCURACY),
+    Column("margin", MARGIN),
 )
 _RESPONSES = (
-    Column("length", "spin/generated_length", "{:.1f}"),
-    Column("truncated", "spin/truncated_fraction", "{:.1%}"),
-    Column("degenerate", "spin/degenerate_fraction", "{:.1%}"),
-    Column("play s", "spin/play_seconds", "{:.1f}"),
+    Column("length", GENERATED_LENGTH, "{:.1f}"),
+    Column("truncated", TRUNCATED_FRACTION, "{:.1%}"),
+    Column("degenerate", DEGENERATE_FRACTION, "{:.1%}"),
+    Column("play s", PLAY_SECONDS, "{:.1f}"),
 )
 
 
 def held_out_columns(books: Books) -> list[Column]:
     """Return a column of negative log-likelihood per evaluation loader of the run."""
     names = dict.fromkeys(name for record in (books.baseline, *books.iterations) for name in record)
-    keys = [name for name in names if name.startswith("eval/") and name.endswith("CrossEntropy")]
+    keys = [name for name in names if name.startswith(EVALUATION) and name.endswith(NLL)]
     labels = [key.split("/")[1] for key in keys]
     return [
         Column("held-out NLL" if len(keys) == 1 else f"{label} NLL", key)

@@ -23,6 +23,12 @@ from spin_composer.settings.section import fill, plain, section
 
 log = logging.getLogger(__name__)
 
+Tokenization = Literal["rendering", "turns"]
+"""The ways to tokenise a row: whole, as the template renders it, or turn by turn."""
+DEFAULT_TOKENIZATION: Tokenization = "rendering"
+FORMER_TOKENIZATION: Tokenization = "turns"
+"""That of stores that were played before ``tokenize`` was a setting."""
+
 # Keys of llm-foundry's loader that only order, cache or pad.
 _WITHOUT_MEANING = {
     "allow_pad_trimming", "pad_to_longest", "shuffle", "shuffle_seed", "shuffle_algo",
@@ -121,7 +127,7 @@ class DatasetConfig:
     """Most tokens of a prompt; max_seq_len - 1 if not set."""
     date_string: str | None = None
     """The date that chat templates which print one are given; the template's own if not set."""
-    tokenize: Literal["rendering", "turns"] | None = None
+    tokenize: Tokenization | None = None
     """``rendering`` (if not set): the whole row at once; ``turns``: each turn by itself, as in
     llm-foundry."""
     generation_prompt: Literal["template", "response"] = "template"

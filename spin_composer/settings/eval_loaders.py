@@ -7,7 +7,12 @@ from collections.abc import Mapping
 from typing import Any
 
 from spin_composer.errors import InputError, shown
-from spin_composer.settings.dataset import DatasetConfig, check_loader_keys, read_config
+from spin_composer.settings.dataset import (
+    DEFAULT_TOKENIZATION,
+    DatasetConfig,
+    check_loader_keys,
+    read_config,
+)
 from spin_composer.settings.fields import is_int
 
 log = logging.getLogger(__name__)
@@ -92,7 +97,7 @@ def _loaders(cfg: Mapping[str, Any]) -> list[tuple[str, Any]]:
 def _compare(config: DatasetConfig, training: DatasetConfig, where: str) -> None:
     """Refuse other ids than training's; name other limits, which only long rows feel."""
     for key in _IDS_DEPEND_ON:
-        default = "rendering" if key == "tokenize" else None
+        default = DEFAULT_TOKENIZATION if key == "tokenize" else None
         here, there = (getattr(one, key) or default for one in (config, training))
         name, plain = _PLAIN_TEXT
         if here == there or (key == name and plain not in (here, there)):

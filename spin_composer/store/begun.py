@@ -13,6 +13,7 @@ from composer.utils import dist
 from spin_composer.data.examples import ExampleDataset
 from spin_composer.data.origin import goes_on_with
 from spin_composer.distributed import from_rank_zero
+from spin_composer.settings.dataset import FORMER_TOKENIZATION
 from spin_composer.settings.spin import SpinSettings
 from spin_composer.store.base import Store
 from spin_composer.store.layout import MANIFESTS
@@ -73,7 +74,7 @@ def with_original_tokenization(
         return tokenize_of([*map(store.find_manifest, iterations), trained])
 
     found: Any = from_rank_zero(begun)
-    tokenize = "turns" if found is None else found
+    tokenize = FORMER_TOKENIZATION if found is None else found
     if tokenize in ("", examples.tokenize):
         return examples
     if dist.get_global_rank() == 0:

@@ -24,12 +24,12 @@ from typing import Any, Protocol
 import psutil
 
 from spin_composer.errors import EnvironmentFailure, StoreError
-from spin_composer.store.layout import LOCK, temporary_name
+from spin_composer.store.layout import HEARTBEAT_SECONDS, LOCK, temporary_name
 
 log = logging.getLogger(__name__)
 
-HEARTBEAT_SECONDS = 5.0
 LEASE_SECONDS = 60.0
+"""A lock of another machine that is not touched for so long is taken over."""
 
 _held: list[StoreLock] = []
 
@@ -155,19 +155,10 @@ class StoreLock:
 
     Args:
         place: Where it is; a folder means a file in it.
-        lease_seconds: A lock of another machine that is not touched for so long is taken over.
-        beat_seconds: How often the lock is touched while it is held.
     """
 
-    def __init__(
-        self,
-        place: Path | LockPlace,
-        lease_seconds: float = LEASE_SECONDS,
-        beat_seconds: float = HEARTBEAT_SECONDS,
-    ):
+    def __init__(self, place: Path | LockPlace):
         self.place = LockFile(place) if isinstance(place, Path) else place
-        self.lease_seconds = lease_seconds
-        self.beat_seconds = beat_seconds
         self._content = ""
         self._stop = threading.Event()
         self._lost = False
@@ -253,12 +244,12 @@ class StoreLock:
         """Watch a lock for the lease; clocks of two machines are not compared."""
         log.warning(
             f"the lock of {self.place.shown} is another machine's; watching it for "
-            f"{self.lease_seconds:g} s."
+            f"{LEASE_SECONDS:g} s."
         )
         before = self.place.touched()
-        deadline = time.monotonic() + self.lease_seconds
+        deadline = time.monotonic() + LEASE_SECONDS
         while time.monotonic() < deadline:
-            time.sleep(min(1.0, self.lease_seconds / 10))
+            time.sleep(min(1.0, LEASE_SECONDS / 10))
             if self.place.read() != held:
                 return False  # released, or another successor was quicker: look again
             if self.place.touched() != before:
@@ -267,7 +258,7 @@ class StoreLock:
 
     def _heartbeat(self, stop: threading.Event) -> None:
         missed = 0
-        while not stop.wait(self.beat_seconds):
+        while not stop.wait(HEARTBEAT_SECONDS):
             try:
                 found = self.place.read()
                 missed = missed + 1 if found is None else 0

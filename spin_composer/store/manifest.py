@@ -11,11 +11,12 @@ from collections.abc import Mapping
 from typing import Any
 
 from spin_composer.errors import StoreError
+from spin_composer.settings.dataset import FORMER_TOKENIZATION
 
 FORMAT_VERSION = 2
 
 LEGACY_VALUES: dict[str, Any] = {
-    "tokenize": "turns",
+    "tokenize": FORMER_TOKENIZATION,
     "degenerate": "ids",
     "merged": None,
     "replayed": None,

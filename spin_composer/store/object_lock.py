@@ -14,7 +14,8 @@ import time
 from spin_composer.store.layout import BEAT, LOCK
 from spin_composer.store.object_folder import ObjectFolder
 
-_SETTLE_SECONDS = 3.0
+SETTLE_SECONDS = 3.0
+"""How long two writes of the same moment may take to be seen."""
 
 
 class LockObject:
@@ -22,13 +23,11 @@ class LockObject:
 
     Args:
         remote: The store's folder in the object store.
-        settle_seconds: How long two writes of the same moment may take to be seen.
     """
 
-    def __init__(self, remote: ObjectFolder, settle_seconds: float = _SETTLE_SECONDS):
+    def __init__(self, remote: ObjectFolder):
         self.remote = remote
         self.shown = remote.url
-        self.settle_seconds = settle_seconds
         self._beats = 0
 
     def prepare(self) -> None:
@@ -43,7 +42,7 @@ class LockObject:
         if self.read() is not None:
             return False
         self.remote.write_text(LOCK, content)
-        time.sleep(self.settle_seconds)
+        time.sleep(SETTLE_SECONDS)
         if self.read() != content:
             return False
         self.touch()

@@ -20,6 +20,8 @@ from spin_composer.data.pairs import Pair
 from spin_composer.store.durable import fsync, hash_file, seal, unseal, write_atomically
 from spin_composer.store.layout import INDEX, REPORT, temporary_name
 
+_GAP = "server_gap"
+"""Name of a report's ``logprob_gap`` in ``unit.json``."""
 _COLUMNS = {
     "index": "int64",
     "prompt": "ndarray:int32",
@@ -55,8 +57,9 @@ class UnitReport:
     began: float = 0.0
     ended: float = 0.0
     """When it was made, in seconds since the epoch; 0 in stores that did not note it."""
-    server_gap: float | None = None
-    """Engine ``server``: mean difference of its log-probs and ours, in nats per token."""
+    logprob_gap: float | None = None
+    """Mean difference of the engine's log-probs and ours, in nats per token; None where it gives
+    none."""
 
 
 @contextmanager
@@ -79,7 +82,9 @@ def write_unit(folder: Path, pairs: Sequence[Pair], report: UnitReport) -> None:
         path.name: {"bytes": path.stat().st_size, "xxh64": hash_file(path)}
         for path in sorted(folder.iterdir())
     }
-    write_atomically(folder / REPORT, seal({**asdict(report), "files": files}))
+    content = asdict(report)
+    content[_GAP] = content.pop("logprob_gap")
+    write_atomically(folder / REPORT, seal({**content, "files": files}))
     fsync_folder(folder)
 
 
@@ -103,7 +108,8 @@ def read_report(folder: Path) -> UnitReport:
     """Return the report of a complete unit."""
     found = unseal((folder / REPORT).read_text(encoding="utf-8"))
     found.pop("files")
-    return UnitReport(**found)
+    gap = found.pop(_GAP, None)
+    return UnitReport(**found, logprob_gap=gap)
 
 
 def unit_problem(folder: Path) -> str | None:

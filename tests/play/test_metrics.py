@@ -13,7 +13,7 @@ from spin_composer.store.unit import UnitReport
 PLAYED = UnitReport("play", 8, 6, 2, 1, 40, 2.0, 0.5, 1e-7, began=1.0, ended=4.0)
 UNITS = (
     PLAYED,
-    replace(PLAYED, prompts=4, pairs=4, degenerate=0, noise=3e-7, server_gap=0.01),
+    replace(PLAYED, prompts=4, pairs=4, degenerate=0, noise=3e-7, logprob_gap=0.01),
     replace(PLAYED, kind="replay", prompts=5, pairs=5, degenerate=0, generated_tokens=0),
 )
 EXPECTED = {

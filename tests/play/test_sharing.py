@@ -14,6 +14,7 @@ from fixtures.ranks import on_ranks
 
 from spin_composer.distributed import from_rank_zero, on_all_ranks
 from spin_composer.errors import EnvironmentFailure, StoreError
+from spin_composer.play import sharing
 from spin_composer.play.sharing import SharedWork, on_every_node
 
 
@@ -100,7 +101,8 @@ def test_a_failing_node_ends_the_others() -> None:
 
 
 def die(rank: int) -> None:
-    with SharedWork(2, silent_seconds=2.0) as work:
+    sharing.SILENT_SECONDS = 2.0  # of this rank's process
+    with SharedWork(2) as work:
         for _ in work.claims():
             if rank == 1:
                 os.kill(os.getpid(), signal.SIGKILL)
@@ -166,7 +168,8 @@ def test_what_one_rank_cannot_make_ends_the_others_at_once() -> None:
 
 
 def slow_but_alive(rank: int) -> bool:
-    with SharedWork(1, silent_seconds=6.0) as work:
+    sharing.SILENT_SECONDS = 6.0
+    with SharedWork(1) as work:
         for _ in work.claims():
             time.sleep(8)
             work.done()

@@ -7,8 +7,27 @@ from pathlib import Path
 import pytest
 from rich.console import Console
 
+from spin_composer.demo import figures, run, sft
 from spin_composer.errors import StoreError
-from spin_composer.report.books import BATCHES, ITERATION, Books, read_books
+from spin_composer.metrics import PAIR_METRICS
+from spin_composer.play.metrics import PLAY_METRICS
+from spin_composer.report import curves, table
+from spin_composer.report.books import (
+    ACCURACY,
+    BATCHES,
+    DEGENERATE_FRACTION,
+    GENERATED_LENGTH,
+    ITERATION,
+    LOSS,
+    MARGIN,
+    NLL,
+    PAIRS,
+    PLAY_SECONDS,
+    TRUNCATED_FRACTION,
+    Books,
+    in_training,
+    read_books,
+)
 from spin_composer.report.curves import draw
 from spin_composer.report.table import held_out_columns, print_table
 
@@ -101,3 +120,17 @@ def test_books_are_read_as_they_are_written(tmp_path: Path):
     books = Books({"eval/x": 1.5}, [{ITERATION: 0, BATCHES: 3, "loss/train/total": 0.5}], "by hand")
     (tmp_path / "iterations.json").write_text(books.as_json())
     assert read_books(tmp_path) == books
+
+
+def test_the_figures_that_reports_show_are_those_that_are_logged() -> None:
+    of_play = {PAIRS, GENERATED_LENGTH, TRUNCATED_FRACTION, DEGENERATE_FRACTION, PLAY_SECONDS}
+    assert of_play <= set(PLAY_METRICS)
+    logged = {in_training(metric.__name__) for metric in PAIR_METRICS}
+    assert {ACCURACY, MARGIN} <= logged
+
+
+def test_no_report_types_a_logged_name_again() -> None:
+    names = [*PLAY_METRICS, *(in_training(metric.__name__) for metric in PAIR_METRICS), LOSS, NLL]
+    for module in (table, curves, figures, run, sft):
+        source = Path(module.__file__).read_text(encoding="utf-8")
+        assert [name for name in names if f'"{name}"' in source] == []

@@ -16,6 +16,7 @@ from fixtures.processes import until
 
 from spin_composer.errors import EnvironmentFailure, StoreError
 from spin_composer.play.sharing import SharedWork
+from spin_composer.store import lock as lock_module
 from spin_composer.store.layout import LOCK
 from spin_composer.store.lock import StoreLock, this_process
 
@@ -25,6 +26,18 @@ def write_lock(root: Path, **owner: object) -> Path:
     path = root / LOCK
     path.write_text(json.dumps({**this_process(), "run": "other", "token": "t", **owner}))
     return path
+
+
+@pytest.fixture
+def lease(monkeypatch):
+    """Sets how long another machine's lock is watched."""
+    return lambda seconds: monkeypatch.setattr(lock_module, "LEASE_SECONDS", seconds)
+
+
+@pytest.fixture
+def quick_beat(monkeypatch):
+    """Locks are touched often enough for a test to see it."""
+    monkeypatch.setattr(lock_module, "HEARTBEAT_SECONDS", 0.05)
 
 
 def hold(root: Path, ready) -> None:
@@ -55,10 +68,11 @@ def test_a_second_run_is_refused_by_name_and_with_a_remedy(tmp_path, other_run):
     assert "\n" not in said
 
 
-def test_a_killed_runs_lock_is_taken_over_at_once(tmp_path, other_run):
+def test_a_killed_runs_lock_is_taken_over_at_once(tmp_path, lease, other_run):
+    lease(600)
     os.kill(other_run.pid, signal.SIGKILL)
     other_run.join()
-    lock = StoreLock(tmp_path, lease_seconds=600)
+    lock = StoreLock(tmp_path)
     lock.acquire("second")
     assert json.loads((tmp_path / LOCK).read_text())["run"] == "second"
     lock.release()
@@ -84,25 +98,28 @@ def test_a_lock_of_a_running_process_is_its_own_as_long_as_nothing_tells_it_is_n
         StoreLock(tmp_path).acquire("second")
 
 
-def test_a_zombie_holds_no_lock(tmp_path, other_run):
+def test_a_zombie_holds_no_lock(tmp_path, lease, other_run):
+    lease(600)
     os.kill(other_run.pid, signal.SIGKILL)
     os.waitid(os.P_PID, other_run.pid, os.WEXITED | os.WNOWAIT)  # dead, not yet reaped
-    StoreLock(tmp_path, lease_seconds=600).acquire("second")
+    StoreLock(tmp_path).acquire("second")
 
 
 @pytest.mark.parametrize("pid", [-5, 2**22 + 1, 2**70])
-def test_an_id_that_no_process_has_is_a_dead_owners(tmp_path, pid):
+def test_an_id_that_no_process_has_is_a_dead_owners(tmp_path, lease, pid):
+    lease(600)
     write_lock(tmp_path, pid=pid)
-    StoreLock(tmp_path, lease_seconds=600).acquire("second")
+    StoreLock(tmp_path).acquire("second")
 
 
-def test_the_same_process_id_in_another_container_is_another_machines(tmp_path):
+def test_the_same_process_id_in_another_container_is_another_machines(tmp_path, lease):
+    lease(30)
     boot_id = this_process()["machine"].split()[0]
     path = write_lock(tmp_path, machine=f"{boot_id} pid:[1]")
     timer = threading.Timer(0.3, os.utime, [path])
     timer.start()
     with pytest.raises(StoreError, match="in use by run 'other'"):
-        StoreLock(tmp_path, lease_seconds=30).acquire("second")
+        StoreLock(tmp_path).acquire("second")
 
 
 def test_setting_the_clock_does_not_change_who_a_process_is(tmp_path, monkeypatch):
@@ -114,31 +131,35 @@ def test_setting_the_clock_does_not_change_who_a_process_is(tmp_path, monkeypatc
     assert this_process() == before
 
 
-def test_another_machines_lock_that_nobody_touches_is_taken_over(tmp_path):
+def test_another_machines_lock_that_nobody_touches_is_taken_over(tmp_path, lease):
+    lease(0.3)
     write_lock(tmp_path, machine="elsewhere", host="elsewhere")
-    StoreLock(tmp_path, lease_seconds=0.3).acquire("second")
+    StoreLock(tmp_path).acquire("second")
     assert json.loads((tmp_path / LOCK).read_text())["run"] == "second"
 
 
-def test_another_machines_lock_that_is_touched_is_refused(tmp_path):
+def test_another_machines_lock_that_is_touched_is_refused(tmp_path, lease):
+    lease(30)
     path = write_lock(tmp_path, machine="elsewhere", host="elsewhere")
     timer = threading.Timer(0.3, os.utime, [path])
     timer.start()
     with pytest.raises(StoreError, match=r"in use by run 'other' .*on elsewhere"):
-        StoreLock(tmp_path, lease_seconds=30).acquire("second")
+        StoreLock(tmp_path).acquire("second")
 
 
 @pytest.mark.parametrize("text", ["", "{", "[]", "{}"])
-def test_an_unreadable_lock_is_watched_and_taken_over(tmp_path, text):
+def test_an_unreadable_lock_is_watched_and_taken_over(tmp_path, lease, text):
+    lease(0.3)
     (tmp_path / LOCK).write_text(text)
-    StoreLock(tmp_path, lease_seconds=0.3).acquire("second")
+    StoreLock(tmp_path).acquire("second")
 
 
-def test_of_two_successors_one_gets_the_lock(tmp_path):
+def test_of_two_successors_one_gets_the_lock(tmp_path, lease):
+    lease(0.2)
     # Both judge the same dead owner; the slower one must not throw out the quicker one.
     write_lock(tmp_path, machine="elsewhere")
     dead = (tmp_path / LOCK).read_text()
-    quick, slow = StoreLock(tmp_path, 0.2), StoreLock(tmp_path, 0.2)
+    quick, slow = StoreLock(tmp_path), StoreLock(tmp_path)
     quick.acquire("quick")
     slow.place.remove(dead)
     assert json.loads((tmp_path / LOCK).read_text())["run"] == "quick"
@@ -152,8 +173,8 @@ def test_the_same_process_may_begin_again(tmp_path):
     again.check()
 
 
-def test_a_lost_lock_is_noticed(tmp_path):
-    lock = StoreLock(tmp_path, beat_seconds=0.05)
+def test_a_lost_lock_is_noticed(tmp_path, quick_beat):
+    lock = StoreLock(tmp_path)
     lock.acquire("suspended")
     lock.check()
     write_lock(tmp_path, machine="elsewhere")
@@ -163,8 +184,8 @@ def test_a_lost_lock_is_noticed(tmp_path):
     assert (tmp_path / LOCK).exists()  # the other run's
 
 
-def test_the_lock_is_touched_while_it_is_held(tmp_path):
-    lock = StoreLock(tmp_path, beat_seconds=0.05)
+def test_the_lock_is_touched_while_it_is_held(tmp_path, quick_beat):
+    lock = StoreLock(tmp_path)
     lock.acquire("run")
     path = tmp_path / LOCK
     os.utime(path, ns=(0, 0))
@@ -178,8 +199,8 @@ def test_a_file_in_the_folders_place_is_named(tmp_path):
         StoreLock(tmp_path / "store").acquire("run")
 
 
-def test_a_heartbeat_that_ends_by_a_defect_is_told(tmp_path, monkeypatch):
-    lock = StoreLock(tmp_path, beat_seconds=0.05)
+def test_a_heartbeat_that_ends_by_a_defect_is_told(tmp_path, quick_beat, monkeypatch):
+    lock = StoreLock(tmp_path)
     lock.acquire("run")
 
     def broken() -> None:
@@ -191,8 +212,8 @@ def test_a_heartbeat_that_ends_by_a_defect_is_told(tmp_path, monkeypatch):
     lock.release()
 
 
-def test_play_notices_that_the_lock_is_anothers(tmp_path):
-    one = StoreLock(tmp_path / "one", beat_seconds=0.05)
+def test_play_notices_that_the_lock_is_anothers(tmp_path, quick_beat):
+    one = StoreLock(tmp_path / "one")
     one.acquire("suspended")
     with SharedWork(1, lambda *_: one.check()) as work:
         next(work.claims())

@@ -10,6 +10,8 @@ from fixtures.processes import until
 from fixtures.s3 import BUCKET, s3_server
 
 from spin_composer.errors import StoreError
+from spin_composer.store import lock as lock_module
+from spin_composer.store import object_lock
 from spin_composer.store.lock import StoreLock, this_process
 from spin_composer.store.object_folder import ObjectFolder
 from spin_composer.store.object_lock import LockObject
@@ -25,9 +27,16 @@ def s3(monkeypatch):
         yield server
 
 
-def lock(lease: float = 0.5, beat: float = 0.1) -> StoreLock:
-    place = LockObject(ObjectFolder(f"s3://{BUCKET}/run"), settle_seconds=0.2)
-    return StoreLock(place, lease_seconds=lease, beat_seconds=beat)
+@pytest.fixture(autouse=True)
+def quick(monkeypatch):
+    """What a lock waits for is short here."""
+    monkeypatch.setattr(object_lock, "SETTLE_SECONDS", 0.2)
+    monkeypatch.setattr(lock_module, "LEASE_SECONDS", 0.5)
+    monkeypatch.setattr(lock_module, "HEARTBEAT_SECONDS", 0.1)
+
+
+def lock() -> StoreLock:
+    return StoreLock(LockObject(ObjectFolder(f"s3://{BUCKET}/run")))
 
 
 def write_lock(s3, **owner: object) -> None:
@@ -49,7 +58,8 @@ def test_a_lock_is_taken_touched_and_given_back(s3):
     again.release()
 
 
-def test_another_machines_live_lock_is_refused(s3):
+def test_another_machines_live_lock_is_refused(s3, monkeypatch):
+    monkeypatch.setattr(lock_module, "LEASE_SECONDS", 20.0)
     write_lock(s3, host="gpu7")
     stop = threading.Event()
 
@@ -62,7 +72,7 @@ def test_another_machines_live_lock_is_refused(s3):
     thread.start()
     try:
         with pytest.raises(StoreError, match=r"s3://bucket/run is in use by run 'other'.*gpu7"):
-            lock(lease=20).acquire("second")
+            lock().acquire("second")
     finally:
         stop.set()
         thread.join()
@@ -76,11 +86,12 @@ def test_a_dead_machines_lock_is_taken_over(s3):
     one.release()
 
 
-def test_of_two_that_take_a_free_lock_at_once_one_has_it(s3):
+def test_of_two_that_take_a_free_lock_at_once_one_has_it(s3, monkeypatch):
+    monkeypatch.setattr(object_lock, "SETTLE_SECONDS", 1.0)
     outcomes: list[str] = []
 
     def take(name: str) -> None:
-        place = LockObject(ObjectFolder(f"s3://{BUCKET}/run"), settle_seconds=1.0)
+        place = LockObject(ObjectFolder(f"s3://{BUCKET}/run"))
         outcomes.append(f"{name} {place.create(name)}")
 
     threads = [threading.Thread(target=take, args=(name,)) for name in ("one", "two")]

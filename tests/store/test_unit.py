@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -37,6 +38,16 @@ def test_a_unit_lists_each_of_its_files_but_its_report(tmp_path: Path) -> None:
     assert {name: file["bytes"] for name, file in files.items()} == {
         name: (folder / name).stat().st_size for name in files
     }
+
+
+def test_the_engines_gap_has_its_first_name_in_the_file_which_every_version_reads(
+    tmp_path: Path,
+) -> None:
+    folder = tmp_path / "unit-00000"
+    report = replace(make_report(3), logprob_gap=0.25)
+    write_unit(folder, make_rows(3), report)
+    assert unseal((folder / REPORT).read_text())["server_gap"] == 0.25
+    assert read_report(folder) == report
 
 
 def test_a_report_without_later_figures_is_read_and_its_unit_is_whole(tmp_path: Path) -> None:

@@ -34,9 +34,6 @@ class LogprobGap:
     def __init__(self, tolerance: float, server: object):
         self.tolerance = tolerance
         self.server = server
-        self.largest = 0.0
-        """Mean |server - ours| in nats per token, of the unit where it was largest."""
-        self.compared_tokens = 0
 
     def check(
         self, pairs: Sequence[Pair], served: Sequence[float | None], noise: float
@@ -70,6 +67,4 @@ class LogprobGap:
                 "reload_command that did nothing. If it is right, raise "
                 "algorithms.spin.generation.server.logp_tolerance."
             )
-        self.largest = max(self.largest, gap)
-        self.compared_tokens += tokens
         return gap
