@@ -14,7 +14,7 @@ from torch.utils.data import DataLoader
 
 from spin_composer.data.loader import examples_of
 from spin_composer.distributed import from_rank_zero, on_all_ranks
-from spin_composer.engines.base import make_engine
+from spin_composer.engines.base import engine_class, make_engine
 from spin_composer.errors import InputError
 from spin_composer.foundry.exporter import exporters, name_exports
 from spin_composer.fsdp import correct_gloo_average, reshard
@@ -86,6 +86,7 @@ class SPIN(Algorithm):
 
     def __init__(self, **settings: Any):
         self.settings = fill(SpinSettings, settings)
+        engine_class(self.settings.generation).check_settings(self.settings.generation)
         if self.settings.deterministic:
             reproducibility.configure_deterministic_mode()
         log_tables_offline()

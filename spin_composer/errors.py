@@ -18,6 +18,13 @@ from typing import Any, ClassVar
 
 from spin_composer import interrupt
 
+AGAIN = "Give the same command again: the run goes on."
+OTHER_WEIGHTS = (
+    "it was saved by a run that trained other weights, or by a version that left out what is "
+    "trained beside adapters"
+)
+"""Why a checkpoint lacks weights that are trained."""
+
 
 class UserError(Exception):
     """An error that a user can correct; its text is the one line that says how."""
@@ -137,6 +144,11 @@ def explain(error: BaseException) -> tuple[int, str] | None:
     return None if line is None else (EnvironmentFailure.exit_code, line)
 
 
+def registered_already(what: str) -> ValueError:
+    """Return the error of a name that another of its kind has."""
+    return ValueError(f"{what} is registered already. Choose another name.")
+
+
 def rebuilt(code: int, line: str) -> BaseException:
     """Return the error of which another rank says the exit code and the line."""
     if code > 128:
@@ -150,9 +162,8 @@ def _of_checkpoint(error: BaseException) -> str | None:
     for cause in _chain(error):
         if found := _MISSING_KEY.search(str(cause)):
             return (
-                f"the checkpoint lacks {found.group(1)}, which is trained: it was saved by a run "
-                "that trained other weights, or by a version that left out what is trained beside "
-                "adapters. Train the same weights, start anew with another run_name and other "
+                f"the checkpoint lacks {found.group(1)}, which is trained: {OTHER_WEIGHTS}. Train "
+                "the same weights, start anew with another run_name and other "
                 "folders, or, to begin with the base model's, name it in load_ignore_keys."
             )
     return None
@@ -177,7 +188,7 @@ def _environment(error: BaseException) -> str | None:
             return line
         if isinstance(cause, RuntimeError) and any(text in str(cause) for text in _LOST):
             said = str(cause).splitlines()[0]
-            return f"a rank was lost ({said}). Give the same command again: the run goes on."
+            return f"a rank was lost ({said}). {AGAIN}"
     if any(isinstance(cause, RuntimeError) and _CUT_SHORT in str(cause) for cause in causes):
         return (
             "a checkpoint could not be written to its end. See that the disk has space and works, "
@@ -212,7 +223,7 @@ def _of_system(error: BaseException, number: int) -> str | None:
     if number == errno.EEXIST and _SHARED_MEMORY.fullmatch(str(at)):
         return (
             f"another program on this machine took the shared memory {at} of Streaming at the same "
-            "moment. Give the same command again: the run goes on."
+            f"moment. {AGAIN}"
         )
     a_file = number == errno.EEXIST and os.path.isfile(at)  # where a folder was to be made
     if number in _UNWRITABLE or a_file:

@@ -47,7 +47,7 @@ from spin_composer.play.player import Player, Schedule, finish_play, make_units,
 from spin_composer.play.prepare import resume_remedy
 from spin_composer.report.spans import union_seconds
 from spin_composer.settings.spin import SpinSettings, of_iteration
-from spin_composer.store.base import Store
+from spin_composer.store.base import AT_START, Store
 from spin_composer.store.manifest import FIXED_AT_START, differing_fields, meaning
 from spin_composer.store.pair_loader import build_pair_loader, resume_at
 
@@ -161,8 +161,7 @@ class Game:
         if fields := differing_fields(self.manifest, wanted):
             raise StoreError(
                 f"the checkpoint was trained on another play of iteration {iteration}: it differs "
-                f"in {', '.join(fields)}. Give the settings of that run, or resume from the "
-                "checkpoint at the iteration's start."
+                f"in {', '.join(fields)}. Give the settings of that run, or {AT_START}"
             )
         remedy = resume_remedy(iteration, self.settings.epochs_per_iteration)
         report = finish_play(self.store, iteration, len(units), remedy)

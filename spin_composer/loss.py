@@ -15,7 +15,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Protocol, TypeVar
 
-from spin_composer.errors import InputError
+from spin_composer.errors import InputError, registered_already
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -58,7 +58,7 @@ def register_loss(name: str) -> Callable[[_Function], _Function]:
 
     def register(function: _Function) -> _Function:
         if name in LOSSES:
-            raise ValueError(f"the loss {name!r} is registered already. Choose another name.")
+            raise registered_already(f"the loss {name!r}")
         LOSSES[name] = function
         return function
 

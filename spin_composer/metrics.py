@@ -14,6 +14,7 @@ from torch import Tensor
 from torchmetrics import Metric
 from typing_extensions import override
 
+from spin_composer.errors import registered_already
 from spin_composer.loss import PairLoss
 
 
@@ -73,7 +74,7 @@ def register_pair_metric(cls: _Metric) -> _Metric:
         ValueError: The name belongs to another metric.
     """
     if cls.__name__ in {metric.__name__ for metric in PAIR_METRICS}:
-        raise ValueError(f"the metric {cls.__name__} is registered already. Choose another name.")
+        raise registered_already(f"the metric {cls.__name__}")
     PAIR_METRICS.append(cls)
     return cls
 

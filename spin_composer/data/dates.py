@@ -16,6 +16,12 @@ from spin_composer.errors import InputError, shown
 
 log = logging.getLogger(__name__)
 
+ANOTHER_DAY = (
+    "so a run resumed on another day would not fit its store: set "
+    "train_loader.dataset.date_string, such as 26 Jul 2024."
+)
+"""What follows where a chat template prints today's date."""
+
 _FORMATS = (
     "%d %b %Y", "%d %B %Y", "%Y-%m-%d", "%B %d, %Y", "%b %d, %Y", "%d/%m/%Y", "%Y/%m/%d", "%d.%m.%Y"
 )  # fmt: skip
@@ -84,11 +90,7 @@ class TemplateDate:
             other = {**self._arguments(source), "spin_date": _written(_OTHER_DAY)}
             if render(**other) != text:
                 self._warned = True
-                log.warning(
-                    "The chat template prints today's date (strftime_now), so a run resumed on "
-                    "another day would not fit its store: set train_loader.dataset.date_string, "
-                    "such as 26 Jul 2024."
-                )
+                log.warning("The chat template prints today's date (strftime_now), %s", ANOTHER_DAY)
         return text
 
     def _arguments(self, source: str) -> dict[str, Any]:

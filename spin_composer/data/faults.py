@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from spin_composer.errors import InputError
+from spin_composer.errors import InputError, shown
 
 
 @dataclass(frozen=True, slots=True)
@@ -26,6 +26,11 @@ class Where:
         )
 
 
+DROP_SUCH_ROWS = "or drop such rows with dataset.on_bad_row: skip."
+FILL_OR_DROP = f"Give it a text, {DROP_SUCH_ROWS}"
+BORDERS_ARE_LOST = "tokenised already, and the prompt's and response's borders are lost"
+
+
 class BadRow(InputError):
     """A row that cannot be trained on.
 
@@ -43,3 +48,35 @@ class BadRow(InputError):
 
     def __reduce__(self) -> tuple[Any, ...]:
         return type(self), (self.where, self.reason, self.problem, self.remedy)
+
+
+def refused_by_template(
+    where: Where,
+    said: object,
+    messages: object,
+    who: str = "the chat template refuses",
+    more: str = "",
+) -> BadRow:
+    """Return the fault of a row that the tokenizer's chat template refuses.
+
+    Args:
+        where: The row's place.
+        said: What the template, or its engine, said.
+        messages: The row's.
+        who: Who cannot take it, with its verb.
+        more: Follows the remedy.
+    """
+    return BadRow(
+        where, "chat template fails",
+        f"{who} the row: {said} (messages={shown(messages)})",
+        f"Adapt the row to the tokenizer's chat template, or change the template{more}.",
+    )  # fmt: skip
+
+
+def refused_by_tokenizer(where: Where, row: str, error: Exception) -> BadRow:
+    """Return the fault of a row, as messages show it, that the tokenizer cannot encode."""
+    return BadRow(
+        where, "tokenizer fails",
+        f"the tokenizer cannot encode {row} ({type(error).__name__}: {shown(str(error), 160)})",
+        "Correct the text, or use the model's own tokenizer.",
+    )  # fmt: skip

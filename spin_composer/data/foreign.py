@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from spin_composer.data.faults import BadRow, Where
+from spin_composer.data.faults import BORDERS_ARE_LOST, BadRow, Where
 from spin_composer.errors import shown
 
 KEY_PAIRS = (("prompt", "response"), ("prompt", "completion"), ("input", "output"))
@@ -148,8 +148,7 @@ def _tokens(row: Mapping, where: Where) -> BadRow | None:
         return None
     return BadRow(
         where, "tokenised row",
-        f"{key}={shown(row[key])}: the row is tokenised already, and the prompt's and "
-        "response's borders are lost", "Give the rows as text.",
+        f"{key}={shown(row[key])}: the row is {BORDERS_ARE_LOST}", "Give the rows as text.",
     )  # fmt: skip
 
 

@@ -30,7 +30,12 @@ from spin_composer.data.sources import read_rows
 from spin_composer.data.tokenise import build_examples
 from spin_composer.errors import InputError, shown
 from spin_composer.pretrained.check import check_run
-from spin_composer.settings.dataset import FORMER_TOKENIZATION, check_loader_keys, read_config
+from spin_composer.settings.dataset import (
+    FORMER_TOKENIZATION,
+    check_loader_keys,
+    dataset_block,
+    read_config,
+)
 from spin_composer.settings.spin import ALL
 from spin_composer.shared_memory import own_names
 
@@ -87,11 +92,7 @@ def build_spin_dataloader(
     check_loader_keys(unknown, where)
     if tokenizer is None:
         raise InputError("tokenizer=None: SPIN's data needs the model's tokenizer. Give one.")
-    if not isinstance(dataset, Mapping):
-        raise InputError(
-            f"{where}.dataset={shown(dataset)}: it names no data. Give it the dataset block "
-            "of an SFT YAML (hf_name or local/remote, max_seq_len, ...)."
-        )
+    dataset = dataset_block(dataset, where)
     size = _batch_size(device_batch_size, evaluation)
     limits = None if run is None else check_run(run, tokenizer)
     start = time.monotonic()

@@ -11,7 +11,7 @@ import os
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
-from spin_composer.data.faults import Where
+from spin_composer.data.faults import BORDERS_ARE_LOST, Where
 from spin_composer.data.files import RawRow
 from spin_composer.errors import InputError, shown
 from spin_composer.settings.dataset import DatasetConfig
@@ -109,8 +109,7 @@ def _prepared_shards(stream: Stream, root: str, config: DatasetConfig) -> list[R
     for column in _columns(shards[0]):
         if column in _TOKENISED:
             raise InputError(
-                f"{root}: column={column!r}: the rows are tokenised already, and the prompt's and "
-                "response's borders are lost. Give the rows as text."
+                f"{root}: column={column!r}: the rows are {BORDERS_ARE_LOST}. Give them as text."
             )
     return shards
 

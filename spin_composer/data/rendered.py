@@ -6,7 +6,7 @@ import logging
 from typing import TYPE_CHECKING, Any
 
 from spin_composer.data.counts import DataReport
-from spin_composer.data.faults import BadRow, Where
+from spin_composer.data.faults import Where, refused_by_tokenizer
 from spin_composer.data.rendering import Renderer
 from spin_composer.data.spelled import (
     Spelled,
@@ -86,11 +86,7 @@ class RowTokeniser:
         except InputError:
             raise
         except Exception as error:
-            raise BadRow(
-                where, "tokenizer fails",
-                f"the tokenizer cannot encode the row {shown(row)} ({type(error).__name__}: "
-                f"{shown(str(error), 160)})", "Correct the text, or use the model's own tokenizer.",
-            ) from error  # fmt: skip
+            raise refused_by_tokenizer(where, f"the row {shown(row)}", error) from error
         if self._renderer is not None:
             self._count_cut_answer(row, prompt, whole, where, report)
             self._note_other_roles(row, where, report)

@@ -12,7 +12,13 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Literal
 
 from spin_composer.data.chat_template import ChatTemplate
-from spin_composer.data.faults import BadRow, Where
+from spin_composer.data.faults import (
+    DROP_SUCH_ROWS,
+    FILL_OR_DROP,
+    BadRow,
+    Where,
+    refused_by_template,
+)
 from spin_composer.data.tool_calls import with_text_arguments
 from spin_composer.errors import InputError, shown
 
@@ -27,6 +33,7 @@ _UNLIKE_ANYTHING = "\U0010f8ff"
 _SHOWN = 48
 _ALWAYS_WRITTEN = ("user", "assistant")
 """Of these a content that stands in the rendering is taken to be the turn's own."""
+_LOST = "by the chat template, so it would be lost"
 _TAGGED = re.compile(r"<(\w+)>.*?</\1>", re.DOTALL)
 
 
@@ -171,11 +178,7 @@ class Renderer:
             raise
         except Exception as error:
             name = "" if type(error) is TemplateError else f"{type(error).__name__}: "
-            raise BadRow(
-                where, "chat template fails",
-                f"the chat template refuses the row: {name}{error} (messages={shown(messages)})",
-                "Adapt the row to the tokenizer's chat template, or change the template.",
-            ) from error  # fmt: skip
+            raise refused_by_template(where, f"{name}{error}", messages) from error
 
     def _check_keys(
         self,
@@ -202,7 +205,7 @@ class Renderer:
             if not used:
                 raise BadRow(
                     where, "empty response", f"messages[{last}].content={shown(content)} is empty",
-                    "Give it a text, or drop such rows with dataset.on_bad_row: skip.",
+                    FILL_OR_DROP,
                 )  # fmt: skip
         elif used and content.strip() not in whole:
             less = {**messages[-1], "content": ""}
@@ -235,9 +238,9 @@ class Renderer:
                 raise BadRow(
                     where, f"{message['role']} turn not written",
                     f"messages[{i}].content={shown(message['content'])}, of role "
-                    f"{message['role']}, is not written by the chat template, so it would be lost",
+                    f"{message['role']}, is not written {_LOST}",
                     "Use a template that writes such turns, join the text to another turn with "
-                    "dataset.preprocessing_fn, or drop such rows with dataset.on_bad_row: skip.",
+                    f"dataset.preprocessing_fn, {DROP_SUCH_ROWS}",
                 )  # fmt: skip
 
     def _same(
@@ -315,6 +318,6 @@ def _around(text: str, at: int) -> str:
 def _unused(field: str, value: Any, where: Where) -> BadRow:
     return BadRow(
         where, f"unused {field.rpartition('.')[2]}",
-        f"{field}={shown(value)} is not used by the chat template, so it would be lost",
+        f"{field}={shown(value)} is not used {_LOST}",
         "Use a template that writes it, put it into the content, or remove the key.",
     )  # fmt: skip

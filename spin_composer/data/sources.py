@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from spin_composer.data.faults import Where
-from spin_composer.data.files import READABLE, RawRow, known_endings, read_file, suffix
+from spin_composer.data.files import READABLE, RawRow, known_endings, no_such, read_file, suffix
 from spin_composer.data.mds import read_mds
 from spin_composer.data.splits import split_rows
 from spin_composer.errors import InputError, shown
@@ -67,10 +67,7 @@ def read_rows(config: DatasetConfig) -> Iterator[RawRow]:
         if files is not None and all(suffix(file) in _BUILDERS[name] for file in files):
             return _read_files(files, config)
     elif name not in ("text", *_BUILDERS) and _looks_like_a_path(name):
-        raise InputError(
-            f"{_WHERE}.hf_name={shown(name, 200)}: no such file or folder. "
-            f"Check the path (it is relative to {Path.cwd()})."
-        )
+        raise no_such(f"{_WHERE}.hf_name={shown(name, 200)}", "file or folder")
     return _load_dataset(name, config)
 
 
@@ -159,10 +156,7 @@ def _local_data_files(config: DatasetConfig) -> list[str] | None:
         pattern = os.path.join(root, os.path.expanduser(pattern))
         found = [pattern] if os.path.isfile(pattern) else sorted(glob.glob(pattern, recursive=True))
         if not found:
-            raise InputError(
-                f"{_WHERE}.hf_kwargs.data_files={shown(pattern)}: no such file. "
-                f"Check the path (it is relative to {Path.cwd()})."
-            )
+            raise no_such(f"{_WHERE}.hf_kwargs.data_files={shown(pattern)}")
         files += found
     return files
 

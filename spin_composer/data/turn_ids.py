@@ -5,7 +5,8 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from spin_composer.data.counts import DataReport
-from spin_composer.data.faults import BadRow, Where
+from spin_composer.data.dates import ANOTHER_DAY
+from spin_composer.data.faults import BadRow, Where, refused_by_template, refused_by_tokenizer
 from spin_composer.data.rendering import CARRY_NO_TEXT, Renderer
 from spin_composer.data.spelled import Spelled, control_tokens, texts_of
 from spin_composer.data.stop import StopRule
@@ -54,10 +55,7 @@ class TurnTokeniser:
         if kind == "chat" and "date_string" in str(tokenizer.chat_template) and (
             config.date_string is None
         ):  # fmt: skip
-            _log().warning(
-                "The chat template prints today's date, so a run resumed on another day would "
-                "not fit its store: set train_loader.dataset.date_string, such as 26 Jul 2024."
-            )
+            _log().warning("The chat template prints today's date, %s", ANOTHER_DAY)
 
     def __call__(
         self, row: dict[str, Any], where: Where, report: DataReport
@@ -120,21 +118,13 @@ class TurnTokeniser:
 
     def _fault(self, row: dict[str, Any], where: Where, error: Exception) -> BadRow:
         if self._kind == "plain":
-            return BadRow(
-                where, "tokenizer fails",
-                f"the tokenizer cannot encode prompt={shown(row['prompt'])} and response="
-                f"{shown(row['response'])} ({type(error).__name__}: {shown(str(error), 160)})",
-                "Correct the text, or use the model's own tokenizer.",
-            )  # fmt: skip
+            texts = f"prompt={shown(row['prompt'])} and response={shown(row['response'])}"
+            return refused_by_tokenizer(where, texts, error)
         who = "the chat template refuses"
         if isinstance(error, TurnFault):
             who = "tokenize: turns cannot encode"
-        return BadRow(
-            where, "chat template fails",
-            f"{who} the row: {error} (messages={shown(row.get('messages'))})",
-            "Adapt the row to the tokenizer's chat template, or change the template; with "
-            "tokenize: turns no turn may change once others follow, with rendering it may.",
-        )  # fmt: skip
+        more = "; with tokenize: turns no turn may change once others follow, with rendering it may"
+        return refused_by_template(where, error, row.get("messages"), who, more)
 
 
 def _log() -> Any:

@@ -10,7 +10,7 @@ import re
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
-from spin_composer.data.faults import BadRow, Where
+from spin_composer.data.faults import DROP_SUCH_ROWS, FILL_OR_DROP, BadRow, Where
 from spin_composer.data.foreign import TWO_SIDES, texts_for_turns
 from spin_composer.data.tool_calls import call_of, checked_calls, checked_json, parsed
 from spin_composer.errors import shown
@@ -69,7 +69,7 @@ def checked_text(
             where,
             empty,
             f"{field}={shown(value)} is empty",
-            "Give it a text, or drop such rows with dataset.on_bad_row: skip.",
+            FILL_OR_DROP,
         )
     return value
 
@@ -307,8 +307,7 @@ def _refuse_untrained(turns: list[Any], field: str, where: Where) -> None:
             where, "not to be trained on",
             f"{field}[{len(turns) - 1}].{key}={shown(last[key])} says that the last turn, which is "
             "the response, is not to be trained on",
-            "Cut the conversation after the answer that is, remove the key, or drop such rows "
-            "with dataset.on_bad_row: skip.",
+            f"Cut the conversation after the answer that is, remove the key, {DROP_SUCH_ROWS}",
         )  # fmt: skip
 
 

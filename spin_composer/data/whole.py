@@ -9,12 +9,13 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
-from spin_composer.data.faults import BadRow, Where
+from spin_composer.data.faults import DROP_SUCH_ROWS, BadRow, Where
 from spin_composer.errors import shown
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
+_TUNED_BY_TURNS = "For a model that llm-foundry tuned, set train_loader.dataset.tokenize: turns"
 _BEFORE, _AFTER = 3, 4
 Encode = Callable[[str], list[int]]
 
@@ -73,9 +74,8 @@ class WholeText:
         return BorderFault(
             where, "a token spans prompt and response",
             f"the prompt by itself ends in the tokens {alone}, but the whole row has {inside}",
-            "Let the prompt end where a token ends (a space belongs to the response's start), or "
-            "drop such rows with dataset.on_bad_row: skip. For a model that llm-foundry tuned, set "
-            "train_loader.dataset.tokenize: turns.",
+            "Let the prompt end where a token ends (a space belongs to the response's start), "
+            f"{DROP_SUCH_ROWS} {_TUNED_BY_TURNS}.",
         )  # fmt: skip
 
 
@@ -96,6 +96,5 @@ def most_fail(
     )  # fmt: skip
     return (
         f"{fault.where}: {fault.problem}. So it is in {failed} of {tried} rows: {what} within a "
-        "token. For a model that llm-foundry tuned, set train_loader.dataset.tokenize: turns; else "
-        "end the prompt where a token ends (no space at its end)."
+        f"token. {_TUNED_BY_TURNS}; else end the prompt where a token ends (no space at its end)."
     )

@@ -19,11 +19,13 @@ import torch
 from composer.core import Precision
 
 from spin_composer.data.pairs import Ids, Pair
-from spin_composer.settings.fields import SECTION
+from spin_composer.settings.fields import SECTION, check
 from spin_composer.settings.generation import ENGINES, GenerationSettings
 
 if TYPE_CHECKING:
     from spin_composer.model.lm import SpinLM
+
+_MERGE_ADAPTERS = f"{SECTION}.generation.merge_adapters"
 
 OnProgress = Callable[[int, int], None]
 """Called with the prompts that are answered, and the tokens generated, so far in a call."""
@@ -129,9 +131,23 @@ class Engine(ABC):
     """Generation runs the policy's own forward, so every rank holds its parameters gathered."""
     exports_model: ClassVar[bool]
     """The opponent is written as a Hugging Face folder."""
+    keeps_adapters: ClassVar[bool]
+    """LoRA adapters may stay beside the weights that generate (``merge_adapters: false``)."""
 
     def __init__(self, settings: GenerationSettings):
         self.settings = settings
+
+    @classmethod
+    def check_settings(cls, settings: GenerationSettings) -> None:
+        """Refuse settings that the engine cannot follow; called before data and model are read.
+
+        Raises:
+            InputError: Names the setting, its value and the remedy.
+        """
+        kept = not settings.merge_adapters
+        wanted = f"true with engine {settings.engine}"
+        remedy = "It generates with LoRA adapters merged: remove the setting, or use engine: hf."
+        check(cls.keeps_adapters or not kept, _MERGE_ADAPTERS, False, wanted, remedy)
 
     @abstractmethod
     def check(self, model: SpinLM) -> None:

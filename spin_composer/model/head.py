@@ -23,6 +23,7 @@ from spin_composer.errors import InputError
 from spin_composer.foundry.base import SharedEmbedding
 from spin_composer.model.logit_transforms import InstalledTransform, transforms_of
 from spin_composer.model.unwrap import inner_model
+from spin_composer.settings.model import lora_on_output_layer
 from spin_kernels import PairLossOutput, linear_log_softmax_gather, linear_pair_loss
 
 
@@ -140,10 +141,8 @@ def install_head(model: nn.Module) -> None:
     if isinstance(head, ScoringHead):
         return
     if hasattr(head, "lora_A") or hasattr(head, "base_layer"):
-        raise InputError(
-            f"peft_config: target_modules names the output layer of {type(inner).__name__}: LoRA "
-            "there is not supported. Take it out of target_modules (or put it in modules_to_save)."
-        )
+        name = next(name for name, module in inner.named_modules() if module is head)
+        raise InputError(lora_on_output_layer(name))
     if type(head) not in _HEAD_CLASSES:
         raise InputError(
             f"model: the output layer of {type(inner).__name__} is a {type(head).__name__}: only "

@@ -14,12 +14,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from spin_composer.errors import EnvironmentFailure, StoreError
+from spin_composer.errors import StoreError
 from spin_composer.play.plan import PlayUnit, ReplayUnit, Unit
 from spin_composer.store.base import REMAKE, Store
 from spin_composer.store.durable import json_object
 from spin_composer.store.layout import MANIFEST, SET_ASIDE, UNITS, is_temporary
 from spin_composer.store.local import set_aside
+from spin_composer.store.space import require_space
 
 if TYPE_CHECKING:
     from spin_composer.data.examples import ExampleDataset
@@ -79,45 +80,20 @@ def check_iteration(
     _remove_leftovers(store, iteration)
     if repair:
         _set_unreadable_aside(store, iteration)
-    store.check_open(manifest)
+    complete = store.complete_units(iteration)
+    store.check_open(manifest, complete)
     for earlier in sorted({unit.iteration for unit in units if isinstance(unit, ReplayUnit)}):
         same = {field: manifest[field] for field in _OF_THE_RUN if field in manifest}
         store.check_manifest(store.manifest(earlier) | same)
     verified = _check_units(store, iteration, len(units), repair)
+    if repair:  # which may have set some of them aside
+        complete = store.complete_units(iteration)
     longest = manifest["generation"]["max_new_tokens"]
-    missing = missing_units(store, iteration, wanted)
-    require_space(store, iteration, [units[unit] for unit in missing], examples, longest)
+    missing = sorted(set(wanted) - complete)
+    needed = needed_bytes(store, [units[unit] for unit in missing], examples, longest)
+    what = f"the {len(missing)} units that iteration {iteration} still plays take up to"
+    require_space(store.root, needed, what)
     return Checked(missing, verified - frozenset(missing))
-
-
-def missing_units(store: Store, iteration: int, wanted: Sequence[int]) -> list[int]:
-    """Return those of an iteration's wanted units that are not complete, in order."""
-    return sorted(set(wanted) - store.complete_units(iteration))
-
-
-def require_space(
-    store: Store,
-    iteration: int,
-    units: Sequence[Unit],
-    examples: ExampleDataset,
-    max_new_tokens: int,
-) -> None:
-    """Refuse to play units that the disk cannot hold.
-
-    Raises:
-        EnvironmentFailure: Names the numbers.
-    """
-    needed = needed_bytes(store, units, examples, max_new_tokens)
-    at = store.root.absolute()
-    while not at.exists():  # a job that only plays may be the first to come
-        at = at.parent
-    free = shutil.disk_usage(at).free
-    if needed > free:
-        raise EnvironmentFailure(
-            f"the {len(units)} units that iteration {iteration} still plays take up to "
-            f"{_shown(needed)}, and {store.root.absolute()} has {_shown(free)} free. Free space "
-            "there, or set algorithms.spin.store to a folder on a larger disk."
-        )
 
 
 def needed_bytes(
@@ -144,11 +120,8 @@ def needed_bytes(
 
 def remedy_in_replay(iteration: int) -> str:
     """Return the remedy for an earlier iteration that is damaged when it is replayed."""
-    return (
-        f"It is replayed, and the opponent that played iteration {iteration} is gone: restore "
-        "it from a copy, or move all checkpoints after that iteration's start out of "
-        "save_folder and give the same command with algorithms.spin.repair=true."
-    )
+    again = _restore_or_play("all checkpoints after that iteration's start")
+    return f"It is replayed, and the opponent that played iteration {iteration} is gone: {again}."
 
 
 def resume_remedy(iteration: int, epochs_per_iteration: int) -> str:
@@ -157,9 +130,14 @@ def resume_remedy(iteration: int, epochs_per_iteration: int) -> str:
     which = f"all checkpoints after epoch {start}" if iteration else "all checkpoints"
     return (
         f"The opponent that played iteration {iteration} is gone, so training cannot go on here: "
-        f"restore it from a copy, or move {which} out of save_folder and give the same command "
-        "with algorithms.spin.repair=true, which plays what is missing and trains the iteration "
-        "again."
+        f"{_restore_or_play(which)}, which plays what is missing and trains the iteration again."
+    )
+
+
+def _restore_or_play(checkpoints: str) -> str:
+    return (
+        f"restore it from a copy, or move {checkpoints} out of save_folder and give the same "
+        "command with algorithms.spin.repair=true"
     )
 
 
@@ -211,11 +189,3 @@ def _remove(path: Path) -> None:
         shutil.rmtree(path, ignore_errors=True)
     else:
         path.unlink(missing_ok=True)
-
-
-def _shown(num_bytes: float) -> str:
-    for unit in ("bytes", "kB", "MB", "GB"):
-        if num_bytes < 1000:
-            return f"{num_bytes:.3g} {unit}"
-        num_bytes /= 1000
-    return f"{num_bytes:.3g} TB"

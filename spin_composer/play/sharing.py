@@ -13,7 +13,7 @@ from torch.distributed import DistNetworkError, DistStoreError
 
 from spin_composer import interrupt
 from spin_composer.distributed import from_rank_zero, key_value_store, polls
-from spin_composer.errors import EnvironmentFailure, explain, rebuilt
+from spin_composer.errors import AGAIN, EnvironmentFailure, explain, rebuilt
 from spin_composer.play.progress import FIELDS, Counts, Progress
 from spin_composer.store.layout import HEARTBEAT_SECONDS
 
@@ -190,7 +190,7 @@ class SharedWork:
                 self._fail(
                     EnvironmentFailure.exit_code,
                     f"rank {rank} was not heard for {SILENT_SECONDS:g} s in play: its "
-                    "process or its machine is gone. Give the same command again: the run goes on.",
+                    f"process or its machine is gone. {AGAIN}",
                 )
 
     def _heartbeat_key(self, rank: int) -> str:

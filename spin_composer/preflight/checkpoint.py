@@ -8,7 +8,7 @@ from typing import Any
 from composer.core import State
 from composer.utils import dist
 
-from spin_composer.errors import InputError
+from spin_composer.errors import OTHER_WEIGHTS, InputError
 from spin_composer.model.trained import trainable_names
 from spin_composer.preflight.trainable import first_names
 
@@ -74,7 +74,6 @@ def check_restored(state: State, missing: set[str] | None) -> None:
             log.warning(f"{which}: they are the base model's.")
         return
     raise InputError(
-        f"{which}: it was saved by a run that trained others, or by a version that left out what "
-        "is trained beside adapters, and the run cannot go on as it was. Train the same weights, "
-        "or start anew with another run_name and other folders."
+        f"{which}: {OTHER_WEIGHTS}, and the run cannot go on as it was. Train the same weights, or "
+        "start anew with another run_name and other folders."
     )

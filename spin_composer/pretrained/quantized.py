@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 from spin_composer.errors import InputError
+from spin_composer.settings.model import QUANTISED_BASES
 
 if TYPE_CHECKING:
     from peft import PeftModel
@@ -28,9 +29,13 @@ def check_config(config: PretrainedConfig | Mapping[str, Any], name: object) -> 
     if not found:
         return
     method = _value(found, "quant_method") or type(found).__name__
-    raise InputError(
-        f"the model {name} is quantised ({getattr(method, 'value', method)}): quantised bases, "
-        "QLoRA's too, are not supported. Use the model that it was made of."
+    raise _refused(name, f" ({getattr(method, 'value', method)})")
+
+
+def _refused(name: object, method: str = "") -> InputError:
+    return InputError(
+        f"the model {name} is quantised{method}: {QUANTISED_BASES}. Use the model that it was made "
+        "of."
     )
 
 
@@ -51,7 +56,4 @@ def check_loaded(model: PreTrainedModel | PeftModel) -> None:
     quantised = any(getattr(model, flag, False) is True for flag in flags)
     whole = {p.dtype.is_floating_point and p.dtype.itemsize > 1 for p in model.parameters()}
     if quantised or False in whole:
-        raise InputError(
-            f"the model {name} is quantised: quantised bases, QLoRA's too, are not supported. "
-            "Use the model that it was made of."
-        )
+        raise _refused(name)

@@ -31,6 +31,7 @@ PLAY_SECONDS = "spin/play_seconds"
 """Of the metrics of play (``play.metrics``), those that reports show."""
 _BASELINE, _ITERATIONS, _ENDED = "baseline", "iterations", "ended"
 
+GIVE_THE_STORE = "Give the folder that algorithms.spin.store names."
 EVALUATION = "eval/"
 """How the names of an evaluation's metrics begin."""
 
@@ -82,7 +83,7 @@ def read_books(store: Path) -> Books:
     if books is None:
         raise StoreError(
             f"{path} does not exist: no iteration of that run is finished, or it is not its store. "
-            "Give the folder that algorithms.spin.store names."
+            f"{GIVE_THE_STORE}"
         )
     return books
 

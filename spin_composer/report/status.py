@@ -14,7 +14,7 @@ from rich.console import Console
 from rich.table import Table
 
 from spin_composer.errors import StoreError
-from spin_composer.report.books import ITERATION, find_books
+from spin_composer.report.books import GIVE_THE_STORE, ITERATION, find_books
 from spin_composer.report.outline import RunOutline, checkpoint_patterns
 from spin_composer.report.spans import union_seconds
 from spin_composer.save_folder import find_checkpoints, structure_problem
@@ -87,7 +87,7 @@ def read_status(outline: RunOutline, copied_to: Path | None = None) -> Status:
     if not store.is_dir():
         raise StoreError(
             f"{store} does not exist: the run has not begun, or it is another run's name. "
-            "Give the folder that algorithms.spin.store names."
+            f"{GIVE_THE_STORE}"
         )
     books = find_books(store / BOOKS)
     ended = books.ended if books else ""

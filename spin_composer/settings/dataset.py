@@ -18,7 +18,7 @@ from pydantic import AfterValidator, Field, model_validator
 from typing_extensions import Self
 
 from spin_composer.errors import InputError, shown
-from spin_composer.settings.fields import Count, Must, Positive, PositiveInt, nearest
+from spin_composer.settings.fields import Count, Must, Positive, PositiveInt, must_be, nearest
 from spin_composer.settings.section import fill, plain, section
 
 log = logging.getLogger(__name__)
@@ -234,6 +234,24 @@ def _check_stream(name: str, stream: Mapping[str, Any]) -> None:
                 f".streams.{name}.{key}={shown(stream[key])} cannot be used: SPIN reads every row "
                 "of every stream once. Remove it, or write the mixture as a data set of its own."
             )
+
+
+_SFT_BLOCK = (
+    "Give it the dataset block of an SFT YAML (hf_name or local/remote, max_seq_len, ...)."
+)
+
+
+def dataset_block(given: object, where: str, remedy: str = _SFT_BLOCK) -> Mapping[str, Any]:
+    """Return the ``dataset`` block of a loader.
+
+    Raises:
+        InputError: If it is no mapping; names the loader.
+    """
+    if not isinstance(given, Mapping):
+        raise InputError(
+            must_be(f"{where}.dataset", given, "a mapping that names the data", remedy)
+        )
+    return given
 
 
 def _check_turns(config: DatasetConfig, where: str) -> None:

@@ -11,6 +11,7 @@ from spin_composer.settings.dataset import (
     DEFAULT_TOKENIZATION,
     DatasetConfig,
     check_loader_keys,
+    dataset_block,
     read_config,
 )
 from spin_composer.settings.fields import is_int
@@ -54,12 +55,8 @@ def check_eval_loaders(cfg: Mapping[str, Any], training: DatasetConfig | None) -
         if where != "eval_loader" and not loader.get("label"):
             raise InputError(f"{where}.label is not set. Name each of several evaluation sets.")
         check_loader_keys((key for key in loader if key not in _NOT_THE_LOADERS), where)
-        dataset = loader.get("dataset")
-        if not isinstance(dataset, Mapping):
-            raise InputError(
-                f"{where}.dataset must be a mapping that names the data, got {shown(dataset)}. "
-                "Give it the train_loader's dataset block with held-out rows."
-            )
+        remedy = "Give it the train_loader's dataset block with held-out rows."
+        dataset = dataset_block(loader.get("dataset"), where, remedy)
         config = read_config(dataset, f"{where}.dataset")
         if training is not None:
             _compare(config, training, f"{where}.dataset")

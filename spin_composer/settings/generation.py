@@ -58,7 +58,8 @@ class GenerationSettings:
     """Prompts per generation batch of one rank. NeMo-Aligner's ``rollout_micro_batch_size``."""
     merge_adapters: bool = True
     """Generate with LoRA adapters merged into copies of the weights, which is faster; false saves
-    the copies' memory. Engine ``hf`` only; an iteration that has begun goes on as it began."""
+    the copies' memory. Engine ``server`` always merges, and refuses it; an iteration that has begun
+    goes on as it began."""
     engine: Annotated[str, OneOf(ENGINES)] = "hf"
     """Who generates: ``hf``, the policy itself in the training processes, or ``server``, a
     completion server."""

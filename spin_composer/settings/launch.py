@@ -17,6 +17,8 @@ from typing import Any
 from spin_composer.errors import InputError, shown
 from spin_composer.save_folder import try_to_write
 from spin_composer.settings.fields import is_int, is_number, nearest
+from spin_composer.settings.model import lora_on_output_layer
+from spin_composer.settings.server import FOREIGN_CLASS, cannot_serve
 from spin_composer.settings.spin import SpinSettings
 
 _INTERVAL = re.compile(r"[\d_]+(\.\d*)?(e-?\d+)?\s*(iter|ep|ba|sp|tok|dur|sec)", re.IGNORECASE)
@@ -179,10 +181,7 @@ def _adapters(peft: Any) -> Problems:
     targets = peft.get("target_modules")
     for layer in _OUTPUT_LAYERS:
         if targets == layer or (isinstance(targets, list) and layer in targets):
-            yield (
-                f"model.peft_config.target_modules names {layer}, the output layer: LoRA there is "
-                "not supported. Take it out (modules_to_save may have it)."
-            )
+            yield lora_on_output_layer(layer)
 
 
 def _loaded(cfg: Config) -> Problems:
@@ -199,10 +198,7 @@ def _loaded(cfg: Config) -> Problems:
 def _server(cfg: Config, settings: SpinSettings) -> Problems:
     server = settings.generation.server
     if server is not None and cfg["model"]["name"] == "mpt_spin_lm":
-        yield (
-            "algorithms.spin.generation.engine=server cannot serve llm-foundry's MPT: only "
-            "transformers' own classes load elsewhere as they are here. Use engine: hf."
-        )
+        yield cannot_serve("llm-foundry's MPT", FOREIGN_CLASS)
     if server is None or (os.environ.get("RANK") or "0") != "0":  # rank 0's machine runs it
         return
     for key in ("command", "reload_command"):

@@ -13,6 +13,17 @@ _FLAGS = ("load_in_8bit", "load_in_4bit", "quantization_config")
 _LOW = {"bfloat16", "float16", "half", "bf16", "fp16", "torch.bfloat16", "torch.float16"}
 
 
+QUANTISED_BASES = "quantised bases, QLoRA's too, are not supported"
+
+
+def lora_on_output_layer(layer: str) -> str:
+    """Return the line that refuses LoRA on the output layer, by its name or its model's."""
+    return (
+        f"model.peft_config.target_modules names {layer}, the output layer: LoRA there is not "
+        "supported. Take it out (modules_to_save may have it)."
+    )
+
+
 def check_model_settings(model: Mapping[str, Any], allow_low_precision: bool = False) -> None:
     """Refuse a YAML's ``model`` that quantises, or that trains weights of low precision.
 
@@ -28,8 +39,8 @@ def check_model_settings(model: Mapping[str, Any], allow_low_precision: bool = F
             if section.get(name):
                 value = "true" if section[name] is True else shown(section[name])
                 raise InputError(
-                    f"{where}.{name}={value} is for inference only: quantised models (QLoRA "
-                    "too) are not supported. Remove it; LoRA over an unquantised base trains "
+                    f"{where}.{name}={value} is for inference only: {QUANTISED_BASES}. "
+                    "Remove it; LoRA over an unquantised base trains "
                     "little too."
                 )
         for name in ("torch_dtype", "dtype"):

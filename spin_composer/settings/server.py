@@ -23,6 +23,15 @@ MODEL, PORT, HOST, API_KEY = "{model}", "{port}", "{host}", "{api_key}"
 """What a command template has in place of the opponent's folder, port, address and key."""
 
 
+FOREIGN_CLASS = "only transformers' own classes load elsewhere as they are here"
+"""Why a server cannot serve a model of another class."""
+
+
+def cannot_serve(what: str, why: str) -> str:
+    """Return the line that refuses a model which the engine ``server`` cannot serve."""
+    return f"{SECTION}.generation.engine=server cannot serve {what}: {why}. Use engine: hf."
+
+
 def _starting(command: str) -> str:
     remedy = f"For example: vllm serve {MODEL} --host {HOST} --port {PORT}."
     ok = MODEL in command and PORT in command and _splits(command)

@@ -7,7 +7,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
 from spin_composer.errors import InputError, shown, together
-from spin_composer.settings.dataset import DatasetConfig, check_loader_keys, read_config
+from spin_composer.settings.dataset import (
+    DatasetConfig,
+    check_loader_keys,
+    dataset_block,
+    read_config,
+)
 from spin_composer.settings.eval_loaders import check_eval_loaders
 from spin_composer.settings.fields import nearest
 from spin_composer.settings.launch import check_places, launch_checks
@@ -166,13 +171,7 @@ def _check_loader(loader: Mapping[str, Any]) -> DatasetConfig:
             "other keys of llm-foundry's finetuning loader stay as they are."
         )
     check_loader_keys(key for key in loader if key != "run")  # transform()'s own
-    dataset = loader.get("dataset")
-    if not isinstance(dataset, Mapping):
-        raise InputError(
-            f"train_loader.dataset must be a mapping that names the data, got {shown(dataset)}. "
-            "Give it the dataset block of an SFT YAML (hf_name or local/remote, max_seq_len, ...)."
-        )
-    return read_config(dataset)
+    return read_config(dataset_block(loader.get("dataset"), "train_loader"))
 
 
 def read_yaml(path: str | Path, overrides: Sequence[str]) -> DictConfig:

@@ -21,6 +21,9 @@ REMAKE = (
 )
 """What to do about a damaged unit; ``{folder}`` becomes the unit's."""
 
+AT_START = "resume from the checkpoint at the iteration's start."
+"""What to do where a store does not fit the checkpoint."""
+
 
 class Store(ABC):
     """Pairs and opponent log-probs of a run, iteration by iteration.
@@ -84,8 +87,14 @@ class Store(ABC):
         """
 
     @abstractmethod
-    def check_open(self, manifest: Mapping[str, Any]) -> None:
+    def check_open(
+        self, manifest: Mapping[str, Any], complete: Collection[int] | None = None
+    ) -> None:
         """Check that an iteration can be opened with a manifest; write nothing.
+
+        Args:
+            manifest: The iteration's.
+            complete: Of :meth:`complete_units`; None: it is looked up, where it is needed.
 
         Raises:
             StoreError: If the folder holds another run's iteration (the differing fields are

@@ -16,7 +16,7 @@ from typing import Any
 
 from spin_composer.data.pairs import Pair
 from spin_composer.errors import StoreError
-from spin_composer.store.base import REMAKE, Store
+from spin_composer.store.base import AT_START, REMAKE, Store
 from spin_composer.store.durable import create_atomically, fsync, json_object, write_atomically
 from spin_composer.store.layout import (
     INDEX,
@@ -65,8 +65,11 @@ class LocalStore(Store):
 
     # --- manifest ---------------------------------------------------------------------------
 
-    def check_open(self, manifest: Mapping[str, Any]) -> None:
-        """See :class:`Store`."""
+    def check_open(
+        self, manifest: Mapping[str, Any], complete: Collection[int] | None = None
+    ) -> None:
+        """See :class:`Store`; units that are being written count as well."""
+        del complete
         folder = self.folder(manifest["iteration"])
         found = self._manifest_here(manifest["iteration"])
         if found is not None:
@@ -117,7 +120,7 @@ class LocalStore(Store):
         except FileNotFoundError:
             raise StoreError(
                 f"{path} is missing, but iteration {iteration} is being trained. Restore the "
-                "self-play store, or resume from the checkpoint at the iteration's start."
+                f"self-play store, or {AT_START}"
             ) from None
         except ValueError as error:
             raise StoreError(

@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import json
 import logging
-import shutil
 import uuid
 from collections.abc import Collection, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -19,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from spin_composer.data.pairs import Pair
-from spin_composer.errors import EnvironmentFailure, StoreError
+from spin_composer.errors import StoreError
 from spin_composer.store.base import REMAKE
 from spin_composer.store.durable import json_object, seal, unseal, write_atomically
 from spin_composer.store.layout import (
@@ -38,6 +37,7 @@ from spin_composer.store.lock import LockPlace
 from spin_composer.store.manifest import plain_manifest, require_equal_manifests
 from spin_composer.store.object_folder import ObjectFolder
 from spin_composer.store.object_lock import LockObject
+from spin_composer.store.space import require_space
 from spin_composer.store.unit import (
     UnitReport,
     fsync_folder,
@@ -50,6 +50,7 @@ log = logging.getLogger(__name__)
 
 _TRANSFERS = 8
 _TRIES = 3
+_DELETE = "Delete that folder, or set algorithms.spin.remote_store to another one."
 
 
 class RemoteStore(LocalStore):
@@ -82,16 +83,18 @@ class RemoteStore(LocalStore):
 
     # --- manifest ---------------------------------------------------------------------------
 
-    def check_open(self, manifest: Mapping[str, Any]) -> None:
+    def check_open(
+        self, manifest: Mapping[str, Any], complete: Collection[int] | None = None
+    ) -> None:
         """See :class:`Store`; the object store's manifest is the one that counts."""
         iteration = manifest["iteration"]
         found = self._remote_manifest(iteration)
         if found is not None:
             require_equal_manifests(found, plain_manifest(manifest), self._url(iteration))
-        elif self._attempts(iteration):
+        elif self.complete_units(iteration) if complete is None else complete:
             raise StoreError(
                 f"{self._url(iteration)} has units but no {MANIFEST}, so nothing says what they "
-                "are. Delete that folder, or set algorithms.spin.remote_store to another one."
+                f"are. {_DELETE}"
             )
         else:
             super().check_open(manifest)
@@ -156,8 +159,7 @@ class RemoteStore(LocalStore):
             return None if text is None else json_object(text)
         except ValueError as error:
             raise StoreError(
-                f"{self._url(iteration)}/{MANIFEST} is damaged ({error}). Delete that folder, "
-                "or set algorithms.spin.remote_store to another one."
+                f"{self._url(iteration)}/{MANIFEST} is damaged ({error}). {_DELETE}"
             ) from None
 
     # --- units ------------------------------------------------------------------------------
@@ -173,10 +175,8 @@ class RemoteStore(LocalStore):
         folder = self.unit_folder(iteration, unit)
         if not folder.exists():
             return False
-        if problem := self.problem(iteration, unit):
-            aside = super().set_unit_aside(iteration, unit)
-            log.warning(f"{problem}: this node's copy is set aside as {aside}, and made again.")
-            return False
+        if self._is_damaged_here(iteration, unit):
+            return False  # it is made again
         self._upload(iteration, unit)
         return True
 
@@ -202,11 +202,8 @@ class RemoteStore(LocalStore):
 
     def damage(self, iteration: int, unit: int, thorough: bool) -> str | None:
         """See :class:`Store`; where only this node's copy is damaged, the unit is not."""
-        whole = self.unit_folder(iteration, unit).exists()
-        if whole and (problem := self.problem(iteration, unit)):
-            whole = False
-            aside = super().set_unit_aside(iteration, unit)
-            log.warning(f"{problem}: this node's copy is set aside as {aside}.")
+        here = self.unit_folder(iteration, unit).exists()
+        whole = here and not self._is_damaged_here(iteration, unit)
         attempts = self._attempts(iteration, unit).get(unit) if thorough else None
         return None if attempts is None else self._bring(iteration, unit, attempts[0], whole)
 
@@ -280,7 +277,8 @@ class RemoteStore(LocalStore):
                 if not self._holds(iteration, unit, text, unit in verified)
             ]
             sizes = [self._bytes(names[unit], texts[unit], remedy) for unit in absent]
-            self._require_space(iteration, sizes)
+            what = f"the units of iteration {iteration} that this node lacks are"
+            require_space(self.root, sum(sizes), what)
             list(pool.map(bring, absent))
 
     def publish(self, name: str) -> None:
@@ -297,6 +295,13 @@ class RemoteStore(LocalStore):
             if not marker.damaged and marker._replace(damaged=True) not in found:
                 usable.setdefault(marker.unit, []).append(marker.attempt)
         return usable
+
+    def _is_damaged_here(self, iteration: int, unit: int) -> bool:
+        """Tell whether this node's copy of a unit is damaged, and set it aside then."""
+        if problem := self.problem(iteration, unit):
+            aside = super().set_unit_aside(iteration, unit)
+            log.warning(f"{problem}: this node's copy is set aside as {aside}.")
+        return problem is not None
 
     def _upload(self, iteration: int, unit: int) -> None:
         attempt = uuid.uuid4().hex[:8]
@@ -371,16 +376,6 @@ class RemoteStore(LocalStore):
             raise StoreError(
                 f"{_not_whole(where, problem)}. {remedy.format(folder=where)}"
             ) from None
-
-    def _require_space(self, iteration: int, sizes: Sequence[int]) -> None:
-        needed = sum(sizes)
-        free = shutil.disk_usage(self.root).free
-        if needed > free:
-            raise EnvironmentFailure(
-                f"the units of iteration {iteration} that this node lacks are {needed} bytes, and "
-                f"{self.root.absolute()} has {free} free. Free space there, or set "
-                "algorithms.spin.store to a folder on a larger disk."
-            )
 
     def _name(self, iteration: int) -> str:
         return self.folder(iteration).name

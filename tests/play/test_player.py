@@ -11,6 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from fixtures.units import missing_units
 
 from spin_composer.data.examples import Example, ExampleDataset
 from spin_composer.data.pairs import LENGTH, STOP, Pair
@@ -19,7 +20,7 @@ from spin_composer.errors import StoreError
 from spin_composer.play.iteration import IterationPlan
 from spin_composer.play.plan import Unit, plan_units
 from spin_composer.play.player import Player, PlayReport, finish_play, make_units
-from spin_composer.play.prepare import check_iteration, missing_units
+from spin_composer.play.prepare import check_iteration
 from spin_composer.settings.spin import SpinSettings
 from spin_composer.store import local
 from spin_composer.store.local import LocalStore

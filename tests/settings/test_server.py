@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 
+from spin_composer.algorithm import SPIN
 from spin_composer.engines.base import make_engine
 from spin_composer.errors import InputError
 from spin_composer.settings.generation import GenerationSettings
@@ -55,6 +56,17 @@ def test_a_wrong_value_is_refused_in_one_line(given: dict[str, Any], said: str) 
     assert said in str(caught.value)
     assert "\n" not in str(caught.value)
     assert str(caught.value).endswith((".", "?"))
+
+
+def test_an_engine_that_always_merges_refuses_to_keep_adapters_apart() -> None:
+    spin = {"engine": "server", "server": {"command": COMMAND}, "merge_adapters": False}
+    with pytest.raises(InputError) as caught:
+        SPIN(generation=spin)
+    assert str(caught.value) == (
+        "algorithms.spin.generation.merge_adapters must be true with engine server, got False. It "
+        "generates with LoRA adapters merged: remove the setting, or use engine: hf."
+    )
+    SPIN(generation={"merge_adapters": False})  # engine hf can
 
 
 def generation(**given: Any) -> GenerationSettings:

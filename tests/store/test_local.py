@@ -9,11 +9,11 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from fixtures.units import missing_units
 from streaming import StreamingDataset
 
 from spin_composer.data.pairs import LENGTH, STOP, Pair
 from spin_composer.errors import StoreError
-from spin_composer.play.prepare import missing_units
 from spin_composer.store.durable import write_atomically
 from spin_composer.store.local import LocalStore
 from spin_composer.store.unit import UnitReport, pair_from_sample

@@ -9,10 +9,11 @@ from pathlib import Path
 
 import pytest
 from fixtures.s3 import BUCKET, S3
+from fixtures.units import missing_units
 
 from spin_composer.errors import EnvironmentFailure, StoreError
 from spin_composer.play.player import finish_play
-from spin_composer.play.prepare import check_iteration, missing_units
+from spin_composer.play.prepare import check_iteration
 from spin_composer.store import unit as unit_module
 from spin_composer.store.durable import hash_file
 from spin_composer.store.layout import REPORT
@@ -129,29 +130,37 @@ def test_a_verified_unit_gives_way_to_the_attempt_that_was_settled(a, b):
     assert plain(list(a.read_unit(0, 0))) == plain(list(b.read_unit(0, 0)))
 
 
-def test_a_resumed_play_lists_the_object_store_once_and_once_to_settle(a, monkeypatch):
-    listed: list[str] = []
+@pytest.fixture
+def listed(monkeypatch) -> list[str]:
+    """The prefixes that were listed since the test began."""
+    found: list[str] = []
     names = ObjectFolder.names
 
     def listing(self: ObjectFolder, prefix: str = "") -> list[str]:
-        listed.append(prefix)
+        found.append(prefix)
         return names(self, prefix)
 
     monkeypatch.setattr(ObjectFolder, "names", listing)
+    return found
+
+
+def test_a_new_iteration_is_planned_by_one_listing(a, listed):
+    check_iteration(a, {**MANIFEST, "iteration": 1}, UNITS, EXAMPLES, False, range(2))
+    assert listed == ["iter-001/done/"]
+
+
+def test_a_resumed_play_lists_the_object_store_once_and_once_to_settle(a, listed):
+    listed.clear()
     reopen(a)
     assert listed == ["iter-000/done/"]
     bring(a)
     assert listed == ["iter-000/done/"] * 2
 
 
-def test_the_bytes_of_units_that_a_node_has_not_are_told_by_one_listing(a, b, monkeypatch):
+def test_the_bytes_of_units_that_a_node_has_not_are_told_by_one_listing(a, b, listed):
     sizes = [a.unit_bytes(0, [unit]) for unit in range(2)]
     reports = [(a.unit_folder(0, unit) / REPORT).stat().st_size for unit in range(2)]
-    listed: list[str] = []
-    names = ObjectFolder.names
-    monkeypatch.setattr(
-        ObjectFolder, "names", lambda self, prefix: listed.append(prefix) or names(self, prefix)
-    )
+    listed.clear()
     assert b.unit_bytes(0, [0, 1, 2]) == sum(sizes) - sum(reports)
     assert listed == ["iter-000/done/"]
 
@@ -315,7 +324,7 @@ def test_a_disk_that_cannot_hold_the_units_is_said_before_they_are_fetched(b, mo
         free = 100
 
     monkeypatch.setattr(shutil, "disk_usage", lambda _: Usage)
-    with pytest.raises(EnvironmentFailure, match=r"this node lacks are \d+ bytes, and .* has 100"):
+    with pytest.raises(EnvironmentFailure, match=r"this node lacks .* kB, .* has 100 bytes free"):
         bring(b)
     assert not any((b.folder(0) / "units").iterdir())
 

@@ -20,6 +20,7 @@ class HFEngine(Engine):
 
     needs_whole_model = True
     exports_model = False
+    keeps_adapters = True
 
     def check(self, model: SpinLM) -> None:
         """See :class:`Engine`; any model can generate."""

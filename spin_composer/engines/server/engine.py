@@ -38,6 +38,7 @@ class ServerEngine(Engine):
 
     needs_whole_model = False
     exports_model = True
+    keeps_adapters = False
 
     def check(self, model: SpinLM) -> None:
         """See :class:`Engine`; a server must load the model as it is here."""

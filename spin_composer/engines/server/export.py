@@ -19,6 +19,7 @@ from spin_composer.fsdp import Owner, each_whole, plain_name, shadowed
 from spin_composer.model.adapters import merged_weight, unsupported_adapters
 from spin_composer.model.tying import match_config_to_state
 from spin_composer.model.unwrap import inner_model, plain_class
+from spin_composer.settings.server import FOREIGN_CLASS, cannot_serve
 from spin_composer.store.durable import fsync, write_atomically
 from spin_composer.store.layout import temporary_name
 
@@ -93,15 +94,10 @@ def check_exportable(model: PreTrainedModel | PeftModel) -> None:
     """
     cls = plain_class(inner_model(model))
     if not cls.__module__.startswith("transformers."):
-        raise InputError(
-            f"algorithms.spin.generation.engine=server cannot serve a {cls.__name__}: only "
-            "transformers' own classes load elsewhere as they are here. Use engine: hf."
-        )
+        raise InputError(cannot_serve(f"a {cls.__name__}", FOREIGN_CLASS))
     if kinds := unsupported_adapters(model):
-        raise InputError(
-            "algorithms.spin.generation.engine=server cannot serve adapters of kind "
-            f"{', '.join(kinds)}: they are not merged into the exported weights. Use engine: hf."
-        )
+        why = "they are not merged into the exported weights"
+        raise InputError(cannot_serve(f"adapters of kind {', '.join(kinds)}", why))
 
 
 def _save(

@@ -29,6 +29,9 @@ log = logging.getLogger(__name__)
 
 _POLL_SECONDS = 1.0
 _TAIL_TOKENS = 8
+_USE_IDS = (
+    "Use a server that returns token ids (vLLM, a recent SGLang, TensorRT-LLM, llama.cpp)"
+)
 _Request = tuple[Future[Response], Ids, int]
 """What one answer is wanted for: its future, the prompt, and the row's seed."""
 
@@ -208,8 +211,7 @@ class ServerGenerator:
             what = "its text is of" if reply.ids is None else "its ids are"
             raise self._error(
                 f"sampled {reply.completion_tokens} tokens but {what} {len(ids)}: other ones than "
-                "were sampled. Use a server that returns token ids (vLLM, a recent SGLang, "
-                "TensorRT-LLM, llama.cpp)"
+                f"were sampled. {_USE_IDS}"
             )
 
     def _retokenised(self, prompt: list[int], reply: Reply) -> list[int]:
@@ -219,8 +221,7 @@ class ServerGenerator:
             if self._text(prompt, ids) == reply.text:
                 return ids
         raise self._error(
-            f"gives text only, and {shown(reply.text)} tokenised again is another text. Use a "
-            "server that returns token ids (vLLM, a recent SGLang, TensorRT-LLM, llama.cpp)"
+            f"gives text only, and {shown(reply.text)} tokenised again is another text. {_USE_IDS}"
         )
 
     def _text(self, prompt: list[int], ids: list[int]) -> str:

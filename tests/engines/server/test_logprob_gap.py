@@ -13,6 +13,7 @@ import torch
 from fixtures import models, tokenizers
 from fixtures.runs import tiny_trainer
 from fixtures.served import COMMAND, Served, served, settings
+from fixtures.units import missing_units
 
 from spin_composer.data.pairs import Pair
 from spin_composer.engines.server.dialects import ANY, DIALECTS
@@ -23,7 +24,6 @@ from spin_composer.engines.server.logprob_gap import (
     LogprobGap,
 )
 from spin_composer.errors import EngineError
-from spin_composer.play.prepare import missing_units
 from spin_composer.store.local import LocalStore
 
 pytest.importorskip("xllamacpp", reason="llama.cpp's server comes with the extra `test`")
