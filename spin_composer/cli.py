@@ -64,7 +64,7 @@ def report(
     from spin_composer.report.curves import draw
     from spin_composer.report.table import print_table
 
-    books = read_books(Path(store)) if "://" not in store else _remote_books(store)
+    books = read_books(Path(store)) if "://" not in store else _books_behind(store)
     console = Console()
     # In 80 columns rich would cut the figures themselves; a long line is better than "0.6…".
     print_table(books, Console(width=max(console.width, _REPORT_COLUMNS)))
@@ -72,16 +72,14 @@ def report(
         draw(books, plot)
 
 
-def _remote_books(url: str) -> Books:
-    from spin_composer.report.books import read_books
+def _books_behind(url: str) -> Books:
+    from spin_composer.report.books import parse_books
     from spin_composer.store.layout import BOOKS
-    from spin_composer.store.object_folder import ObjectFolder
+    from spin_composer.store.open import store_at
 
     with TemporaryDirectory() as folder:
-        text = ObjectFolder(url).read_text(BOOKS)
-        if text is not None:
-            (Path(folder) / BOOKS).write_text(text, encoding="utf-8")
-        return read_books(Path(folder))
+        store = store_at(Path(folder), url)
+        return parse_books(store.published(BOOKS), f"{url.rstrip('/')}/{BOOKS}")
 
 
 @app.command()
@@ -99,12 +97,11 @@ def status(
     if outline.remote is None:
         found = read_status(outline)
     else:
-        with TemporaryDirectory() as folder:
-            from spin_composer.store.object_folder import ObjectFolder
-            from spin_composer.store.records import download_records
+        from spin_composer.store.open import store_at
 
-            download_records(ObjectFolder(outline.remote), Path(folder))
-            found = read_status(outline, Path(folder))
+        with TemporaryDirectory() as folder:
+            records = store_at(outline.store, outline.remote).records(Path(folder))
+            found = read_status(outline, records)
     print_status(found, Console(width=max(console.width, _REPORT_COLUMNS)))
     broken = [one for one in found.iterations if one.problem]
     if broken:

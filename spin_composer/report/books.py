@@ -79,13 +79,33 @@ def read_books(store: Path) -> Books:
         StoreError: If there are none yet, or the file is damaged.
     """
     path = store / BOOKS if store.is_dir() else store
-    books = find_books(path)
-    if books is None:
+    return parse_books(_text(path), path)
+
+
+def parse_books(text: str | None, where: object) -> Books:
+    """Return the books that a text holds.
+
+    Args:
+        text: The file's; None if there is no file.
+        where: Its name, for messages.
+
+    Raises:
+        StoreError: If there are none yet, or they are damaged.
+    """
+    if text is None:
         raise StoreError(
-            f"{path} does not exist: no iteration of that run is finished, or it is not its store. "
-            f"{GIVE_THE_STORE}"
+            f"{where} does not exist: no iteration of that run is finished, or it is not its "
+            f"store. {GIVE_THE_STORE}"
         )
-    return books
+    try:
+        found = json.loads(text)
+        iterations = [_figures(record) for record in found[_ITERATIONS]]
+        return Books(_figures(found[_BASELINE]), iterations, str(found.get(_ENDED, "")))
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise StoreError(
+            f"{where} is damaged ({error!r}). Restore it; the next iteration's end writes it "
+            "anew."
+        ) from None
 
 
 def find_books(path: Path) -> Books | None:
@@ -94,16 +114,15 @@ def find_books(path: Path) -> Books | None:
     Raises:
         StoreError: If the file is damaged.
     """
+    text = _text(path)
+    return None if text is None else parse_books(text, path)
+
+
+def _text(path: Path) -> str | None:
     try:
-        found = json.loads(path.read_text(encoding="utf-8"))
-        iterations = [_figures(record) for record in found[_ITERATIONS]]
-        return Books(_figures(found[_BASELINE]), iterations, str(found.get(_ENDED, "")))
+        return path.read_text(encoding="utf-8", errors="replace")
     except (FileNotFoundError, NotADirectoryError):
         return None
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise StoreError(
-            f"{path} is damaged ({error!r}). Restore it; the next iteration's end writes it anew."
-        ) from None
 
 
 def _figures(record: Mapping[str, Any]) -> dict[str, float]:

@@ -72,18 +72,17 @@ class Status:
     """Who ended the run before its time, and where."""
 
 
-def read_status(outline: RunOutline, copied_to: Path | None = None) -> Status:
+def read_status(outline: RunOutline, records: Path | None = None) -> Status:
     """Read where a run stands.
 
     Args:
         outline: Of :func:`read_outline`.
-        copied_to: Folder with the small files of a store that is in an object store
-            (``store.records``).
+        records: Folder with the store's small files, if they are not in its own.
 
     Raises:
         StoreError: If there is no store, or its books are damaged.
     """
-    store = outline.store if copied_to is None else copied_to
+    store = records or outline.store
     if not store.is_dir():
         raise StoreError(
             f"{store} does not exist: the run has not begun, or it is another run's name. "
@@ -93,7 +92,7 @@ def read_status(outline: RunOutline, copied_to: Path | None = None) -> Status:
     ended = books.ended if books else ""
     closed = {int(record[ITERATION]) for record in books.iterations} if books else set()
     iterations = [
-        _read_iteration(folder, number, number in closed, copied_to is None)
+        _read_iteration(folder, number, number in closed, store == outline.store)
         for folder in sorted(store.iterdir())
         if (number := iteration_number(folder.name)) is not None
     ]

@@ -38,6 +38,13 @@ STORES = {
     "oci": "spin_composer.store.remote:RemoteStore",
 }
 """Stores by the scheme of their URL, imported when a run opens one; ``LOCAL`` without a URL."""
+
+
+def url_schemes() -> list[str]:
+    """Return the schemes of the stores that have a URL."""
+    return [scheme for scheme in STORES if scheme != LOCAL]
+
+
 _FOLDER, _URL = "a folder's name", "an object store's URL"
 
 
@@ -101,7 +108,7 @@ def _folder(given: str) -> str:
 
 def _remote(given: str) -> str:
     scheme, _, path = given.partition("://")
-    schemes = [known for known in STORES if known != LOCAL]
+    schemes = url_schemes()
     ok = scheme in schemes and bool(path.strip("/"))
     wanted = " or ".join(f"{known}://bucket/folder" for known in schemes)
     require(ok, "", given, wanted, f"A folder that all nodes mount goes into {SECTION}.store.")

@@ -211,6 +211,22 @@ class Store(ABC):
     def merge(self, iteration: int, num_units: int) -> int:
         """Merge the units' indices, in order, for StreamingDataset; return the number of pairs."""
 
+    # --- what people read -------------------------------------------------------------------
+
     def publish(self, name: str) -> None:
         """Let other machines see a file that people read, by its name in the store."""
         del name
+
+    def published(self, name: str) -> str | None:
+        """Return the text of a file that people read; None if there is none."""
+        path = self.root / name
+        return path.read_text(encoding="utf-8", errors="replace") if path.exists() else None
+
+    def records(self, aside: Path) -> Path:
+        """Return a folder with manifests, units' reports, books and lock, laid out as a store's.
+
+        Args:
+            aside: An empty folder to bring them to, if they are not on this machine.
+        """
+        del aside
+        return self.root

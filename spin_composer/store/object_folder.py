@@ -23,14 +23,11 @@ from tenacity import (
 )
 
 from spin_composer.errors import EnvironmentFailure
-from spin_composer.settings.fields import check
 
 log = logging.getLogger(__name__)
 
 T = TypeVar("T")
 
-_SCHEMES = ("s3", "gs", "oci")
-"""Of the URLs that Composer's clients take."""
 _ATTEMPTS = 6
 _FIRST_PAUSE_SECONDS = 0.5
 # Not the global generator (which tenacity's own jitter draws from): its state belongs to training.
@@ -88,14 +85,10 @@ class ObjectFolder:
         url: ``s3://bucket/folder``.
 
     Raises:
-        InputError: If the URL is of another kind of store.
         EnvironmentFailure: If the client cannot be made (a package or credentials are missing).
     """
 
     def __init__(self, url: str):
-        scheme = url.partition("://")[0]
-        wanted = "one of " + ", ".join(f"{known}://" for known in _SCHEMES)
-        check(scheme in _SCHEMES, "the object store's URL", url, wanted)
         self.url = url.rstrip("/")
         self._prefix = f"{parse_uri(self.url)[2].strip('/')}/".lstrip("/")
         self._client: Any = self._tried("opened", lambda: maybe_create_object_store_from_uri(url))

@@ -5,7 +5,8 @@ from __future__ import annotations
 from importlib import import_module
 from pathlib import Path
 
-from spin_composer.settings.spin import LOCAL, STORES, SpinSettings
+from spin_composer.settings.fields import check
+from spin_composer.settings.spin import LOCAL, STORES, SpinSettings, url_schemes
 from spin_composer.store.base import Store
 
 
@@ -21,7 +22,24 @@ def open_store(settings: SpinSettings, run_name: str) -> Store:
     """
     root = Path(settings.store.format(run_name=run_name))
     url = settings.remote_store and settings.remote_store.format(run_name=run_name)
+    return store_at(root, url)
+
+
+def store_at(root: Path, url: str | None) -> Store:
+    """Return the store in a folder of this machine, or behind a URL.
+
+    Args:
+        root: The folder; of a store behind a URL, this machine's part of it.
+        url: None without one.
+
+    Raises:
+        InputError: If no store has the URL's scheme.
+        EnvironmentFailure: If the store's client cannot be made.
+    """
     scheme = url.partition("://")[0] if url else LOCAL
+    known = url_schemes()
+    wanted = f"one of {', '.join(f'{name}://' for name in known)}"
+    check(url is None or scheme in known, "the object store's URL", url, wanted)
     module, _, name = STORES[scheme].partition(":")
     store: type[Store] = getattr(import_module(module), name)
     return store.open(root, url)

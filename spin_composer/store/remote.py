@@ -37,6 +37,7 @@ from spin_composer.store.lock import LockPlace
 from spin_composer.store.manifest import plain_manifest, require_equal_manifests
 from spin_composer.store.object_folder import ObjectFolder
 from spin_composer.store.object_lock import LockObject
+from spin_composer.store.records import download_records
 from spin_composer.store.space import require_space
 from spin_composer.store.unit import (
     UnitReport,
@@ -88,7 +89,7 @@ class RemoteStore(LocalStore):
     ) -> None:
         """See :class:`Store`; the object store's manifest is the one that counts."""
         iteration = manifest["iteration"]
-        found = self._remote_manifest(iteration)
+        found = self.find_manifest(iteration)
         if found is not None:
             require_equal_manifests(found, plain_manifest(manifest), self._url(iteration))
         elif self.complete_units(iteration) if complete is None else complete:
@@ -104,7 +105,7 @@ class RemoteStore(LocalStore):
         wanted = plain_manifest(manifest)
         iteration = wanted["iteration"]
         self.check_open(wanted)
-        found = self._remote_manifest(iteration)
+        found = self.find_manifest(iteration)
         if found is not None:
             self.prepare_node(iteration)
         super().open_iteration(manifest, replace)
@@ -113,7 +114,7 @@ class RemoteStore(LocalStore):
             self.remote.upload(self.folder(iteration) / MANIFEST, name)
             # Of two jobs that open it at once, the one that wrote first reads the other's.
             require_equal_manifests(
-                self._remote_manifest(iteration) or {}, wanted, self._url(iteration)
+                self.find_manifest(iteration) or {}, wanted, self._url(iteration)
             )
 
     def is_unused(self, iteration: int) -> bool:
@@ -121,13 +122,9 @@ class RemoteStore(LocalStore):
         del iteration
         return False
 
-    def find_manifest(self, iteration: int) -> dict[str, Any] | None:
-        """See :class:`Store`; the object store's."""
-        return self._remote_manifest(iteration)
-
     def prepare_node(self, iteration: int) -> None:
         """See :class:`Store`; the node's folder then holds nothing of another play."""
-        found = self._remote_manifest(iteration)
+        found = self.find_manifest(iteration)
         if found is None:
             raise StoreError(
                 f"{self._url(iteration)}/{MANIFEST} is missing, but its units are being made. "
@@ -148,12 +145,13 @@ class RemoteStore(LocalStore):
     def manifest(self, iteration: int) -> dict[str, Any]:
         """See :class:`Store`; it is brought to this node if it is not there."""
         path = self.folder(iteration) / MANIFEST
-        if not path.exists() and (found := self._remote_manifest(iteration)) is not None:
+        if not path.exists() and (found := self.find_manifest(iteration)) is not None:
             (path.parent / UNITS).mkdir(parents=True, exist_ok=True)
             write_atomically(path, json.dumps(found, indent=1))
         return super().manifest(iteration)
 
-    def _remote_manifest(self, iteration: int) -> dict[str, Any] | None:
+    def find_manifest(self, iteration: int) -> dict[str, Any] | None:
+        """See :class:`Store`; the object store's."""
         text = self.remote.read_text(f"{self._name(iteration)}/{MANIFEST}")
         try:
             return None if text is None else json_object(text)
@@ -219,7 +217,7 @@ class RemoteStore(LocalStore):
     def settle(self, iteration: int, num_units: int, remedy: str) -> list[str]:
         """See :class:`Store`; what was settled once stays."""
         # A job without the run's lock may have opened it with another opponent at the same moment.
-        found = self._remote_manifest(iteration)
+        found = self.find_manifest(iteration)
         if found is None:
             name = f"{self._url(iteration)}/{MANIFEST}"
             raise StoreError(f"{name} is missing. {remedy.format(folder=self._url(iteration))}")
@@ -286,6 +284,15 @@ class RemoteStore(LocalStore):
         if (self.root / name).exists():
             self.remote.upload(self.root / name, name)
 
+    def published(self, name: str) -> str | None:
+        """See :class:`Store`."""
+        return self.remote.read_text(name)
+
+    def records(self, aside: Path) -> Path:
+        """See :class:`Store`."""
+        download_records(self.remote, aside)
+        return aside
+
     def _attempts(self, iteration: int, unit: int | None = None) -> dict[int, list[str]]:
         """Return the attempts at each unit that is there, the one to use first."""
         names = self.remote.names(markers(iteration, unit))
@@ -304,12 +311,12 @@ class RemoteStore(LocalStore):
         return problem is not None
 
     def _upload(self, iteration: int, unit: int) -> None:
-        attempt = uuid.uuid4().hex[:8]
+        made = Marker(iteration, unit, uuid.uuid4().hex[:8])
         folder = self.unit_folder(iteration, unit)
         for path in sorted(folder.iterdir()):
             if path.name != REPORT:
-                self.remote.upload(path, self._object(iteration, unit, attempt, path.name))
-        self.remote.upload(folder / REPORT, self._marker(iteration, unit, attempt))
+                self.remote.upload(path, f"{made.folder}/{path.name}")
+        self.remote.upload(folder / REPORT, made.name)
 
     def _holds(self, iteration: int, unit: int, marker: str | None, verified: bool) -> bool:
         """Tell whether this node has the attempt at a unit with that marker, whole.
@@ -355,8 +362,9 @@ class RemoteStore(LocalStore):
         except ValueError:
             return "its marker is damaged"
         aside.mkdir(parents=True)
+        folder = Marker(iteration, unit, attempt).folder
         for name in names:
-            self.remote.download(self._object(iteration, unit, attempt, name), aside / name)
+            self.remote.download(f"{folder}/{name}", aside / name)
         (aside / REPORT).write_text(text or "", encoding="utf-8")
         problem = unit_problem(aside)
         fsync_folder(aside)
@@ -385,9 +393,6 @@ class RemoteStore(LocalStore):
 
     def _marker(self, iteration: int, unit: int, attempt: str) -> str:
         return Marker(iteration, unit, attempt).name
-
-    def _object(self, iteration: int, unit: int, attempt: str, name: str) -> str:
-        return f"{Marker(iteration, unit, attempt).folder}/{name}"
 
 
 def _not_whole(where: str, problem: str | None) -> str:

@@ -10,7 +10,7 @@ from boto3.exceptions import S3UploadFailedError
 from botocore.exceptions import ClientError, EndpointConnectionError
 from fixtures.s3 import BUCKET, s3_server
 
-from spin_composer.errors import EnvironmentFailure, InputError
+from spin_composer.errors import EnvironmentFailure
 from spin_composer.store import object_folder
 from spin_composer.store.object_folder import PERMANENT_ERRORS, STORE_ERRORS, ObjectFolder
 
@@ -101,13 +101,6 @@ def test_a_bucket_that_does_not_exist_is_said_at_once(s3):
     with pytest.raises(EnvironmentFailure, match=r"cannot be listed.*See that the bucket exists"):
         folder.names()
     assert len(s3.requests) < 8  # the client may look for its region; nothing was tried again
-
-
-def test_another_kind_of_store_is_refused_before_anything_is_asked(s3):
-    before = len(s3.requests)
-    with pytest.raises(InputError, match=r"URL must be one of s3://, gs://, oci://, got 'hdfs://"):
-        ObjectFolder("hdfs://name/x")
-    assert len(s3.requests) == before
 
 
 def test_missing_credentials_are_said_at_once(s3, monkeypatch):
