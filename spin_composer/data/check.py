@@ -212,14 +212,14 @@ def _special_tokens(parts: list[np.ndarray], tokenizer: PreTrainedTokenizerBase)
     }
 
 
-def histogram(lengths: np.ndarray, num_bins: int = _NUM_BINS) -> list[tuple[int, int, int]]:
-    """Count ``lengths`` [n] in bins of equal width.
+def histogram(lengths: np.ndarray) -> list[tuple[int, int, int]]:
+    """Count ``lengths`` [n] in at most ``_NUM_BINS`` bins of equal width.
 
     Returns:
         For each bin its least and greatest length, and how many fall into it.
     """
     low, high = int(lengths.min()), int(lengths.max())
-    width = max(1, -(-(high - low + 1) // num_bins))
+    width = max(1, -(-(high - low + 1) // _NUM_BINS))
     counts = np.bincount((lengths - low) // width)
     return [(low + i * width, low + (i + 1) * width - 1, int(n)) for i, n in enumerate(counts)]
 

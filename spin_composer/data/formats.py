@@ -25,7 +25,6 @@ from spin_composer.data.tool_calls import checked_json, checked_tools, parsed
 from spin_composer.data.turns import (
     check_order,
     checked_text,
-    checked_turns,
     read_turns,
     truth,
     untrained_mark,
@@ -162,7 +161,9 @@ def _chat(
             )
         if (mask := row.get("mask")) is not None:
             mask = checked_text(mask, "mask", "wrong type", where)
-    return {"messages": checked_turns(row[field], field, where, report, mask, old)}
+    turns = read_turns(row[field], field, where, report, mask, old)
+    check_order(turns, field, where)
+    return {"messages": turns}
 
 
 def _with_system(
@@ -259,7 +260,9 @@ def _preferred(
     if foreign.is_empty(prompt):
         if not foreign.are_turns(turns):
             raise foreign.no_prompt(row, where)
-        return "chat", {"messages": checked_turns(turns, "chosen", where, report)}
+        read = read_turns(turns, "chosen", where, report)
+        check_order(read, "chosen", where)
+        return "chat", {"messages": read}
     if foreign.are_turns(prompt) or prompt_key != "prompt":
         return "chat", {"messages": _joined(prompt, prompt_key, chosen, "chosen", where, report)}
     if not foreign.are_turns(turns):

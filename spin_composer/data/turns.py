@@ -74,7 +74,7 @@ def checked_text(
     return value
 
 
-def checked_turns(
+def read_turns(
     turns: object,
     field: str,
     where: Where,
@@ -82,7 +82,7 @@ def checked_turns(
     mask: str | None = None,
     old: bool = False,
 ) -> list[dict[str, Any]]:
-    """Check a list of turns that leads up to the assistant's answer.
+    """Return the turns of a list, each checked; :func:`check_order` checks how they follow.
 
     Args:
         turns: The list, or JSON text of one.
@@ -97,20 +97,6 @@ def checked_turns(
     Raises:
         BadRow: Names the turn and the key.
     """
-    checked = read_turns(turns, field, where, report, mask, old)
-    check_order(checked, field, where)
-    return checked
-
-
-def read_turns(
-    turns: object,
-    field: str,
-    where: Where,
-    report: DataReport | None = None,
-    mask: str | None = None,
-    old: bool = False,
-) -> list[dict[str, Any]]:
-    """Check turns one by one, in whatever order; see :func:`checked_turns`."""
     given = parsed(turns)
     if not isinstance(given, (list, tuple)) or not given:
         problem = "is not a list of turns" if not isinstance(given, (list, tuple)) else "is empty"

@@ -17,6 +17,7 @@ if TYPE_CHECKING:
 
 _TUNED_BY_TURNS = "For a model that llm-foundry tuned, set train_loader.dataset.tokenize: turns"
 _BEFORE, _AFTER = 3, 4
+_SHOWN_TOKENS = 12
 Encode = Callable[[str], list[int]]
 
 
@@ -79,11 +80,11 @@ class WholeText:
         )  # fmt: skip
 
 
-def named(tokenizer: PreTrainedTokenizerBase, ids: list[int], limit: int = 12) -> str:
+def named(tokenizer: PreTrainedTokenizerBase, ids: list[int]) -> str:
     """Return the tokens' names, for messages."""
-    shortened = list(map(int, ids[:limit]))
+    shortened = list(map(int, ids[:_SHOWN_TOKENS]))
     names = list(map(str, tokenizer.convert_ids_to_tokens(shortened)))  # pyright: ignore
-    return f"[{', '.join(map(repr, names))}{', ...' if len(ids) > limit else ''}]"
+    return f"[{', '.join(map(repr, names))}{', ...' if len(ids) > _SHOWN_TOKENS else ''}]"
 
 
 def most_fail(

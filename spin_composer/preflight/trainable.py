@@ -15,6 +15,7 @@ from spin_composer.fsdp import plain_name
 from spin_composer.model.trained import trainable_names
 
 _LOW_PRECISION = (torch.bfloat16, torch.float16)
+_SHOWN_NAMES = 3
 
 
 def check_trainable(
@@ -84,7 +85,7 @@ def _beside_adapters(model: nn.Module) -> list[str]:
     )
 
 
-def first_names(names: Iterable[str], most: int = 3) -> str:
+def first_names(names: Iterable[str]) -> str:
     """Return the first of some parameters' names for a message, without the ComposerModel's."""
     plain = [name.removeprefix("model.") for name in names]
-    return ", ".join(plain[:most]) + (", ..." if len(plain) > most else "")
+    return ", ".join(plain[:_SHOWN_NAMES]) + (", ..." if len(plain) > _SHOWN_NAMES else "")

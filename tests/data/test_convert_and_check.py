@@ -172,7 +172,8 @@ def test_histogram_counts_every_length_once():
     import numpy as np
 
     lengths = np.array([3, 3, 4, 9, 20, 57])
-    bins = histogram(lengths, num_bins=5)
+    bins = histogram(lengths)
+    assert len(bins) <= 12
     assert sum(count for _, _, count in bins) == len(lengths)
     for low, high, count in bins:
         assert count == ((lengths >= low) & (lengths <= high)).sum()
