@@ -13,10 +13,10 @@ from spin_composer.data.both_ways import Differences, differences
 from spin_composer.data.chat_template import ChatTemplate
 from spin_composer.data.counts import DataReport
 from spin_composer.data.formats import Kind
-from spin_composer.data.sources import read_rows, source_keys
+from spin_composer.data.sources import read_rows
 from spin_composer.data.tokenizers import load_tokenizer
 from spin_composer.errors import InputError
-from spin_composer.settings.dataset import DatasetConfig, read_config
+from spin_composer.settings.dataset import DatasetConfig
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -73,56 +73,6 @@ class CheckReport:
             raise InputError(self.rows.faults[0] + more)
 
 
-def check_dataset(
-    source: str,
-    tokenizer_name: str,
-    split: str = "train",
-    max_seq_len: int = 2048,
-    max_prompt_len: int | None = None,
-    truncate_prompt: Literal["none", "left"] = "none",
-    on_bad_row: Literal["error", "skip"] = "error",
-    preprocessing_fn: str | Mapping[str, str] | None = None,
-    trust_remote_code: bool = False,
-    row: int = 1,
-) -> CheckReport:
-    """Read, format and tokenise all of a data set, and count.
-
-    Bad rows are always counted through to the end; ``CheckReport.raise_for_bad_rows`` turns them
-    into the error afterwards, so that the report can be printed first.
-
-    Args:
-        source: A file, folder, Hugging Face name, MDS folder or MDS URI.
-        tokenizer_name: A Hugging Face tokenizer's name or folder.
-        split: The source's split.
-        max_seq_len: Most tokens of prompt and response together.
-        max_prompt_len: Most tokens of a prompt; ``max_seq_len - 1`` if not given.
-        truncate_prompt: ``left`` to cut a too long prompt at its start.
-        on_bad_row: Whether ``raise_for_bad_rows`` raises.
-        preprocessing_fn: ``module:function`` applied to each row first, or a mapping.
-        trust_remote_code: Let the tokenizer run code of its repository.
-        row: Which kept row to show, from 1.
-
-    Returns:
-        The report.
-
-    Raises:
-        InputError: The data or the tokenizer cannot be read, or no row is usable.
-    """
-    config = read_config(
-        {
-            **source_keys(source, split),
-            "max_seq_len": max_seq_len,
-            "max_prompt_len": max_prompt_len,
-            "truncate_prompt": truncate_prompt,
-            "on_bad_row": on_bad_row,
-            "preprocessing_fn": preprocessing_fn,
-        },
-        where="data check",
-    )
-    kwargs = {"trust_remote_code": True} if trust_remote_code else {}
-    return check_config(config, tokenizer_name, kwargs, source, row)
-
-
 def check_config(
     config: DatasetConfig,
     tokenizer_name: str,
@@ -130,7 +80,10 @@ def check_config(
     title: str | None = None,
     row: int = 1,
 ) -> CheckReport:
-    """Check the data of a dataset block; see :func:`check_dataset`.
+    """Read, format and tokenise all data of a dataset block, and count.
+
+    Bad rows are always counted through to the end; ``CheckReport.raise_for_bad_rows`` turns them
+    into the error afterwards, so that the report can be printed first.
 
     Args:
         config: The block, checked.
@@ -138,6 +91,12 @@ def check_config(
         tokenizer_kwargs: ``tokenizer.kwargs``.
         title: What to call the data; the block's source if not given.
         row: Which kept row to show, from 1.
+
+    Returns:
+        The report.
+
+    Raises:
+        InputError: The data or the tokenizer cannot be read, or no row is usable.
     """
     title = title if title is not None else config.source
     counting = replace(config, on_bad_row="skip")

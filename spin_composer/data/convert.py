@@ -15,16 +15,16 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from itertools import chain, islice
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 from spin_composer.data.counts import DataReport
 from spin_composer.data.faults import BadRow, Where
 from spin_composer.data.formats import Kind, to_foundry_row
 from spin_composer.data.preprocess import make_preprocessor, preprocess_row
-from spin_composer.data.sources import read_rows, source_keys
+from spin_composer.data.sources import read_rows
 from spin_composer.data.tokenizers import load_tokenizer
 from spin_composer.errors import InputError
-from spin_composer.settings.dataset import DatasetConfig, read_config
+from spin_composer.settings.dataset import DatasetConfig
 
 _COLUMNS: dict[Kind, dict[str, str]] = {
     "plain": {"prompt": "str", "response": "str"},
@@ -32,6 +32,10 @@ _COLUMNS: dict[Kind, dict[str, str]] = {
 }
 # Columns that are written if one of the rows has them.
 _AT_NEED = ("tools", "chat_template_kwargs")
+
+
+SHARD_BYTES = 1 << 26
+"""Largest size of a shard before compression."""
 
 
 class _NeedsColumn(Exception):
@@ -56,48 +60,6 @@ class ConvertReport:
     """Bad rows left out, by reason."""
 
 
-def convert_dataset(
-    source: str,
-    destination: str,
-    split: str = "train",
-    preprocessing_fn: str | Mapping[str, str] | None = None,
-    on_bad_row: Literal["error", "skip"] = "error",
-    compression: str | None = None,
-    shard_bytes: int = 1 << 26,
-    progress: bool = True,
-) -> ConvertReport:
-    """Write a data set as MDS: aside first, then renamed, so that it exists wholly or not at all.
-
-    Args:
-        source: A file, folder, Hugging Face name, MDS folder or MDS URI.
-        destination: The folder to make; it must not exist (an empty one may).
-        split: The source's split.
-        preprocessing_fn: ``module:function`` applied to each row first, or a mapping.
-        on_bad_row: ``error``, or ``skip`` to leave bad rows out and count them.
-        compression: Streaming's name of a compression, such as ``zstd``; none by default.
-        shard_bytes: Largest size of a shard before compression.
-        progress: Show a progress bar.
-
-    Returns:
-        What was written.
-
-    Raises:
-        InputError: The destination exists, or a row is bad, or the source cannot be read.
-    """
-    _checked_destination(destination)
-    config = read_config(
-        {
-            **source_keys(source, split),
-            "max_seq_len": 2,
-            "preprocessing_fn": preprocessing_fn,
-            "on_bad_row": on_bad_row,
-        },
-        where="data convert",
-    )
-    return convert_config(config, destination, source, None, None, compression, shard_bytes,
-                          progress)  # fmt: skip
-
-
 def convert_config(
     config: DatasetConfig,
     destination: str,
@@ -105,20 +67,22 @@ def convert_config(
     tokenizer_name: str | None = None,
     tokenizer_kwargs: Mapping[str, Any] | None = None,
     compression: str | None = None,
-    shard_bytes: int = 1 << 26,
-    progress: bool = True,
 ) -> ConvertReport:
-    """Write the data of a dataset block as MDS; see :func:`convert_dataset`.
+    """Write the data of a dataset block as MDS: aside first, then renamed, so whole or not at all.
 
     Args:
         config: The block, checked.
-        destination: The folder to make.
+        destination: The folder to make; it must not exist (an empty one may).
         title: What to call the data; the block's source if not given.
         tokenizer_name: With it each row is also tokenised, and must pass what training asks of it.
         tokenizer_kwargs: ``tokenizer.kwargs``.
-        compression: Streaming's name of a compression.
-        shard_bytes: Largest size of a shard before compression.
-        progress: Show a progress bar.
+        compression: Streaming's name of a compression, such as ``zstd``; none by default.
+
+    Returns:
+        What was written.
+
+    Raises:
+        InputError: The destination exists, or a row is bad, or the source cannot be read.
     """
     target = _checked_destination(destination)
     check = None if tokenizer_name is None else _Check(config, tokenizer_name, tokenizer_kwargs)
@@ -136,10 +100,10 @@ def convert_config(
     columns, rows = dict(_COLUMNS[kind]), chain(first, rows)
     aside = _folder_beside(target, destination)
     try:
-        with _progress_bar(f"Writing {target}", progress) as advance:
+        with _progress_bar(f"Writing {target}") as advance:
             while True:
                 try:
-                    _write(columns, rows, aside, compression, shard_bytes, advance)
+                    _write(columns, rows, aside, compression, advance)
                     break
                 except _NeedsColumn as needed:  # rare: once more, with the column for all rows
                     columns[str(needed)] = "json"
@@ -263,7 +227,6 @@ def _write(
     rows: Iterator[tuple[Kind, dict[str, Any]]],
     folder: str,
     compression: str | None,
-    shard_bytes: int,
     advance: Any,
 ) -> None:
     """Write all rows into ``folder``.
@@ -276,7 +239,7 @@ def _write(
     # No `with`: leaving it by an exception would still write an index.json.
     writer = MDSWriter(
         out=folder, columns=dict(columns), compression=compression, hashes=["xxh64"],
-        size_limit=shard_bytes,
+        size_limit=SHARD_BYTES,
     )  # fmt: skip
     for _, row in rows:
         for column in _AT_NEED:
@@ -288,7 +251,7 @@ def _write(
 
 
 @contextmanager
-def _progress_bar(text: str, shown_to_user: bool) -> Iterator[Any]:
+def _progress_bar(text: str) -> Iterator[Any]:
     """Yield a function to call once per row."""
     from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 
@@ -296,7 +259,7 @@ def _progress_bar(text: str, shown_to_user: bool) -> Iterator[Any]:
         SpinnerColumn(), TextColumn("{task.description}"), BarColumn(),
         TextColumn("{task.completed} rows"), TimeElapsedColumn(),
     )  # fmt: skip
-    with Progress(*columns, disable=not shown_to_user) as bar:
+    with Progress(*columns) as bar:
         task = bar.add_task(text, total=None)
         yield lambda: bar.advance(task)
         bar.update(task, total=bar.tasks[0].completed)

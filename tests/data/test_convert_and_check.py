@@ -10,9 +10,10 @@ import sys
 import pytest
 from rich.console import Console
 
-from spin_composer.data.check import check_dataset, histogram, print_report
-from spin_composer.data.convert import convert_dataset
+from spin_composer.data import convert
+from spin_composer.data.check import histogram, print_report
 from spin_composer.errors import InputError
+from tests.data.datasets import check_dataset, convert_dataset
 from tests.data.rows import CHAT, PLAIN, load, nemo_chat
 
 
@@ -26,7 +27,7 @@ def test_converted_rows_read_the_same_here_and_in_llm_foundry(kind, jsonl, tmp_p
     rows = PLAIN if kind == "plain" else CHAT
     raw = rows if kind == "plain" else [nemo_chat(row) for row in rows]
     source, target = jsonl(raw), tmp_path / "out" / "mds"
-    report = convert_dataset(str(source), str(target), progress=False)
+    report = convert_dataset(str(source), str(target))
     assert (report.rows, report.kind, report.shards) == (len(rows), kind, 1)
     ours = load(chatml, local=str(target))
     assert ours.fingerprint == load(chatml, hf_name=str(source)).fingerprint
@@ -41,18 +42,21 @@ def test_converted_rows_read_the_same_here_and_in_llm_foundry(kind, jsonl, tmp_p
 def test_conversion_leaves_all_or_nothing(jsonl, tmp_path):
     source, target = jsonl([PLAIN[0], {"prompt": "a"}]), tmp_path / "mds"
     with pytest.raises(InputError, match=r"train\.jsonl:2"):
-        convert_dataset(str(source), str(target), progress=False)
+        convert_dataset(str(source), str(target))
     assert sorted(path.name for path in tmp_path.iterdir()) == ["train.jsonl"]
-    report = convert_dataset(str(source), str(target), on_bad_row="skip", progress=False)
+    report = convert_dataset(str(source), str(target), on_bad_row="skip")
     assert (report.rows, report.dropped) == (1, {"missing response": 1})
     with pytest.raises(InputError, match="exists already"):
-        convert_dataset(str(source), str(target), progress=False)
+        convert_dataset(str(source), str(target))
 
 
-def test_conversion_writes_many_shards_and_compresses(jsonl, tmp_path, gpt2):
+def test_conversion_writes_many_shards_and_compresses(jsonl, tmp_path, gpt2, monkeypatch):
     source = jsonl(PLAIN * 50)
-    for name, options in (("many", {"shard_bytes": 2000}), ("zip", {"compression": "zstd"})):
-        report = convert_dataset(str(source), str(tmp_path / name), progress=False, **options)
+    monkeypatch.setattr(convert, "SHARD_BYTES", 2000)
+    for name, compression in (("many", None), ("zip", "zstd")):
+        if compression:
+            monkeypatch.undo()
+        report = convert_dataset(str(source), str(tmp_path / name), compression)
         assert (report.shards > 1) == (name == "many")
         expected = load(gpt2, hf_name=str(source)).fingerprint
         assert load(gpt2, local=str(tmp_path / name)).fingerprint == expected
@@ -60,11 +64,11 @@ def test_conversion_writes_many_shards_and_compresses(jsonl, tmp_path, gpt2):
 
 def test_conversion_refuses_what_it_cannot_do(jsonl, tmp_path):
     with pytest.raises(InputError, match="a chat row"):
-        convert_dataset(str(jsonl([PLAIN[0], CHAT[0]])), str(tmp_path / "mds"), progress=False)
+        convert_dataset(str(jsonl([PLAIN[0], CHAT[0]])), str(tmp_path / "mds"))
     with pytest.raises(InputError, match="remote place is not supported"):
-        convert_dataset(str(jsonl(PLAIN)), "s3://bucket/mds", progress=False)
+        convert_dataset(str(jsonl(PLAIN)), "s3://bucket/mds")
     with pytest.raises(InputError, match="no usable row"):
-        convert_dataset(str(jsonl([""])), str(tmp_path / "mds"), progress=False)
+        convert_dataset(str(jsonl([""])), str(tmp_path / "mds"))
 
 
 def test_conversion_names_what_cannot_be_written(jsonl, tmp_path):
@@ -73,10 +77,10 @@ def test_conversion_names_what_cannot_be_written(jsonl, tmp_path):
         with pytest.raises(
             InputError, match=r"destination=.* cannot be written \(a file is in"
         ) as error:
-            convert_dataset(str(source), str(destination), progress=False)
+            convert_dataset(str(source), str(destination))
         assert "\n" not in str(error.value)
     with pytest.raises(InputError, match=r"compression='zip' is not known\. Use one of .*zstd"):
-        convert_dataset(str(source), str(tmp_path / "x"), compression="zip", progress=False)
+        convert_dataset(str(source), str(tmp_path / "x"), compression="zip")
     assert sorted(path.name for path in tmp_path.iterdir()) == ["train.jsonl"]
 
 
@@ -86,12 +90,14 @@ def test_source_is_looked_at_before_anything_slow(content, tmp_path):
         (tmp_path / "rows.jsonl").write_text(content)
     code = f"""
 import sys
-from spin_composer.data.check import check_dataset
-from spin_composer.data.convert import convert_dataset
+from spin_composer.data.check import check_config
+from spin_composer.data.convert import convert_config
 from spin_composer.errors import InputError
-for call in (check_dataset, convert_dataset):
+from spin_composer.settings.dataset import read_config
+block = {{"hf_name": {str(tmp_path / "rows.jsonl")!r}, "max_seq_len": 8}}
+for call in (check_config, convert_config):
     try:
-        call({str(tmp_path / "rows.jsonl")!r}, {str(tmp_path / "to")!r})
+        call(read_config(block), {str(tmp_path / "to")!r})
     except InputError as error:
         print(error)
 print(*(name for name in ("torch", "transformers", "streaming") if name in sys.modules))
@@ -129,7 +135,7 @@ def test_check_counts_and_shows_one_example_with_its_response(jsonl, tokenizer_f
     assert report.response_text == "24 clips.\n#### 24<|im_end|>"
     for wanted in ("rows kept", "prompt tokens", "response tokens", "<|im_end|>", "24 clips."):
         assert wanted in text
-    convert_dataset(str(jsonl(CHAT)), str(tmp_path / "mds"), progress=False)
+    convert_dataset(str(jsonl(CHAT)), str(tmp_path / "mds"))
     assert check_dataset(str(tmp_path / "mds"), tokenizer_folder).fingerprint == report.fingerprint
 
 
