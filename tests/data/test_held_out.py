@@ -114,7 +114,7 @@ def test_what_cannot_work_is_said_of_the_eval_loader(gpt2, jsonl):
         build(gpt2, path, num_worker=3)
     with pytest.raises(InputError, match=r"device_batch_size='auto' .*device_eval_batch_size"):
         build(gpt2, path, size="auto")
-    with pytest.raises(InputError, match=r"eval_loader\.dataset=None"):
+    with pytest.raises(InputError, match=r"eval_loader\.dataset must be a mapping .*, got None"):
         build_spin_evaluator(gpt2, 1)
     with pytest.raises(InputError, match=r"eval_loader\.dataset\.max_seq_len is not set"):
         build_spin_evaluator(gpt2, 1, {"hf_name": str(path)})

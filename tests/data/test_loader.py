@@ -74,7 +74,7 @@ def test_unknown_and_impossible_settings_say_so(jsonl, gpt2):
         build(None, path)
     with pytest.raises(InputError, match=r"device_batch_size=0\.5"):
         build_spin_dataloader(gpt2, 0.5, {"hf_name": str(path), "max_seq_len": 512})
-    with pytest.raises(InputError, match=r"train_loader\.dataset=None"):
+    with pytest.raises(InputError, match=r"train_loader\.dataset must be a mapping .*, got None"):
         build_spin_dataloader(gpt2, 1)
     with pytest.raises(InputError, match=r"Set train_loader\.name: spin"):
         examples_of([1, 2])

@@ -226,7 +226,7 @@ def test_lora_by_the_yaml_trains_adapters_only(
     trained = {name for name, p in model.named_parameters() if p.grad is not None}
     assert trained
     assert all("lora_" in name for name in trained | set(model.state_dict()))
-    with pytest.raises(InputError, match="target_modules names the output layer"):
+    with pytest.raises(InputError, match="target_modules names lm_head, the output layer"):
         HFSpinLM(tokenizer, str(folder), peft_config={**LORA, "target_modules": ["lm_head"]})
 
 
