@@ -10,10 +10,10 @@ sharded, and :func:`each_whole` gathers one parameter after the other for who mu
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass
-from typing import Any, cast
+from typing import TYPE_CHECKING, cast
 
 import torch
 from composer.core import State
@@ -24,6 +24,10 @@ from torch.distributed.fsdp import FullyShardedDataParallel as FSDP1
 from torch.distributed.fsdp._common_utils import TrainingState
 from torch.distributed.fsdp._runtime_utils import _reshard
 from torch.distributed.tensor import DTensor
+
+if TYPE_CHECKING:
+    from torch.distributed.fsdp._flat_param import FlatParamHandle
+    from torch.distributed.fsdp._fully_shard._fsdp_param_group import FSDPParamGroup
 
 log = logging.getLogger(__name__)
 
@@ -50,7 +54,7 @@ def gathered(model: nn.Module) -> Iterator[None]:
 
 
 @contextmanager
-def _gathered_fsdp2(modules: list[Any]) -> Iterator[None]:
+def _gathered_fsdp2(modules: Sequence[FSDPModule]) -> Iterator[None]:
     groups = [_group(module) for module in modules]
     groups = [group for group in groups if group is not None]
     kept = [group.post_forward_mesh_info for group in groups]
@@ -168,19 +172,19 @@ def each_whole(root: nn.Module) -> Iterator[Whole]:
                 for owners, read in parameters:
                     managed.update((id(owner), name) for owner, name in owners)
                     yield whole(owners, read())
-    others: dict[int, list[Owner]] = {}
+    others: dict[int, tuple[nn.Parameter, list[Owner]]] = {}
     for module in root.modules():
         for name, parameter in module._parameters.items():
             if parameter is not None and (id(module), name) not in managed:
-                others.setdefault(id(parameter), []).append((module, name))
-    for owners in others.values():
-        yield whole(owners, _full(owners[0][0]._parameters[owners[0][1]]))
+                others.setdefault(id(parameter), (parameter, []))[1].append((module, name))
+    for parameter, owners in others.values():
+        yield whole(owners, _full(parameter))
 
 
 _Parameters = list[tuple[list[Owner], Callable[[], Tensor]]]
 
 
-def _wrapped(module: Any) -> Iterator[tuple[AbstractContextManager[Any], _Parameters]]:
+def _wrapped(module: nn.Module) -> Iterator[tuple[AbstractContextManager[object], _Parameters]]:
     """Yield the parameters that FSDP manages for a module, and the context that they are whole in.
 
     Each comes with its owners and a function that returns it.
@@ -198,7 +202,7 @@ def _wrapped(module: Any) -> Iterator[tuple[AbstractContextManager[Any], _Parame
         yield nullcontext(), parameters
     elif isinstance(module, FSDP1) and module._handle is not None:
         summoned = module.training_state == TrainingState.SUMMON_FULL_PARAMS
-        context: AbstractContextManager[Any] = (
+        context: AbstractContextManager[object] = (
             nullcontext()
             if summoned
             else FSDP1.summon_full_params(module, recurse=False, writeback=False)
@@ -213,7 +217,7 @@ def _wrapped(module: Any) -> Iterator[tuple[AbstractContextManager[Any], _Parame
         )
 
 
-def _owners_fsdp1(handle: Any) -> list[list[Owner]]:
+def _owners_fsdp1(handle: FlatParamHandle) -> list[list[Owner]]:
     """Return the owners of each parameter of a handle."""
     flat = handle.flat_param
     owners = {(id(i.module), i.param_name): [(i.module, i.param_name)] for i in flat._param_infos}
@@ -223,12 +227,12 @@ def _owners_fsdp1(handle: Any) -> list[list[Owner]]:
     return list(owners.values())
 
 
-def _group(module: Any) -> Any:
+def _group(module: FSDPModule) -> FSDPParamGroup | None:
     """Return FSDP2's parameter group of a module; None if it has no parameters of its own."""
     return module._get_fsdp_state()._fsdp_param_group
 
 
-def _full(parameter: Any) -> Tensor:
+def _full(parameter: Tensor) -> Tensor:
     parameter = parameter.detach()
     return parameter.full_tensor() if isinstance(parameter, DTensor) else parameter
 

@@ -24,6 +24,7 @@ from torch.nn.parallel import DistributedDataParallel
 from torch.utils.data import DataLoader
 
 from spin_composer.data.examples import ExampleDataset
+from spin_composer.data.pairs import PairBatch
 from spin_composer.distributed import from_rank_zero
 from spin_composer.engines.base import Generator, NoGenerator, Opponent, make_engine
 from spin_composer.errors import EnvironmentFailure, InputError, PlayDone, StoreError
@@ -249,7 +250,7 @@ class Game:
         model, stop = composer_model(state), self.examples.stop_token_id
 
         @torch.no_grad()
-        def score(batch: dict[str, torch.Tensor]) -> torch.Tensor:
+        def score(batch: PairBatch) -> torch.Tensor:
             with get_precision_context(state.precision, state.precision_config):
                 return model.score(state.device.batch_to_device(batch))
 

@@ -1,32 +1,19 @@
 """Pair batches: what the collator makes on the CPU and the model scores.
 
 Dimensions: B pairs, S = 2B sequences (real_0, generated_0, real_1, ...), N scored positions.
-A pair batch is a dict of tensors, and of three lists that stay with the host: what it plans by them
-(padding, chunks, microbatches) it would else have to read from the GPU, and wait for it:
-
-    input_ids       int64   [total]  all sequences (prompt + response), one after another
-    cu_seqlens      int32   [S + 1]  cumulative lengths of the sequences
-    scored_rows     int64   [N]      rows of input_ids that predict a response token; the first
-                                     of a sequence is its last prompt position
-    targets         int64   [N]      the response token predicted there
-    cu_scored       int32   [S + 1]  cumulative numbers of scored rows
-    opponent_logps  float32 [B, 2]   the opponent's log-prob sums (real, generated)
-    seqlen_bounds   list of int      cu_seqlens once more
-    scored_bounds   list of int      cu_scored once more
-    indices         list of int      [B] the pairs' rows in the data set, -1 if unknown
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import TypedDict, TypeGuard
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from torch import Tensor
 
-PairBatch = dict[str, Any]
 Ids = NDArray[np.int32]
 """Token ids of a prompt or a response."""
 
@@ -34,6 +21,34 @@ STOP, LENGTH, STRING = 0, 1, 2
 """Finish reasons of a response: the stop token, max_new_tokens, a stop string. Only the first ends
 with the stop token; none is added to the others."""
 FINISH_NAMES = {STOP: "stop", LENGTH: "length", STRING: "stop string"}
+
+
+class PairBatch(TypedDict):
+    """The tensors of B pairs, and three lists that stay with the host.
+
+    What the host plans by the lists (padding, chunks, microbatches) it would else have to read
+    from the GPU, and wait for it.
+    """
+
+    input_ids: Tensor
+    """int64 [total]: all sequences (prompt + response), one after another."""
+    cu_seqlens: Tensor
+    """int32 [S + 1]: cumulative lengths of the sequences."""
+    scored_rows: Tensor
+    """int64 [N]: rows of ``input_ids`` that predict a response token; the first of a sequence is
+    its last prompt position."""
+    targets: Tensor
+    """int64 [N]: the response token predicted there."""
+    cu_scored: Tensor
+    """int32 [S + 1]: cumulative numbers of scored rows."""
+    opponent_logps: Tensor
+    """float32 [B, 2]: the opponent's log-prob sums (real, generated), in nats."""
+    seqlen_bounds: list[int]
+    """[S + 1]: ``cu_seqlens`` once more."""
+    scored_bounds: list[int]
+    """[S + 1]: ``cu_scored`` once more."""
+    indices: list[int]
+    """[B]: the pairs' rows in the data set, -1 if unknown."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,7 +102,7 @@ def collate_pairs(pairs: Sequence[Pair]) -> PairBatch:
     }
 
 
-def is_pair_batch(batch: object) -> bool:
+def is_pair_batch(batch: object) -> TypeGuard[PairBatch]:
     """Tell a pair batch from the SFT batches of an evaluation loader."""
     return isinstance(batch, Mapping) and "cu_scored" in batch
 
@@ -128,12 +143,12 @@ def _slice(batch: PairBatch, first: int, last: int) -> PairBatch:
     }
 
 
-def num_pairs(batch: Mapping[str, Any]) -> int:
+def num_pairs(batch: PairBatch) -> int:
     """Return the number of pairs B of a batch: what ``global_train_batch_size`` counts."""
     return len(batch["opponent_logps"])
 
 
-def num_tokens(batch: Mapping[str, Any]) -> dict[str, int]:
+def num_tokens(batch: PairBatch) -> dict[str, int]:
     """Return Composer's token counts of a batch.
 
     ``loss_generating`` is the number of pairs, so that llm-foundry's default weighting of

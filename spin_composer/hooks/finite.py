@@ -6,7 +6,8 @@ weights at the start and before each save. What is found stops the run: a step o
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Mapping, Sequence
+from typing import cast
 
 import torch
 from composer.callbacks import CheckpointSaver
@@ -39,7 +40,7 @@ class FiniteMonitor:
     def after_loss(self, state: State, logger: Logger) -> None:
         """Keep a microbatch's losses; no collective, and no wait for the device."""
         del logger
-        outputs: Any = state.outputs
+        outputs = cast(Mapping[str, Tensor], state.outputs)
         losses = outputs.get("pair_losses")
         if losses is None:
             losses = torch.as_tensor(state.loss).detach().reshape(1)
@@ -141,6 +142,6 @@ def _not_finite(model: nn.Module) -> list[str]:
     ]
 
 
-def _listed(items: list[Any], most: int = _SHOWN_NAMES) -> str:
+def _listed(items: Sequence[object], most: int = _SHOWN_NAMES) -> str:
     more = f" and {len(items) - most} more" if len(items) > most else ""
     return ", ".join(map(str, items[:most])) + more

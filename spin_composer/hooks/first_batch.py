@@ -7,7 +7,8 @@ meet with ours there. So each rank measures alone, and all decide when all have 
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Mapping
+from typing import cast
 
 import torch
 from composer.core import Precision, State
@@ -15,6 +16,8 @@ from composer.loggers import Logger
 from composer.trainer.trainer import OOM_FOUND_ON_OTHER_RANK
 from composer.utils import dist
 from torch import Tensor
+
+from spin_composer.data.pairs import PairBatch
 
 _FP32_TOLERANCE = 1e-5
 _LOW_PRECISION_TOLERANCE = 5e-3
@@ -46,7 +49,7 @@ class FirstBatchMonitor:
         """Measure the batch's first microbatch; no collective."""
         del logger
         if self.noise is not None and self._sums is None:
-            outputs: Any = state.outputs
+            outputs = cast(Mapping[str, Tensor], state.outputs)
             self._sums = gap_sums(outputs, state.batch)
 
     def after_train_batch(self, state: State, logger: Logger) -> None:
@@ -65,7 +68,7 @@ class FirstBatchMonitor:
         self.noise = None
 
 
-def gap_sums(outputs: dict[str, Tensor], batch: dict[str, Tensor]) -> Tensor:
+def gap_sums(outputs: Mapping[str, Tensor], batch: PairBatch) -> Tensor:
     """Return the sum of |policy - opponent|, in nats, and of the tokens: [2], fp64.
 
     Args:

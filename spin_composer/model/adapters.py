@@ -9,15 +9,22 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
-from typing import Any
+from typing import TYPE_CHECKING, TypeGuard
 
 import torch
 from torch import Tensor, nn
 
+if TYPE_CHECKING:
+    from peft.tuners.lora import Conv2d as LoraConv2d
+    from peft.tuners.lora import Embedding as LoraEmbedding
+    from peft.tuners.lora import Linear as LoraLinear
 
-def mergeable(model: nn.Module) -> list[Any]:
+    _Lora = LoraLinear | LoraEmbedding | LoraConv2d
+
+
+def mergeable(model: nn.Module) -> list[LoraLinear]:
     """Return the adapted layers of a PEFT model that are plain linear layers with active LoRA."""
-    return [module for module in model.modules() if _is_mergeable(module)]
+    return [module for module in model.modules() if _is_lora(module) and _is_mergeable(module)]
 
 
 @contextmanager
@@ -34,6 +41,7 @@ def merged_adapters(model: nn.Module, dtype: torch.dtype | None) -> Iterator[Non
     with ExitStack() as stack:
         for layer in mergeable(model):
             base = layer.base_layer
+            assert isinstance(base, nn.Linear)
             merged = merged_weight(layer)
             assert merged is not None
             stack.enter_context(_overridden(base, "weight", merged.to(dtype or base.weight.dtype)))
@@ -42,7 +50,7 @@ def merged_adapters(model: nn.Module, dtype: torch.dtype | None) -> Iterator[Non
 
 
 @contextmanager
-def _overridden(owner: Any, name: str, value: Any) -> Iterator[None]:
+def _overridden(owner: nn.Module, name: str, value: object) -> Iterator[None]:
     """Let an instance attribute hide a registered parameter, or a method of the class.
 
     There may be one already: FSDP1 puts the weight in the forward's dtype there.
@@ -58,15 +66,17 @@ def _overridden(owner: Any, name: str, value: Any) -> Iterator[None]:
 
 
 @torch.no_grad()
-def merged_weight(layer: Any) -> Tensor | None:
+def merged_weight(layer: nn.Module) -> Tensor | None:
     """Return a layer's weight with its active adapters merged, fp32; None if it has no adapters.
 
     Args:
         layer: A module of a PEFT model.
     """
-    if not hasattr(layer, "get_delta_weight") or not hasattr(layer, "base_layer"):
+    if not _is_lora(layer):
         return None
-    weight = layer.base_layer.weight.detach().float()
+    own = layer.base_layer.weight
+    assert isinstance(own, Tensor)
+    weight = own.detach().float()
     if not layer.disable_adapters:
         for adapter in layer.active_adapters:
             if adapter in layer.lora_A or adapter in layer.lora_embedding_A:
@@ -77,11 +87,10 @@ def merged_weight(layer: Any) -> Tensor | None:
 def unsupported_adapters(model: nn.Module) -> list[str]:
     """Return the kinds of adapters in a model that :func:`merged_weight` cannot merge, sorted."""
     kinds: set[str] = set()
-    layers: Iterator[Any] = model.modules()
-    for layer in layers:
+    for layer in model.modules():
         if not hasattr(layer, "base_layer"):
             continue
-        if not hasattr(layer, "get_delta_weight") or not hasattr(layer, "lora_A"):
+        if not _is_lora(layer):
             kinds.add(type(layer).__name__)
         elif len(layer.lora_magnitude_vector):
             kinds.add("DoRA")
@@ -90,10 +99,14 @@ def unsupported_adapters(model: nn.Module) -> list[str]:
     return sorted(kinds)
 
 
-def _is_mergeable(layer: Any) -> bool:
+def _is_lora(layer: nn.Module) -> TypeGuard[_Lora]:
+    """Tell a layer whose LoRA weights can be added to its own; PEFT need not be installed."""
+    return all(hasattr(layer, name) for name in ("base_layer", "get_delta_weight", "lora_A"))
+
+
+def _is_mergeable(layer: _Lora) -> TypeGuard[LoraLinear]:
     # Exactly this class: layers of quantised weights are subclasses.
-    linear = type(getattr(layer, "base_layer", None)) is nn.Linear
-    if not linear or not hasattr(layer, "get_delta_weight"):
+    if type(layer.base_layer) is not nn.Linear:
         return False
     active = [adapter for adapter in layer.active_adapters if adapter in layer.lora_A]
     other = layer.disable_adapters or layer.merged or not active or layer.lora_magnitude_vector

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 from torch import nn
 
 
@@ -16,7 +14,7 @@ def disable_dropout(model: nn.Module) -> int:
         How many probabilities were above 0.
     """
     changed = 0
-    configs: dict[int, Any] = {}
+    configs: dict[int, object] = {}
     for module in model.modules():
         if isinstance(module, nn.modules.dropout._DropoutNd) and module.p > 0:
             module.p = 0.0

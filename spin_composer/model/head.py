@@ -73,14 +73,16 @@ class ScoringHead(nn.Module):
                 "and cannot be scored."
             )
         scored = hidden.index_select(0, request.rows)
-        transform: dict[str, Any] = {
-            "bias": bias,
-            "softcap": request.softcap,
-            "temperature": request.temperature,
-        }
         pairs = request.pairs
         if pairs is None:
-            logps = linear_log_softmax_gather(scored, self.weight, request.targets, **transform)
+            logps = linear_log_softmax_gather(
+                scored,
+                self.weight,
+                request.targets,
+                bias=bias,
+                softcap=request.softcap,
+                temperature=request.temperature,
+            )
             return logps.view(1, -1, 1)
         pairs.answer = linear_pair_loss(
             scored,
@@ -89,7 +91,9 @@ class ScoringHead(nn.Module):
             pairs.bounds,
             pairs.pair_loss,
             pairs.weights,
-            **transform,
+            bias=bias,
+            softcap=request.softcap,
+            temperature=request.temperature,
         )
         return pairs.answer.loss.view(1, 1, 1)
 

@@ -18,9 +18,9 @@ import torch
 from composer.models import HuggingFaceModel
 from torch import Tensor, nn
 from torchmetrics import Metric
-from transformers import PreTrainedModel, PreTrainedTokenizerBase
+from transformers import PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
-from spin_composer.data.pairs import is_pair_batch
+from spin_composer.data.pairs import PairBatch, is_pair_batch
 from spin_composer.errors import InputError
 from spin_composer.foundry.base import ComposerHFCausalLM, ComposerMPTCausalLM
 from spin_composer.loss import PairLoss
@@ -39,9 +39,12 @@ from spin_composer.model.unwrap import inner_model
 from spin_composer.pretrained.quantized import check_config, check_loaded
 
 if TYPE_CHECKING:
-    from peft import PeftModel
+    from peft import PeftConfig, PeftModel
 
 log = logging.getLogger(__name__)
+
+Batch = PairBatch | Mapping[str, Tensor]
+"""Pairs, or held-out SFT rows (``input_ids``, ``attention_mask``, ``labels``, each [B, T])."""
 
 
 class SpinLM(HuggingFaceModel):
@@ -71,7 +74,7 @@ class SpinLM(HuggingFaceModel):
         prefix = kwargs.get("prefix", args[1] if len(args) > 1 else "")
         return checkpoint_state(whole, trainable_names(self), prefix)
 
-    def forward(self, batch: Mapping[str, Any]) -> Any:
+    def forward(self, batch: Batch) -> Mapping[str, Tensor]:
         """Return ``policy_logps`` [B, 2] and ``lengths`` [B, 2] of a pair batch, and more.
 
         In training, ``pair_losses`` [B] and their mean ``loss``, which alone has a gradient.
@@ -90,7 +93,7 @@ class SpinLM(HuggingFaceModel):
         }
 
     def _with_loss(
-        self, batch: Mapping[str, Any], lengths: Tensor, pair_loss: PairLoss
+        self, batch: PairBatch, lengths: Tensor, pair_loss: PairLoss
     ) -> dict[str, Tensor]:
         def of_sums(real: Tensor, generated: Tensor) -> Tensor:
             return pair_loss(torch.stack((real, generated), 1), batch["opponent_logps"], lengths)
@@ -103,7 +106,7 @@ class SpinLM(HuggingFaceModel):
             "loss": found.loss,
         }
 
-    def loss(self, outputs: Any, batch: Mapping[str, Any]) -> Any:
+    def loss(self, outputs: Mapping[str, Tensor], batch: Batch) -> Tensor:
         """Return the mean pair loss of a pair batch, the parent's loss of any other."""
         if not is_pair_batch(batch):
             return super().loss(outputs, batch)  # type: ignore[arg-type]
@@ -114,13 +117,13 @@ class SpinLM(HuggingFaceModel):
         )
         return losses.mean()
 
-    def eval_forward(self, batch: Any, outputs: Any | None = None) -> Any:
+    def eval_forward(self, batch: Batch, outputs: Mapping[str, Tensor] | None = None) -> Any:
         """Return the outputs of a pair batch; the parent's evaluation of any other."""
         if not is_pair_batch(batch):
             return super().eval_forward(batch, outputs)
         return self(batch) if outputs is None else outputs
 
-    def update_metric(self, batch: Any, outputs: Any, metric: Metric) -> dict:
+    def update_metric(self, batch: Batch, outputs: Any, metric: Metric) -> dict:
         """Hand a pair batch to the pair metrics only, and any other batch to the others only."""
         if is_pair_batch(batch) != isinstance(metric, PairMetric):
             return {}
@@ -131,16 +134,16 @@ class SpinLM(HuggingFaceModel):
         return {}
 
     @torch.no_grad()
-    def response_logps(self, batch: Mapping[str, Any]) -> Tensor:
+    def response_logps(self, batch: PairBatch) -> Tensor:
         """Return the log-prob [N] of each scored token, entering through this module (FSDP)."""
         return self(batch)["token_logps"]
 
     @torch.no_grad()
-    def score(self, batch: Mapping[str, Any]) -> Tensor:
+    def score(self, batch: PairBatch) -> Tensor:
         """Return the log-prob sums [B, 2] of a pair batch, without gradient."""
         return self(batch)["policy_logps"]
 
-    def check_head(self, batch: Mapping[str, Any]) -> None:
+    def check_head(self, batch: PairBatch) -> None:
         """Compare head and model on a small pair batch (logprobs.check_head); all ranks call it."""
         check_head(self.model, batch, score=self.response_logps, forward=self)
 
@@ -186,7 +189,9 @@ class HFSpinLM(SpinLM, ComposerHFCausalLM):
         self._prepare_for_spin(use_train_metrics)
 
     @classmethod
-    def build_config(cls, pretrained_model_name_or_path: str, *args: Any, **kwargs: Any) -> Any:
+    def build_config(
+        cls, pretrained_model_name_or_path: str, *args: Any, **kwargs: Any
+    ) -> PretrainedConfig:
         """Return the config, as llm-foundry makes it; a quantised model is refused by it."""
         config = super().build_config(pretrained_model_name_or_path, *args, **kwargs)
         check_config(config, pretrained_model_name_or_path)
@@ -211,7 +216,7 @@ class HFSpinLM(SpinLM, ComposerHFCausalLM):
             should_save_peft_only: checkpoints hold the trained weights only, LoRA's and others.
         """
         check_loaded(model)
-        given: Any = getattr(model, "peft_config", None) or {}
+        given: Mapping[str, PeftConfig] = getattr(model, "peft_config", None) or {}
         kinds = {str(getattr(c.peft_type, "value", c.peft_type)).upper() for c in given.values()}
         if kinds - {"LORA"}:
             raise InputError(f"model: PEFT of type {sorted(kinds)} is not supported. Use LoRA.")
@@ -252,7 +257,7 @@ class MPTSpinLM(SpinLM, ComposerMPTCausalLM):
         )
         self._prepare_for_spin(bool(use_train_metrics))
 
-    def flops_per_batch(self, batch: Mapping[str, Any]) -> float:
+    def flops_per_batch(self, batch: Batch) -> float:
         """Return the forward and backward FLOPs of a batch, as llm-foundry counts them."""
         if not is_pair_batch(batch):
             return super().flops_per_batch(batch)

@@ -5,21 +5,20 @@ Dimensions: B pairs, S = 2B sequences, T the longest of them, N scored tokens, V
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from itertools import pairwise
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from spin_composer.data.pairs import PairBatch
 from spin_composer.model.head import PairRequest, find_head, scoring
 from spin_composer.model.unwrap import inner_model
 from spin_kernels import PairLossOutput, log_softmax_gather
 
-Batch = Mapping[str, Any]
 
-
-def pad_right(batch: Batch) -> tuple[dict[str, Tensor], Tensor]:
+def pad_right(batch: PairBatch) -> tuple[dict[str, Tensor], Tensor]:
     """Return the pair batch as padded model inputs, and its scored rows in them.
 
     Args:
@@ -43,7 +42,7 @@ def pad_right(batch: Batch) -> tuple[dict[str, Tensor], Tensor]:
     return inputs, places[batch["scored_rows"]]
 
 
-def response_logps(model: nn.Module, batch: Batch) -> Tensor:
+def response_logps(model: nn.Module, batch: PairBatch) -> Tensor:
     """Return the policy's log-prob of each scored token of a pair batch, by one forward.
 
     Only the scored rows reach the output layer, and no [N, V] matrix of logits is held.
@@ -60,7 +59,7 @@ def response_logps(model: nn.Module, batch: Batch) -> Tensor:
 
 
 def response_pair_loss(
-    model: nn.Module, batch: Batch, pair_loss: Callable[[Tensor, Tensor], Tensor]
+    model: nn.Module, batch: PairBatch, pair_loss: Callable[[Tensor, Tensor], Tensor]
 ) -> PairLossOutput:
     """Return the mean pair loss of a batch with its gradient already made in the output layer.
 
@@ -84,7 +83,7 @@ def response_pair_loss(
     return pairs.answer._replace(loss=loss)
 
 
-def _answer(model: nn.Module, batch: Batch, pairs: PairRequest | None) -> Tensor:
+def _answer(model: nn.Module, batch: PairBatch, pairs: PairRequest | None) -> Tensor:
     """Return what the head returns in place of logits, by one forward of the outermost module."""
     inputs, rows = pad_right(batch)
     with scoring(find_head(model), rows, batch["targets"], inputs["input_ids"].numel(), pairs):
@@ -111,8 +110,8 @@ def sequence_sums(token_logps: Tensor, cu_scored: Tensor) -> Tensor:
 @torch.no_grad()
 def check_head(
     model: nn.Module,
-    batch: Batch,
-    score: Callable[[Batch], Tensor] | None = None,
+    batch: PairBatch,
+    score: Callable[[PairBatch], Tensor] | None = None,
     forward: Callable[[dict[str, Tensor]], Any] | None = None,
 ) -> None:
     """Compare the head's log-probs with the log-softmax of the model's own logits.

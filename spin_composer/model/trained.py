@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
+from typing import TypeVar
 
 from torch import nn
 
 from spin_composer.fsdp import plain_name
+
+T = TypeVar("T")
 
 
 def trainable_names(model: nn.Module) -> set[str]:
@@ -16,7 +18,7 @@ def trainable_names(model: nn.Module) -> set[str]:
     return {plain_name(name).removeprefix("module.") for name, p in named if p.requires_grad}
 
 
-def checkpoint_state(state: Mapping[str, Any], names: set[str], prefix: str) -> dict[str, Any]:
+def checkpoint_state(state: Mapping[str, T], names: set[str], prefix: str) -> dict[str, T]:
     """Return what a PEFT model's checkpoint holds: adapters, and every other trained parameter.
 
     Composer alone would keep only what has ``lora_`` in its name: a resumed run would go on with

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
-from typing import Any, cast
+from typing import TYPE_CHECKING, cast
 
 from torch import nn
 from torch.distributed.fsdp import FSDPModule
 from transformers import PreTrainedModel
 
 from spin_composer.fsdp import unwrapped
+
+if TYPE_CHECKING:
+    from peft import PeftModel
 
 
 def inner_model(model: nn.Module) -> PreTrainedModel:
@@ -17,8 +20,9 @@ def inner_model(model: nn.Module) -> PreTrainedModel:
     Args:
         model: A Hugging Face model, a PeftModel around one, or FSDP1's wrapper of either.
     """
-    inner: Any = unwrapped(model)
-    inner = inner.get_base_model() if hasattr(inner, "peft_config") else inner
+    inner = unwrapped(model)
+    if hasattr(inner, "peft_config"):
+        inner = cast("PeftModel", inner).get_base_model()
     return cast(PreTrainedModel, unwrapped(inner))
 
 

@@ -17,7 +17,7 @@ import torch
 
 from spin_composer import interrupt
 from spin_composer.data.examples import ExampleDataset
-from spin_composer.data.pairs import LENGTH, Pair, collate_pairs
+from spin_composer.data.pairs import LENGTH, Pair, PairBatch, collate_pairs
 from spin_composer.distributed import check_shared, from_rank_zero
 from spin_composer.engines.base import Generator, Response
 from spin_composer.errors import NotFiniteError
@@ -80,7 +80,7 @@ class Player:
 
     store: Store
     generator: Generator
-    score: Callable[[dict[str, torch.Tensor]], torch.Tensor]
+    score: Callable[[PairBatch], torch.Tensor]
     examples: ExampleDataset
     seed: int
     score_batch_size: int

@@ -2,16 +2,13 @@
 
 from __future__ import annotations
 
-from typing import Any
-
-import torch
 from composer.utils import dist
 from torch.utils.data import DataLoader
 
-from spin_composer.data.examples import ExampleDataset
+from spin_composer.data.examples import Example, ExampleDataset
 from spin_composer.data.fit import check_first_batch_is_whole, check_rows
 from spin_composer.data.loader import examples_of
-from spin_composer.data.pairs import Pair, collate_pairs
+from spin_composer.data.pairs import Pair, PairBatch, collate_pairs
 from spin_composer.model.lm import SpinLM
 from spin_composer.pretrained.limits import model_limits
 from spin_composer.settings.spin import SpinSettings
@@ -20,7 +17,7 @@ _SHORT_TOKENS = 64
 """Of a prompt, and of a response."""
 
 
-def check_rows_fit(settings: SpinSettings, loader: DataLoader[Any], model: SpinLM) -> None:
+def check_rows_fit(settings: SpinSettings, loader: DataLoader[Example], model: SpinLM) -> None:
     """Refuse rows that the model has no positions for, or that fill no batch.
 
     Args:
@@ -37,7 +34,7 @@ def check_rows_fit(settings: SpinSettings, loader: DataLoader[Any], model: SpinL
     check_first_batch_is_whole(examples, settings.samples_per_iteration, batch)
 
 
-def short_pair_batch(examples: ExampleDataset) -> dict[str, torch.Tensor]:
+def short_pair_batch(examples: ExampleDataset) -> PairBatch:
     """Return a short pair batch of the first example, both sides real, to check the head with."""
     first = examples[0]
     response = first.response[:_SHORT_TOKENS]

@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from itertools import islice
-from typing import Any
 
 import numpy as np
 from torch import Tensor
@@ -55,8 +54,8 @@ def _starts(this: Example | BadRow, other: Example | BadRow) -> tuple[Pair, Pair
 def check_tokenize(
     examples: ExampleDataset,
     vocabulary: int,
-    score: Callable[[Mapping[str, Any]], Tensor],
-    to_device: Callable[[PairBatch], Mapping[str, Any]],
+    score: Callable[[PairBatch], Tensor],
+    to_device: Callable[[PairBatch], PairBatch],
 ) -> None:
     """Score how the first rows begin in both ways of tokenising; a collective, as forwards are.
 
