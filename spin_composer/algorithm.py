@@ -12,6 +12,7 @@ from composer.loggers import Logger
 from composer.utils import dist, reproducibility
 from torch.utils.data import DataLoader
 
+from spin_composer.data.examples import Example
 from spin_composer.data.loader import examples_of
 from spin_composer.distributed import from_rank_zero, on_all_ranks
 from spin_composer.engines.base import engine_class, make_engine
@@ -128,7 +129,7 @@ class SPIN(Algorithm):
         self.settings.check_iterations(count_iterations(state.max_duration, epochs))
         warn_unfaithful(self.settings)
         if state.train_dataloader is not None:  # else fit() is given it
-            loader = cast("DataLoader[Any]", state.train_dataloader)
+            loader = cast("DataLoader[Example]", state.train_dataloader)
             check_rows_fit(self.settings, loader, composer_model(state))
         self._missing_weights = note_missing_weights(state)
         if self.settings.play_only is None:
@@ -174,7 +175,7 @@ class SPIN(Algorithm):
         model = composer_model(state)
         # A second fit() finds the pairs' loader of the first one's last iteration.
         loader = cast(
-            "DataLoader[Any]", self.game.sft_loader if self.game else state.train_dataloader
+            "DataLoader[Example]", self.game.sft_loader if self.game else state.train_dataloader
         )
         examples_of(loader)  # or it says that the loader is another one
         require_spin_scheduler(state)
@@ -197,7 +198,7 @@ class SPIN(Algorithm):
         if self._saved.get("ended"):
             self._write_books()  # it goes on after all
 
-    def _new_game(self, state: State, loader: DataLoader[Any]) -> Game:
+    def _new_game(self, state: State, loader: DataLoader[Example]) -> Game:
         """Return the game of this run, as its checkpoint left it."""
         store = on_all_ranks(lambda: open_store(self.settings, state.run_name))
         self._clock = time.perf_counter() - self._saved.get("seconds", 0.0)

@@ -44,7 +44,7 @@ class Given:
 def read_given(
     source: str,
     overrides: Sequence[str],
-    flags: Mapping[str, Any],
+    flags: Mapping[str, object],
     tokenizer: str | None = None,
     trust_remote_code: bool = False,
 ) -> Given:

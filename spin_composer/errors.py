@@ -75,7 +75,7 @@ def shown(value: object, limit: int = 60) -> str:
     return text if len(text) <= limit else text[: limit - 3] + "..."
 
 
-def together(*checks: Callable[[], Any]) -> list[Any]:
+def together(*checks: Callable[[], object]) -> list[Any]:
     """Run every check and return what each returns.
 
     Raises:

@@ -13,7 +13,7 @@ from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import cast
 
 import torch
 from composer.core import State
@@ -23,8 +23,8 @@ from composer.utils import dist
 from torch.nn.parallel import DistributedDataParallel
 from torch.utils.data import DataLoader
 
-from spin_composer.data.examples import ExampleDataset
-from spin_composer.data.pairs import PairBatch
+from spin_composer.data.examples import Example, ExampleDataset
+from spin_composer.data.pairs import Pair, PairBatch
 from spin_composer.distributed import from_rank_zero
 from spin_composer.engines.base import Generator, NoGenerator, Opponent, make_engine
 from spin_composer.errors import EnvironmentFailure, InputError, PlayDone, StoreError
@@ -49,7 +49,7 @@ from spin_composer.play.prepare import resume_remedy
 from spin_composer.report.spans import union_seconds
 from spin_composer.settings.spin import SpinSettings, of_iteration
 from spin_composer.store.base import AT_START, Store
-from spin_composer.store.manifest import FIXED_AT_START, differing_fields, meaning
+from spin_composer.store.manifest import FIXED_AT_START, Manifest, differing_fields, meaning
 from spin_composer.store.pair_loader import build_pair_loader, resume_at
 
 log = logging.getLogger(__name__)
@@ -60,8 +60,8 @@ _CPU_FULL = "DefaultCPUAllocator: can't allocate memory"
 
 def composer_model(state: State) -> SpinLM:
     """Return the SpinLM inside ``state.model``, which DDP may have wrapped."""
-    model: Any = state.model
-    return model.module if isinstance(model, DistributedDataParallel) else model
+    model = state.model
+    return cast(SpinLM, model.module if isinstance(model, DistributedDataParallel) else model)
 
 
 class Game:
@@ -82,7 +82,7 @@ class Game:
         seed: int,
         store: Store,
         examples: ExampleDataset,
-        sft_loader: DataLoader[Any],
+        sft_loader: DataLoader[Example],
         verify_lock: Callable[[], None] = lambda: None,
     ):
         self.settings = settings
@@ -96,7 +96,7 @@ class Game:
         """Wall-clock time spent in play, by the processes before this one too."""
         self.earlier_play_seconds = 0.0
         """Of them in this iteration, before this process came to it."""
-        self.manifest: dict[str, Any] = {}
+        self.manifest: Manifest = {}
         """Of the iteration that is being trained."""
         self.noise = 0.0
         """Noise of scoring of this iteration, in nats per token."""
@@ -304,7 +304,7 @@ class Game:
             )
         )
 
-    def _load_pairs(self, state: State, iteration: int, report: PlayReport) -> DataLoader[Any]:
+    def _load_pairs(self, state: State, iteration: int, report: PlayReport) -> DataLoader[Pair]:
         self.noise = report.noise
         loader = build_pair_loader(
             self.store, iteration, report.pairs, self.sft_loader, dist.get_world_size(), self.seed

@@ -21,7 +21,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
-from typing import Any
+from types import FrameType
 
 LINE = "interrupted; the same command goes on"
 LIMIT_SECONDS = 15.0
@@ -51,7 +51,7 @@ class _Watch:
     """When the process of the last interruption is to have ended; None if it may take its time."""
 
     def __init__(self) -> None:
-        self.installed: dict[int, Any] = {}
+        self.installed: dict[int, Callable[[int, FrameType | None], object] | int | None] = {}
         """The handler before ours, by signal."""
         self.owned = False
         """The process is ours from the command line to its exit."""

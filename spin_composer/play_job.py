@@ -8,13 +8,14 @@ units that it was given, and ends. Units that it commits are what the training r
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from spin_composer.errors import InputError
 from spin_composer.report.outline import RunOutline, checkpoint_patterns, outline_of
 from spin_composer.save_folder import Checkpoint, find_checkpoints, structure_problem
+from spin_composer.settings.section import Config
 from spin_composer.settings.spin import PlayOnly, SpinSettings, count_iterations
 from spin_composer.settings.yaml import is_spin, read_yaml, validate
 from spin_composer.train import train_config
@@ -53,7 +54,7 @@ def play(path: str | Path, overrides: Sequence[str], iteration: int, units: str)
 
 
 def job_config(
-    plain: Mapping[str, Any],
+    plain: Config,
     settings: SpinSettings,
     only: PlayOnly,
     where: str,

@@ -13,6 +13,7 @@ from composer.optim import (
     CosineAnnealingWithWarmupScheduler,
     LinearWithWarmupScheduler,
 )
+from torch.optim.lr_scheduler import LRScheduler
 
 from spin_composer.errors import InputError
 from spin_composer.settings.scheduler import SchedulerSettings
@@ -102,7 +103,7 @@ def require_spin_scheduler(state: State) -> None:
         )
 
 
-def _composer_scheduler(compiled: Any) -> Any:
+def _composer_scheduler(compiled: LRScheduler) -> object:
     """Return the ComposerScheduler inside the LambdaLR that Composer compiled it to."""
     for function in getattr(compiled, "lr_lambdas", []):
         scheduler = inspect.getclosurevars(function).nonlocals.get("scheduler")

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable, Iterable
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypedDict
 
 from timing import Measured
 
@@ -40,7 +41,19 @@ class Target:
     met: bool | None = None
 
 
-Cases = dict[str, dict[str, dict[str, Any]]]
+Record = dict[str, Any]
+"""A :class:`~timing.Measured` as the JSON file holds it, with its ``operation`` and ``case``."""
+Cases = dict[str, dict[str, Record]]
+"""{case: {name of the candidate: record}}."""
+
+
+class Ceilings(TypedDict, total=False):
+    """What the device can do at most; a part that was not measured is not there."""
+
+    copy_gb_per_s: float
+    """Of a copy, bytes read and bytes written counted."""
+    gemm: dict[str, dict[str, float]]
+    """{shape: {``forward_ms``, ``d_hidden_ms``, ``d_weight_ms``, ``tflop_per_s``}}."""
 
 
 class Report:
@@ -58,8 +71,8 @@ class Report:
         if out is not None:
             out.parent.mkdir(parents=True, exist_ok=True)
         self.about = {"command": command, "machine": machine, "versions": versions, "tiny": tiny}
-        self.ceilings: dict[str, Any] = {}
-        self.records: list[dict[str, Any]] = []
+        self.ceilings: Ceilings = {}
+        self.records: list[Record] = []
 
     def add(self, operation: str, case: str, found: list[Measured]) -> None:
         """Take the results of one case and write the JSON file."""
@@ -78,7 +91,7 @@ class Report:
         if self.out is not None:
             self.out.with_suffix(".md").write_text(self.markdown(), encoding="utf-8")
 
-    def as_dict(self) -> dict[str, Any]:
+    def as_dict(self) -> dict[str, object]:
         """Return everything, as the JSON file holds it."""
         return {
             **self.about,
@@ -131,7 +144,7 @@ class Report:
         return lines
 
 
-def by_case(records: list[dict[str, Any]], operation: str, whole: bool = True) -> Cases:
+def by_case(records: list[Record], operation: str, whole: bool = True) -> Cases:
     """Return {case: {name: record}} of an operation; ``whole``: only those with a time."""
     found: Cases = {}
     for x in records:
@@ -140,12 +153,12 @@ def by_case(records: list[dict[str, Any]], operation: str, whole: bool = True) -
     return found
 
 
-def _row(cells: Any) -> str:
+def _row(cells: Iterable[str]) -> str:
     return "| " + " | ".join(cells) + " |"
 
 
 def _table(
-    operation: str, case: str, found: dict[str, dict[str, Any]], ceilings: dict[str, Any]
+    operation: str, case: str, found: dict[str, Record], ceilings: Ceilings
 ) -> list[str]:
     keys = list(dict.fromkeys(key for x in found.values() for key in x["errors"]))
     heads = ["", "forward", "backward", "total", "of ceiling", "MiB", *keys, "rounds", "first s"]
@@ -168,9 +181,9 @@ def _number(value: float | None, form: str) -> str:
 def _share(
     operation: str,
     case: str,
-    x: dict[str, Any],
-    found: dict[str, dict[str, Any]],
-    ceilings: dict[str, Any],
+    x: Record,
+    found: dict[str, Record],
+    ceilings: Ceilings,
 ) -> str:
     if operation == "a":
         shares = _copy_shares(case, x, ceilings)
@@ -184,7 +197,7 @@ def _share(
     return f"{total / x['total_ms']:.0%}" if total and x["total_ms"] else ""
 
 
-def _copy_shares(case: str, x: dict[str, Any], ceilings: dict[str, Any]) -> tuple[float, ...]:
+def _copy_shares(case: str, x: Record, ceilings: Ceilings) -> tuple[float, ...]:
     """Return the shares of the copy's bandwidth: forward reads once, backward reads and writes."""
     if "copy_gb_per_s" not in ceilings:
         return ()
@@ -193,7 +206,7 @@ def _copy_shares(case: str, x: dict[str, Any], ceilings: dict[str, Any]) -> tupl
     return floor_ms / x["forward_ms"], 2 * floor_ms / x["backward_ms"]
 
 
-def targets(records: list[dict[str, Any]], ceilings: dict[str, Any]) -> list[Target]:
+def targets(records: list[Record], ceilings: Ceilings) -> list[Target]:
     """Judge the targets by the worst case of each; one without results is "not measured"."""
     a = by_case(records, "a")
     shares = {
@@ -210,7 +223,11 @@ def targets(records: list[dict[str, Any]], ceilings: dict[str, Any]) -> list[Tar
     half = {case: x for case, x in pairs.items() if ", 50%" in case}
     main = {case: x for case, x in c.items() if case == MAIN_CASE}
 
-    def ratios(cases: Cases, over: Any, key: str = "total_ms") -> dict[str, float]:
+    def ratios(
+        cases: Cases,
+        over: Callable[[dict[str, Record]], Record | None],
+        key: str = "total_ms",
+    ) -> dict[str, float]:
         found = {}
         for case, x in cases.items():
             other = over(x)
@@ -218,13 +235,13 @@ def targets(records: list[dict[str, Any]], ceilings: dict[str, Any]) -> list[Tar
                 found[case] = other[key] / x["ours"][key]
         return found
 
-    def gemm(x: dict[str, dict[str, Any]]) -> dict[str, Any] | None:
+    def gemm(x: dict[str, Record]) -> Record | None:
         return x.get(GEMM)
 
-    def liger(x: dict[str, dict[str, Any]]) -> dict[str, Any] | None:
+    def liger(x: dict[str, Record]) -> Record | None:
         return _fastest([y for name, y in x.items() if name.startswith("Liger")])
 
-    def peer(x: dict[str, dict[str, Any]]) -> dict[str, Any] | None:
+    def peer(x: dict[str, Record]) -> Record | None:
         return _fastest([y for name, y in x.items() if not y["ours"] and name != GEMM])
 
     forward = {case: x[0] for case, x in shares["ours"].items()}
@@ -244,7 +261,7 @@ def targets(records: list[dict[str, Any]], ceilings: dict[str, Any]) -> list[Tar
     ]
 
 
-def _fastest(found: list[dict[str, Any]]) -> dict[str, Any] | None:
+def _fastest(found: list[Record]) -> Record | None:
     return min(found, key=lambda x: x["total_ms"], default=None)
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -12,6 +12,8 @@ from spin_composer.data.faults import BadRow
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
+
+    from spin_composer.data.origin import BothWays
 
 
 _BEFORE, _AFTER = 3, 6
@@ -56,7 +58,7 @@ class Differences:
         return said
 
 
-def differences(ways: Iterable[Any], tokenizer: PreTrainedTokenizerBase) -> Differences:
+def differences(ways: Iterable[BothWays], tokenizer: PreTrainedTokenizerBase) -> Differences:
     """Compare rows in both ways.
 
     Args:
@@ -64,16 +66,16 @@ def differences(ways: Iterable[Any], tokenizer: PreTrainedTokenizerBase) -> Diff
         tokenizer: Names the tokens.
     """
     compared = differ = only_rendering = only_turns = 0
-    first: tuple[Any, ...] = ("", (), ())
+    first: tuple[str, tuple[str, ...], tuple[str, ...]] = ("", (), ())
     for way in ways:
-        bad = isinstance(way.rendering, BadRow), isinstance(way.turns, BadRow)
-        if any(bad):
-            only_rendering += bad == (False, True)
-            only_turns += bad == (True, False)
+        rendering, turns = way.rendering, way.turns
+        if isinstance(rendering, BadRow) or isinstance(turns, BadRow):
+            only_rendering += not isinstance(rendering, BadRow)
+            only_turns += not isinstance(turns, BadRow)
             continue
         compared += 1
-        ids = [np.concatenate([one.prompt, one.response]) for one in (way.rendering, way.turns)]
-        same = len(way.rendering.prompt) == len(way.turns.prompt) and np.array_equal(ids[0], ids[1])
+        ids = [np.concatenate([one.prompt, one.response]) for one in (rendering, turns)]
+        same = len(rendering.prompt) == len(turns.prompt) and np.array_equal(ids[0], ids[1])
         if same:
             continue
         if not differ:
@@ -81,7 +83,7 @@ def differences(ways: Iterable[Any], tokenizer: PreTrainedTokenizerBase) -> Diff
             unlike = np.flatnonzero(ids[0][:length] != ids[1][:length])
             at = int(unlike[0]) if len(unlike) else length
             part = slice(max(0, at - _BEFORE), at + _AFTER)
-            first = (str(way.where), *(_named(one[part], tokenizer) for one in ids))
+            first = str(way.where), _named(ids[0][part], tokenizer), _named(ids[1][part], tokenizer)
         differ += 1
     return Differences(compared, differ, only_rendering, only_turns, *first)
 

@@ -7,6 +7,7 @@ from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from spin_composer.data.dates import TemplateDate
+from spin_composer.data.rows import Turn
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -41,10 +42,10 @@ class ChatTemplate:
 
     def __call__(
         self,
-        messages: Sequence[Mapping[str, Any]],
+        messages: Sequence[Turn],
         generation_prompt: bool = False,
-        tools: Sequence[Any] | None = None,
-        arguments: Mapping[str, Any] | None = None,
+        tools: Sequence[object] | None = None,
+        arguments: Mapping[str, object] | None = None,
     ) -> str:
         """Return the turns' text.
 

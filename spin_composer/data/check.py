@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from itertools import chain, islice
 from typing import TYPE_CHECKING, Any, Literal, cast
@@ -17,6 +16,7 @@ from spin_composer.data.sources import read_rows
 from spin_composer.data.tokenizers import load_tokenizer
 from spin_composer.errors import InputError
 from spin_composer.settings.dataset import DatasetConfig
+from spin_composer.settings.section import Config
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -76,7 +76,7 @@ class CheckReport:
 def check_config(
     config: DatasetConfig,
     tokenizer_name: str,
-    tokenizer_kwargs: Mapping[str, Any] | None = None,
+    tokenizer_kwargs: Config | None = None,
     title: str | None = None,
     row: int = 1,
 ) -> CheckReport:

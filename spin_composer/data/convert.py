@@ -10,21 +10,26 @@ from __future__ import annotations
 import os
 import shutil
 import tempfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from itertools import chain, islice
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
 from spin_composer.data.counts import DataReport
 from spin_composer.data.faults import BadRow, Where
 from spin_composer.data.formats import Kind, to_foundry_row
 from spin_composer.data.preprocess import make_preprocessor, preprocess_row
+from spin_composer.data.rows import Row
 from spin_composer.data.sources import read_rows
 from spin_composer.data.tokenizers import load_tokenizer
 from spin_composer.errors import InputError
 from spin_composer.settings.dataset import DatasetConfig
+from spin_composer.settings.section import Config
+
+if TYPE_CHECKING:
+    from spin_composer.data.tokenise import Tokeniser
 
 _COLUMNS: dict[Kind, dict[str, str]] = {
     "plain": {"prompt": "str", "response": "str"},
@@ -65,7 +70,7 @@ def convert_config(
     destination: str,
     title: str | None = None,
     tokenizer_name: str | None = None,
-    tokenizer_kwargs: Mapping[str, Any] | None = None,
+    tokenizer_kwargs: Config | None = None,
     compression: str | None = None,
 ) -> ConvertReport:
     """Write the data of a dataset block as MDS: aside first, then renamed, so whole or not at all.
@@ -128,11 +133,11 @@ def convert_config(
 class _Check:
     """Tokenises rows, for the errors of those that cannot be trained on."""
 
-    def __init__(self, config: DatasetConfig, name: str, kwargs: Mapping[str, Any] | None) -> None:
+    def __init__(self, config: DatasetConfig, name: str, kwargs: Config | None) -> None:
         self._config, self._name, self._kwargs = config, name, kwargs
-        self._tokenise: Any = None
+        self._tokenise: Tokeniser | None = None
 
-    def __call__(self, kind: Kind, row: dict[str, Any], where: Where, report: DataReport) -> None:
+    def __call__(self, kind: Kind, row: Row, where: Where, report: DataReport) -> None:
         if self._tokenise is None:  # at the first row: a missing source is found before
             from spin_composer.data.tokenise import Tokeniser
 
@@ -192,7 +197,7 @@ def _check_compression(compression: str | None) -> None:
 
 def _formatted(
     config: DatasetConfig, report: DataReport, check: _Check | None = None
-) -> Iterator[tuple[Kind, dict[str, Any]]]:
+) -> Iterator[tuple[Kind, Row]]:
     """Yield each row's kind and llm-foundry's form of it, counting into ``report``."""
     rows = read_rows(config)  # before the preprocessor, which may import llm-foundry
     preprocess = make_preprocessor(config)
@@ -224,10 +229,10 @@ def _formatted(
 
 def _write(
     columns: Mapping[str, str],
-    rows: Iterator[tuple[Kind, dict[str, Any]]],
+    rows: Iterator[tuple[Kind, Row]],
     folder: str,
     compression: str | None,
-    advance: Any,
+    advance: Callable[[], None],
 ) -> None:
     """Write all rows into ``folder``.
 
@@ -251,7 +256,7 @@ def _write(
 
 
 @contextmanager
-def _progress_bar(text: str) -> Iterator[Any]:
+def _progress_bar(text: str) -> Iterator[Callable[[], None]]:
     """Yield a function to call once per row."""
     from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 

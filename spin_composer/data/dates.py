@@ -10,7 +10,6 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable
 from datetime import datetime
-from typing import Any
 
 from spin_composer.errors import InputError, shown
 
@@ -93,8 +92,8 @@ class TemplateDate:
                 log.warning("The chat template prints today's date (strftime_now), %s", ANOTHER_DAY)
         return text
 
-    def _arguments(self, source: str) -> dict[str, Any]:
-        given: dict[str, Any] = {} if self._text is None else {"date_string": self._text}
+    def _arguments(self, source: str) -> dict[str, object]:
+        given: dict[str, object] = {} if self._text is None else {"date_string": self._text}
         if _FUNCTION in source:
             given |= {"spin_date": self._written, "spin_no_date": self._refusal}
         return given

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Literal
 
 from spin_composer.errors import InputError, shown
 
@@ -46,7 +46,7 @@ class BadRow(InputError):
         line = f"{where}: {problem}. {remedy}"
         super().__init__(" ".join(line.splitlines()))
 
-    def __reduce__(self) -> tuple[Any, ...]:
+    def __reduce__(self) -> tuple[object, ...]:
         return type(self), (self.where, self.reason, self.problem, self.remedy)
 
 

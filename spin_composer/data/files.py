@@ -138,7 +138,7 @@ class _Twice(ValueError):
     """A name that an object has twice."""
 
 
-def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+def _object(pairs: list[tuple[str, object]]) -> dict[str, object]:
     """Make an object of its pairs; of a name that stands twice json would keep the last alone."""
     made = dict(pairs)
     if len(made) < len(pairs):
@@ -193,11 +193,11 @@ def _read_json(path: Path, file: IO[bytes]) -> Iterator[RawRow]:
         yield from lines
 
 
-def _is_fault(row: Any) -> bool:
+def _is_fault(row: object) -> bool:
     return isinstance(row, BadRow) and row.reason == "not JSON"
 
 
-def _holder(row: Any) -> str | None:
+def _holder(row: object) -> str | None:
     """Return the field of an object that holds the rows, if it looks like one."""
     if not isinstance(row, dict) or set(row) & {"messages", "conversations", "prompt", "input"}:
         return None

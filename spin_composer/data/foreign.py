@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any
 
 from spin_composer.data.faults import BORDERS_ARE_LOST, BadRow, Where
 from spin_composer.errors import shown
@@ -51,7 +50,7 @@ def are_turns(value: object) -> bool:
     )
 
 
-def ends_with_answer(turns: Sequence[Any]) -> bool:
+def ends_with_answer(turns: Sequence[object]) -> bool:
     """Tell whether turns are a whole conversation, and not a prompt only."""
     last = turns[-1] if turns else None
     speaker = (last.get("role") or last.get("from")) if isinstance(last, Mapping) else None

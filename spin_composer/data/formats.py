@@ -10,7 +10,7 @@ remedy.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Literal
 
 from spin_composer.data import foreign
 from spin_composer.data.faults import BadRow, Where
@@ -21,6 +21,7 @@ from spin_composer.data.lost_text import (
     refuse_surrogates,
     refuse_twins,
 )
+from spin_composer.data.rows import Row, Turn
 from spin_composer.data.tool_calls import checked_json, checked_tools, parsed
 from spin_composer.data.turns import (
     check_order,
@@ -37,6 +38,8 @@ if TYPE_CHECKING:
 __all__ = ["BadRow", "Kind", "Where", "to_foundry_row"]
 
 Kind = Literal["plain", "chat"]
+Form = str | tuple[str, str]
+"""The column of turns, or the columns of prompt and response, that a row is read by."""
 
 _CHAT = ("messages", "conversations")
 _CHAT_IF_TURNS = ("conversation", "dialogue", "dialog", "chat", "real")
@@ -45,7 +48,7 @@ _BESIDE_CHAT = (*SYSTEMS, "tools", "functions", "chat_template_kwargs", "mask", 
 
 def to_foundry_row(
     row: object, where: Where, report: DataReport | None = None, old: bool = False
-) -> tuple[Kind, dict[str, Any]]:
+) -> tuple[Kind, Row]:
     """Turn one raw row of any supported format into llm-foundry's.
 
     Args:
@@ -106,9 +109,9 @@ def to_foundry_row(
     return kind, made
 
 
-def _form_of(keys: set[Any], row: Mapping, where: Where) -> Any:
+def _form_of(keys: set[object], row: Mapping, where: Where) -> Form | None:
     """Return the format that the keys spell: a pair of names, one name, or None."""
-    found: list[Any] = [key for key in _CHAT if key in keys]
+    found = [key for key in _CHAT if key in keys]
     for key in _CHAT_IF_TURNS:
         if key in keys and isinstance(turns := parsed(row[key]), (list, tuple)) and (
             key == "real" or all(isinstance(turn, Mapping) for turn in turns)
@@ -125,9 +128,9 @@ def _form_of(keys: set[Any], row: Mapping, where: Where) -> Any:
             found.append("chosen")  # the same turns, or the row is refused
         elif not whole:
             pairs = [(found.pop(0) if found else "prompt", "chosen")]
-    found += pairs
-    if len(found) > 1 and not _same(row, found, where):
-        names = " and ".join("+".join(f) if isinstance(f, tuple) else f for f in found)
+    forms: list[Form] = [*found, *pairs]
+    if len(forms) > 1 and not _same(row, forms, where):
+        names = " and ".join("+".join(f) if isinstance(f, tuple) else f for f in forms)
         raise BadRow(
             where,
             "two formats in one row",
@@ -135,20 +138,21 @@ def _form_of(keys: set[Any], row: Mapping, where: Where) -> Any:
             "Keep one of them, or choose with dataset.preprocessing_fn: module:function "
             "(spin_composer.data.mappings:messages_only is one).",
         )
-    return found[0] if found else None
+    return forms[0] if forms else None
 
 
-def _same(row: Mapping, found: list[Any], where: Where) -> bool:
+def _same(row: Mapping, forms: list[Form], where: Where) -> bool:
     """Tell whether several columns hold the same turns, perhaps in different spellings."""
-    if not all(isinstance(key, str) for key in found):
+    columns = [form for form in forms if isinstance(form, str)]
+    if len(columns) < len(forms):
         return False
-    first, *others = (read_turns(row[key], key, where) for key in found)
+    first, *others = (read_turns(row[key], key, where) for key in columns)
     return all(turns == first for turns in others)
 
 
 def _chat(
     row: Mapping, field: str, where: Where, report: DataReport | None, old: bool
-) -> dict[str, Any]:
+) -> Row:
     """Read a column of turns, with the system text that stands beside it."""
     mask = None
     if field == "conversations":
@@ -167,8 +171,8 @@ def _chat(
 
 
 def _with_system(
-    row: Mapping, turns: list[dict[str, Any]], where: Where, keys: Sequence[str]
-) -> list[dict[str, Any]]:
+    row: Mapping, turns: list[Turn], where: Where, keys: Sequence[str]
+) -> list[Turn]:
     """Put the row's system text before the turns, unless they begin with it."""
     for key in keys:
         text = row.get(key)
@@ -189,7 +193,7 @@ def _with_system(
 
 def _pair(
     row: Mapping, form: tuple[str, str], where: Where, report: DataReport | None
-) -> tuple[Kind, dict[str, Any]]:
+) -> tuple[Kind, Row]:
     """Read a prompt and a response, each a text or (TRL's conversational rows) turns."""
     prompt_key, response_key = form
     prompt, response = row[prompt_key], row[response_key]
@@ -228,9 +232,9 @@ def _refuse_hidden_turns(key: str, value: object, where: Where) -> None:
 
 
 def _joined(
-    prompt: Any, prompt_key: str, response: Any, response_key: str, where: Where,
+    prompt: object, prompt_key: str, response: object, response_key: str, where: Where,
     report: DataReport | None,
-) -> list[dict[str, Any]]:  # fmt: skip
+) -> list[Turn]:  # fmt: skip
     """Return the turns of a prompt and what follows: turns too, one turn, or a text."""
     before = read_turns(prompt, prompt_key, where, report)
     if isinstance(response, str) and not foreign.are_turns(parsed(response)):
@@ -248,7 +252,7 @@ def _joined(
 
 def _preferred(
     row: Mapping, prompt_key: str, where: Where, report: DataReport | None
-) -> tuple[Kind, dict[str, Any]]:
+) -> tuple[Kind, Row]:
     """Read a row of preferences (DPO): the chosen side is the response."""
     if report is not None:
         report.note(
@@ -276,9 +280,9 @@ def _preferred(
     return "chat", {"messages": read}
 
 
-def _for_template(row: Mapping, where: Where) -> dict[str, Any]:
+def _for_template(row: Mapping, where: Where) -> Row:
     """Return what a chat template is given beside the turns, where the row has it."""
-    more: dict[str, Any] = {}
+    more: Row = {}
     for key in ("tools", "functions"):
         tools = checked_tools(row.get(key), key, where)
         if tools and more.get("tools", tools) != tools:

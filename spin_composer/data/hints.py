@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from collections.abc import Iterator, Sequence
+from typing import TYPE_CHECKING
 
 from spin_composer.data.foreign import ANSWERS, PROMPTS
 from spin_composer.data.formats import Kind
 from spin_composer.data.rendering import Renderer
+from spin_composer.data.rows import Row
 from spin_composer.data.stop import StopRule, opening_of, other_ends
 from spin_composer.settings.dataset import DatasetConfig
 
@@ -22,7 +23,7 @@ def hints(
     config: DatasetConfig,
     kind: Kind,
     rule: StopRule,
-    rows: Sequence[Mapping[str, Any]],
+    rows: Sequence[Row],
 ) -> Iterator[str]:
     """Yield the hints, a line each.
 
@@ -59,7 +60,7 @@ def _of_other_ends(stop: str, others: list[str]) -> str:
     )
 
 
-def _are_rendered(rows: Sequence[Mapping[str, Any]], opening: str) -> bool:
+def _are_rendered(rows: Sequence[Row], opening: str) -> bool:
     """Tell whether most prompts hold what the template writes after a question."""
     mark = next(filter(None, map(str.strip, opening.splitlines())), None)
     return mark is not None and 2 * sum(mark in row["prompt"] for row in rows) > len(rows)

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, NoReturn
 
 from composer.core import DataSpec, Evaluator
@@ -29,13 +29,14 @@ from spin_composer.data.pairs import num_pairs, num_tokens, split_pairs
 from spin_composer.data.sources import read_rows
 from spin_composer.data.tokenise import build_examples
 from spin_composer.errors import InputError, shown
-from spin_composer.pretrained.check import check_run
+from spin_composer.pretrained.check import LoaderRun, check_run
 from spin_composer.settings.dataset import (
     FORMER_TOKENIZATION,
     check_loader_keys,
     dataset_block,
     read_config,
 )
+from spin_composer.settings.section import Config
 from spin_composer.settings.spin import ALL
 from spin_composer.shared_memory import own_names
 
@@ -48,7 +49,7 @@ log = logging.getLogger(__name__)
 def build_spin_dataloader(
     tokenizer: PreTrainedTokenizerBase | None,
     device_batch_size: int | float,
-    dataset: Mapping[str, Any] | None = None,
+    dataset: Config | None = None,
     num_workers: int = 0,
     drop_last: bool = False,
     pin_memory: bool = True,
@@ -56,7 +57,7 @@ def build_spin_dataloader(
     persistent_workers: bool = True,
     timeout: float = 0,
     evaluation: bool = False,
-    run: Mapping[str, Any] | None = None,
+    run: LoaderRun | None = None,
     **unknown: Any,
 ) -> DataSpec:
     """Read and tokenise the SFT data, and wrap it for Composer's Trainer and the algorithm.
@@ -128,7 +129,7 @@ def build_spin_dataloader(
 def build_spin_evaluator(
     tokenizer: PreTrainedTokenizerBase | None,
     device_batch_size: int | float,
-    dataset: Mapping[str, Any] | None = None,
+    dataset: Config | None = None,
     label: str = "eval",
     **loader: Any,
 ) -> Evaluator:
@@ -169,7 +170,7 @@ def _batch_size(given: int | float, evaluation: bool) -> int:
 
 
 def _examples(
-    dataset: Mapping[str, Any], tokenizer: PreTrainedTokenizerBase, where: str, by_turns: bool
+    dataset: Config, tokenizer: PreTrainedTokenizerBase, where: str, by_turns: bool
 ) -> ExampleDataset:
     try:
         config = read_config(dataset, f"{where}.dataset")
@@ -194,7 +195,7 @@ def pair_data_spec(loader: DataLoader) -> DataSpec:
     )
 
 
-def examples_of(loader: Any) -> ExampleDataset:
+def examples_of(loader: object) -> ExampleDataset:
     """Return the SFT examples behind a loader or DataSpec that ``build_spin_dataloader`` made.
 
     Raises:

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from typing import Any
 
 from spin_composer.data import foreign
 from spin_composer.data.faults import BadRow, Where
 from spin_composer.data.foreign import SYSTEMS
+from spin_composer.data.rows import Row, Turn
 from spin_composer.data.tool_calls import parsed
 from spin_composer.errors import shown
 
@@ -23,7 +23,7 @@ _BESIDE_PLAIN = (
 
 def refuse_twins(row: Mapping, where: Where) -> None:
     """Refuse columns that differ in case or spaces only: which is meant cannot be told."""
-    seen: dict[str, Any] = {}
+    seen: dict[str, object] = {}
     for key in (key for key, value in row.items() if value is not None):
         twin = seen.setdefault(str(key).strip().lower(), key)
         if twin != key and foreign.is_known(str(key).strip().lower()) and (
@@ -37,7 +37,7 @@ def refuse_twins(row: Mapping, where: Where) -> None:
 
 
 def refuse_other_texts(
-    row: Mapping, form: str | tuple[str, str], turns: list[dict[str, Any]], where: Where
+    row: Mapping, form: str | tuple[str, str], turns: list[Turn], where: Where
 ) -> None:
     """Refuse a prompt, response or thought beside the turns that is none of theirs.
 
@@ -62,7 +62,7 @@ def refuse_other_texts(
             )  # fmt: skip
 
 
-def refuse_lost(row: Mapping, form: tuple[str, str], made: dict[str, Any], where: Where) -> None:
+def refuse_lost(row: Mapping, form: tuple[str, str], made: Row, where: Where) -> None:
     """Refuse a plain row with a column that the model was to read, and that would be lost."""
     for key in _BESIDE_PLAIN:
         value = row.get(key)
@@ -87,7 +87,7 @@ def refuse_lost(row: Mapping, form: tuple[str, str], made: dict[str, Any], where
         )  # fmt: skip
 
 
-def refuse_surrogates(row: dict[str, Any], where: Where) -> None:
+def refuse_surrogates(row: Row, where: Where) -> None:
     """Refuse half of a surrogate pair, which JSON can spell and no tokenizer encodes."""
     text = json.dumps(row, ensure_ascii=False)
     try:

@@ -19,6 +19,7 @@ from spin_composer.data.foreign import (
     TWO_SIDES,
     are_turns,
 )
+from spin_composer.data.rows import Columns, Row
 from spin_composer.data.tool_calls import parsed
 from spin_composer.errors import InputError, shown
 
@@ -34,7 +35,7 @@ _ALPACA_INPUT = (
 )
 
 
-def as_chat(row: Mapping[str, Any]) -> dict[str, Any]:
+def as_chat(row: Columns) -> Row:
     """Return a question and its answer as turns, whatever their columns are called.
 
     Args:
@@ -65,7 +66,7 @@ def as_chat(row: Mapping[str, Any]) -> dict[str, Any]:
     return {"messages": turns, **tools, **_desired(row, prompt_key)}
 
 
-def as_alpaca(row: Mapping[str, Any]) -> dict[str, Any]:
+def as_alpaca(row: Columns) -> Row:
     """Return a row of Alpaca's or Dolly's format with Stanford Alpaca's prompt around it.
 
     Args:
@@ -87,7 +88,7 @@ def as_alpaca(row: Mapping[str, Any]) -> dict[str, Any]:
     return {**made, **_desired(row, prompt_key)}
 
 
-def messages_only(row: Mapping[str, Any]) -> dict[str, Any]:
+def messages_only(row: Columns) -> Row:
     """Return the row's first column of turns, and its tools, without any other column.
 
     Raises:
@@ -105,7 +106,7 @@ def messages_only(row: Mapping[str, Any]) -> dict[str, Any]:
     return {"prompt": row[prompt], "completion": row[answer], **more}
 
 
-def best_path(row: Mapping[str, Any]) -> dict[str, Any]:
+def best_path(row: Columns) -> Row:
     """Return the best-ranked path through a tree of messages (OpenAssistant).
 
     Args:
@@ -131,7 +132,7 @@ def best_path(row: Mapping[str, Any]) -> dict[str, Any]:
     return {"messages": path}
 
 
-def human_assistant(row: Mapping[str, Any]) -> dict[str, Any]:
+def human_assistant(row: Columns) -> Row:
     r"""Return the turns of a text with ``\n\nHuman:`` and ``\n\nAssistant:`` before them.
 
     Args:
@@ -159,7 +160,7 @@ def human_assistant(row: Mapping[str, Any]) -> dict[str, Any]:
     return {"messages": [{**turn, "content": turn["content"].strip()} for turn in turns]}
 
 
-def input_output_turns(row: Mapping[str, Any]) -> dict[str, Any]:
+def input_output_turns(row: Columns) -> Row:
     """Return the turns of a ``conversation`` whose parts hold a question and its answer.
 
     Args:
@@ -180,14 +181,14 @@ def input_output_turns(row: Mapping[str, Any]) -> dict[str, Any]:
     return {"messages": turns, **{key: row[key] for key in SYSTEMS if row.get(key)}}
 
 
-def alternating(row: Mapping[str, Any]) -> dict[str, Any]:
+def alternating(row: Columns) -> Row:
     """Return the turns of a list of texts, the user's first (LIMA's ``conversations``)."""
     roles = ("user", "assistant")
     turns = [{"role": roles[i % 2], "content": text} for i, text in enumerate(_listed(row))]
     return {"messages": turns, **{key: row[key] for key in SYSTEMS if row.get(key)}}
 
 
-def _listed(row: Mapping[str, Any]) -> Sequence[Any]:
+def _listed(row: Columns) -> Sequence[Any]:
     """Return the row's list of turns, under whichever name."""
     for key in TURNS:
         if isinstance(row.get(key), (list, tuple)):
@@ -195,7 +196,7 @@ def _listed(row: Mapping[str, Any]) -> Sequence[Any]:
     raise InputError(f"none of the fields {', '.join(TURNS)} is a list")
 
 
-def _parts(row: Mapping[str, Any]) -> tuple[str, str, str]:
+def _parts(row: Columns) -> tuple[str, str, str]:
     """Return the prompt's column and text, and the answer."""
     prompt_key = next((key for key in PROMPTS if _has_text(row, key)), None)
     answer = _one(row, ANSWERS, without=prompt_key)
@@ -205,18 +206,18 @@ def _parts(row: Mapping[str, Any]) -> tuple[str, str, str]:
     return prompt_key, row[prompt_key], answer
 
 
-def _desired(row: Mapping[str, Any], prompt_key: str) -> dict[str, Any]:
+def _desired(row: Columns, prompt_key: str) -> Row:
     """Return KTO's label, so that an undesired answer stays one; other rows' label is a class."""
     keys = DESIRED if prompt_key == "prompt" else DESIRED[1:]
     return {key: row[key] for key in keys if row.get(key) is not None}
 
 
-def _has_text(row: Mapping[str, Any], key: str) -> bool:
+def _has_text(row: Columns, key: str) -> bool:
     value = row.get(key)
     return isinstance(value, str) and bool(value.strip())
 
 
-def _one(row: Mapping[str, Any], keys: Sequence[str], without: str | None = None) -> str | None:
+def _one(row: Columns, keys: Sequence[str], without: str | None = None) -> str | None:
     """Return the one text that the columns hold; None if there is none."""
     found = [key for key in keys if key != without and _has_text(row, key)]
     if len({row[key] for key in found}) > 1:

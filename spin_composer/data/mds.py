@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from spin_composer.data.faults import BORDERS_ARE_LOST, Where
 from spin_composer.data.files import RawRow
@@ -118,7 +118,7 @@ def _columns(shard: Reader) -> list[str]:
     return list(getattr(shard, "column_names", []))
 
 
-def _check_shard(shard: Any, root: str) -> None:
+def _check_shard(shard: Reader, root: str) -> None:
     """Compare a shard's file with what index.json says of it: size, and a hash where it has one."""
     from streaming.base.hashing import get_hash, get_hashes
 

@@ -5,12 +5,13 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field, replace
 from itertools import islice
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from spin_composer.data.counts import DataReport
 from spin_composer.data.faults import BadRow, Where
+from spin_composer.data.rows import Row
 from spin_composer.errors import InputError
 from spin_composer.settings.dataset import FORMER_TOKENIZATION
 
@@ -18,6 +19,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
     from spin_composer.data.examples import Example, ExampleDataset
+    from spin_composer.data.formats import Kind
     from spin_composer.settings.dataset import DatasetConfig, Tokenization
 
 KEPT_ROWS = 64
@@ -49,7 +51,7 @@ class Origin:
 
     tokenizer: PreTrainedTokenizerBase
     config: DatasetConfig
-    rows: list[tuple[Where, Any, dict[str, Any]]] = field(default_factory=list)
+    rows: list[tuple[Where, Kind, Row]] = field(default_factory=list)
 
     def retokenised(self, tokenize: Tokenization) -> ExampleDataset:
         """Read the source again and tokenise it that way; a collective call."""
@@ -71,11 +73,11 @@ class Origin:
             Tokeniser(self.tokenizer, replace(self.config, tokenize="rendering")),
             Tokeniser(self.tokenizer, with_turns),
         )
-        rows: Iterable[tuple[Where, Any, dict[str, Any]]] = self.rows
+        rows: Iterable[tuple[Where, Kind, Row]] = self.rows
         if limit is None or limit > len(self.rows) >= KEPT_ROWS:
             rows = self._read()
         for where, kind, row in islice(rows, limit):
-            made: list[Any] = []
+            made: list[Example | BadRow] = []
             for way in ways:
                 try:
                     made.append(way(kind, row, where, DataReport()))
@@ -85,7 +87,7 @@ class Origin:
                     made.append(BadRow(where, "cannot be tokenised", str(error), ""))
             yield BothWays(where, *made)
 
-    def _read(self) -> Iterator[tuple[Where, Any, dict[str, Any]]]:
+    def _read(self) -> Iterator[tuple[Where, Kind, Row]]:
         from spin_composer.data.formats import to_foundry_row
         from spin_composer.data.preprocess import make_preprocessor, preprocess_row
         from spin_composer.data.sources import read_rows

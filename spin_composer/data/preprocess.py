@@ -86,7 +86,7 @@ def _imported(named: str) -> Preprocess:
         ) from error
 
 
-def preprocess_row(preprocess: Preprocess, row: Any, where: Where) -> Any:
+def preprocess_row(preprocess: Preprocess, row: object, where: Where) -> object:
     """Apply the function to one row.
 
     Raises:

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import logging
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from spin_composer.data.counts import DataReport
 from spin_composer.data.faults import Where, refused_by_tokenizer
 from spin_composer.data.rendering import Renderer
+from spin_composer.data.rows import Row
 from spin_composer.data.spelled import (
     Spelled,
     TextEncoder,
@@ -65,7 +66,7 @@ class RowTokeniser:
                 )
 
     def __call__(
-        self, row: dict[str, Any], where: Where, report: DataReport
+        self, row: Row, where: Where, report: DataReport
     ) -> tuple[list[int], list[int], str]:
         """Return the prompt's ids, the response's, and what the prompt lacks of the template's.
 
@@ -93,7 +94,7 @@ class RowTokeniser:
         return ids, response, lacks
 
     def _texts(
-        self, row: dict[str, Any], where: Where, encoder: TextEncoder | None
+        self, row: Row, where: Where, encoder: TextEncoder | None
     ) -> tuple[str, str, str]:
         if self._renderer is None:
             return row["prompt"], row["prompt"] + row["response"], ""
@@ -103,7 +104,7 @@ class RowTokeniser:
         return encoder.shown_again(prompt), encoder.shown_again(whole), lacks
 
     def _count_cut_answer(
-        self, row: dict[str, Any], prompt: str, whole: str, where: Where, report: DataReport
+        self, row: Row, prompt: str, whole: str, where: Where, report: DataReport
     ) -> None:
         """Count an answer that the template does not write whole, white space aside."""
         content = row["messages"][-1]["content"]
@@ -124,7 +125,7 @@ class RowTokeniser:
                 "what it leaves out is not trained on."
             )
 
-    def _note_other_roles(self, row: dict[str, Any], where: Where, report: DataReport) -> None:
+    def _note_other_roles(self, row: Row, where: Where, report: DataReport) -> None:
         assert self._renderer is not None
         for i, turn in enumerate(row["messages"]):
             word = getattr(turn["role"], "spelled", None)

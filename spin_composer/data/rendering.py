@@ -8,8 +8,8 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any, Literal
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Literal
 
 from spin_composer.data.chat_template import ChatTemplate
 from spin_composer.data.faults import (
@@ -19,6 +19,7 @@ from spin_composer.data.faults import (
     Where,
     refused_by_template,
 )
+from spin_composer.data.rows import Row, Turn
 from spin_composer.data.tool_calls import with_text_arguments
 from spin_composer.errors import InputError, shown
 
@@ -61,8 +62,8 @@ class Renderer:
 
     def text(
         self,
-        messages: Sequence[Mapping[str, Any]],
-        row: Mapping[str, Any] | None = None,
+        messages: Sequence[Turn],
+        row: Row | None = None,
         generation_prompt: bool = False,
     ) -> str:
         """Render turns; ``row`` may bring tools and further arguments for the template."""
@@ -72,7 +73,7 @@ class Renderer:
             turns, generation_prompt, row.get("tools") or None, row.get("chat_template_kwargs")
         )
 
-    def _as_spelled(self, message: Mapping[str, Any]) -> Mapping[str, Any]:
+    def _as_spelled(self, message: Turn) -> Turn:
         """Return a turn under its row's own role where the template has a word for that role."""
         spelled = getattr(message["role"], "spelled", None)
         known = spelled is not None and self.knows_role(spelled)
@@ -99,7 +100,7 @@ class Renderer:
             return ""
         return whole[len(prompt) :].partition(_UNLIKE_ANYTHING)[0].strip()
 
-    def __call__(self, row: Mapping[str, Any], where: Where) -> tuple[str, str, str]:
+    def __call__(self, row: Row, where: Where) -> tuple[str, str, str]:
         """Return the prompt's text, and the whole row's, which begins with it.
 
         Third, what of the generation prompt the prompt lacks, as the row goes on otherwise.
@@ -118,7 +119,7 @@ class Renderer:
         self.check_contents(messages, row, whole, where)
         return prompt[:end], whole, prompt[end:]
 
-    def _check_arguments(self, row: Mapping[str, Any], where: Where) -> None:
+    def _check_arguments(self, row: Row, where: Where) -> None:
         for key, value in (row.get("chat_template_kwargs") or {}).items():
             if key in _OURS or not self._knows(key):
                 raise BadRow(
@@ -131,8 +132,8 @@ class Renderer:
         return re.search(rf"\b{re.escape(key)}\b", self._template.source) is not None
 
     def _whole(
-        self, row: Mapping[str, Any], where: Where
-    ) -> tuple[list[Mapping[str, Any]], str]:
+        self, row: Row, where: Where
+    ) -> tuple[list[Turn], str]:
         """Return the turns in the spelling that the template can render, and their rendering."""
         given = list(row["messages"])
         spellings = [given]
@@ -165,8 +166,8 @@ class Renderer:
 
     def _try(
         self,
-        messages: Sequence[Mapping[str, Any]],
-        row: Mapping[str, Any],
+        messages: Sequence[Turn],
+        row: Row,
         where: Where,
         generation_prompt: bool = False,
     ) -> str:
@@ -182,8 +183,8 @@ class Renderer:
 
     def _check_keys(
         self,
-        messages: Sequence[Mapping[str, Any]],
-        row: Mapping[str, Any],
+        messages: Sequence[Turn],
+        row: Row,
         whole: str,
         where: Where,
     ) -> None:
@@ -214,8 +215,8 @@ class Renderer:
 
     def check_contents(
         self,
-        messages: Sequence[Mapping[str, Any]],
-        row: Mapping[str, Any],
+        messages: Sequence[Turn],
+        row: Row,
         whole: str,
         where: Where,
     ) -> None:
@@ -244,7 +245,7 @@ class Renderer:
                 )  # fmt: skip
 
     def _same(
-        self, messages: Sequence[Mapping[str, Any]], row: Mapping[str, Any], whole: str
+        self, messages: Sequence[Turn], row: Row, whole: str
     ) -> bool:
         try:
             return self.text(messages, row) == whole
@@ -253,8 +254,8 @@ class Renderer:
 
     def _border(
         self,
-        messages: Sequence[Mapping[str, Any]],
-        row: Mapping[str, Any],
+        messages: Sequence[Turn],
+        row: Row,
         prompt: str,
         whole: str,
         where: Where,
@@ -289,11 +290,11 @@ class Renderer:
         )  # fmt: skip
 
 
-def _without_null(message: Mapping[str, Any]) -> Mapping[str, Any]:
+def _without_null(message: Turn) -> Turn:
     return {**message, "content": ""} if message["content"] is None else message
 
 
-def _prints_objects(messages: Sequence[Mapping[str, Any]], whole: str) -> bool:
+def _prints_objects(messages: Sequence[Turn], whole: str) -> bool:
     """Tell whether arguments of calls stand in a rendering as Python prints objects."""
     found = (
         call.get("function", {}).get("arguments")
@@ -315,7 +316,7 @@ def _around(text: str, at: int) -> str:
     return repr(text[max(0, at - _SHOWN // 2) : at + _SHOWN])
 
 
-def _unused(field: str, value: Any, where: Where) -> BadRow:
+def _unused(field: str, value: object, where: Where) -> BadRow:
     return BadRow(
         where, f"unused {field.rpartition('.')[2]}",
         f"{field}={shown(value)} is not used {_LOST}",

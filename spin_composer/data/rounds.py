@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Any
-
+from spin_composer.data.rows import Columns, Row
 from spin_composer.data.turns import carries_text
 from spin_composer.errors import InputError, shown
 
 
-def first_round(row: Mapping[str, Any]) -> dict[str, Any]:
+def first_round(row: Columns) -> Row:
     """Return the first user turn and its answer, after a system turn if there is one.
 
     A ``preprocessing_fn`` for llm-foundry's loaders and ours:

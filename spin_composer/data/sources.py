@@ -6,7 +6,7 @@ import contextlib
 import glob
 import logging
 import os
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -71,7 +71,7 @@ def read_rows(config: DatasetConfig) -> Iterator[RawRow]:
     return _load_dataset(name, config)
 
 
-def source_keys(source: str, split: str) -> dict[str, Any]:
+def source_keys(source: str, split: str) -> dict[str, object]:
     """Return the ``dataset:`` keys for a source given on the command line.
 
     Args:
@@ -113,7 +113,7 @@ def _read_files(files: list[str], config: DatasetConfig) -> Iterator[RawRow]:
     if others or any(suffix(file) not in READABLE for file in files):
         by_ending = {suffix(file).removesuffix(".gz").removesuffix(".zst")[1:] for file in files}
         builder = by_ending.pop() if len(by_ending) == 1 else ""
-        more: dict[str, Any] = {"data_files": files}
+        more: dict[str, object] = {"data_files": files}
         if builder == "tsv" and not {"delimiter", "sep"} & set(config.hf_kwargs):
             more["delimiter"] = "\t"
         builder = {"jsonl": "json", "ndjson": "json", "tsv": "csv", "txt": "text"}.get(
@@ -283,7 +283,7 @@ def _read_remote_folder(name: str, config: DatasetConfig) -> Iterator[RawRow]:
 def _load_dataset(
     name: str,
     config: DatasetConfig,
-    more: dict[str, Any] | None = None,
+    more: dict[str, object] | None = None,
     default_split: str | None = None,
 ) -> Iterator[RawRow]:
     """Read what only ``datasets`` knows: hub names, other file types, slices of splits."""
@@ -323,7 +323,7 @@ def _safe_download(name: str, arguments: dict[str, Any]) -> str:
     return folder
 
 
-def _numbered(rows: Any, source: str) -> Iterator[RawRow]:
+def _numbered(rows: Iterable[object], source: str) -> Iterator[RawRow]:
     return ((Where(source, i, "row", filled=True), row) for i, row in enumerate(rows, start=1))
 
 

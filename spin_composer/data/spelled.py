@@ -52,7 +52,7 @@ def control_tokens(tokenizer: PreTrainedTokenizerBase, between_turns: str = "") 
     return found
 
 
-def is_tag(text: str, added: Mapping[str, Any]) -> bool:
+def is_tag(text: str, added: Mapping[str, object]) -> bool:
     """Tell whether an added token is a tag whose twin, opening or closing, is one as well."""
     if not _TAG.fullmatch(text):
         return False
@@ -70,7 +70,7 @@ def _pattern(texts: tuple[str, ...]) -> re.Pattern[str] | None:
     return re.compile("|".join(map(re.escape, texts))) if texts else None
 
 
-def texts_of(value: Any) -> Iterator[str]:
+def texts_of(value: object) -> Iterator[str]:
     """Yield every text of a turn or of tools, but for the roles."""
     if isinstance(value, str):
         yield value
@@ -83,7 +83,7 @@ def texts_of(value: Any) -> Iterator[str]:
             yield from texts_of(item)
 
 
-def replaced(value: Any, change: Callable[[str], str]) -> Any:
+def replaced(value: object, change: Callable[[str], str]) -> Any:
     """Return a copy with every text changed, but for the roles."""
     if isinstance(value, str):
         return change(value)

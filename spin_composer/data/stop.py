@@ -179,11 +179,11 @@ def _end_of_call(renderer: Renderer, added: Sequence[str]) -> str | None:
     return None
 
 
-def _generation_ends(name: Any) -> set[int]:
+def _generation_ends(name: object) -> set[int]:
     """Return the ids of the generation config's EOS, as far as it is at hand."""
     if not name:
         return set()
-    path: Any = Path(str(name)) / _GENERATION_CONFIG
+    path: object = Path(str(name)) / _GENERATION_CONFIG
     try:
         if not path.is_file():
             from huggingface_hub import try_to_load_from_cache

@@ -13,7 +13,7 @@ from spin_composer.data.faults import BadRow, Where
 from spin_composer.errors import InputError, shown
 
 # A raw row with its place; a row that could not even be decoded comes as its error.
-RawRow = tuple[Where, Any]
+RawRow = tuple[Where, object]
 
 
 def read_table(path: Path, file: IO[bytes], delimiter: str) -> Iterator[RawRow]:

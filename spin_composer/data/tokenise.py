@@ -10,7 +10,7 @@ from __future__ import annotations
 import contextlib
 import logging
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 from itertools import islice
@@ -27,6 +27,7 @@ from spin_composer.data.hints import hints
 from spin_composer.data.origin import KEPT_ROWS, Origin
 from spin_composer.data.preprocess import make_preprocessor, preprocess_row
 from spin_composer.data.rendered import RowTokeniser
+from spin_composer.data.rows import Row
 from spin_composer.data.stop import StopRule, stop_rule
 from spin_composer.data.turn_ids import TurnTokeniser
 from spin_composer.data.whole import BorderFault, most_fail
@@ -72,7 +73,7 @@ def build_examples(
     origin = Origin(tokenizer, config)
     start = time.monotonic()
 
-    def made(where: Where, row: Any, report: DataReport) -> Example:
+    def made(where: Where, row: object, report: DataReport) -> Example:
         if isinstance(row, BadRow):
             raise row
         if preprocess is not None:
@@ -127,7 +128,9 @@ def build_examples(
     )
 
 
-def _tried(rows: Iterator[RawRow], made: Any, good: int) -> tuple[int, int]:
+def _tried(
+    rows: Iterator[RawRow], made: Callable[[Where, object, DataReport], Example], good: int
+) -> tuple[int, int]:
     """Try some rows after the first that fails at the border: failed, and tried in all."""
     failed, tried, aside = 1, good + 1, DataReport()
     with contextlib.suppress(InputError):
@@ -182,12 +185,12 @@ class Tokeniser:
     ) -> None:
         self._tokenizer: Any = tokenizer
         self._config, self._old = config, old
-        self._ids: Any = None
+        self._ids: RowTokeniser | TurnTokeniser | None = None
         self.kind: Kind = "plain"
         self.rule = StopRule(-1, 0)
 
     def __call__(
-        self, kind: Kind, row: dict[str, Any], where: Where, report: DataReport
+        self, kind: Kind, row: Row, where: Where, report: DataReport
     ) -> Example:
         """Return the row's example.
 

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
 from importlib.metadata import entry_points
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from spin_composer.errors import InputError, shown
 from spin_composer.foundry.installed import foundry_is_installed, require_foundry
+from spin_composer.settings.section import Config
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
 
 # llm-foundry's own name, and where other packages register theirs with it.
 _OF_FOUNDRY = "tiktoken"
@@ -16,7 +19,7 @@ _GROUP = "llmfoundry_tokenizers"
 _NO_LIMIT = int(1e30)
 
 
-def load_tokenizer(name: str, kwargs: Mapping[str, Any] | None = None) -> Any:
+def load_tokenizer(name: str, kwargs: Config | None = None) -> PreTrainedTokenizerBase:
     """Return the tokenizer that ``tokenizer: {name, kwargs}`` of a YAML means.
 
     Args:
@@ -55,7 +58,7 @@ def _is_registered(name: str) -> bool:
     return False
 
 
-def _from_pretrained(name: str, given: dict[str, Any]) -> Any:
+def _from_pretrained(name: str, given: dict[str, Any]) -> PreTrainedTokenizerBase:
     """Load a tokenizer as llm-foundry does."""
     os.environ["TRANSFORMERS_NO_ADVISORY_WARNINGS"] = "1"
     os.environ["TOKENIZERS_PARALLELISM"] = "false"

@@ -14,13 +14,14 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from spin_composer.data.faults import BadRow, Where
+from spin_composer.data.rows import Call, Turn
 from spin_composer.errors import shown
 
 _CALL = '[{"type": "function", "function": {"name": "...", "arguments": {...}}}]'
 _TOOL = '[{"type": "function", "function": {"name": "...", "parameters": {...}}}]'
 
 
-def parsed(value: Any) -> Any:
+def parsed(value: object) -> Any:
     """Return the object or list that a JSON text holds, and anything else as it is."""
     if not isinstance(value, str) or value.lstrip()[:1] not in ("{", "["):
         return value
@@ -30,7 +31,7 @@ def parsed(value: Any) -> Any:
         return value
 
 
-def without_nulls(value: Any) -> Any:
+def without_nulls(value: object) -> Any:
     """Return ``value`` without the keys of objects that are null, at any depth."""
     if isinstance(value, Mapping):
         return {key: without_nulls(item) for key, item in value.items() if item is not None}
@@ -39,7 +40,7 @@ def without_nulls(value: Any) -> Any:
     return value
 
 
-def checked_json(value: Any, field: str, where: Where) -> Any:
+def checked_json(value: object, field: str, where: Where) -> Any:
     """Return ``value``, a part of a row that is not text, if JSON can hold it.
 
     Raises:
@@ -57,7 +58,7 @@ def checked_json(value: Any, field: str, where: Where) -> Any:
     return value
 
 
-def checked_tools(value: Any, field: str, where: Where) -> list[Any]:
+def checked_tools(value: object, field: str, where: Where) -> list[dict[str, object]]:
     """Return a row's tools as a list of objects; an empty list if there are none.
 
     Args:
@@ -85,7 +86,7 @@ def checked_tools(value: Any, field: str, where: Where) -> list[Any]:
     return checked_json(tools, field, where)
 
 
-def checked_calls(value: Any, field: str, where: Where) -> list[dict[str, Any]]:
+def checked_calls(value: object, field: str, where: Where) -> list[Call]:
     """Return a turn's calls, each with its arguments as an object.
 
     Args:
@@ -106,7 +107,7 @@ def checked_calls(value: Any, field: str, where: Where) -> list[dict[str, Any]]:
     return [_checked_call(call, f"{field}[{i}]", where) for i, call in enumerate(calls)]
 
 
-def call_of(value: Any, field: str, where: Where) -> list[dict[str, Any]]:
+def call_of(value: object, field: str, where: Where) -> list[Call]:
     """Return the one call of an older ``function_call``: an object or JSON text with a name.
 
     Raises:
@@ -118,7 +119,7 @@ def call_of(value: Any, field: str, where: Where) -> list[dict[str, Any]]:
     return checked_calls([call], field, where)
 
 
-def _checked_call(call: Any, field: str, where: Where) -> dict[str, Any]:
+def _checked_call(call: object, field: str, where: Where) -> Call:
     call = parsed(call)
     if isinstance(call, Mapping) and call.get("function") is None and call.get("name"):
         # The function's own object alone, as some data sets have it.
@@ -126,7 +127,11 @@ def _checked_call(call: Any, field: str, where: Where) -> dict[str, Any]:
         inner = {key: item for key, item in call.items() if key not in outer}
         call = {"type": "function", **outer, "function": inner}
     function = call.get("function") if isinstance(call, Mapping) else None
-    if not isinstance(function, Mapping) or not isinstance(function.get("name"), str):
+    if (
+        not isinstance(call, Mapping)
+        or not isinstance(function, Mapping)
+        or not isinstance(function.get("name"), str)
+    ):
         raise BadRow(
             where, "wrong type", f"{field}={shown(call)} is no call with a function's name",
             f"Write tool_calls: {_CALL}.",
@@ -151,7 +156,7 @@ def _checked_call(call: Any, field: str, where: Where) -> dict[str, Any]:
     return made
 
 
-def with_text_arguments(messages: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+def with_text_arguments(messages: Sequence[Turn]) -> list[Turn]:
     """Return copies of the turns whose calls hold their arguments as JSON text.
 
     For the few templates (DeepSeek's) that join them to text instead of writing them as JSON.

@@ -5,11 +5,12 @@ So SFT by llm-foundry encodes them, id for id: ``tests/data/test_turn_encoder.py
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from datetime import datetime
 from typing import TYPE_CHECKING, Any
 
 from spin_composer.data.chat_template import ChatTemplate
+from spin_composer.data.rows import Row, Turn
 from spin_composer.errors import shown
 
 if TYPE_CHECKING:
@@ -37,7 +38,7 @@ class TurnEncoder:
         pinned = date_string is not None
         self._arguments = {} if pinned else {"date_string": datetime.now().strftime(_DATE)}
 
-    def __call__(self, row: Mapping[str, Any]) -> list[tuple[list[int], list[int]]]:
+    def __call__(self, row: Row) -> list[tuple[list[int], list[int]]]:
         """Return the ids of each prompt and of its answer, from the first turn to the last.
 
         Plain rows get what the tokenizer puts around each text, BOS once. Turns of a chat get
@@ -56,7 +57,7 @@ class TurnEncoder:
             answer = answer[1:]
         return [(prompt, answer)]
 
-    def texts(self, messages: Sequence[Mapping[str, Any]]) -> list[tuple[str, str]]:
+    def texts(self, messages: Sequence[Turn]) -> list[tuple[str, str]]:
         """Return the text of each prompt, what stands before it left out, and of its answer.
 
         Raises:
@@ -86,7 +87,7 @@ class TurnEncoder:
         return list(ids["input_ids"]), list(ids["labels"])
 
 
-def _check(messages: Sequence[Mapping[str, Any]]) -> None:
+def _check(messages: Sequence[Turn]) -> None:
     """Refuse turns that SFT by llm-foundry does not take either."""
     previous = None
     for i, message in enumerate(messages):

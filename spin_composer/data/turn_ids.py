@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from spin_composer.data.counts import DataReport
 from spin_composer.data.dates import ANOTHER_DAY
 from spin_composer.data.faults import BadRow, Where, refused_by_template, refused_by_tokenizer
 from spin_composer.data.rendering import CARRY_NO_TEXT, Renderer
+from spin_composer.data.rows import Row
 from spin_composer.data.spelled import Spelled, control_tokens, texts_of
 from spin_composer.data.stop import StopRule
 from spin_composer.data.turn_encoder import TurnEncoder, TurnFault
@@ -15,6 +16,8 @@ from spin_composer.errors import shown
 from spin_composer.settings.dataset import DatasetConfig
 
 if TYPE_CHECKING:
+    import logging
+
     from transformers import PreTrainedTokenizerBase
 
 
@@ -58,7 +61,7 @@ class TurnTokeniser:
             _log().warning("The chat template prints today's date, %s", ANOTHER_DAY)
 
     def __call__(
-        self, row: dict[str, Any], where: Where, report: DataReport
+        self, row: Row, where: Where, report: DataReport
     ) -> tuple[list[int], list[int], str]:
         """Return all ids before the last response, the last response's, and nothing lacking."""
         if self._renderer is not None and self._holds_other_roles(row):
@@ -90,10 +93,10 @@ class TurnTokeniser:
             prompt = prompt[1:]
         return prompt, response, ""
 
-    def _holds_other_roles(self, row: dict[str, Any]) -> bool:
+    def _holds_other_roles(self, row: Row) -> bool:
         return any(turn["role"] not in ("user", "assistant") for turn in row["messages"])
 
-    def _with_known_keys(self, row: dict[str, Any], where: Where) -> dict[str, Any]:
+    def _with_known_keys(self, row: Row, where: Where) -> Row:
         """Return the row with the keys that are encoded, if nothing is lost by that."""
         if self._kind == "plain":
             return row
@@ -116,7 +119,7 @@ class TurnTokeniser:
             ]
         }
 
-    def _fault(self, row: dict[str, Any], where: Where, error: Exception) -> BadRow:
+    def _fault(self, row: Row, where: Where, error: Exception) -> BadRow:
         if self._kind == "plain":
             texts = f"prompt={shown(row['prompt'])} and response={shown(row['response'])}"
             return refused_by_tokenizer(where, texts, error)
@@ -127,14 +130,14 @@ class TurnTokeniser:
         return refused_by_template(where, error, row.get("messages"), who, more)
 
 
-def _log() -> Any:
+def _log() -> logging.Logger:
     import logging
 
     return logging.getLogger(__name__)
 
 
 def check_spelled(
-    row: dict[str, Any],
+    row: Row,
     spelled: Spelled,
     stop: str,
     where: Where,
@@ -163,7 +166,7 @@ def check_spelled(
             return
 
 
-def spoken(row: dict[str, Any]) -> tuple[Any, Any]:
+def spoken(row: Row) -> tuple[object, object]:
     """Return what the row says before the answer, and the answer."""
     if "messages" not in row:
         return row["prompt"], row["response"]

@@ -7,11 +7,12 @@ as ``tool_calls`` or ``reasoning_content``. ``content`` is None only beside ``to
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING
 
 from spin_composer.data.faults import DROP_SUCH_ROWS, FILL_OR_DROP, BadRow, Where
 from spin_composer.data.foreign import TWO_SIDES, texts_for_turns
+from spin_composer.data.rows import Turn
 from spin_composer.data.tool_calls import call_of, checked_calls, checked_json, parsed
 from spin_composer.errors import shown
 
@@ -81,7 +82,7 @@ def read_turns(
     report: DataReport | None = None,
     mask: str | None = None,
     old: bool = False,
-) -> list[dict[str, Any]]:
+) -> list[Turn]:
     """Return the turns of a list, each checked; :func:`check_order` checks how they follow.
 
     Args:
@@ -123,9 +124,9 @@ def read_turns(
 
 
 def _turn(
-    turn: Mapping[Any, Any], name: str, where: Where, report: DataReport | None, mask: str | None,
+    turn: Mapping, name: str, where: Where, report: DataReport | None, mask: str | None,
     old: bool,
-) -> dict[str, Any]:  # fmt: skip
+) -> Turn:  # fmt: skip
     """Return one turn; a key that is null is absent (Arrow fills them in)."""
     role_key = next((key for key in _ROLE_KEYS if turn.get(key) is not None), None)
     content_key = _content_key(turn, name, where)
@@ -229,9 +230,9 @@ def _content(content: object, field: str, where: Where) -> str:
 def _further(
     turn: Mapping, role_key: str, content_key: str | None, name: str, where: Where,
     report: DataReport | None,
-) -> dict[str, Any]:  # fmt: skip
+) -> Turn:  # fmt: skip
     """Return the turn's other keys that carry text, and count those that do not."""
-    kept: dict[str, Any] = {}
+    kept: Turn = {}
     for key, value in turn.items():
         if key in (role_key, content_key, *_ROLE_KEYS, *_CONTENT_KEYS) or value is None:
             continue
@@ -260,7 +261,7 @@ def carries_text(key: str, value: object) -> bool:
     return filled and bool(_CARRIES_TEXT.search(key.lower()))
 
 
-def untrained_mark(fields: Mapping[Any, Any], of_row: bool = False) -> str | None:
+def untrained_mark(fields: Mapping, of_row: bool = False) -> str | None:
     """Return the key that says of a turn or row that it is not to be trained on, if there is one.
 
     OpenAI writes ``weight: 0``, axolotl ``train: false``, ms-swift ``loss: false``. Of a row only
@@ -281,7 +282,7 @@ def truth(value: object) -> bool | None:
     return bool(value) if isinstance(value, (bool, int, float)) else None
 
 
-def _refuse_untrained(turns: list[Any], field: str, where: Where) -> None:
+def _refuse_untrained(turns: Sequence[Mapping], field: str, where: Where) -> None:
     """Refuse a last turn that its own keys say not to train on."""
     last, key = turns[-1], untrained_mark(turns[-1])
     # `mask` alone says neither "trained" nor "left out"; the same one on both sides is unclear.
@@ -297,7 +298,7 @@ def _refuse_untrained(turns: list[Any], field: str, where: Where) -> None:
         )  # fmt: skip
 
 
-def check_order(turns: list[dict[str, Any]], field: str, where: Where) -> None:
+def check_order(turns: list[Turn], field: str, where: Where) -> None:
     """Refuse a conversation that does not lead up to an answer of the assistant."""
     previous: str | None = None
     if all(turn["role"] != "assistant" for turn in turns):

@@ -115,7 +115,7 @@ def _explanation(figures: Figures) -> str:
     )
 
 
-def _summary(figures: Figures, picture: Path) -> dict[str, Any]:
+def _summary(figures: Figures, picture: Path) -> dict[str, object]:
     return {
         "base": figures.base.figures(),
         "iterations": figures.iterations(),
@@ -125,7 +125,7 @@ def _summary(figures: Figures, picture: Path) -> dict[str, Any]:
     }
 
 
-def _rounded(value: Any) -> Any:
+def _rounded(value: object) -> object:
     """Return the structure with numbers of five significant digits."""
     if isinstance(value, Mapping):
         return {key: _rounded(item) for key, item in value.items()}

@@ -12,7 +12,7 @@ import warnings
 from dataclasses import dataclass
 from importlib import resources
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
 from rich.console import Console
 
@@ -23,6 +23,9 @@ from spin_composer.demo.sft import SftResult, sft
 from spin_composer.demo.world import Row, is_valid, make_world, write_rows
 from spin_composer.errors import InputError
 from spin_composer.report.books import NLL, in_evaluation, read_books
+
+if TYPE_CHECKING:
+    from spin_composer.report.books import Books
 
 YAML = resources.files("spin_composer.demo") / "demo.yaml"
 """The game's YAML, installed with the package; each demo keeps a copy beside its results."""
@@ -159,7 +162,7 @@ def _write_data(paths: Paths, seed: int) -> list[Row]:
     return world.careful_valid
 
 
-def _play(paths: Paths, seed: int) -> tuple[int, Any, int]:
+def _play(paths: Paths, seed: int) -> tuple[int, Books, int]:
     """Play the game; return the tokens trained on, its books, and epochs per iteration."""
     from spin_composer.train import train
 

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from spin_composer.report.books import NLL
+from spin_composer.settings.section import Config
 
 
 @dataclass(frozen=True)
@@ -32,8 +32,8 @@ def sft(
     duration: str,
     batch_size: int,
     microbatch_size: int,
-    optimizer: Mapping[str, Any],
-    scheduler: Mapping[str, Any],
+    optimizer: Config,
+    scheduler: Config,
     gradient_clipping: float,
     max_seq_len: int,
     seed: int,

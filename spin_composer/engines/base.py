@@ -13,7 +13,7 @@ from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from importlib import import_module
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar, Protocol
+from typing import TYPE_CHECKING, ClassVar, Protocol
 
 import torch
 from composer.core import Precision
@@ -99,7 +99,7 @@ class Opponent:
     stop_token_id: int
     fingerprint: str
     precision: Precision
-    autocast: Callable[[], AbstractContextManager[Any]]
+    autocast: Callable[[], AbstractContextManager[object]]
     device: torch.device
     folder: Path
     merge_adapters: bool = False
@@ -160,7 +160,7 @@ class Engine(ABC):
             InputError: Names the engine and the model's class.
         """
 
-    def manifest_fields(self) -> dict[str, Any]:
+    def manifest_fields(self) -> dict[str, object]:
         """Return what a response depends on: ``generation`` of an iteration's manifest."""
         return self.settings.sampling_fields()
 

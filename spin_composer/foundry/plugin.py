@@ -6,9 +6,11 @@ import os
 from collections.abc import Mapping
 from typing import Any
 
+from spin_composer.pretrained.check import LoaderRun
 from spin_composer.settings.eval_loaders import check_eval_loaders, route_eval_loaders
 from spin_composer.settings.fields import is_int
 from spin_composer.settings.launch import EVALUATIONS
+from spin_composer.settings.section import Config
 from spin_composer.settings.spin import SpinSettings
 from spin_composer.settings.yaml import check_launch, is_spin, validate
 from spin_composer.store.begun import started_with_turns
@@ -57,13 +59,13 @@ def _tell_loaders(cfg: dict[str, Any], settings: SpinSettings) -> None:
 
     evaluated = cfg.get("eval_loader") or cfg.get("eval_loaders") or []
     evaluated = evaluated if isinstance(evaluated, list) else [evaluated]
-    limits: list[Any] = [
+    limits: list[object] = [
         (loader.get("dataset") or {}).get("max_seq_len")
         for loader in evaluated
         if isinstance(loader, Mapping) and loader.get("name") == "finetuning"
     ]
     saves = cfg.get("save_folder") or engine_class(settings.generation).exports_model
-    run = {
+    run: LoaderRun = {
         "model": dict(cfg["model"]),
         "max_new_tokens": settings.generation.max_new_tokens,
         "samples_per_iteration": settings.samples_per_iteration,
@@ -77,7 +79,7 @@ def _tell_loaders(cfg: dict[str, Any], settings: SpinSettings) -> None:
             loader["run"] = run | {"max_new_tokens": 0, "saves": False}
 
 
-def _can_resume_itself(cfg: Mapping[str, Any]) -> bool:
+def _can_resume_itself(cfg: Config) -> bool:
     """Tell whether the same command, given again, can find and go on from the last checkpoint.
 
     Not where the YAML says otherwise (``save_overwrite``), where no whole checkpoint is kept, and

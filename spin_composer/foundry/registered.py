@@ -7,14 +7,15 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable, Mapping
-from typing import Any
 
 import torch
 from llmfoundry import registry
+from llmfoundry.utils.registry_utils import TypedRegistry
 
 from spin_composer.errors import InputError, shown, together
 from spin_composer.foundry.base import ComposerHFCausalLM
 from spin_composer.settings.fields import nearest
+from spin_composer.settings.section import Config
 
 _OF_PARAMETER_GROUPS = frozenset({"disable_grad", "param_groups"})
 _OF_MODELS = frozenset({"master_weights_dtype"})
@@ -22,7 +23,7 @@ _NONE: frozenset[str] = frozenset()
 _GIVEN_BY_FOUNDRY = frozenset({"self", "params", "tokenizer", "train_config"})
 
 
-def check_registered(cfg: Mapping[str, Any]) -> None:
+def check_registered(cfg: Config) -> None:
     """Check a SPIN run's names, their arguments, and what its device can do.
 
     Args:
@@ -63,7 +64,7 @@ def check_registered(cfg: Mapping[str, Any]) -> None:
     together(*checks)
 
 
-def _device(cfg: Mapping[str, Any]) -> None:
+def _device(cfg: Config) -> None:
     if torch.cuda.is_available():
         return
     problems = []
@@ -78,13 +79,15 @@ def _device(cfg: Mapping[str, Any]) -> None:
         raise InputError("\n".join(problems))
 
 
-def _known(where: str, known: Any, name: Any) -> None:
+def _known(where: str, known: TypedRegistry, name: str) -> None:
     if name not in known:
         names = sorted(known.get_all())
         raise InputError(f"{where}={shown(name)} is not registered. {nearest(name, names)}")
 
 
-def _built(where: str, known: Any, name: Any, given: Any, others: frozenset[str] = _NONE) -> None:
+def _built(
+    where: str, known: TypedRegistry, name: str, given: object, others: frozenset[str] = _NONE
+) -> None:
     """Check that ``name`` is registered and takes the arguments ``given``."""
     _known(f"{where}.name" if where in ("model", "optimizer") else where, known, name)
     if not isinstance(given, Mapping):
@@ -92,7 +95,13 @@ def _built(where: str, known: Any, name: Any, given: Any, others: frozenset[str]
     _fits(where, known.get(name), name, given, others)
 
 
-def _fits(where: str, built: Any, name: str, given: Any, others: frozenset[str] = _NONE) -> None:
+def _fits(
+    where: str,
+    built: Callable[..., object],
+    name: str,
+    given: Config,
+    others: frozenset[str] = _NONE,
+) -> None:
     arguments, required = _arguments(built)
     missing = sorted(required - set(given))
     lines = [f"{where}.{key} is not set, and {name} needs it." for key in missing]
@@ -106,7 +115,7 @@ def _fits(where: str, built: Any, name: str, given: Any, others: frozenset[str] 
         raise InputError("\n".join(lines))
 
 
-def _arguments(built: Any) -> tuple[set[str] | None, set[str]]:
+def _arguments(built: Callable[..., object]) -> tuple[set[str] | None, set[str]]:
     """Return the names of what a class or function takes, None if any, and of what it needs."""
     functions = [built.__init__ if inspect.isclass(built) else built]
     if inspect.isclass(built) and issubclass(built, ComposerHFCausalLM):

@@ -48,7 +48,7 @@ class EarlyEnd:
 
         state.stop_training = noted
 
-    def _note(self, state: State, caller: Any) -> None:
+    def _note(self, state: State, caller: object) -> None:
         t = state.timestamp
         at = f"iteration {int(t.iteration)}, epoch {int(t.epoch)}, batch {int(t.batch)}"
         who = type(caller).__name__ if caller is not None else "a call of state.stop_training()"
@@ -98,7 +98,7 @@ class EarlyEnd:
             raise RunEnded(f"{self.record['line']}: nothing was played and nothing trained.")
 
 
-def _looks_at(caller: Any) -> str:
+def _looks_at(caller: object) -> str:
     """Return what a stopper of Composer's looks at, in brackets."""
     if isinstance(caller, EarlyStopper):
         best = "" if caller.best is None else f", best {float(caller.best):.4g}"

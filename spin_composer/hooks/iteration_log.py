@@ -58,7 +58,7 @@ class IterationLog:
         books = Books(self._baseline, self._records, ended)
         write_atomically(self._path, books.as_json())
 
-    def state_dict(self) -> dict[str, Any]:
+    def state_dict(self) -> dict[str, object]:
         """Return the books so far, the open iteration included."""
         return {
             "baseline": self._baseline,

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-from typing import Any
 
 from composer.loggers import Logger, WandBLogger
 from composer.utils import dist
@@ -43,6 +42,6 @@ def _is_offline(logger: WandBLogger) -> bool:
     return any(dist.all_gather_object(off and logger._enabled))
 
 
-def _not_found(remote_file_name: str, destination: str, *_: Any, **__: Any) -> None:
+def _not_found(remote_file_name: str, destination: str, *_: object, **__: object) -> None:
     del destination
     raise FileNotFoundError(f"W&B is offline, so it holds no {remote_file_name}")

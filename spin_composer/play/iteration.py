@@ -6,7 +6,7 @@ import hashlib
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from spin_composer.data.examples import ExampleDataset
 from spin_composer.distributed import from_rank_zero
@@ -19,6 +19,7 @@ from spin_composer.store.base import Store
 from spin_composer.store.manifest import (
     FIXED_AT_START,
     FORMAT_VERSION,
+    Manifest,
     meaning,
     num_played_units,
     num_replayed_units,
@@ -33,7 +34,7 @@ class IterationPlan:
     """An iteration's play; the same on every rank, but for ``verified``."""
 
     iteration: int
-    manifest: dict[str, Any]
+    manifest: Manifest
     """Whole, the opponent's fingerprint included."""
     units: list[Unit]
     """Unit u is stored as unit u."""
@@ -59,7 +60,7 @@ class RunFacts:
     examples: ExampleDataset
     tokenizer: PreTrainedTokenizerBase
     precision: str
-    generation: Mapping[str, Any]
+    generation: Mapping[str, object]
     """The engine's ``manifest_fields``."""
 
 
@@ -103,8 +104,8 @@ def plan_iteration(
 
 
 def manifest_of(
-    store: Store, run: RunFacts, iteration: int, found: Mapping[str, Any] | None
-) -> tuple[dict[str, Any], list[Unit]]:
+    store: Store, run: RunFacts, iteration: int, found: Manifest | None
+) -> tuple[Manifest, list[Unit]]:
     """Return an iteration's manifest, without its opponent, and its units; a collective.
 
     Args:
@@ -119,7 +120,7 @@ def manifest_of(
     settings, examples = run.settings, run.examples
     if found is None:
         replayed = from_rank_zero(lambda: _played_before(store, iteration, settings.replay))
-        recorded: dict[str, Any] = {
+        recorded: Manifest = {
             "degenerate": BY_TEXT,
             "replayed": {str(k): n for k, n in replayed.items()},
         }
@@ -148,7 +149,7 @@ def manifest_of(
 
 def existing_manifest(
     store: Store, settings: SpinSettings, iteration: int
-) -> dict[str, Any] | None:
+) -> Manifest | None:
     """Return the manifest of an iteration of which something is there, or None."""
     try:
         found = store.find_manifest(iteration)

@@ -8,11 +8,11 @@ from __future__ import annotations
 import logging
 import shutil
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from spin_composer.errors import StoreError
 from spin_composer.play.plan import PlayUnit, ReplayUnit, Unit
@@ -20,6 +20,7 @@ from spin_composer.store.base import REMAKE, Store
 from spin_composer.store.durable import json_object
 from spin_composer.store.layout import MANIFEST, SET_ASIDE, UNITS, is_temporary
 from spin_composer.store.local import set_aside
+from spin_composer.store.manifest import Manifest
 from spin_composer.store.space import require_space
 
 if TYPE_CHECKING:
@@ -49,7 +50,7 @@ class Checked:
 
 def check_iteration(
     store: Store,
-    manifest: Mapping[str, Any],
+    manifest: Manifest,
     units: Sequence[Unit],
     examples: ExampleDataset,
     repair: bool,

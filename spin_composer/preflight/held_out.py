@@ -24,7 +24,7 @@ def warn_of_other_ids(evaluators: Sequence[Evaluator], examples: ExampleDataset)
         examples: What is played and trained on.
     """
     for evaluator in evaluators if dist.get_global_rank() == 0 else ():
-        loader: Any = evaluator.dataloader.dataloader
+        loader = evaluator.dataloader.dataloader
         rows = getattr(loader, "dataset", None)
         found = None
         if isinstance(rows, HeldOutRows):
@@ -35,7 +35,7 @@ def warn_of_other_ids(evaluators: Sequence[Evaluator], examples: ExampleDataset)
             log.warning(f"metrics/{evaluator.label}: held-out rows are measured by other {found}")
 
 
-def _is_llm_foundrys(loader: Any) -> bool:
+def _is_llm_foundrys(loader: object) -> bool:
     if sys.modules.get("llmfoundry") is None:
         return False  # nothing of it can be here
     from spin_composer.foundry.finetuning import Seq2SeqFinetuningCollator

@@ -10,18 +10,36 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, TypedDict
 
 from spin_composer.distributed import from_rank_zero
 from spin_composer.errors import InputError, shown
 from spin_composer.pretrained.fit import check_tokenizer
 from spin_composer.pretrained.limits import ModelLimits, build_config, read_limits
+from spin_composer.settings.section import Config
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 
-def check_run(run: Mapping[str, Any], tokenizer: PreTrainedTokenizerBase) -> ModelLimits:
+class LoaderRun(TypedDict):
+    """What the config transform tells SPIN's loaders of their run: ``train_loader.run``."""
+
+    model: Config
+    """The ``model`` section."""
+    max_new_tokens: int
+    """Of the longest response that will be generated; 0: none will."""
+    samples_per_iteration: int | str
+    """As of ``algorithms.spin``."""
+    max_eval_tokens: int
+    """Of the longest row that llm-foundry's own evaluation loaders may make; 0: there is none."""
+    saves: bool
+    """The run writes checkpoints or exports."""
+    by_turns: bool
+    """It began when rows were tokenized turn by turn, and goes on so."""
+
+
+def check_run(run: LoaderRun, tokenizer: PreTrainedTokenizerBase) -> ModelLimits:
     """Check what a YAML's run says before its rows are read; a collective.
 
     Returns:
@@ -50,7 +68,7 @@ def check_run(run: Mapping[str, Any], tokenizer: PreTrainedTokenizerBase) -> Mod
     return limits
 
 
-def _check_targets(model: Mapping[str, Any]) -> None:
+def _check_targets(model: Config) -> None:
     """Refuse LoRA on modules that the model does not have: peft's own error comes after loading."""
     from transformers import AutoModelForCausalLM
 
@@ -75,7 +93,7 @@ def _check_targets(model: Mapping[str, Any]) -> None:
         )
 
 
-def _rehearse(model: Mapping[str, Any], tokenizer: PreTrainedTokenizerBase) -> None:
+def _rehearse(model: Config, tokenizer: PreTrainedTokenizerBase) -> None:
     """Try what checkpoints and exports write and need no weights for."""
     from transformers import GenerationConfig
 

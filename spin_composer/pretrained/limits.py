@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from spin_composer.distributed import from_rank_zero
 from spin_composer.errors import InputError
+from spin_composer.settings.section import Config
 
 if TYPE_CHECKING:
     from transformers import PretrainedConfig
@@ -71,7 +72,7 @@ def _positions(config: PretrainedConfig) -> int | None:
     return max(positions, int(before * float(scaling.get("factor") or 1.0)))
 
 
-def read_limits(model: Mapping[str, Any]) -> ModelLimits:
+def read_limits(model: Config) -> ModelLimits:
     """Read the config of a YAML's ``model`` section, without weights; a collective.
 
     Raises:
@@ -80,7 +81,7 @@ def read_limits(model: Mapping[str, Any]) -> ModelLimits:
     return from_rank_zero(lambda: model_limits(build_config(model)))
 
 
-def build_config(model: Mapping[str, Any]) -> PretrainedConfig:
+def build_config(model: Config) -> PretrainedConfig:
     """Return the config that llm-foundry will build the model of.
 
     Raises:

@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from transformers import PretrainedConfig, PreTrainedModel
 
 
-def check_config(config: PretrainedConfig | Mapping[str, Any], name: object) -> None:
+def check_config(config: PretrainedConfig | Mapping[str, object], name: object) -> None:
     """Refuse a model by its config, a Hugging Face config or the dict of its JSON.
 
     Args:
@@ -39,7 +39,7 @@ def _refused(name: object, method: str = "") -> InputError:
     )
 
 
-def _value(of: Any, key: str) -> Any:
+def _value(of: object, key: str) -> object:
     return of.get(key) if isinstance(of, Mapping) else getattr(of, key, None)
 
 

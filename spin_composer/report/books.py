@@ -10,7 +10,6 @@ import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from spin_composer.errors import StoreError
 from spin_composer.store.layout import BOOKS
@@ -63,7 +62,7 @@ class Books:
 
     def as_json(self) -> str:
         """Return the file's text."""
-        content: dict[str, Any] = {_BASELINE: self.baseline, _ITERATIONS: self.iterations}
+        content: dict[str, object] = {_BASELINE: self.baseline, _ITERATIONS: self.iterations}
         if self.ended:
             content[_ENDED] = self.ended
         return json.dumps(content, indent=1) + "\n"
@@ -125,5 +124,5 @@ def _text(path: Path) -> str | None:
         return None
 
 
-def _figures(record: Mapping[str, Any]) -> dict[str, float]:
+def _figures(record: Figures) -> dict[str, float]:
     return {str(name): float(value) for name, value in record.items()}

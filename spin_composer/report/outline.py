@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
 from spin_composer.errors import InputError
 from spin_composer.save_folder import name_pattern
+from spin_composer.settings.section import Config
 from spin_composer.settings.spin import SpinSettings, count_iterations
+
+if TYPE_CHECKING:
+    from omegaconf import DictConfig, ListConfig
 
 _NAMES = ("ep{epoch}-ba{batch}-rank{rank}.pt", "ep{epoch}-ba{batch}")
 """Checkpoints' names, full and sharded, unless the YAML says otherwise."""
@@ -47,7 +50,7 @@ def read_outline(run: Path) -> RunOutline:
     return outline_of(config, validate(config), str(run))
 
 
-def outline_of(config: Mapping[str, Any], settings: SpinSettings, where: str) -> RunOutline:
+def outline_of(config: Config, settings: SpinSettings, where: str) -> RunOutline:
     """Return what a run's config tells of it; ``where`` names the config in messages.
 
     Raises:
@@ -77,7 +80,7 @@ def checkpoint_patterns(outline: RunOutline) -> list[re.Pattern[str]]:
     return [name_pattern(name, outline.run_name) for name in outline.names]
 
 
-def _plain(config: Any) -> Mapping[str, Any]:
+def _plain(config: DictConfig | ListConfig) -> Config:
     from omegaconf import OmegaConf
 
     return OmegaConf.to_container(config)  # pyright: ignore[reportReturnType]

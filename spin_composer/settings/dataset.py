@@ -19,7 +19,7 @@ from typing_extensions import Self
 
 from spin_composer.errors import InputError, shown
 from spin_composer.settings.fields import Count, Must, Positive, PositiveInt, must_be, nearest
-from spin_composer.settings.section import fill, plain, section
+from spin_composer.settings.section import Config, fill, plain, section
 
 log = logging.getLogger(__name__)
 
@@ -37,7 +37,7 @@ _WITHOUT_MEANING = {
     "auto_packing_replication", "batch_size",
 }  # fmt: skip
 # Key -> (values that mean "off", what to do about any other value).
-_REFUSED: dict[str, tuple[tuple[Any, ...], str]] = {
+_REFUSED: dict[str, tuple[tuple[object, ...], str]] = {
     "packing_ratio": (
         (None, 1, 1.0), "SPIN does not pack rows: remove it (its batches carry no padding anyway)"
     ),
@@ -69,7 +69,7 @@ LOADER_KEYS = (
 _STREAM_WEIGHTS = ("proportion", "repeat", "choose")
 
 
-def _columns(given: str | dict[str, Any]) -> str | dict[str, Any]:
+def _columns(given: str | dict[str, str]) -> str | dict[str, str]:
     if isinstance(given, dict) and set(given) != {"prompt", "response"}:
         raise ValueError(
             f"={shown(given)} must name the columns of prompt and response. Write "
@@ -188,7 +188,7 @@ class DatasetConfig:
         return ", ".join(str(stream.get("remote") or stream.get("local")) for stream in streams)
 
 
-def read_config(dataset: Mapping[str, Any], where: str = "train_loader.dataset") -> DatasetConfig:
+def read_config(dataset: Config, where: str = "train_loader.dataset") -> DatasetConfig:
     """Check the ``dataset:`` block and fill a ``DatasetConfig`` from it.
 
     Raises:
@@ -225,7 +225,7 @@ def check_loader_keys(given: Iterable[str], where: str = "train_loader") -> None
             raise InputError(f"{where}.{key} is not a setting. {nearest(key, LOADER_KEYS)}")
 
 
-def _check_stream(name: str, stream: Mapping[str, Any]) -> None:
+def _check_stream(name: str, stream: Config) -> None:
     if not (stream.get("local") or stream.get("remote")):
         raise ValueError(f".streams.{name}={shown(stream)} names no data. Set its local or remote.")
     for key in _STREAM_WEIGHTS:
@@ -241,7 +241,7 @@ _SFT_BLOCK = (
 )
 
 
-def dataset_block(given: object, where: str, remedy: str = _SFT_BLOCK) -> Mapping[str, Any]:
+def dataset_block(given: object, where: str, remedy: str = _SFT_BLOCK) -> Config:
     """Return the ``dataset`` block of a loader.
 
     Raises:

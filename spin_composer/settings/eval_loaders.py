@@ -15,6 +15,7 @@ from spin_composer.settings.dataset import (
     read_config,
 )
 from spin_composer.settings.fields import is_int
+from spin_composer.settings.section import Config
 
 log = logging.getLogger(__name__)
 
@@ -28,7 +29,7 @@ _PLAIN_TEXT = ("special_tokens_in_text", "text")
 """The one value of that key that changes ids; the others say what is done about such a row."""
 
 
-def check_eval_loaders(cfg: Mapping[str, Any], training: DatasetConfig | None) -> None:
+def check_eval_loaders(cfg: Config, training: DatasetConfig | None) -> None:
     """Check the evaluation loaders of the name ``spin`` without loading anything.
 
     Args:
@@ -79,7 +80,7 @@ def route_eval_loaders(cfg: dict[str, Any]) -> None:
             single.pop("label")
 
 
-def _loaders(cfg: Mapping[str, Any]) -> list[tuple[str, Any]]:
+def _loaders(cfg: Config) -> list[tuple[str, Any]]:
     """Return each evaluation loader of a config with the name that messages give it."""
     found: list[tuple[str, Any]] = []
     for key in ("eval_loader", "eval_loaders"):

@@ -11,7 +11,7 @@ import math
 import types
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass, is_dataclass
-from typing import Annotated, Any, Literal, Union, get_args, get_origin
+from typing import Annotated, Any, Literal, TypeGuard, Union, get_args, get_origin
 
 from pydantic import Field, GetCoreSchemaHandler
 from pydantic.fields import FieldInfo
@@ -31,7 +31,7 @@ NonNegative = Annotated[Number, Field(ge=0)]
 Text = Annotated[str, Field(pattern=r"\S")]
 """A text that is not blank."""
 
-_NAMES: dict[Any, str] = {
+_NAMES: dict[object, str] = {
     bool: "true or false", int: "an integer", float: "a number", str: "a text",
     dict: "a mapping of keys to values", list: "a list",
 }  # fmt: skip
@@ -65,7 +65,7 @@ class OneOf:
         return name
 
 
-def wanted(annotation: Any, metadata: Sequence[Any] = ()) -> str:
+def wanted(annotation: object, metadata: Sequence[object] = ()) -> str:
     """Return what a setting of this type must be: ``an integer >= 0, or null``.
 
     Args:
@@ -90,16 +90,16 @@ def wanted(annotation: Any, metadata: Sequence[Any] = ()) -> str:
     return _within(_NAMES[get_origin(annotation) or annotation], metadata)
 
 
-def _wanted_of_union(members: tuple[Any, ...], metadata: Sequence[Any]) -> str:
+def _wanted_of_union(members: tuple[object, ...], metadata: Sequence[object]) -> str:
     if set(members) == {int, float}:
         return wanted(float, metadata)
     words = [wanted(member, metadata) for member in members if member is not type(None)]
     return " or ".join(words) + (", or null" if type(None) in members else "")
 
 
-def _within(noun: str, metadata: Sequence[Any]) -> str:
+def _within(noun: str, metadata: Sequence[object]) -> str:
     """Add the bounds that the metadata declares to a noun."""
-    bounds: dict[str, Any] = {}
+    bounds: dict[str, object] = {}
     for given in metadata:
         for bound in given.metadata if isinstance(given, FieldInfo) else [given]:
             for name in ("ge", "gt", "le", "lt"):
@@ -139,7 +139,7 @@ def require(ok: bool, name: str, value: object, wanted: str, remedy: str = "") -
         raise ValueError(must_be(name, value, wanted, remedy))
 
 
-def is_int(value: object) -> bool:
+def is_int(value: object) -> TypeGuard[int]:
     """Tell whether a setting is an integer; true and false are none."""
     return isinstance(value, int) and not isinstance(value, bool)
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import asdict, field
-from typing import Annotated, Any
+from typing import Annotated
 
 from pydantic import Field, model_validator
 from typing_extensions import Self
@@ -85,7 +85,7 @@ class GenerationSettings:
             require(value == neutral, f".{name}", value, wanted, remedy)
         return self
 
-    def sampling_fields(self) -> dict[str, Any]:
+    def sampling_fields(self) -> dict[str, object]:
         """Return what a response depends on, for an iteration's manifest.
 
         Where a server listens, and how it is asked, may change when a run is resumed.

@@ -12,12 +12,12 @@ import shlex
 import shutil
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
-from typing import Any
 
 from spin_composer.errors import InputError, shown
 from spin_composer.save_folder import try_to_write
 from spin_composer.settings.fields import is_int, is_number, nearest
 from spin_composer.settings.model import lora_on_output_layer
+from spin_composer.settings.section import Config
 from spin_composer.settings.server import FOREIGN_CLASS, cannot_serve
 from spin_composer.settings.spin import SpinSettings
 
@@ -26,7 +26,6 @@ _PRECISIONS = ("fp32", "amp_fp16", "amp_bf16", "amp_fp8")
 _OUTPUT_LAYERS = ("lm_head", "embed_out", "output_layer")
 EVALUATIONS = ("eval_loader", "eval_loaders", "icl_tasks", "icl_tasks_str")
 
-Config = Mapping[str, Any]
 Problems = Iterator[str]
 
 
@@ -102,7 +101,7 @@ def _batches(cfg: Config, world_size: int) -> Problems:
     rows = cfg.get("device_eval_batch_size", 1)
     if rows != "auto" and not (is_number(rows) and rows > 0):
         yield f"device_eval_batch_size must be a positive number of rows, got {shown(rows)}."
-    longest: Any = cfg.get("max_seq_len")
+    longest = cfg.get("max_seq_len")
     if not is_int(longest) or longest < 1:
         yield (
             f"max_seq_len must be a positive number of tokens, got {shown(longest)}. llm-foundry "
@@ -163,7 +162,7 @@ def _model(cfg: Config, world_size: int) -> Problems:
         )
 
 
-def _adapters(peft: Any) -> Problems:
+def _adapters(peft: object) -> Problems:
     if peft is None:
         return
     if not isinstance(peft, Mapping):

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
 
 from spin_composer.errors import InputError, shown
+from spin_composer.settings.section import Config
 
 _FLAGS = ("load_in_8bit", "load_in_4bit", "quantization_config")
 
@@ -24,7 +24,7 @@ def lora_on_output_layer(layer: str) -> str:
     )
 
 
-def check_model_settings(model: Mapping[str, Any], allow_low_precision: bool = False) -> None:
+def check_model_settings(model: Config, allow_low_precision: bool = False) -> None:
     """Refuse a YAML's ``model`` that quantises, or that trains weights of low precision.
 
     Raises:

@@ -20,6 +20,9 @@ from spin_composer.settings.fields import Must, must_be, nearest, wanted
 
 T = TypeVar("T")
 
+Config = Mapping[str, Any]
+"""A mapping of a run's YAML as it was read, the whole or a part of it: nothing is checked yet."""
+
 # Strict: true is no integer and "3" no number. Defaults come to their types as well.
 _CONFIG = ConfigDict(strict=True, extra="forbid", allow_inf_nan=False, validate_default=True)
 
@@ -52,7 +55,7 @@ def section(where: str, frozen: bool = False) -> Callable[[type[T]], type[T]]:
     return made
 
 
-def fill(cls: type[T], given: Mapping[str, Any] | T, where: str | None = None) -> T:
+def fill(cls: type[T], given: Config | T, where: str | None = None) -> T:
     """Build a section's settings from a mapping.
 
     Args:
@@ -73,7 +76,7 @@ def fill(cls: type[T], given: Mapping[str, Any] | T, where: str | None = None) -
     return settings
 
 
-def filled(cls: type[Any]) -> BeforeValidator:
+def filled(cls: type) -> BeforeValidator:
     """Return the validator of a field that holds a section: fills it from a mapping."""
     return BeforeValidator(lambda given: None if given is None else fill(cls, given))
 
@@ -87,20 +90,20 @@ def plain(value: Any) -> Any:
     return [plain(item) for item in value]
 
 
-def _validate(settings: Any, given: Mapping[str, Any], where: str) -> None:
+def _validate(settings: Any, given: Config, where: str) -> None:
     """Fill a section's fresh instance, as the ``__init__`` that pydantic gives it does."""
     values = {key: plain(value) for key, value in given.items()}
     try:
         validator = type(settings).__pydantic_validator__
         validator.validate_python(ArgsKwargs((), values), self_instance=settings)
     except ValidationError as error:
-        lines: dict[Any, str] = {}
+        lines: dict[tuple[int | str, ...], str] = {}
         for fault in error.errors(include_url=False):
             lines.setdefault(fault["loc"][:1], _line(type(settings), fault, values, where))
         raise InputError("\n".join(lines.values())) from None
 
 
-def _line(cls: type[Any], fault: ErrorDetails, values: Mapping[str, Any], where: str) -> str:
+def _line(cls: type[Any], fault: ErrorDetails, values: Config, where: str) -> str:
     """Return the line of one of pydantic's errors."""
     cause = fault.get("ctx", {}).get("error")
     if isinstance(cause, InputError):  # of a section within this one

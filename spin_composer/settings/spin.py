@@ -9,7 +9,7 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 from dataclasses import field
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
 from pydantic import AfterValidator, BeforeValidator, Field
 
@@ -87,7 +87,7 @@ def _epochs(given: str | int) -> str:
     return f"{int(digits)}ep"
 
 
-def _listed(given: Any) -> Any:
+def _listed(given: object) -> object:
     return [given] if is_number(given) else given
 
 

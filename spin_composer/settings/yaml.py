@@ -18,7 +18,7 @@ from spin_composer.settings.fields import nearest
 from spin_composer.settings.launch import check_places, launch_checks
 from spin_composer.settings.model import check_model_settings
 from spin_composer.settings.scheduler import SchedulerSettings
-from spin_composer.settings.section import fill
+from spin_composer.settings.section import Config, fill
 from spin_composer.settings.spin import (
     SpinSettings,
     count_iterations,
@@ -48,7 +48,7 @@ _TOP_LEVEL_KEYS = frozenset(
 )
 
 
-def is_spin(cfg: Mapping[str, Any]) -> bool:
+def is_spin(cfg: Config) -> bool:
     """Tell whether a training config means a SPIN run."""
     sections = [cfg.get(section) for section in ("train_loader", "model")]
     names = [s.get("name") if isinstance(s, Mapping) else s for s in sections]
@@ -59,7 +59,7 @@ def is_spin(cfg: Mapping[str, Any]) -> bool:
     )
 
 
-def validate(cfg: Mapping[str, Any]) -> SpinSettings:
+def validate(cfg: Config) -> SpinSettings:
     """Check a SPIN run's config without loading model or data; return the algorithm's settings.
 
     Raises:
@@ -88,14 +88,14 @@ def validate(cfg: Mapping[str, Any]) -> SpinSettings:
     return settings
 
 
-def _check_game(given: Any, max_duration: Any) -> SpinSettings:
+def _check_game(given: Any, max_duration: object) -> SpinSettings:
     settings = fill(SpinSettings, given or {})
     epochs = settings.epochs_per_iteration
     settings.check_iterations(count_iterations(max_duration, epochs))
     return settings
 
 
-def _check_batch(cfg: Mapping[str, Any]) -> None:
+def _check_batch(cfg: Config) -> None:
     subset = cfg.get("train_subset_num_batches", -1)
     if subset != -1:
         raise InputError(
@@ -109,7 +109,7 @@ def _check_batch(cfg: Mapping[str, Any]) -> None:
         )
 
 
-def check_launch(cfg: Mapping[str, Any], settings: SpinSettings, world_size: int) -> None:
+def check_launch(cfg: Config, settings: SpinSettings, world_size: int) -> None:
     """Check what only the start of a run shows: its machine, its folders, its number of ranks.
 
     Args:
@@ -125,7 +125,7 @@ def check_launch(cfg: Mapping[str, Any], settings: SpinSettings, world_size: int
     check_places(cfg, settings)
 
 
-def _check_keys(cfg: Mapping[str, Any]) -> None:
+def _check_keys(cfg: Config) -> None:
     unknown = [key for key in cfg if key not in _TOP_LEVEL_KEYS]
     if unknown:
         raise InputError(
@@ -137,25 +137,25 @@ def _check_keys(cfg: Mapping[str, Any]) -> None:
         )
 
 
-def _section(cfg: Mapping[str, Any], name: str) -> Mapping[str, Any]:
+def _section(cfg: Config, name: str) -> Config:
     section = cfg.get(name)
     if not isinstance(section, Mapping) or not section.get("name"):
         raise InputError(f"{name} must be a mapping with a name, got {shown(section)}.")
     return section
 
 
-def _allows_low_precision(spin: Any) -> bool:
+def _allows_low_precision(spin: object) -> bool:
     return isinstance(spin, Mapping) and spin.get("allow_low_precision_weights") is True
 
 
-def _check_model(model: Mapping[str, Any], allow_low_precision: bool) -> None:
+def _check_model(model: Config, allow_low_precision: bool) -> None:
     name = model["name"]
     if name in _MODELS:
         raise InputError(f"model.name={name} cannot play SPIN. Use {_MODELS[name]}.")
     check_model_settings(model, allow_low_precision)
 
 
-def _check_scheduler(scheduler: Mapping[str, Any]) -> None:
+def _check_scheduler(scheduler: Config) -> None:
     if scheduler["name"] != "spin":
         raise InputError(
             f"scheduler.name={scheduler['name']} does not restart with each iteration. Use "
@@ -164,7 +164,7 @@ def _check_scheduler(scheduler: Mapping[str, Any]) -> None:
     fill(SchedulerSettings, {key: scheduler[key] for key in scheduler if key != "name"})
 
 
-def _check_loader(loader: Mapping[str, Any]) -> DatasetConfig:
+def _check_loader(loader: Config) -> DatasetConfig:
     if loader["name"] != "spin":
         raise InputError(
             f"train_loader.name={loader['name']} gives no prompts to play. Use name: spin; the "

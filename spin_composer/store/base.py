@@ -7,12 +7,13 @@ exists wholly or not at all. Methods are local to a process: ranks agree outside
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import ClassVar
 
 from spin_composer.data.pairs import Pair
 from spin_composer.store.lock import LockPlace
+from spin_composer.store.manifest import Manifest
 from spin_composer.store.unit import UnitReport
 
 REMAKE = (
@@ -63,7 +64,7 @@ class Store(ABC):
     # --- manifest ---------------------------------------------------------------------------
 
     @abstractmethod
-    def find_manifest(self, iteration: int) -> dict[str, Any] | None:
+    def find_manifest(self, iteration: int) -> Manifest | None:
         """Return an iteration's manifest, or None if it has not begun.
 
         Raises:
@@ -71,7 +72,7 @@ class Store(ABC):
         """
 
     @abstractmethod
-    def manifest(self, iteration: int) -> dict[str, Any]:
+    def manifest(self, iteration: int) -> Manifest:
         """Return an iteration's manifest.
 
         Raises:
@@ -79,7 +80,7 @@ class Store(ABC):
         """
 
     @abstractmethod
-    def check_manifest(self, wanted: Mapping[str, Any]) -> None:
+    def check_manifest(self, wanted: Manifest) -> None:
         """Check that an iteration's manifest says what it is expected to say.
 
         Raises:
@@ -88,7 +89,7 @@ class Store(ABC):
 
     @abstractmethod
     def check_open(
-        self, manifest: Mapping[str, Any], complete: Collection[int] | None = None
+        self, manifest: Manifest, complete: Collection[int] | None = None
     ) -> None:
         """Check that an iteration can be opened with a manifest; write nothing.
 
@@ -102,7 +103,7 @@ class Store(ABC):
         """
 
     @abstractmethod
-    def open_iteration(self, manifest: Mapping[str, Any], replace: bool = False) -> None:
+    def open_iteration(self, manifest: Manifest, replace: bool = False) -> None:
         """Write an iteration's manifest, or check that the one that is there is the same.
 
         Args:

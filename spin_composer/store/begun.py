@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import json
 import logging
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from pathlib import Path
-from typing import Any
+from typing import Literal
 
 from composer.utils import dist
 
@@ -17,7 +17,7 @@ from spin_composer.settings.dataset import FORMER_TOKENIZATION
 from spin_composer.settings.spin import SpinSettings
 from spin_composer.store.base import Store
 from spin_composer.store.layout import MANIFESTS
-from spin_composer.store.manifest import meaning
+from spin_composer.store.manifest import Manifest, meaning
 
 log = logging.getLogger(__name__)
 
@@ -34,7 +34,7 @@ def started_with_turns(settings: SpinSettings, run_name: str) -> bool:
     return tokenize_of(map(_read, sorted(root.glob(MANIFESTS)))) is None
 
 
-def tokenize_of(manifests: Iterable[Mapping[str, Any] | None]) -> str | None:
+def tokenize_of(manifests: Iterable[Manifest | None]) -> Literal["rendering", "turns", ""] | None:
     """Return how the rows of these manifests were tokenised; ``""`` if there are none.
 
     None if one of them, however early, does not say: the run began before it was a setting.
@@ -45,7 +45,7 @@ def tokenize_of(manifests: Iterable[Mapping[str, Any] | None]) -> str | None:
     return None if any("tokenize" not in m for m in found) else meaning(found[-1], "tokenize")
 
 
-def _read(path: Path) -> dict[str, Any] | None:
+def _read(path: Path) -> Manifest | None:
     try:
         found = json.loads(path.read_text())
     except (OSError, ValueError):  # named when the iteration is opened
@@ -54,7 +54,7 @@ def _read(path: Path) -> dict[str, Any] | None:
 
 
 def with_original_tokenization(
-    examples: ExampleDataset, store: Store, iteration: int, trained: dict[str, Any]
+    examples: ExampleDataset, store: Store, iteration: int, trained: Manifest
 ) -> ExampleDataset:
     """Return the rows tokenised as they were when the run began, where the YAML does not say.
 
@@ -69,13 +69,13 @@ def with_original_tokenization(
     if examples.config is None or examples.config.tokenize is not None:
         return examples
 
-    def begun() -> str | None:
+    def begun() -> Literal["rendering", "turns", ""] | None:
         iterations = sorted({0, max(0, iteration - 1), iteration})
         return tokenize_of([*map(store.find_manifest, iterations), trained])
 
-    found: Any = from_rank_zero(begun)
+    found = from_rank_zero(begun)
     tokenize = FORMER_TOKENIZATION if found is None else found
-    if tokenize in ("", examples.tokenize):
+    if not tokenize or tokenize == examples.tokenize:
         return examples
     if dist.get_global_rank() == 0:
         log.warning(goes_on_with(tokenize))

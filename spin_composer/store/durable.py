@@ -45,7 +45,7 @@ def _written_aside(path: Path, text: str) -> Iterator[Path]:
         aside.unlink(missing_ok=True)
 
 
-def seal(content: Mapping[str, Any]) -> str:
+def seal(content: Mapping[str, object]) -> str:
     """Return ``content`` as JSON with a hash of itself."""
     text = json.dumps(content)
     return json.dumps({**content, "xxh64": xxhash.xxh64(text).hexdigest()})

@@ -10,9 +10,8 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from pathlib import Path
-from typing import Any
 
 from spin_composer.data.pairs import Pair
 from spin_composer.errors import StoreError
@@ -29,7 +28,12 @@ from spin_composer.store.layout import (
     unit_number,
 )
 from spin_composer.store.lock import LockFile, LockPlace
-from spin_composer.store.manifest import differing_fields, plain_manifest, require_equal_manifests
+from spin_composer.store.manifest import (
+    Manifest,
+    differing_fields,
+    plain_manifest,
+    require_equal_manifests,
+)
 from spin_composer.store.unit import (
     UnitReport,
     read_pairs,
@@ -66,7 +70,7 @@ class LocalStore(Store):
     # --- manifest ---------------------------------------------------------------------------
 
     def check_open(
-        self, manifest: Mapping[str, Any], complete: Collection[int] | None = None
+        self, manifest: Manifest, complete: Collection[int] | None = None
     ) -> None:
         """See :class:`Store`; units that are being written count as well."""
         del complete
@@ -82,7 +86,7 @@ class LocalStore(Store):
                 "played again."
             )
 
-    def open_iteration(self, manifest: Mapping[str, Any], replace: bool = False) -> None:
+    def open_iteration(self, manifest: Manifest, replace: bool = False) -> None:
         """See :class:`Store`."""
         manifest = plain_manifest(manifest)
         iteration = manifest["iteration"]
@@ -100,7 +104,7 @@ class LocalStore(Store):
         """See :class:`Store`."""
         return not any((self.folder(iteration) / UNITS).glob("*"))
 
-    def find_manifest(self, iteration: int) -> dict[str, Any] | None:
+    def find_manifest(self, iteration: int) -> Manifest | None:
         """See :class:`Store`."""
         return self._manifest_here(iteration)
 
@@ -108,11 +112,11 @@ class LocalStore(Store):
         """See :class:`Store`; the folder that all nodes share is ready when it is open."""
         del iteration
 
-    def _manifest_here(self, iteration: int) -> dict[str, Any] | None:
+    def _manifest_here(self, iteration: int) -> Manifest | None:
         there = (self.folder(iteration) / MANIFEST).exists()
         return LocalStore.manifest(self, iteration) if there else None
 
-    def manifest(self, iteration: int) -> dict[str, Any]:
+    def manifest(self, iteration: int) -> Manifest:
         """See :class:`Store`."""
         path = self.folder(iteration) / MANIFEST
         try:
@@ -128,7 +132,7 @@ class LocalStore(Store):
                 "algorithms.spin.repair=true."
             ) from None
 
-    def check_manifest(self, wanted: Mapping[str, Any]) -> None:
+    def check_manifest(self, wanted: Manifest) -> None:
         """See :class:`Store`."""
         iteration = wanted["iteration"]
         require_equal_manifests(self.manifest(iteration), wanted, str(self.folder(iteration)))

@@ -19,7 +19,7 @@ import threading
 import time
 import uuid
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Protocol
 
 import psutil
 
@@ -34,7 +34,7 @@ LEASE_SECONDS = 60.0
 _held: list[StoreLock] = []
 
 
-def this_process() -> dict[str, Any]:
+def this_process() -> dict[str, object]:
     """Return the identity of this process among those of all machines.
 
     Returns:
@@ -283,7 +283,7 @@ def release_all() -> None:
         lock.release()
 
 
-def _shown(owner: dict[str, Any] | None) -> str:
+def _shown(owner: dict[str, object] | None) -> str:
     if owner is None:
         return "an unreadable owner"
     return f"run {owner.get('run')!r} (process {owner.get('pid')} on {owner.get('host')})"

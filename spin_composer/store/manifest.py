@@ -7,7 +7,6 @@ then stands in :data:`LEGACY_VALUES`, so that a later version goes on with an ea
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
 from typing import Any
 
 from spin_composer.errors import StoreError
@@ -15,7 +14,10 @@ from spin_composer.settings.dataset import FORMER_TOKENIZATION
 
 FORMAT_VERSION = 2
 
-LEGACY_VALUES: dict[str, Any] = {
+Manifest = dict[str, Any]
+"""A manifest's fields as JSON holds them; which it has depends on the version that wrote it."""
+
+LEGACY_VALUES: Manifest = {
     "tokenize": FORMER_TOKENIZATION,
     "degenerate": "ids",
     "merged": None,
@@ -30,24 +32,24 @@ FIXED_AT_START = ("degenerate", "merged", "replayed")
 """Fields that no setting names: an iteration that has begun goes on as its manifest says."""
 
 
-def meaning(manifest: Mapping[str, Any], field: str) -> Any:
+def meaning(manifest: Manifest, field: str) -> Any:
     """Return a manifest's value of a field; where it is absent, what was done then."""
     return manifest.get(field, LEGACY_VALUES.get(field))
 
 
-def plain_manifest(manifest: Mapping[str, Any]) -> dict[str, Any]:
+def plain_manifest(manifest: Manifest) -> Manifest:
     """Return a manifest as reading it back gives it."""
     return json.loads(json.dumps({"format_version": FORMAT_VERSION, **manifest}))
 
 
-def differing_fields(found: Mapping[str, Any], wanted: Mapping[str, Any]) -> list[str]:
+def differing_fields(found: Manifest, wanted: Manifest) -> list[str]:
     """Return the fields in which two manifests differ, sorted."""
     fields = sorted({*wanted, *found})
     return [field for field in fields if meaning(found, field) != meaning(wanted, field)]
 
 
 def require_equal_manifests(
-    found: Mapping[str, Any], wanted: Mapping[str, Any], where: str
+    found: Manifest, wanted: Manifest, where: str
 ) -> None:
     """Check that the manifest found in ``where`` says what is wanted.
 
@@ -64,7 +66,7 @@ def require_equal_manifests(
         )
 
 
-def num_played_units(manifest: Mapping[str, Any]) -> int:
+def num_played_units(manifest: Manifest) -> int:
     """Return how many units an iteration has of its own; its replayed ones come after them."""
     prompts = manifest["num_examples"]
     if isinstance(manifest["samples_per_iteration"], int):
@@ -72,7 +74,7 @@ def num_played_units(manifest: Mapping[str, Any]) -> int:
     return -(-prompts // manifest["unit_size"])
 
 
-def num_replayed_units(manifest: Mapping[str, Any]) -> dict[int, int]:
+def num_replayed_units(manifest: Manifest) -> dict[int, int]:
     """Return how many units of each earlier iteration an iteration replays.
 
     Raises:

@@ -3,18 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Any
+from typing import NoReturn, cast
 
 import torch
 from streaming import StreamingDataset
 from torch.utils.data import DataLoader
 
+from spin_composer.data.examples import Example
 from spin_composer.data.pairs import Pair, collate_pairs
 from spin_composer.errors import InputError
 from spin_composer.shared_memory import own_names
 from spin_composer.store.base import Store
 from spin_composer.store.layout import UNITS
-from spin_composer.store.unit import pair_from_sample
+from spin_composer.store.unit import StoredPair, pair_from_sample
 
 own_names()  # on import: a user's own loaders of evaluation may be made before ours
 
@@ -26,7 +27,7 @@ class PairDataset(StreamingDataset):
     """The pairs of an iteration's merged units, shuffled anew every epoch."""
 
     @property
-    def state_dict(self) -> Any:  # pyright: ignore[reportIncompatibleMethodOverride]
+    def state_dict(self) -> NoReturn:  # pyright: ignore[reportIncompatibleMethodOverride]
         """Be absent: the position is the checkpoint's clock, see :func:`resume_at`.
 
         Composer would put Streaming's into the checkpoint, and a sharded one could then not be
@@ -37,7 +38,7 @@ class PairDataset(StreamingDataset):
     def __iter__(self) -> Iterator[Pair]:  # pyright: ignore[reportIncompatibleMethodOverride]
         """Yield the epoch's pairs of this rank and worker."""
         for sample in super().__iter__():
-            yield pair_from_sample(sample)
+            yield pair_from_sample(cast(StoredPair, sample))
 
 
 def num_batches(num_pairs: int, global_batch_size: int, iteration: int) -> int:
@@ -59,7 +60,7 @@ def build_pair_loader(
     store: Store,
     iteration: int,
     num_pairs: int,
-    like: DataLoader[Any],
+    like: DataLoader[Example],
     world_size: int,
     seed: int,
 ) -> DataLoader[Pair]:

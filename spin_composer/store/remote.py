@@ -12,10 +12,9 @@ from __future__ import annotations
 import json
 import logging
 import uuid
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any
 
 from spin_composer.data.pairs import Pair
 from spin_composer.errors import StoreError
@@ -34,7 +33,7 @@ from spin_composer.store.layout import (
 )
 from spin_composer.store.local import LocalStore, place, set_aside
 from spin_composer.store.lock import LockPlace
-from spin_composer.store.manifest import plain_manifest, require_equal_manifests
+from spin_composer.store.manifest import Manifest, plain_manifest, require_equal_manifests
 from spin_composer.store.object_folder import ObjectFolder
 from spin_composer.store.object_lock import LockObject
 from spin_composer.store.records import download_records
@@ -85,7 +84,7 @@ class RemoteStore(LocalStore):
     # --- manifest ---------------------------------------------------------------------------
 
     def check_open(
-        self, manifest: Mapping[str, Any], complete: Collection[int] | None = None
+        self, manifest: Manifest, complete: Collection[int] | None = None
     ) -> None:
         """See :class:`Store`; the object store's manifest is the one that counts."""
         iteration = manifest["iteration"]
@@ -100,7 +99,7 @@ class RemoteStore(LocalStore):
         else:
             super().check_open(manifest)
 
-    def open_iteration(self, manifest: Mapping[str, Any], replace: bool = False) -> None:
+    def open_iteration(self, manifest: Manifest, replace: bool = False) -> None:
         """See :class:`Store`; the object store's manifest and the node's agree."""
         wanted = plain_manifest(manifest)
         iteration = wanted["iteration"]
@@ -142,7 +141,7 @@ class RemoteStore(LocalStore):
         (folder / UNITS).mkdir(parents=True)
         write_atomically(folder / MANIFEST, json.dumps(found, indent=1))
 
-    def manifest(self, iteration: int) -> dict[str, Any]:
+    def manifest(self, iteration: int) -> Manifest:
         """See :class:`Store`; it is brought to this node if it is not there."""
         path = self.folder(iteration) / MANIFEST
         if not path.exists() and (found := self.find_manifest(iteration)) is not None:
@@ -150,7 +149,7 @@ class RemoteStore(LocalStore):
             write_atomically(path, json.dumps(found, indent=1))
         return super().manifest(iteration)
 
-    def find_manifest(self, iteration: int) -> dict[str, Any] | None:
+    def find_manifest(self, iteration: int) -> Manifest | None:
         """See :class:`Store`; the object store's."""
         text = self.remote.read_text(f"{self._name(iteration)}/{MANIFEST}")
         try:

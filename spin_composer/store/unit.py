@@ -8,15 +8,15 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import TypedDict
 
 import numpy as np
 
-from spin_composer.data.pairs import Pair
+from spin_composer.data.pairs import Ids, Pair
 from spin_composer.store.durable import fsync, hash_file, seal, unseal, write_atomically
 from spin_composer.store.layout import INDEX, REPORT, temporary_name
 
@@ -31,6 +31,25 @@ _COLUMNS = {
     "opponent_real": "float64",
     "opponent_generated": "float64",
 }
+
+
+class FileFacts(TypedDict):
+    """What ``unit.json`` says of one of the unit's files."""
+
+    bytes: int
+    xxh64: str
+
+
+class StoredPair(TypedDict):
+    """A pair as MDS holds it: the columns of a unit."""
+
+    index: int
+    prompt: Ids
+    real: Ids
+    generated: Ids
+    finish: int
+    opponent_real: float
+    opponent_generated: float
 
 
 @dataclass(frozen=True)
@@ -95,7 +114,7 @@ def fsync_folder(folder: Path) -> None:
     fsync(folder)
 
 
-def unit_files(text: str) -> dict[str, dict[str, Any]]:
+def unit_files(text: str) -> dict[str, FileFacts]:
     """Return the ``bytes`` and ``xxh64`` of a unit's files by name, from its ``unit.json``.
 
     Raises:
@@ -145,7 +164,7 @@ def read_pairs(folder: Path) -> Iterator[Pair]:
             yield pair_from_sample(reader[i])
 
 
-def pair_from_sample(sample: Mapping[str, Any]) -> Pair:
+def pair_from_sample(sample: StoredPair) -> Pair:
     """Return the pair that an MDS sample of a unit holds."""
     return Pair(
         sample["prompt"],

@@ -84,7 +84,7 @@ class HFGenerator:
         stop_token_id: int,
         settings: GenerationSettings,
         device: torch.device,
-        precision: Callable[[], AbstractContextManager[Any]] = nullcontext,
+        precision: Callable[[], AbstractContextManager[object]] = nullcontext,
         merge: bool = True,
     ):
         self.model = model

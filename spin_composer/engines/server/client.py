@@ -88,7 +88,7 @@ class HTTPClient:
             raise OSError(_status(response))
         return self._json(path, response)
 
-    def post(self, path: str, body: Mapping[str, Any], stop: threading.Event) -> Any:
+    def post(self, path: str, body: Mapping[str, object], stop: threading.Event) -> Any:
         """Return the JSON that a request is answered with.
 
         Args:

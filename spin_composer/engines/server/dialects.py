@@ -12,6 +12,9 @@ from typing import Any
 
 from spin_composer.settings.generation import GenerationSettings
 
+Answer = Mapping[str, Any]
+"""A server's JSON answer, or an object in it, as it came: nothing is checked yet."""
+
 
 @dataclass(frozen=True)
 class Reply:
@@ -49,8 +52,8 @@ class Dialect:
 
     name: str
     path: str
-    request: Callable[[GenerationSettings, int], dict[str, Any]]
-    read: Callable[[Mapping[str, Any]], Reply]
+    request: Callable[[GenerationSettings, int], dict[str, object]]
+    read: Callable[[Answer], Reply]
     ids_hold_stop: bool
     stop_strings: bool
     logps: str | None = None
@@ -67,9 +70,9 @@ class Dialect:
         seed: int,
         settings: GenerationSettings,
         stop_token_id: int,
-    ) -> dict[str, Any]:
+    ) -> dict[str, object]:
         """Return the JSON of one request."""
-        body: dict[str, Any] = {
+        body: dict[str, object] = {
             "model": model,
             "prompt": list(prompt),
             "n": 1,
@@ -85,7 +88,7 @@ class Dialect:
         return body
 
 
-def _openai_reply(answer: Mapping[str, Any]) -> Reply:
+def _openai_reply(answer: Answer) -> Reply:
     choice, usage = answer["choices"][0], answer.get("usage") or {}
     ids = _ids(choice)
     return Reply(
@@ -99,7 +102,7 @@ def _openai_reply(answer: Mapping[str, Any]) -> Reply:
     )
 
 
-def _ids(choice: Mapping[str, Any]) -> list[int] | None:
+def _ids(choice: Answer) -> list[int] | None:
     if choice.get("token_ids") is not None:
         return [int(i) for i in choice["token_ids"]]
     tokens = (choice.get("logprobs") or {}).get("tokens")
@@ -112,7 +115,7 @@ def _of_all(ids: list[int] | None, logps: list[float] | None) -> list[float] | N
     return logps if ids and logps and len(ids) == len(logps) else None
 
 
-def _llama_cpp_reply(answer: Mapping[str, Any]) -> Reply:
+def _llama_cpp_reply(answer: Answer) -> Reply:
     ids = [int(i) for i in answer["tokens"]]
     # Tokens whose text is no whole UTF-8 character are left out of the probabilities.
     logps = [found["logprob"] for found in answer.get("completion_probabilities") or []]
@@ -131,7 +134,7 @@ def _all(settings: GenerationSettings, none: int) -> int:
     return settings.top_k or none
 
 
-def _vllm(settings: GenerationSettings, stop_token_id: int) -> dict[str, Any]:
+def _vllm(settings: GenerationSettings, stop_token_id: int) -> dict[str, object]:
     # return_token_ids since 0.10.2; older ones give the ids as the names of the log-probs' tokens.
     return {
         "top_k": _all(settings, -1), "min_p": 0.0, "repetition_penalty": 1.0,
@@ -141,7 +144,7 @@ def _vllm(settings: GenerationSettings, stop_token_id: int) -> dict[str, Any]:
     }  # fmt: skip
 
 
-def _sglang(settings: GenerationSettings, stop_token_id: int) -> dict[str, Any]:
+def _sglang(settings: GenerationSettings, stop_token_id: int) -> dict[str, object]:
     return {
         "top_k": _all(settings, -1), "min_p": 0.0, "repetition_penalty": 1.0,
         "presence_penalty": 0.0, "frequency_penalty": 0.0, "min_tokens": 0,
@@ -150,7 +153,7 @@ def _sglang(settings: GenerationSettings, stop_token_id: int) -> dict[str, Any]:
     }  # fmt: skip
 
 
-def _tensorrt_llm(settings: GenerationSettings, stop_token_id: int) -> dict[str, Any]:
+def _tensorrt_llm(settings: GenerationSettings, stop_token_id: int) -> dict[str, object]:
     return {
         "top_k": _all(settings, 0), "min_p": 0.0, "repetition_penalty": 1.0,
         "presence_penalty": 0.0, "frequency_penalty": 0.0,
@@ -158,7 +161,7 @@ def _tensorrt_llm(settings: GenerationSettings, stop_token_id: int) -> dict[str,
     }  # fmt: skip
 
 
-def _llama_cpp(settings: GenerationSettings, stop_token_id: int) -> dict[str, Any]:
+def _llama_cpp(settings: GenerationSettings, stop_token_id: int) -> dict[str, object]:
     # Its own endpoint: the OpenAI one leaves out ids whose text is no whole UTF-8 character. The
     # samplers named are all that run, in transformers' order. A prompt cache would make results
     # depend on the order of requests.
@@ -170,7 +173,7 @@ def _llama_cpp(settings: GenerationSettings, stop_token_id: int) -> dict[str, An
     }  # fmt: skip
 
 
-def _any(settings: GenerationSettings, stop_token_id: int) -> dict[str, Any]:
+def _any(settings: GenerationSettings, stop_token_id: int) -> dict[str, object]:
     del stop_token_id
     return {"top_k": settings.top_k} if settings.top_k else {}
 

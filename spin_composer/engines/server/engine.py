@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import torch
 from composer.core import Precision
@@ -44,7 +44,7 @@ class ServerEngine(Engine):
         """See :class:`Engine`; a server must load the model as it is here."""
         check_exportable(model.model)
 
-    def manifest_fields(self) -> dict[str, Any]:
+    def manifest_fields(self) -> dict[str, object]:
         """See :class:`Engine`; the server makes its own batches."""
         fields = super().manifest_fields()
         return {name: value for name, value in fields.items() if name != "batch_size"}
