@@ -13,7 +13,7 @@ import logging
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, cast
+from typing import Any, cast
 
 import torch
 from composer.core import State
@@ -24,10 +24,6 @@ from torch.distributed.fsdp import FullyShardedDataParallel as FSDP1
 from torch.distributed.fsdp._common_utils import TrainingState
 from torch.distributed.fsdp._runtime_utils import _reshard
 from torch.distributed.tensor import DTensor
-
-if TYPE_CHECKING:
-    from torch.distributed.fsdp._flat_param import FlatParamHandle
-    from torch.distributed.fsdp._fully_shard._fsdp_param_group import FSDPParamGroup
 
 log = logging.getLogger(__name__)
 
@@ -217,7 +213,7 @@ def _wrapped(module: nn.Module) -> Iterator[tuple[AbstractContextManager[object]
         )
 
 
-def _owners_fsdp1(handle: FlatParamHandle) -> list[list[Owner]]:
+def _owners_fsdp1(handle: Any) -> list[list[Owner]]:
     """Return the owners of each parameter of a handle."""
     flat = handle.flat_param
     owners = {(id(i.module), i.param_name): [(i.module, i.param_name)] for i in flat._param_infos}
@@ -227,7 +223,7 @@ def _owners_fsdp1(handle: FlatParamHandle) -> list[list[Owner]]:
     return list(owners.values())
 
 
-def _group(module: FSDPModule) -> FSDPParamGroup | None:
+def _group(module: FSDPModule) -> Any:
     """Return FSDP2's parameter group of a module; None if it has no parameters of its own."""
     return module._get_fsdp_state()._fsdp_param_group
 
