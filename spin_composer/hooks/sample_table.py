@@ -50,7 +50,7 @@ def log_samples(
 
 def _sample(pair: Pair, iteration: int, tokenizer: PreTrainedTokenizerBase) -> Sample:
     prompt, real, generated = (
-        tokenizer.decode(ids) for ids in (pair.prompt, pair.real, pair.generated)
+        str(tokenizer.decode(ids)) for ids in (pair.prompt, pair.real, pair.generated)
     )
     return Sample(iteration, pair.index, prompt, real, generated, FINISH_NAMES[pair.finish])
 

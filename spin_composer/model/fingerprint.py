@@ -30,8 +30,8 @@ def fingerprint(root: nn.Module) -> str:
         stride = max(1, whole.tensor.numel() // _SAMPLED_ELEMENTS)
         # A copy always: numpy() would pin the storage that FSDP frees.
         sample = whole.tensor.reshape(-1)[::stride].to("cpu", torch.float32, copy=True)
-        digest = xxhash.xxh64(str(tuple(whole.tensor.shape)))
+        digest = xxhash.xxh64(str(tuple(whole.tensor.shape)).encode())
         digest.update(sample.contiguous().numpy().tobytes())
         digests[whole.name] = digest.hexdigest()
         del whole  # or it would stay in memory beside the next one
-    return xxhash.xxh64(repr(sorted(digests.items()))).hexdigest()
+    return xxhash.xxh64(repr(sorted(digests.items())).encode()).hexdigest()

@@ -84,7 +84,8 @@ class ScoringHead(nn.Module):
                 temperature=request.temperature,
             )
             return logps.view(1, -1, 1)
-        pairs.answer = linear_pair_loss(
+        pair_loss: Any = linear_pair_loss  # torch 2.15 types what its decorator wraps otherwise
+        answer: PairLossOutput = pair_loss(
             scored,
             self.weight,
             request.targets,
@@ -95,7 +96,8 @@ class ScoringHead(nn.Module):
             softcap=request.softcap,
             temperature=request.temperature,
         )
-        return pairs.answer.loss.view(1, 1, 1)
+        pairs.answer = answer
+        return answer.loss.view(1, 1, 1)
 
 
 class LogProbLinear(ScoringHead, nn.Linear):

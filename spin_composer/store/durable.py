@@ -48,7 +48,7 @@ def _written_aside(path: Path, text: str) -> Iterator[Path]:
 def seal(content: Mapping[str, object]) -> str:
     """Return ``content`` as JSON with a hash of itself."""
     text = json.dumps(content)
-    return json.dumps({**content, "xxh64": xxhash.xxh64(text).hexdigest()})
+    return json.dumps({**content, "xxh64": xxhash.xxh64(text.encode()).hexdigest()})
 
 
 def unseal(text: str) -> dict[str, Any]:

@@ -6,15 +6,29 @@ batch, D width of a head.
 
 from __future__ import annotations
 
-from typing import Any
+import inspect
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 from torch.nn.functional import pad
 from transformers.cache_utils import Cache
 
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
 BLOCK = 64
 """Columns that the cache grows by: one copy per block in place of one per token."""
+
+
+def cache_argument(model: PreTrainedModel) -> str:
+    """Return by which name a model's forward takes its cache: transformers 5.20 renamed it.
+
+    Args:
+        model: Of :func:`~spin_composer.model.unwrap.inner_model`.
+    """
+    parameters = inspect.signature(model.forward).parameters
+    return "cache" if "cache" in parameters else "past_key_values"
 
 
 class RowCache(Cache):
@@ -32,16 +46,20 @@ class RowCache(Cache):
             which attention would cast anew at every token.
     """
 
-    is_compileable = False
+    is_compileable: Any = False  # a property in transformers 5
 
     def __init__(self, dtype: torch.dtype):
-        super().__init__()
+        # Not Cache's own __init__: in transformers 4.51 it does nothing, later it asks for an object
+        # per layer, of kinds that hold the filled columns only.
+        self.layers: list[Any] = []
+        """None: transformers 5 looks for kinds of layers here; an unknown one is a plain cache."""
         self.dtype = dtype
         self.length = 0
         """L; the decode loop moves it, after all layers have written."""
         self.capacity = 0
         """C."""
-        self.layers: list[tuple[Tensor, Tensor]] = []
+        self.tensors: list[tuple[Tensor, Tensor]] = []
+        """Keys and values of each layer."""
 
     def get_seq_length(self, layer_idx: int | None = 0) -> int:
         """Return L."""
@@ -52,7 +70,8 @@ class RowCache(Cache):
         key_states: Tensor,
         value_states: Tensor,
         layer_idx: int,
-        cache_kwargs: dict[str, Any] | None = None,
+        *args: object,
+        **kwargs: object,
     ) -> tuple[Tensor, Tensor]:
         """Write a layer's new columns at L; return what its attention reads.
 
@@ -60,17 +79,18 @@ class RowCache(Cache):
             key_states: [R, H, Q, D]: a first batch of P columns, or one column.
             value_states: Likewise.
             layer_idx: Which layer.
-            cache_kwargs: Of the rotary embedding; not needed here.
+            args: Of the rotary embedding, by transformers' version; not needed here.
+            kwargs: Likewise.
 
         Returns:
             Keys and values: of the prompts alone [R, H, P, D], or whole buffers [R, H, C, D].
         """
         new = (key_states.to(self.dtype), value_states.to(self.dtype))
-        if layer_idx == len(self.layers):
-            self.layers.append(new)
+        if layer_idx == len(self.tensors):
+            self.tensors.append(new)
             self.capacity = new[0].shape[2]
             return new
-        layer = self.layers[layer_idx]
+        layer = self.tensors[layer_idx]
         for held, states in zip(layer, new, strict=True):
             held[:, :, self.length : self.length + states.shape[2]] = states
         return layer
@@ -80,8 +100,8 @@ class RowCache(Cache):
         if columns <= self.capacity:
             return False
         room = rounded(columns) - self.capacity
-        for index, layer in enumerate(self.layers):  # one layer at a time lives twice
-            self.layers[index] = (pad(layer[0], (0, 0, 0, room)), pad(layer[1], (0, 0, 0, room)))
+        for index, layer in enumerate(self.tensors):  # one layer at a time lives twice
+            self.tensors[index] = (pad(layer[0], (0, 0, 0, room)), pad(layer[1], (0, 0, 0, room)))
         self.capacity += room
         return True
 
@@ -96,8 +116,8 @@ class RowCache(Cache):
         added = 0 if other is None else other.length
         length = max(kept_columns, added)
         capacity = rounded(length + 1)
-        for index, layer in enumerate(self.layers):
-            further = (None, None) if other is None else other.layers[index]
+        for index, layer in enumerate(self.tensors):
+            further = (None, None) if other is None else other.tensors[index]
             made = []
             for held, more in zip(layer, further, strict=True):
                 rows = len(keep) + (0 if more is None else more.shape[0])
@@ -107,9 +127,9 @@ class RowCache(Cache):
                 if more is not None:
                     new[len(keep) :, :, length - added : length] = more[:, :, :added]
                 made.append(new)
-            self.layers[index] = (made[0], made[1])
+            self.tensors[index] = (made[0], made[1])
             if other is not None:
-                other.layers[index] = (keep, keep)  # its storage is free now
+                other.tensors[index] = (keep, keep)  # its storage is free now
         self.length, self.capacity = length, capacity
 
 

@@ -23,6 +23,7 @@ from torch import Tensor
 from spin_composer import interrupt
 from spin_composer.data.pairs import Ids
 from spin_composer.engines.base import OnProgress, ignore_progress
+from spin_composer.engines.hf.cache import cache_argument
 from spin_composer.engines.hf.rows import Rows
 from spin_composer.engines.hf.sampling import Sampler, StopStrings
 from spin_composer.model.unwrap import inner_model
@@ -69,7 +70,10 @@ class Decoder:
         self.strings = strings
         self.sampler = Sampler(settings, stop_token_id)
         self._sound = torch.ones((), dtype=torch.bool, device=device)
-        takes = inspect.signature(inner_model(model).forward).parameters
+        inner = inner_model(model)
+        self._cache_argument = cache_argument(inner)
+        takes = inspect.signature(inner.forward).parameters
+        self._takes_columns = "cache_position" in takes  # transformers 5 asks the cache
         # Of a prompt's logits [P, V] only the last are needed.
         self._last_only = {"logits_to_keep": 1} if "logits_to_keep" in takes else {}
 
@@ -183,10 +187,10 @@ class Decoder:
             input_ids=ids,
             attention_mask=mask,
             position_ids=positions,
-            past_key_values=rows.cache,
             use_cache=True,
-            cache_position=columns,
             return_dict=True,
+            **{self._cache_argument: rows.cache},
+            **({"cache_position": columns} if self._takes_columns else {}),
             **self._last_only,
         )
         rows.cache.length += ids.shape[1]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import logging
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
@@ -16,6 +17,7 @@ from transformers import DynamicCache, GenerationConfig, StoppingCriteria, Stopp
 from spin_composer import interrupt
 from spin_composer.data.pairs import LENGTH, STOP, STRING, Ids, Pair
 from spin_composer.engines.base import OnProgress, Response, ignore_progress
+from spin_composer.engines.hf.cache import cache_argument
 from spin_composer.engines.hf.decode import Decoder
 from spin_composer.engines.hf.families import (
     autocast_dtype,
@@ -59,6 +61,13 @@ class OpaqueCache(DynamicCache):
     ``DynamicCache`` for every layer, losing what the layer appends: wrong tokens, silently. A
     subclass is no registered pytree node.
     """
+
+    @classmethod
+    def of(cls, model: PreTrainedModel) -> OpaqueCache:
+        """Return the cache that ``generate`` would make for a model; with windows from 4.57 on."""
+        if "config" in inspect.signature(DynamicCache.__init__).parameters:
+            return cls(config=model.config.get_text_config(decoder=True))
+        return cls()
 
 
 class HFGenerator:
@@ -169,24 +178,24 @@ class HFGenerator:
         ends = [StopStrings(self.tokenizer, strings, width)] if strings else []
         rows = len(prompts)
         watched = _Watched(lambda each: on_progress(len(before), made + rows * each), width)
-        output = self.model.generate(
-            input_ids=input_ids.to(self.device),
-            attention_mask=mask.to(self.device),
-            generation_config=self._config(),
-            # Without this the checkpoint's own generation config fills whatever is at its
-            # default here (temperature 1!), and samples would not be the policy's.
-            use_model_defaults=False,
-            synced_gpus=False,  # ranks generate different numbers of tokens
-            stopping_criteria=StoppingCriteriaList([watched, *ends]),
-            **self._cache(),
-        )
+        generate: Any = self.model.generate
+        with _no_generation_config(inner_model(self.model)):
+            output = generate(
+                input_ids=input_ids.to(self.device),
+                attention_mask=mask.to(self.device),
+                generation_config=self._config(),
+                synced_gpus=False,  # ranks generate different numbers of tokens
+                stopping_criteria=StoppingCriteriaList([watched, *ends]),
+                **self._cache(),
+            )
         return list(output[:, width:].cpu().numpy().astype(np.int32))
 
     def _cache(self) -> dict[str, Any]:
         """Return generate's arguments for the KV cache that the model needs."""
-        if self._own_cache() or not inner_model(self.model)._supports_cache_class:
+        inner = inner_model(self.model)
+        if self._own_cache() or not _takes_dynamic_cache(inner):
             return {}
-        return {"past_key_values": OpaqueCache()}
+        return {cache_argument(inner): OpaqueCache.of(inner)}
 
     def _own_cache(self) -> str | None:
         """Return the kind of cache that the model's config asks for (Gemma 2: hybrid), if any.
@@ -218,6 +227,28 @@ class HFGenerator:
         if self._strings is not None and self._strings.holds(ids[:end]):
             return Response(ids[:end], STRING)  # a stop token after it is padding
         return Response(ids[: end + 1], STOP) if len(stops) else Response(ids, LENGTH)
+
+
+def _takes_dynamic_cache(model: PreTrainedModel) -> bool:
+    """Tell whether a model takes a DynamicCache object; until 4.51 a flag of its class said so."""
+    flag = getattr(model, "_supports_cache_class", None)
+    asks: Any = model._supports_default_dynamic_cache
+    return bool(asks() if flag is None else flag)
+
+
+@contextmanager
+def _no_generation_config(model: PreTrainedModel) -> Iterator[None]:
+    """Hide the checkpoint's generation config from ``generate``.
+
+    It would fill whatever is None, or at its default, in the one that ``generate`` is given
+    (temperature 1, min_p, suppress_tokens, ...), and samples would not be the policy's.
+    """
+    kept = model.generation_config
+    model.generation_config = GenerationConfig()
+    try:
+        yield
+    finally:
+        model.generation_config = kept
 
 
 @cache

@@ -226,9 +226,9 @@ class ServerGenerator:
 
     def _text(self, prompt: list[int], ids: list[int]) -> str:
         """Return the text of ``ids`` as it follows the prompt (a leading space included)."""
-        tail = prompt[-_TAIL_TOKENS:]
+        tail, decode = prompt[-_TAIL_TOKENS:], self.tokenizer.decode
         before, whole = (
-            self.tokenizer.decode(x, skip_special_tokens=False, clean_up_tokenization_spaces=False)
+            str(decode(x, skip_special_tokens=False, clean_up_tokenization_spaces=False))
             for x in (tail, tail + ids)
         )
         return whole[len(before) :]

@@ -133,8 +133,8 @@ def test_under_autocast_the_cache_is_bf16_and_tokens_are_the_policys() -> None:
     seen = set()
     update = cache.RowCache.update
 
-    def spied(self: Any, *arguments: Any) -> Any:
-        keys, values = update(self, *arguments)
+    def spied(self: Any, *arguments: Any, **more: Any) -> Any:
+        keys, values = update(self, *arguments, **more)
         seen.update({keys.dtype, values.dtype})
         return keys, values
 
