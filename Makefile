@@ -1,4 +1,4 @@
-# Everything a newcomer needs: `make demo` and `make test`. Python 3.10-3.12 and make are assumed, nothing else.
+# Everything a newcomer needs: `make demo` and `make test`. Python 3.11-3.13 and make are assumed, nothing else.
 
 PYTHON ?= python3
 VENV   := .venv
@@ -11,7 +11,7 @@ UV     := uv==0.13.9
 OFFLINE := HF_HUB_OFFLINE=1 HF_DATASETS_OFFLINE=1 TRANSFORMERS_OFFLINE=1 WANDB_MODE=offline TOKENIZERS_PARALLELISM=false
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo docs test test-odd test-all chaos lint bench bench-generation simulate parity gpu lock clean
+.PHONY: help install demo docs test test-odd test-all test-foundry test-wheel chaos lint bench bench-generation simulate parity gpu lock clean
 
 help: ## show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "  make %-16s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -19,11 +19,11 @@ help: ## show this list
 install: $(STAMP) ## make .venv with the exact versions of requirements.lock (about a minute)
 
 $(STAMP): requirements.lock pyproject.toml
-	@$(PYTHON) -c 'import sys; v = sys.version_info[:2]; sys.exit(0 if (3, 10) <= v <= (3, 12) else \
-		"spin_composer needs Python 3.10, 3.11 or 3.12, and $(PYTHON) is %d.%d. Give another one: make install PYTHON=python3.12" % v)'
+	@$(PYTHON) -c 'import sys; v = sys.version_info[:2]; sys.exit(0 if (3, 11) <= v <= (3, 13) else \
+		"requirements.lock needs Python 3.11, 3.12 or 3.13, and $(PYTHON) is %d.%d. Give another one: make install PYTHON=python3.12" % v)'
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	test -x $(BIN)/uv || $(BIN)/python -m pip install --quiet --disable-pip-version-check $(UV)
-	$(BIN)/uv pip install --quiet --python $(BIN)/python -r requirements.lock
+	$(BIN)/uv pip install --quiet --python $(BIN)/python --no-deps -r requirements.lock
 	$(BIN)/uv pip install --quiet --python $(BIN)/python --no-build-isolation --no-deps -e .
 	@touch $@
 
@@ -42,6 +42,30 @@ test-odd: install ## a sample of the tests in an odd environment: variables, hom
 
 test-all: install ## every combination (without a GPU)
 	$(TEST) -m "not gpu"
+
+# The versions that llm-foundry itself pins, in an environment of their own.
+FOUNDRY := .venv-foundry
+FOUNDRY_TESTS := tests/foundry tests/model tests/pretrained tests/engines/hf tests/data/test_turn_ids.py \
+	tests/store/test_local.py tests/test_before.py tests/test_resume.py
+$(FOUNDRY)/.installed: requirements-foundry.lock pyproject.toml | install
+	@$(PYTHON) -c 'import sys; v = sys.version_info[:2]; sys.exit(0 if (3, 10) <= v <= (3, 12) else \
+		"requirements-foundry.lock needs Python 3.10, 3.11 or 3.12, and $(PYTHON) is %d.%d. Give another one: make test-foundry PYTHON=python3.12" % v)'
+	test -x $(FOUNDRY)/bin/python || $(PYTHON) -m venv $(FOUNDRY)
+	$(BIN)/uv pip install --quiet --python $(FOUNDRY)/bin/python -r requirements-foundry.lock
+	$(BIN)/uv pip install --quiet --python $(FOUNDRY)/bin/python --no-build-isolation --no-deps -e .
+	@touch $@
+
+test-foundry: $(FOUNDRY)/.installed ## a sample of the tests with the versions that llm-foundry pins (under 5 minutes)
+	$(OFFLINE) $(FOUNDRY)/bin/python -m pytest -n $(TEST_WORKERS) --dist loadfile --no-loadscope-reorder \
+		-m "not slow and not gpu" $(FOUNDRY_TESTS)
+
+# What `pip install` of the wheel resolves, without llm-foundry and without any override.
+WHEEL := .venv-wheel
+test-wheel: install ## the demo and the quickstart from an installed wheel, in the versions that Composer pins
+	rm -rf $(WHEEL) && $(PYTHON) -m venv $(WHEEL)
+	$(BIN)/uv build --quiet --wheel --python $(PYTHON) --out-dir $(WHEEL)/wheel .
+	$(BIN)/uv pip install --quiet --python $(WHEEL)/bin/python $(WHEEL)/wheel/*.whl
+	cd $(WHEEL) && $(OFFLINE) bin/spin-composer demo
 
 chaos: install ## kill -9 a tiny run 30 times at moments drawn from a printed seed, two ranks 12 times, launched ones 3 times
 	$(BIN)/python tests/chaos --kills 30
@@ -95,14 +119,18 @@ gpu: $(if $(filter $(BIN)/python,$(GPU_PYTHON)),install) ## tests marked gpu, th
 
 # Python versions and platform as in pyproject.toml; what is locked and still fits stays. The platform's
 # markers are left out, being the same on every line.
-LOCK_NOTE := \# CPython 3.10, 3.11 and 3.12 on Linux x86-64; the extras test, lint and lora included.
-lock: install ## resolve requirements.lock again after a change in pyproject.toml
-	$(BIN)/uv pip compile pyproject.toml --quiet --all-extras --universal --python-version 3.10 --no-annotate \
-		--no-emit-index-url --no-emit-find-links --custom-compile-command "make lock" -o requirements.lock
-	sed -i -E "s/ and (platform_machine|sys_platform|implementation_name|platform_python_implementation) [!=]= '[^']*'//g; \
-		s/ ; (platform_machine|implementation_name) [!=]= '[^']*'//" requirements.lock
-	sed -i '2a $(LOCK_NOTE)' requirements.lock
+COMPILE := $(BIN)/uv pip compile pyproject.toml --quiet --all-extras --universal --no-annotate \
+	--no-emit-index-url --no-emit-find-links --custom-compile-command "make lock"
+UNMARK  := sed -i -E "s/ and (platform_machine|sys_platform|implementation_name|platform_python_implementation) [!=]= '[^']*'//g; \
+	s/ ; (platform_machine|sys_platform|implementation_name) [!=]= '[^']*'//"
+lock: install ## resolve both locks again after a change in pyproject.toml or overrides.txt
+	$(COMPILE) --python-version 3.11 --override overrides.txt -o requirements.lock
+	$(UNMARK) requirements.lock
+	sed -i '2a # Today: CPython 3.11 to 3.13 on Linux x86-64; pins of the hosts lifted by overrides.txt; all extras.' requirements.lock
+	$(COMPILE) --python-version 3.10 -o requirements-foundry.lock
+	$(UNMARK) requirements-foundry.lock
+	sed -i '2a # The pins of Composer and llm-foundry: CPython 3.10 to 3.12 on Linux x86-64; all extras.' requirements-foundry.lock
 
 clean: ## remove the environment, caches and built files (runs/ stays)
-	rm -rf $(VENV) $(PEER) build dist *.egg-info kernels/*.egg-info .pytest_cache .ruff_cache
+	rm -rf $(VENV) $(FOUNDRY) $(WHEEL) $(PEER) build dist *.egg-info kernels/*.egg-info .pytest_cache .ruff_cache
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
