@@ -34,15 +34,22 @@ _MODEL_SCALE = LogitTransform("scale", "logit_scale", 1.0)
 LOGIT_TRANSFORMS: dict[str, tuple[LogitTransform, ...]] = {
     "cohere": (_MODEL_SCALE,),
     "cohere2": (_MODEL_SCALE,),
+    "cohere2_moe": (_MODEL_SCALE,),
     "gemma2": (_CONFIG_SOFTCAP,),
     "gemma3_text": (_CONFIG_SOFTCAP,),
+    "gemma3n_text": (_CONFIG_SOFTCAP,),
+    "gemma4_text": (_CONFIG_SOFTCAP,),
     "granite": (_CONFIG_DIVISOR,),
+    "granite_swa": (_CONFIG_DIVISOR,),
     "granitemoe": (_CONFIG_DIVISOR,),
+    "granitemoe_swa": (_CONFIG_DIVISOR,),
+    "granitemoehybrid": (_CONFIG_DIVISOR,),
     "granitemoeshared": (_CONFIG_DIVISOR,),
     "mpt": (
         LogitTransform("scale", "logit_scale", None),
         LogitTransform("softcap", "final_logit_softcapping", None),
     ),
+    "vaultgemma": (_CONFIG_SOFTCAP,),
 }
 """By ``model_type`` of the config, in the order in which the model takes them."""
 

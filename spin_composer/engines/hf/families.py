@@ -14,9 +14,11 @@ from spin_composer.model.unwrap import plain_class
 DECODE_FAMILIES = frozenset(
     {
         "cohere",
+        "deepseek_v3",
         "gemma",
         "glm",
         "glm4",
+        "glm4_moe",
         "gpt_neox",
         "granite",
         "helium",
@@ -31,6 +33,7 @@ DECODE_FAMILIES = frozenset(
         "qwen2_moe",
         "qwen3",
         "qwen3_moe",
+        "smollm3",
         "stablelm",
         "starcoder2",
     }
@@ -58,6 +61,9 @@ def unsupported_reason(model: PreTrainedModel, num_tokens: int) -> str | None:
     window = getattr(config, "sliding_window", None)
     if not getattr(config, "use_sliding_window", True):
         window = None
+    kinds = set(getattr(config, "layer_types", None) or ())
+    if kinds - {"full_attention", "sliding_attention"}:
+        return f"{name} has layers of the kinds {', '.join(sorted(kinds))}"
     if window is not None and num_tokens > window:
         return f"sequences of up to {num_tokens} tokens pass {name}'s sliding window of {window}"
     attention = config._attn_implementation
