@@ -55,6 +55,7 @@ from spin_composer.store.begun import with_original_tokenization
 from spin_composer.store.layout import BOOKS
 from spin_composer.store.lock import StoreLock
 from spin_composer.store.open import open_store
+from spin_composer.versions import warn_of_versions
 
 
 class SPIN(Algorithm):
@@ -111,6 +112,7 @@ class SPIN(Algorithm):
         getattr(self, self.HANDLERS[event])(state, logger)
 
     def _init(self, state: State, logger: Logger) -> None:
+        warn_of_versions()
         expect_no_artifacts(logger)
         self._early_end.watch(state)
         if not isinstance(composer_model(state), SpinLM):

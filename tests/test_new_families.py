@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import logging
 import math
+import re
 from pathlib import Path
 from typing import Any
 
@@ -134,3 +135,9 @@ def test_two_iterations_are_played_and_the_opponent_is_the_policy(
         assert losses[first] == pytest.approx(math.log(2), abs=1e-5)
     answered = [line for line in caplog.messages if "uses Hugging Face generate" in line]
     assert (FAMILIES[family][3] == _GENERATE) == bool(answered)
+
+
+def test_the_documentation_says_who_answers() -> None:
+    page = (Path(__file__).parents[1] / "docs" / "versions.md").read_text()
+    rows = re.findall(r"^\| .+ \| `(\w+)` \| (.+) \|$", page, re.MULTILINE)
+    assert dict(rows) == {family: answers for family, (*_, answers) in FAMILIES.items()}

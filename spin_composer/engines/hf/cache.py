@@ -49,8 +49,8 @@ class RowCache(Cache):
     is_compileable: Any = False  # a property in transformers 5
 
     def __init__(self, dtype: torch.dtype):
-        # Not Cache's own __init__: in transformers 4.51 it does nothing, later it asks for an object
-        # per layer, of kinds that hold the filled columns only.
+        # Not Cache's own __init__: in transformers 4.51 it does nothing, later it asks for
+        # an object per layer, of kinds that hold the filled columns only.
         self.layers: list[Any] = []
         """None: transformers 5 looks for kinds of layers here; an unknown one is a plain cache."""
         self.dtype = dtype

@@ -1,0 +1,50 @@
+"""Which versions of torch and transformers spin_composer was run on, and a warning of others."""
+
+from __future__ import annotations
+
+import logging
+import os
+import re
+from collections.abc import Mapping
+from importlib.metadata import version
+
+log = logging.getLogger(__name__)
+
+_Minor = tuple[int, int]
+
+RUN_ON: Mapping[str, tuple[tuple[_Minor, _Minor], ...]] = {
+    "torch": (((2, 7), (2, 15)),),
+    "transformers": (((4, 51), (4, 57)), ((5, 17), (5, 24))),
+}
+"""By package, ranges of (major, minor) whose ends the tests ran on; docs/versions.md lists them."""
+
+
+def version_warnings(installed: Mapping[str, str] | None = None) -> list[str]:
+    """Return a line for each package whose version lies outside the ranges that were run.
+
+    Args:
+        installed: Versions by package; those of this environment unless given.
+    """
+    lines = []
+    for package, ranges in RUN_ON.items():
+        found = installed[package] if installed is not None else version(package)
+        numbers = re.match(r"(\d+)\.(\d+)", found)
+        minor = (int(numbers[1]), int(numbers[2])) if numbers else None
+        if minor is None or not any(low <= minor <= high for low, high in ranges):
+            known = ", ".join(f"{_text(low)} to {_text(high)}" for low, high in ranges)
+            lines.append(
+                f"{package} {found} was never run with spin_composer, which knows {known}. If "
+                "something fails, install one of these (docs/versions.md)."
+            )
+    return lines
+
+
+def warn_of_versions() -> None:
+    """Log what :func:`version_warnings` returns, on the first rank."""
+    if os.environ.get("RANK", "0") == "0":
+        for line in version_warnings():
+            log.warning(line)
+
+
+def _text(minor: _Minor) -> str:
+    return f"{minor[0]}.{minor[1]}"
