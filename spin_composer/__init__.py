@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from spin_composer.algorithm import SPIN
     from spin_composer.data.loader import build_spin_dataloader, build_spin_evaluator
+    from spin_composer.export.callback import HuggingFaceExporter
     from spin_composer.model.lm import HFSpinLM, MPTSpinLM
     from spin_composer.schedule import SpinScheduler
 
@@ -20,6 +21,7 @@ __version__ = "0.1.0"
 _EXPORTS = {
     "SPIN": "spin_composer.algorithm",
     "SpinScheduler": "spin_composer.schedule",
+    "HuggingFaceExporter": "spin_composer.export.callback",
     "HFSpinLM": "spin_composer.model.lm",
     "MPTSpinLM": "spin_composer.model.lm",
     "build_spin_dataloader": "spin_composer.data.loader",
@@ -29,6 +31,7 @@ _EXPORTS = {
 __all__ = [
     "SPIN",
     "HFSpinLM",
+    "HuggingFaceExporter",
     "MPTSpinLM",
     "SpinScheduler",
     "__version__",

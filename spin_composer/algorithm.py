@@ -17,9 +17,10 @@ from spin_composer.data.loader import examples_of
 from spin_composer.distributed import from_rank_zero, on_all_ranks
 from spin_composer.engines.base import engine_class, make_engine
 from spin_composer.errors import InputError
-from spin_composer.foundry.exporter import exporters, name_exports
+from spin_composer.export.exporters import exporters
+from spin_composer.foundry.exporter import name_exports
 from spin_composer.fsdp import correct_gloo_average, reshard
-from spin_composer.game import Game, check_play_only, composer_model
+from spin_composer.game import Game, check_play_only
 from spin_composer.hooks.checkpoints import repair_checkpoints
 from spin_composer.hooks.early_end import EarlyEnd
 from spin_composer.hooks.finite import (
@@ -37,6 +38,7 @@ from spin_composer.hooks.iteration_log import IterationLog
 from spin_composer.hooks.offline_wandb import expect_no_artifacts, log_tables_offline
 from spin_composer.hooks.stopping import Stopping
 from spin_composer.model.lm import SpinLM
+from spin_composer.model.unwrap import composer_model
 from spin_composer.preflight.checkpoint import (
     check_of_self_play,
     check_restored,
@@ -185,7 +187,8 @@ class SPIN(Algorithm):
         # The evaluation before leaves FSDP2's outermost parameters whole, which no optimizer holds.
         reshard(model)
         low = self.settings.allow_low_precision_weights
-        check_trainable(state, model, low, exports=bool(exporters(state)))
+        adapters_only = any(not exporter.merges_adapters for exporter in exporters(state))
+        check_trainable(state, model, low, exports=adapters_only)
         make_engine(self.settings.generation).check(model)
         if self.settings.play_only is None:
             self._take_locks(state)  # fit() may be called again

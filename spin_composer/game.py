@@ -20,7 +20,6 @@ from composer.core import State
 from composer.core.precision import get_precision_context
 from composer.loggers import Logger
 from composer.utils import dist
-from torch.nn.parallel import DistributedDataParallel
 from torch.utils.data import DataLoader
 
 from spin_composer.data.examples import Example, ExampleDataset
@@ -32,7 +31,7 @@ from spin_composer.fsdp import gathered, is_sharded, reshard
 from spin_composer.hooks.sample_table import log_samples
 from spin_composer.loss import PairLoss
 from spin_composer.model.fingerprint import fingerprint
-from spin_composer.model.lm import SpinLM
+from spin_composer.model.unwrap import composer_model
 from spin_composer.play.degenerate import duplicate_check_for
 from spin_composer.play.iteration import (
     IterationPlan,
@@ -56,12 +55,6 @@ log = logging.getLogger(__name__)
 
 _CPU_FULL = "DefaultCPUAllocator: can't allocate memory"
 """What torch says of a CPU's memory, by a plain RuntimeError."""
-
-
-def composer_model(state: State) -> SpinLM:
-    """Return the SpinLM inside ``state.model``, which DDP may have wrapped."""
-    model = state.model
-    return cast(SpinLM, model.module if isinstance(model, DistributedDataParallel) else model)
 
 
 class Game:

@@ -28,6 +28,7 @@ LAYERS: tuple[frozenset[str], ...] = (
     frozenset({"data"}),
     frozenset({"model"}),
     frozenset({"store"}),
+    frozenset({"export"}),
     frozenset({"engines"}),
     frozenset({"play"}),
     frozenset({"preflight", "hooks", "schedule"}),

@@ -1,39 +1,68 @@
-"""The Hugging Face folders that a run exports: named by iteration, and one of the run's end."""
+"""llm-foundry's callback that exports Hugging Face folders, recognized without importing it."""
 
 from __future__ import annotations
 
+import sys
+from collections.abc import Callable
 from typing import Any
 
 from composer.core import Event, State
-from llmfoundry.callbacks.hf_checkpointer import HuggingFaceCheckpointer
+from transformers import PretrainedConfig
 
 _ITERATION = "{iteration}"
 
 
-def exporters(state: State) -> list[HuggingFaceCheckpointer]:
-    """Return the callbacks that export Hugging Face folders."""
-    return [c for c in state.callbacks if isinstance(c, HuggingFaceCheckpointer)]
+class FoundryExporter:
+    """A ``HuggingFaceCheckpointer`` behind what SPIN asks of every exporter.
+
+    See :class:`spin_composer.export.exporters.Exporter`.
+    """
+
+    merges_adapters = False
+
+    def __init__(self, callback: Any) -> None:
+        self._callback = callback
+
+    @property
+    def check_interval(self) -> Callable[[State, Event], bool]:
+        """Tells whether an export is due; may be set."""
+        return self._callback.check_interval
+
+    @check_interval.setter
+    def check_interval(self, interval: Callable[[State, Event], bool]) -> None:
+        self._callback.check_interval = interval
+
+    @property
+    def local_folder(self) -> str | None:
+        """The folder, as Composer's format string, of exports that stay on a disk."""
+        return None if self._callback.remote_ud is not None else self._callback.save_dir_format_str
+
+    def exported_config(self, config: PretrainedConfig) -> PretrainedConfig:
+        """Return the config that is written, a copy."""
+        return self._callback.transform_config(config)
 
 
-def local_export_folders(state: State) -> list[str]:
-    """Return the folders, as Composer's format strings, of exports that stay on a disk."""
-    return [c.save_dir_format_str for c in exporters(state) if c.remote_ud is None]
+def _checkpointers(state: State) -> list[Any]:
+    module = sys.modules.get("llmfoundry.callbacks.hf_checkpointer")
+    if module is None:  # no callback can be one whose class was never imported
+        return []
+    return [c for c in state.callbacks if isinstance(c, module.HuggingFaceCheckpointer)]
 
 
-def export_is_due(state: State, event: Event) -> bool:
-    """Tell whether an export is written at an event."""
-    return any(callback.check_interval(state, event) for callback in exporters(state))
+def foundry_exporters(state: State) -> list[FoundryExporter]:
+    """Return llm-foundry's callbacks that export Hugging Face folders."""
+    return [FoundryExporter(callback) for callback in _checkpointers(state)]
 
 
 def name_exports(state: State) -> None:
-    """Put the iteration that is in training into the names of the exports to come.
+    """Put the iteration that is in training into the names of llm-foundry's exports to come.
 
     Composer's format strings know no ``{iteration}``, and at an iteration's end, when the folder is
     written, its clock already shows the next one. Call it at an iteration's start, and where a run
     goes on in its midst.
     """
-    for callback in exporters(state):
+    for callback in _checkpointers(state):
         given: Any = getattr(callback, "spin_folder_name", callback.huggingface_folder_name_fstr)
-        callback.spin_folder_name = given  # pyright: ignore[reportAttributeAccessIssue]
+        callback.spin_folder_name = given
         name = str(given).replace(_ITERATION, str(int(state.timestamp.iteration)))
         callback.huggingface_folder_name_fstr = name

@@ -17,7 +17,7 @@ from composer.utils import dist
 from torch import Tensor, nn
 
 from spin_composer.errors import NotFiniteError
-from spin_composer.foundry.exporter import export_is_due
+from spin_composer.export.exporters import export_is_due
 from spin_composer.fsdp import local_tensor, plain_name
 from spin_composer.hooks.first_batch import meet_after_backward
 

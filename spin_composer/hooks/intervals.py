@@ -7,7 +7,7 @@ from collections.abc import Callable
 from composer.callbacks import CheckpointSaver
 from composer.core import Event, State
 
-from spin_composer.foundry.exporter import exporters
+from spin_composer.export.exporters import exporters
 
 Interval = Callable[[State, Event], bool]
 Rule = Callable[[Interval, State, Event], bool]

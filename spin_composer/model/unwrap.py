@@ -1,17 +1,27 @@
-"""The Hugging Face model and its class, without the wrappers of PEFT and FSDP."""
+"""The ComposerModel and the Hugging Face model, without the wrappers of DDP, PEFT and FSDP."""
 
 from __future__ import annotations
 
 from typing import TYPE_CHECKING, cast
 
+from composer.core import State
 from torch import nn
 from torch.distributed.fsdp import FSDPModule
+from torch.nn.parallel import DistributedDataParallel
 from transformers import PreTrainedModel
 
 from spin_composer.fsdp import unwrapped
 
 if TYPE_CHECKING:
     from peft import PeftModel
+
+    from spin_composer.model.lm import SpinLM
+
+
+def composer_model(state: State) -> SpinLM:
+    """Return the SpinLM inside ``state.model``, which DDP may have wrapped."""
+    model = state.model
+    return cast("SpinLM", model.module if isinstance(model, DistributedDataParallel) else model)
 
 
 def inner_model(model: nn.Module) -> PreTrainedModel:

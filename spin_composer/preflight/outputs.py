@@ -10,7 +10,7 @@ from composer.utils import format_name_with_dist_and_time
 
 from spin_composer.distributed import from_rank_zero
 from spin_composer.engines.base import engine_class
-from spin_composer.foundry.exporter import exporters, local_export_folders
+from spin_composer.export.exporters import exporters, local_export_folders
 from spin_composer.model.lm import SpinLM
 from spin_composer.pretrained.rehearsal import (
     rehearse_export,
@@ -39,8 +39,8 @@ def rehearse_outputs(state: State, settings: SpinSettings, model: SpinLM) -> Non
     def try_all() -> None:
         rehearse_metadata(model)
         for exporter in found:
-            rehearse_tokenizer(tokenizer, exporter.transform_config(model.config))
-            rehearse_export(inner, exporter.transform_config)
+            rehearse_tokenizer(tokenizer, exporter.exported_config(model.config))
+            rehearse_export(inner, exporter.exported_config)
 
     from_rank_zero(try_all)
 

@@ -27,7 +27,7 @@ def check_trainable(
         state: For the optimizers.
         model: The SpinLM.
         allow_low_precision: Let weights be trained that are bf16 or fp16 themselves.
-        exports: The run writes Hugging Face folders, of a PEFT model its adapters'.
+        exports: The run writes Hugging Face folders, of a PEFT model its adapters' alone.
 
     Raises:
         InputError: Names the parameters and the remedy.
@@ -62,8 +62,8 @@ def check_trainable(
     if beside:
         raise InputError(
             f"{len(beside)} parameters are trained beside the adapters ({first_names(beside)}), "
-            "and the folders that HuggingFaceCheckpointer exports cannot hold them. Name their "
-            "modules in the LoraConfig's modules_to_save, or take that callback out."
+            "and the Hugging Face folders that the run exports hold the adapters alone. Name their "
+            "modules in the LoraConfig's modules_to_save, or take the callback that exports out."
         )
 
 

@@ -18,7 +18,7 @@ from fixtures.runs import tiny_trainer
 
 from spin_composer.algorithm import SPIN
 from spin_composer.errors import NotFiniteError, explain, rebuilt
-from spin_composer.game import composer_model
+from spin_composer.model.unwrap import composer_model
 
 
 class Spoil(Callback):

@@ -15,7 +15,7 @@ from composer.utils import dist
 from fixtures.ranks import on_ranks
 from fixtures.runs import tiny_trainer
 
-from spin_composer.game import composer_model
+from spin_composer.model.unwrap import composer_model
 
 GROUP = {"timeout_seconds": 60, "patience_seconds": 300, "one_node": True}
 

@@ -16,11 +16,11 @@ from spin_composer.engines.server.export import (
     check_exportable,
     export_opponent,
     is_exported,
-    plain_state,
 )
 from spin_composer.engines.server.generator import ServerGenerator
 from spin_composer.engines.server.lifecycle import Export, served
 from spin_composer.engines.server.logprob_gap import default_tolerance
+from spin_composer.export.state import plain_state
 
 if TYPE_CHECKING:
     from spin_composer.model.lm import SpinLM

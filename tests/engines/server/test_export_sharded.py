@@ -20,7 +20,8 @@ from torch.distributed.fsdp.wrap import ModuleWrapPolicy
 from transformers import AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM
 from transformers.models.llama.modeling_llama import LlamaDecoderLayer
 
-from spin_composer.engines.server.export import export_opponent, plain_state
+from spin_composer.engines.server.export import export_opponent
+from spin_composer.export.state import plain_state
 from tests.test_fsdp import spawn
 
 IDS = torch.tensor([[5, 9, 33, 7, 120, 4]])

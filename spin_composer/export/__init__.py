@@ -1,0 +1,1 @@
+"""The policy as a Hugging Face folder: gathered from its shards, written aside, then renamed."""

@@ -1,0 +1,192 @@
+"""A Composer callback that writes the policy as a Hugging Face folder."""
+
+from __future__ import annotations
+
+import copy
+import logging
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+from composer.core import Callback, Event, State, Time
+from composer.core.time import TimeUnit
+from composer.loggers import Logger, RemoteUploaderDownloader
+from composer.models import HuggingFaceModel
+from composer.utils import (
+    dist,
+    format_name_with_dist_and_time,
+    maybe_create_remote_uploader_downloader_from_uri,
+    parse_uri,
+)
+from composer.utils.misc import create_interval_scheduler
+from torch import Tensor
+from transformers import PretrainedConfig
+
+from spin_composer.distributed import from_rank_zero
+from spin_composer.errors import InputError, shown
+from spin_composer.export.folder import save_model, written_aside
+from spin_composer.export.state import adapter_state, plain_state
+from spin_composer.fsdp import unwrapped
+from spin_composer.model.adapters import unsupported_adapters
+from spin_composer.model.unwrap import composer_model, inner_model, plain_class
+
+log = logging.getLogger(__name__)
+
+_DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+_ITERATION = "{iteration}"
+
+
+class HuggingFaceExporter(Callback):
+    """Write what AutoModelForCausalLM and AutoTokenizer load: each iteration's policy.
+
+    One parameter after the other is gathered from its shards (FSDP1 and FSDP2) to rank 0, which
+    writes a folder aside and then gives it its name. What was frozen or tied is so in the folder,
+    and whatever the interval, the policy that a run ends with is written too.
+
+    Args:
+        save_folder: Where the folders go: a local folder, or a URL (``s3://``, ``gs://``,
+            ``oci://``) that Composer's uploader writes to in the background. May hold
+            ``{run_name}``.
+        save_interval: How often, as Composer's: ``1iter``, ``2ep``, ``100ba``, ``0.5dur``.
+        huggingface_folder_name: Name of each folder; may hold ``{iteration}``, from 0 and the one
+            that was trained, and Composer's ``{epoch}``, ``{batch}`` and so on.
+        precision: ``float32``, ``bfloat16`` or ``float16``, of the floating-point weights.
+        merge_adapters: Of a PEFT model, write whole weights with the adapters merged; else only
+            the adapters, which load beside their base.
+
+    Raises:
+        InputError: If the precision is another one.
+
+    Example:
+        .. code-block:: python
+
+            Trainer(..., callbacks=[HuggingFaceExporter("runs/my-run/hf")])
+    """
+
+    check_interval: Callable[[State, Event], bool]
+    """Tells whether an export is due."""
+
+    def __init__(
+        self,
+        save_folder: str,
+        save_interval: str | int | Time = "1iter",
+        huggingface_folder_name: str = "iter{iteration}",
+        precision: str = "float32",
+        merge_adapters: bool = False,
+    ) -> None:
+        if precision not in _DTYPES:
+            raise InputError(
+                f"HuggingFaceExporter: precision={shown(precision)} must be one of "
+                f"{', '.join(_DTYPES)}."
+            )
+        self._dtype = _DTYPES[precision]
+        self._folder = parse_uri(save_folder)[2]
+        self._name = huggingface_folder_name
+        self.merges_adapters = merge_adapters
+        interval = Time.from_input(save_interval, TimeUnit.EPOCH)
+        self.check_interval = create_interval_scheduler(interval, include_end_of_training=True)
+        self._uploader: RemoteUploaderDownloader | None
+        self._uploader = maybe_create_remote_uploader_downloader_from_uri(save_folder, loggers=[])
+        self._exported_batch: int | None = None
+
+    @property
+    def local_folder(self) -> str | None:
+        """The folder, as Composer's format string, of exports that stay on a disk."""
+        return self._folder if self._uploader is None else None
+
+    def exported_config(self, config: PretrainedConfig) -> PretrainedConfig:
+        """Return the config that is written, a copy."""
+        return copy.deepcopy(config)
+
+    def init(self, state: State, logger: Logger) -> None:
+        """Refuse a model that could not be loaded again; begin to upload.
+
+        Raises:
+            InputError: Names the model's class or adapters.
+        """
+        _check(composer_model(state), self.merges_adapters)
+        if self._uploader is not None:
+            self._uploader.init(state, logger)
+            state.callbacks.append(self._uploader)
+
+    def batch_checkpoint(self, state: State, logger: Logger) -> None:
+        """Export if it is time; a collective."""
+        del logger
+        self._export_if_due(state, Event.BATCH_CHECKPOINT)
+
+    def epoch_checkpoint(self, state: State, logger: Logger) -> None:
+        """Export if it is time; a collective."""
+        del logger
+        self._export_if_due(state, Event.EPOCH_CHECKPOINT)
+
+    def iteration_checkpoint(self, state: State, logger: Logger) -> None:
+        """Export if it is time; a collective."""
+        del logger
+        self._export_if_due(state, Event.ITERATION_CHECKPOINT)
+
+    def _export_if_due(self, state: State, event: Event) -> None:
+        batch = int(state.timestamp.batch)
+        if batch == self._exported_batch or not self.check_interval(state, event):
+            return
+        self._exported_batch = batch
+        # At an iteration's end the clock already shows the next one.
+        trained = int(state.timestamp.iteration) - (event == Event.ITERATION_CHECKPOINT)
+        place = str(Path(self._folder) / self._name.replace(_ITERATION, str(trained)))
+        place = format_name_with_dist_and_time(place, state.run_name, state.timestamp)
+        model = composer_model(state)
+        read = adapter_state if self._writes_adapters(model) else plain_state
+        tensors = read(model.model, self._dtype, model, dist.get_global_rank() == 0)
+        from_rank_zero(lambda: self._write(state, tensors, place))
+
+    def _writes_adapters(self, model: HuggingFaceModel) -> bool:
+        return hasattr(model.model, "peft_config") and not self.merges_adapters
+
+    def _write(self, state: State, tensors: dict[str, Tensor], place: str) -> None:
+        """Write the folder, and hand it to the uploader if there is one; rank 0 only."""
+        if self._uploader is None:
+            with written_aside(Path(place)) as folder:
+                self._save(composer_model(state), tensors, folder)
+            log.info("The policy was exported to %s", place)
+            return
+        with tempfile.TemporaryDirectory(prefix="spin-export-") as scratch:
+            folder = Path(scratch)
+            self._save(composer_model(state), tensors, folder)
+            for path in sorted(path for path in folder.rglob("*") if path.is_file()):
+                name = f"{place}/{path.relative_to(folder)}"
+                self._uploader.upload_file(state, name, path, overwrite=True)
+
+    def _save(self, model: HuggingFaceModel, tensors: dict[str, Tensor], folder: Path) -> None:
+        inner = inner_model(model.model)
+        if self._writes_adapters(model):
+            adapted: Any = unwrapped(model.model)
+            adapted.save_pretrained(folder, state_dict=tensors)
+        else:
+            config = self.exported_config(inner.config)
+            generation = copy.deepcopy(inner.generation_config)
+            save_model(model.model, tensors, config, generation, folder)
+        tokenizer: Any = model.tokenizer
+        tokenizer.save_pretrained(folder)
+
+
+def _check(model: Any, merges_adapters: bool) -> None:
+    """Refuse what transformers' Auto classes would not load as it is here."""
+    if not isinstance(model, HuggingFaceModel) or model.tokenizer is None:
+        raise InputError(
+            "HuggingFaceExporter exports a Hugging Face causal LM with its tokenizer, got "
+            f"{type(model).__name__}. Use HFSpinLM.from_model(model, tokenizer)."
+        )
+    cls = plain_class(inner_model(model.model))
+    if not cls.__module__.startswith(("transformers.", "transformers_modules.")):
+        raise InputError(
+            f"HuggingFaceExporter cannot export a {cls.__name__}: AutoModelForCausalLM loads "
+            "transformers' own classes and the Hub's. For MPT, use llm-foundry's "
+            "HuggingFaceCheckpointer."
+        )
+    kinds = unsupported_adapters(model.model) if merges_adapters else []
+    if kinds:
+        raise InputError(
+            f"HuggingFaceExporter: merge_adapters=true, and adapters of kind {', '.join(kinds)} "
+            "are not merged. Set it to false: the adapters are then written by themselves."
+        )

@@ -1,0 +1,49 @@
+"""The callbacks of a run that export Hugging Face folders: SPIN's own and llm-foundry's alike."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Protocol
+
+from composer.core import Event, State
+from transformers import PretrainedConfig
+
+from spin_composer.export.callback import HuggingFaceExporter
+from spin_composer.foundry.exporter import foundry_exporters
+
+
+class Exporter(Protocol):
+    """What SPIN asks of a callback that exports Hugging Face folders."""
+
+    check_interval: Callable[[State, Event], bool]
+    """Tells whether an export is due; SPIN puts one before it that also is at the run's end."""
+
+    @property
+    def merges_adapters(self) -> bool:
+        """Whether a folder holds whole weights, and not a PEFT model's adapters alone."""
+        ...
+
+    @property
+    def local_folder(self) -> str | None:
+        """The folder, as Composer's format string, of exports that stay on a disk."""
+        ...
+
+    def exported_config(self, config: PretrainedConfig) -> PretrainedConfig:
+        """Return the config that is written, a copy."""
+        ...
+
+
+def exporters(state: State) -> list[Exporter]:
+    """Return the callbacks that export Hugging Face folders."""
+    own = [c for c in state.callbacks if isinstance(c, HuggingFaceExporter)]
+    return [*own, *foundry_exporters(state)]
+
+
+def local_export_folders(state: State) -> list[str]:
+    """Return the folders, as Composer's format strings, of exports that stay on a disk."""
+    return [one.local_folder for one in exporters(state) if one.local_folder is not None]
+
+
+def export_is_due(state: State, event: Event) -> bool:
+    """Tell whether an export is written at an event."""
+    return any(one.check_interval(state, event) for one in exporters(state))

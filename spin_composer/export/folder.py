@@ -1,0 +1,84 @@
+"""A Hugging Face folder: there whole or not at all, and what is written into it."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+from transformers import GenerationConfig, PretrainedConfig
+
+from spin_composer.model.tying import match_config_to_state
+from spin_composer.model.unwrap import inner_model, plain_class
+from spin_composer.store.durable import fsync
+from spin_composer.store.layout import is_temporary, temporary_name
+
+if TYPE_CHECKING:
+    from peft import PeftModel
+    from transformers import PreTrainedModel
+
+
+@contextmanager
+def written_aside(folder: Path) -> Iterator[Path]:
+    """Yield a new folder to write to, which then takes the place of ``folder``.
+
+    What a process that was killed left of an earlier try is removed.
+    """
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    for left in folder.parent.glob(f".{folder.name}.*"):
+        if is_temporary(left.name):
+            shutil.rmtree(left)
+    aside = folder.with_name(temporary_name(folder.name))
+    try:
+        aside.mkdir()
+        yield aside
+        for path in aside.iterdir():
+            fsync(path)
+        shutil.rmtree(folder, ignore_errors=True)
+        os.rename(aside, folder)
+        fsync(folder.parent)
+    finally:
+        shutil.rmtree(aside, ignore_errors=True)
+
+
+def save_model(
+    model: PreTrainedModel | PeftModel,
+    state: dict[str, Tensor],
+    config: PretrainedConfig,
+    generation_config: GenerationConfig | None,
+    folder: Path,
+) -> None:
+    """Write weights and configs of a model, whose adapters are merged.
+
+    Args:
+        model: Whose class is saved; it is left as it is.
+        state: Its :func:`~spin_composer.export.state.plain_state`; emptied of what was written.
+        config: A copy of the model's; tied embeddings, vocabulary and dtype become those of
+            ``state``.
+        generation_config: What is written beside it; None: transformers' default.
+        folder: Where to.
+
+    Raises:
+        RuntimeError: If ``state`` is not of such a model.
+    """
+    cls = plain_class(inner_model(model))
+    with torch.device("meta"):
+        # A twin without weights: save_pretrained would change the config of the model itself.
+        twin = cls(config)
+        if match_config_to_state(config, twin, state):
+            twin = cls(config)
+    wanted = set(twin.state_dict())
+    if state.keys() != wanted:
+        wrong = sorted(state.keys() ^ wanted)
+        raise RuntimeError(f"a {cls.__name__} cannot be exported: it has, or lacks, {wrong[:3]}.")
+    # The twin's config gets the dtype of its own parameters.
+    dtype = next(t.dtype for t in state.values() if t.is_floating_point())
+    twin.to(dtype)  # pyright: ignore[reportArgumentType]  (transformers' decorator hides self)
+    if generation_config is not None:
+        twin.generation_config = generation_config
+    twin.save_pretrained(folder, state_dict=state)

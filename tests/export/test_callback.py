@@ -1,0 +1,181 @@
+"""Hugging Face folders of the policy: named by iteration, whole, and what the policy is."""
+
+from __future__ import annotations
+
+import functools
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from fixtures import models, tokenizers
+from fixtures.ranks import on_ranks
+from fixtures.runs import tiny_trainer
+from fixtures.s3 import BUCKET, s3_server
+from peft import LoraConfig, get_peft_model
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+from spin_composer import HuggingFaceExporter
+from spin_composer.errors import InputError
+from spin_composer.fsdp import is_sharded
+
+VOCAB = len(tokenizers.byte_level())
+INTERVALS = ["1iter", "2iter", "100ba", "0.5dur", "1dur", "4ep", "7ba"]
+IDS = torch.tensor([[5, 9, 33, 7, 120, 4]])
+
+
+def logits(model: Any) -> torch.Tensor:
+    with torch.no_grad():
+        return model.eval()(input_ids=IDS).logits
+
+
+def load(folder: Path) -> Any:
+    return AutoModelForCausalLM.from_pretrained(folder, attn_implementation="eager")
+
+
+def test_whatever_the_interval_the_run_ends_with_an_export_of_its_policy(tmp_path: Path):
+    name = "iter{iteration}-ba{batch}"
+    exporters = [HuggingFaceExporter(str(tmp_path / i), i, name) for i in INTERVALS]
+    trainer = tiny_trainer(tmp_path, callbacks=exporters, max_duration="3iter")
+    trainer.fit()
+    last = trainer.state.model.model.state_dict()
+    batches = int(trainer.state.timestamp.batch)
+    for interval in INTERVALS:
+        names = [path.name for path in (tmp_path / interval).iterdir()]
+        assert f"iter2-ba{batches}" in names, (interval, names)
+        saved = load(tmp_path / interval / f"iter2-ba{batches}").state_dict()
+        assert all(torch.equal(saved[name], last[name]) for name in saved), interval
+    every = sorted(path.name for path in (tmp_path / "1iter").iterdir())
+    assert [name.partition("-")[0] for name in every] == ["iter0", "iter1", "iter2"]
+    within = sorted(path.name for path in (tmp_path / "7ba").iterdir())
+    assert within[0] == "iter0-ba7"  # its number is the iteration's that is trained
+
+
+def test_the_folder_holds_tokenizer_configs_and_weights_of_the_precision_asked_for(tmp_path: Path):
+    model = models.tiny_model("llama_tied", vocab_size=VOCAB)
+    model.generation_config.update(do_sample=True, temperature=0.7)
+    exporter = HuggingFaceExporter(str(tmp_path / "out"), precision="bfloat16")
+    tiny_trainer(tmp_path / "run", model, max_duration="1iter", callbacks=[exporter]).fit()
+    folder = tmp_path / "out/iter0"
+    config = json.loads((folder / "config.json").read_text())
+    assert config.get("dtype", config.get("torch_dtype")) == "bfloat16"  # transformers 5 and 4
+    assert config["tie_word_embeddings"]
+    loaded = AutoModelForCausalLM.from_pretrained(folder, torch_dtype="auto")
+    assert loaded.dtype == torch.bfloat16
+    assert loaded.lm_head.weight is loaded.model.embed_tokens.weight
+    assert loaded.generation_config.temperature == 0.7
+    for ours, theirs in zip(model.parameters(), loaded.parameters(), strict=True):
+        assert ours.dtype == torch.float32
+        assert torch.equal(ours.bfloat16(), theirs)
+    again, given = AutoTokenizer.from_pretrained(folder), tokenizers.byte_level()
+    assert again("one two")["input_ids"] == given("one two")["input_ids"]
+    assert again.chat_template == given.chat_template
+
+
+def adapted(**settings: Any) -> Any:
+    lora = LoraConfig(r=2, target_modules=["q_proj"], task_type="CAUSAL_LM", **settings)
+    return get_peft_model(models.tiny_model("llama", vocab_size=VOCAB), lora)
+
+
+@pytest.mark.parametrize("merged", [False, True])
+@pytest.mark.parametrize("saved", [None, ["lm_head"]])
+def test_adapters_load_beside_their_base_or_merged_into_it(
+    saved: list[str] | None, merged: bool, tmp_path: Path
+):
+    models.tiny_model("llama", vocab_size=VOCAB).save_pretrained(tmp_path / "base")
+    lora = LoraConfig(r=2, target_modules=["q_proj"], modules_to_save=saved, task_type="CAUSAL_LM")
+    model = get_peft_model(load(tmp_path / "base").train(), lora)
+    exporter = HuggingFaceExporter(str(tmp_path / "out"), merge_adapters=merged)
+    tiny_trainer(tmp_path / "run", model, max_duration="1iter", callbacks=[exporter]).fit()
+    folder = tmp_path / "out/iter0"
+    assert (folder / "adapter_config.json").exists() is not merged
+    assert (logits(load(folder)) - logits(model)).abs().max() < 1e-5
+    assert (logits(load(tmp_path / "base")) - logits(model)).abs().max() > 1e-3
+    AutoTokenizer.from_pretrained(folder)
+
+
+def test_folders_in_an_object_store_are_uploaded_before_the_trainer_closes(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    with s3_server() as server:
+        for name, value in server.environment.items():
+            monkeypatch.setenv(name, value)
+        exporter = HuggingFaceExporter(f"s3://{BUCKET}/{{run_name}}/hf")
+        trainer = tiny_trainer(tmp_path, max_duration="1iter", callbacks=[exporter])
+        trainer.fit()
+        trainer.close()
+        names = server.names("tiny/hf/")
+        for name in names:
+            (tmp_path / "got").mkdir(exist_ok=True)
+            (tmp_path / "got" / Path(name).name).write_bytes(server.read(name))
+    assert {Path(name).parent.name for name in names} == {"iter0"}
+    assert torch.equal(logits(load(tmp_path / "got")), logits(trainer.state.model.model))
+    AutoTokenizer.from_pretrained(tmp_path / "got")
+
+
+def export_sharded(folder: str, rank: int) -> Any:
+    """Train a model that FSDP2 shards, with adapters and without; return the whole weights."""
+    os.environ["FSDP_VERSION"] = "2"
+    whole = {}
+    for kind in ("plain", "adapters"):
+        torch.manual_seed(0)
+        model = adapted() if kind == "adapters" else None
+        trainer = tiny_trainer(
+            Path(folder) / f"rank-{rank}" / kind,
+            model,
+            max_duration="1iter",
+            device_train_microbatch_size=4,
+            spin={"store": f"{folder}/{kind}/self-play"},
+            parallelism_config={"fsdp": {}},
+            callbacks=[HuggingFaceExporter(f"{folder}/{kind}")],
+        )
+        assert is_sharded(trainer.state.model)
+        trainer.fit()
+        named = trainer.state.model.model.named_parameters()
+        whole[kind] = {name: p.detach().full_tensor() for name, p in named if p.requires_grad}
+        trainer.close()
+    return whole
+
+
+def test_a_sharded_policy_is_exported_whole(tmp_path: Path):
+    found = on_ranks(functools.partial(export_sharded, str(tmp_path)), timeout_seconds=60)
+    assert set(found) == {0, 1}, found
+    assert isinstance(found[0], dict), found[0]
+    saved = load(tmp_path / "plain/iter0").state_dict()
+    assert all(torch.equal(saved[name], value) for name, value in found[0]["plain"].items())
+    from safetensors.torch import load_file
+
+    saved = load_file(tmp_path / "adapters/iter0/adapter_model.safetensors")
+    wanted = {
+        name.replace(".default.", "."): value for name, value in found[0]["adapters"].items()
+    }
+    assert saved.keys() == wanted.keys()
+    assert all(torch.equal(saved[name], value) for name, value in wanted.items())
+
+
+def test_what_could_not_be_loaded_again_is_refused_at_the_start(tmp_path: Path):
+    class Mine(type(models.tiny_model("llama"))):
+        pass
+
+    own = Mine(models.tiny_model("llama", vocab_size=VOCAB).config)
+    exporter = HuggingFaceExporter(str(tmp_path / "out"))
+    with pytest.raises(InputError, match="cannot export a Mine"):
+        tiny_trainer(tmp_path / "a", own, callbacks=[exporter])
+    exporter = HuggingFaceExporter(str(tmp_path / "out"), merge_adapters=True)
+    with pytest.raises(InputError, match=r"adapters of kind DoRA.*Set it to false"):
+        tiny_trainer(tmp_path / "b", adapted(use_dora=True), callbacks=[exporter])
+    with pytest.raises(InputError, match="precision='fp8' must be one of float32, bfloat16"):
+        HuggingFaceExporter(str(tmp_path / "out"), precision="fp8")
+    assert not (tmp_path / "out").exists()
+
+
+def test_what_a_killed_process_left_is_removed_and_an_older_folder_replaced(tmp_path: Path):
+    for name in (".iter0.0123abcd", "iter0", ".mine"):
+        (tmp_path / "out" / name).mkdir(parents=True)
+        (tmp_path / "out" / name / "model.safetensors").touch()
+    exporter = HuggingFaceExporter(str(tmp_path / "out"))
+    tiny_trainer(tmp_path / "run", max_duration="1iter", callbacks=[exporter]).fit()
+    assert sorted(path.name for path in (tmp_path / "out").iterdir()) == [".mine", "iter0"]
+    load(tmp_path / "out/iter0")
