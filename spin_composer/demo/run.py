@@ -1,6 +1,6 @@
 """The demonstration from nothing to its figures: data, base model, game, rival, scores.
 
-Everything runs in this process: each of llm-foundry's imports is paid for once.
+Everything runs in this process: torch's and Composer's imports are paid for once.
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ from rich.console import Console
 
 from spin_composer.demo.base import Schooling, Size, make_base
 from spin_composer.demo.figures import Figures, Model, report
+from spin_composer.demo.game import play_game
 from spin_composer.demo.scoring import Score, score
 from spin_composer.demo.sft import SftResult, sft
 from spin_composer.demo.world import Row, is_valid, make_world, write_rows
@@ -66,9 +67,9 @@ class Paths:
         """Return the folder of SFT's model after an iteration's number of steps."""
         return self.folder / "sft" / f"{iteration}"
 
-    def export(self, epoch: int) -> Path:
-        """Return the folder of SPIN's model after an epoch."""
-        return self.game / "hf" / "huggingface" / f"ep{epoch}"
+    def export(self, iteration: int) -> Path:
+        """Return the folder of SPIN's model after an iteration."""
+        return self.game / "hf" / f"iter{iteration}"
 
 
 def main(folder: Path, seed: int = 17) -> None:
@@ -84,7 +85,7 @@ def main(folder: Path, seed: int = 17) -> None:
     paths = Paths(folder)
     prepare(paths)
     stage = _Stage(Console(stderr=True))
-    with stage("loading torch, Composer and llm-foundry"):
+    with stage("loading torch and Composer"):
         _load_quietly()
     with stage("making the data"):
         held_out = _write_data(paths, seed)
@@ -97,12 +98,12 @@ def main(folder: Path, seed: int = 17) -> None:
             Schooling(seed=seed),
         )
     with stage(f"playing three iterations of SPIN ({paths.yaml})"):
-        spin_tokens, books, epochs = _play(paths, seed)
+        spin_tokens, books = _play(paths, seed)
     steps = [int(record["batches"]) for record in books.iterations]
     with stage("continuing SFT instead, for as many steps"):
         rival = _continue_sft(paths, seed, steps)
     with stage("scoring samples of all models"):
-        exports = [paths.export(epochs * (i + 1)) for i in range(len(steps))]
+        exports = [paths.export(iteration) for iteration in range(len(steps))]
         base_score, *scores = [_score(m, held_out) for m in (base.folder, *exports)]
         rival_scores = [_score(r.folder, held_out) for r in rival]
     figures = Figures(
@@ -126,7 +127,7 @@ def _load_quietly() -> None:
     import datasets
     import transformers
 
-    import spin_composer.foundry.command  # noqa: F401
+    import spin_composer.algorithm  # noqa: F401
 
     datasets.disable_progress_bars()
     transformers.logging.set_verbosity_error()
@@ -162,15 +163,11 @@ def _write_data(paths: Paths, seed: int) -> list[Row]:
     return world.careful_valid
 
 
-def _play(paths: Paths, seed: int) -> tuple[int, Books, int]:
-    """Play the game; return the tokens trained on, its books, and epochs per iteration."""
-    from spin_composer.train import train
-
-    trainer = train(paths.yaml, [f"variables.folder={paths.folder}", f"seed={seed}"])
+def _play(paths: Paths, seed: int) -> tuple[int, Books]:
+    """Play the game; return the tokens trained on, and its books."""
+    trainer = play_game(paths.yaml, [f"variables.folder={paths.folder}", f"seed={seed}"])
     trainer.close()
-    time = trainer.state.timestamp
-    books = read_books(paths.game / "self-play")
-    return int(time.token), books, int(time.epoch) // len(books.iterations)
+    return int(trainer.state.timestamp.token), read_books(paths.game / "self-play")
 
 
 def _continue_sft(paths: Paths, seed: int, steps: list[int]) -> list[SftResult]:
@@ -193,12 +190,8 @@ def _continue_sft(paths: Paths, seed: int, steps: list[int]) -> list[SftResult]:
                 duration=f"{count}ba",
                 batch_size=2 * config.global_train_batch_size,
                 microbatch_size=2 * config.device_train_microbatch_size,
-                optimizer=config.optimizer,
-                scheduler={
-                    "name": "linear_decay_with_warmup",
-                    "t_warmup": config.scheduler.t_warmup,
-                    "alpha_f": config.scheduler.alpha_f,
-                },
+                optimizer={key: config.optimizer[key] for key in ("lr", "betas", "weight_decay")},
+                t_warmup=config.scheduler.t_warmup,
                 gradient_clipping=config.algorithms.gradient_clipping.clipping_threshold,
                 max_seq_len=config.max_seq_len,
                 seed=seed + iteration,

@@ -1,13 +1,16 @@
-"""Supervised fine-tuning by llm-foundry's training command: of base models, and as SPIN's rival."""
+"""Supervised fine-tuning by Composer's Trainer: of base models, and as SPIN's rival."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from spin_composer.report.books import NLL
 from spin_composer.settings.section import Config
+
+if TYPE_CHECKING:
+    from composer.core import DataSpec
 
 
 @dataclass(frozen=True)
@@ -33,13 +36,13 @@ def sft(
     batch_size: int,
     microbatch_size: int,
     optimizer: Config,
-    scheduler: Config,
+    t_warmup: str,
     gradient_clipping: float,
     max_seq_len: int,
     seed: int,
     progress_bar: bool = False,
 ) -> SftResult:
-    """Fine-tune a model on rows, and save it.
+    """Fine-tune a model on rows, and save it; the learning rate decays to 0.
 
     Args:
         model: Folder of the model and tokenizer to start from.
@@ -49,83 +52,69 @@ def sft(
         duration: Composer's: ``3ep`` or ``100ba``.
         batch_size: Rows per optimizer step.
         microbatch_size: Rows per forward pass: few where they are long, for the processor's caches.
-        optimizer: llm-foundry's section: name, lr, ...
-        scheduler: llm-foundry's section: name, t_warmup, ...
+        optimizer: Arguments of Composer's DecoupledAdamW: lr, betas, ...
+        t_warmup: Of the learning rate, as Composer's: ``0.1dur``.
         gradient_clipping: Norm that gradients are clipped to.
         max_seq_len: Longest sequence.
-        seed: Of the order of the rows.
+        seed: Of the run.
         progress_bar: Show one.
     """
-    from omegaconf import OmegaConf
+    from composer import Trainer
+    from composer.algorithms import GradientClipping
+    from composer.optim import DecoupledAdamW, LinearWithWarmupScheduler
+    from transformers import AutoTokenizer
 
-    from spin_composer.foundry.command import train
+    from spin_composer.data.loader import build_spin_evaluator
+    from spin_composer.model.lm import HFSpinLM
 
-    config = {
-        "run_name": f"sft-{folder.name}",
-        "seed": seed,
-        "max_seq_len": max_seq_len,
-        "model": {
-            "name": "hf_causal_lm",
-            "pretrained_model_name_or_path": str(model),
-            "init_device": "cpu",
-            "trust_remote_code": False,
-        },
-        "tokenizer": {"name": str(model), "kwargs": {"model_max_length": max_seq_len}},
-        "train_loader": _train_loader(train_rows, max_seq_len),
-        "eval_loader": {
-            "name": "spin",  # the rows' ids as SPIN measures them
-            "dataset": {
-                "hf_name": str(held_out_rows),
-                "split": "train",
-                "max_seq_len": max_seq_len,
-            },
-            "num_workers": 0,
-            "pin_memory": False,
-        },
-        "max_duration": duration,
-        "eval_interval": duration,
-        "optimizer": dict(optimizer),
-        "scheduler": dict(scheduler),
-        "algorithms": {
-            "gradient_clipping": {
-                "clipping_type": "norm",
-                "clipping_threshold": gradient_clipping,
-            }
-        },
-        "global_train_batch_size": batch_size,
-        "device_train_microbatch_size": microbatch_size,
-        "device_eval_batch_size": microbatch_size,
-        "precision": "fp32",
-        "progress_bar": progress_bar,
-        "log_to_console": False,
-        "log_config": False,
-        "python_log_level": "warning",
-    }
-    trainer = train(OmegaConf.create(config))
+    tokenizer = AutoTokenizer.from_pretrained(model)
+    policy = HFSpinLM(tokenizer, str(model), use_train_metrics=False)
+    held_out = {"hf_name": str(held_out_rows), "split": "train", "max_seq_len": max_seq_len}
+    trainer = Trainer(
+        model=policy,
+        train_dataloader=_train_loader(tokenizer, train_rows, batch_size, max_seq_len),
+        eval_dataloader=build_spin_evaluator(
+            tokenizer, microbatch_size, dataset=held_out, pin_memory=False
+        ),
+        optimizers=DecoupledAdamW(policy.parameters(), **optimizer),
+        schedulers=LinearWithWarmupScheduler(t_warmup=t_warmup),
+        algorithms=[GradientClipping("norm", gradient_clipping)],
+        max_duration=duration,
+        eval_interval=duration,
+        device_train_microbatch_size=microbatch_size,
+        accumulate_train_batch_on_tokens=True,
+        precision="fp32",
+        seed=seed,
+        run_name=f"sft-{folder.name}",
+        progress_bar=progress_bar,
+    )
+    trainer.fit()
     nll = trainer.state.eval_metrics["eval"][NLL].compute()
     time = trainer.state.timestamp
     trainer.close()
-    composer_model: Any = trainer.state.model
-    composer_model.model.save_pretrained(folder)
-    composer_model.tokenizer.save_pretrained(folder)
+    policy.model.save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
     return SftResult(folder, float(nll), int(time.batch), int(time.token))
 
 
-def _train_loader(rows: Path, max_seq_len: int) -> dict[str, Any]:
-    return {
-        "name": "finetuning",
-        "dataset": {
-            "hf_name": "json",
-            "hf_kwargs": {"data_files": str(rows)},
-            "split": "train",
-            "max_seq_len": max_seq_len,
-            "decoder_only_format": True,
-            "allow_pad_trimming": True,
-            "shuffle": True,
-        },
-        "drop_last": True,
-        "num_workers": 0,
-        "pin_memory": False,
-        "prefetch_factor": None,
-        "persistent_workers": False,
-    }
+def _train_loader(tokenizer: Any, rows: Path, batch_size: int, max_seq_len: int) -> DataSpec:
+    """Return shuffled SFT batches of the very ids that SPIN plays on and measures."""
+    from composer.utils import dist
+    from torch.utils.data import DataLoader
+
+    from spin_composer.data.held_out import HeldOutRows, held_out_collator, held_out_data_spec
+    from spin_composer.data.sources import read_rows
+    from spin_composer.data.tokenise import build_examples
+    from spin_composer.settings.dataset import read_config
+
+    dataset = {"hf_name": str(rows), "split": "train", "max_seq_len": max_seq_len}
+    config = read_config(dataset, "train_loader.dataset")
+    examples = HeldOutRows(build_examples(read_rows(config), tokenizer, config))
+    loader = DataLoader(
+        examples,
+        batch_size=batch_size,
+        sampler=dist.get_sampler(examples, shuffle=True, drop_last=True),
+        drop_last=True,
+        collate_fn=held_out_collator(tokenizer),
+    )
+    return held_out_data_spec(loader)

@@ -9,7 +9,7 @@ from typing import Any
 from spin_composer.pretrained.check import LoaderRun
 from spin_composer.settings.eval_loaders import check_eval_loaders, route_eval_loaders
 from spin_composer.settings.fields import is_int
-from spin_composer.settings.launch import EVALUATIONS
+from spin_composer.settings.launch import EVALUATIONS, EXPORTERS
 from spin_composer.settings.section import Config
 from spin_composer.settings.spin import SpinSettings
 from spin_composer.settings.yaml import check_launch, is_spin, validate
@@ -40,14 +40,12 @@ def transform(cfg: dict[str, Any]) -> dict[str, Any]:
     cfg.setdefault("eval_first", any(cfg.get(key) for key in EVALUATIONS))
     if cfg.get("save_folder") and not cfg.get("save_weights_only"):
         callbacks = cfg["callbacks"] = cfg.get("callbacks") or {}
-        callbacks.setdefault(
-            "hf_checkpointer",
-            {
+        if not EXPORTERS & set(callbacks):
+            callbacks["hf_checkpointer"] = {
                 "save_folder": cfg["save_folder"],
                 "save_interval": "1iter",
                 "huggingface_folder_name": "iter{iteration}",
-            },
-        )
+            }
     if cfg.get("autoresume") is None:
         cfg["autoresume"] = _can_resume_itself(cfg)
     return cfg
@@ -70,7 +68,7 @@ def _tell_loaders(cfg: dict[str, Any], settings: SpinSettings) -> None:
         "max_new_tokens": settings.generation.max_new_tokens,
         "samples_per_iteration": settings.samples_per_iteration,
         "max_eval_tokens": max((limit for limit in limits if is_int(limit)), default=0),
-        "saves": bool(saves or "hf_checkpointer" in (cfg.get("callbacks") or {})),
+        "saves": bool(saves or EXPORTERS & set(cfg.get("callbacks") or {})),
         "by_turns": started_with_turns(settings, str(cfg.get("run_name") or "")),
     }
     cfg["train_loader"]["run"] = run

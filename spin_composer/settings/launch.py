@@ -25,6 +25,8 @@ _INTERVAL = re.compile(r"[\d_]+(\.\d*)?(e-?\d+)?\s*(iter|ep|ba|sp|tok|dur|sec)",
 _PRECISIONS = ("fp32", "amp_fp16", "amp_bf16", "amp_fp8")
 _OUTPUT_LAYERS = ("lm_head", "embed_out", "output_layer")
 EVALUATIONS = ("eval_loader", "eval_loaders", "icl_tasks", "icl_tasks_str")
+EXPORTERS = frozenset({"hf_checkpointer", "hf_exporter"})
+"""Names of the callbacks that export Hugging Face folders: llm-foundry's and SPIN's."""
 
 Problems = Iterator[str]
 
@@ -67,9 +69,10 @@ def check_places(cfg: Config, settings: SpinSettings) -> None:
     """
     if (os.environ.get("LOCAL_RANK") or "0") != "0":
         return
-    exporter = (cfg.get("callbacks") or {}).get("hf_checkpointer") or {}
+    callbacks = cfg.get("callbacks") or {}
+    exports = [(callbacks.get(name) or {}).get("save_folder") for name in sorted(EXPORTERS)]
     name = str(cfg.get("run_name") or "")
-    for place in (settings.store, cfg.get("save_folder"), exporter.get("save_folder")):
+    for place in (settings.store, cfg.get("save_folder"), *exports):
         if isinstance(place, str) and place and "://" not in place:
             try_to_write(Path(place.replace("{run_name}", name)))
 

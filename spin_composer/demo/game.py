@@ -1,0 +1,75 @@
+"""The game of the demo's YAML, by Composer's Trainer: the same run with llm-foundry or without."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from spin_composer.settings.yaml import read_yaml, validate
+
+if TYPE_CHECKING:
+    from composer import Trainer
+
+_TRAINER = (
+    "run_name", "seed", "max_duration", "eval_interval", "save_folder", "save_interval",
+    "save_num_checkpoints_to_keep", "precision", "device_train_microbatch_size", "progress_bar",
+)  # fmt: skip
+"""What Composer's Trainer calls as the YAML does."""
+
+
+def play_game(path: Path, overrides: Sequence[str]) -> Trainer:
+    """Train what the demo's YAML says, and return Composer's Trainer.
+
+    ``spin-composer train`` builds the same of it through llm-foundry, which need not be installed
+    for this.
+
+    Args:
+        path: The YAML: ``demo.yaml`` or a copy of it.
+        overrides: ``key=value`` settings.
+
+    Raises:
+        InputError: If a setting cannot work.
+    """
+    from composer import Trainer
+    from composer.algorithms import GradientClipping
+    from composer.optim import DecoupledAdamW
+    from omegaconf import OmegaConf
+    from transformers import AutoTokenizer
+
+    from spin_composer.algorithm import SPIN
+    from spin_composer.data.loader import build_spin_dataloader, build_spin_evaluator
+    from spin_composer.export.callback import HuggingFaceExporter
+    from spin_composer.model.lm import HFSpinLM
+    from spin_composer.schedule import SpinScheduler
+
+    config: Any = OmegaConf.to_container(read_yaml(path, overrides), resolve=True)
+    validate(config)
+    tokenizer = AutoTokenizer.from_pretrained(
+        config["tokenizer"]["name"], **config["tokenizer"]["kwargs"]
+    )
+    model = HFSpinLM(tokenizer, **_arguments(config["model"]))
+    trainer = Trainer(
+        model=model,
+        train_dataloader=build_spin_dataloader(
+            tokenizer, config["global_train_batch_size"], **_arguments(config["train_loader"])
+        ),
+        eval_dataloader=build_spin_evaluator(
+            tokenizer, config["device_eval_batch_size"], **_arguments(config["eval_loader"])
+        ),
+        optimizers=DecoupledAdamW(model.parameters(), **_arguments(config["optimizer"])),
+        schedulers=SpinScheduler(**_arguments(config["scheduler"])),
+        algorithms=[
+            SPIN(**config["algorithms"]["spin"]),
+            GradientClipping(**config["algorithms"]["gradient_clipping"]),
+        ],
+        callbacks=[HuggingFaceExporter(**config["callbacks"]["hf_exporter"])],
+        **{name: config[name] for name in _TRAINER},
+    )
+    trainer.eval()
+    trainer.fit()
+    return trainer
+
+
+def _arguments(section: Mapping[str, Any]) -> dict[str, Any]:
+    return {key: value for key, value in section.items() if key != "name"}
