@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING
 
 from spin_composer import interrupt
 from spin_composer.errors import InputError, PlayDone, RunEnded, explain
+from spin_composer.foundry.installed import require_foundry
 from spin_composer.settings.yaml import read_yaml
 
 if TYPE_CHECKING:
@@ -40,6 +41,8 @@ def train_config(config: DictConfig) -> Trainer:
     from omegaconf import OmegaConf
 
     from spin_composer.settings.yaml import check_launch, is_spin, validate
+
+    require_foundry("a run's YAML")
 
     plain = OmegaConf.to_container(config)
     if is_spin(plain):  # pyright: ignore[reportArgumentType]

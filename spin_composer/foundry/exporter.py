@@ -9,6 +9,8 @@ from typing import Any
 from composer.core import Event, State
 from transformers import PretrainedConfig
 
+from spin_composer.foundry.compat import mend
+
 _ITERATION = "{iteration}"
 
 
@@ -46,6 +48,7 @@ def _checkpointers(state: State) -> list[Any]:
     module = sys.modules.get("llmfoundry.callbacks.hf_checkpointer")
     if module is None:  # no callback can be one whose class was never imported
         return []
+    mend()
     return [c for c in state.callbacks if isinstance(c, module.HuggingFaceCheckpointer)]
 
 

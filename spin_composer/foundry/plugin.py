@@ -25,6 +25,9 @@ def transform(cfg: dict[str, Any]) -> dict[str, Any]:
     Raises:
         InputError: If a setting cannot work; see :func:`validate`.
     """
+    from spin_composer.foundry.compat import mend  # imports transformers
+
+    mend()
     if not is_spin(cfg):
         check_eval_loaders(cfg, training=None)  # of SFT beside SPIN, measured alike
         route_eval_loaders(cfg)

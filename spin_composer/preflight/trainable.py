@@ -7,7 +7,6 @@ from typing import Any
 
 import torch
 from composer.core import State
-from peft.utils.other import AuxiliaryTrainingWrapper
 from torch import nn
 
 from spin_composer.errors import InputError
@@ -72,6 +71,8 @@ def _beside_adapters(model: nn.Module) -> list[str]:
     configs: Any = getattr(model, "peft_config", None)
     if not configs:
         return []
+    from peft.utils.other import AuxiliaryTrainingWrapper  # installed, as the model is PEFT's
+
     wrapped = tuple(
         f"{plain_name(f'{path}.')}"
         for path, module in model.named_modules()

@@ -5,6 +5,7 @@ Nothing here loads a library, a model or data; every problem found is one line.
 
 from __future__ import annotations
 
+import importlib.metadata
 import importlib.util
 import os
 import re
@@ -156,6 +157,12 @@ def _model(cfg: Config, world_size: int) -> Problems:
         yield (
             "model.init_device=meta loads no weights, and model.pretrained is true. Set "
             "model.init_device=mixed."
+        )
+    version = importlib.metadata.version("transformers")
+    if str(model.get("name")).startswith("mpt_") and int(version.partition(".")[0]) >= 5:
+        yield (
+            f"model.name={model['name']} does not run on transformers {version}: llm-foundry's MPT "
+            "asks for an older one. Install requirements-foundry.lock, or train another model."
         )
     asks = model.get("use_flash_attention_2") or model.get("attn_implementation")
     if asks in (True, "flash_attention_2") and importlib.util.find_spec("flash_attn") is None:
