@@ -4,8 +4,8 @@
 
 The model is a Hugging Face folder or name, best one that was tuned on these very rows; a row is
 ``{"prompt": ..., "response": ...}`` or any other format of the README. Prints the held-out negative
-log-likelihood before the first iteration and at the end, and writes the last policy to
-``<folder>/model``. The sizes below are those of a small model and a few rows.
+log-likelihood before the first iteration and at the end, and writes each iteration's policy to
+``<folder>/hf/iter<iteration>``. The sizes below are those of a small model and a few rows.
 """
 
 from __future__ import annotations
@@ -15,11 +15,12 @@ from pathlib import Path
 
 import torch
 from composer import Trainer
-from transformers import AutoModelForCausalLM, AutoTokenizer
+from transformers import AutoTokenizer
 
 from spin_composer import (
     SPIN,
     HFSpinLM,
+    HuggingFaceExporter,
     SpinScheduler,
     build_spin_dataloader,
     build_spin_evaluator,
@@ -33,7 +34,7 @@ BATCH_SIZE = 8  # pairs
 def train(model_name: str, rows: str, held_out: str, folder: Path) -> tuple[float, float]:
     """Play two iterations; return the held-out NLL before and after, in nats per token."""
     tokenizer = AutoTokenizer.from_pretrained(model_name)
-    model = HFSpinLM.from_model(AutoModelForCausalLM.from_pretrained(model_name), tokenizer)
+    model = HFSpinLM(tokenizer, model_name)
     data = {"hf_name": rows, "split": "train", "max_seq_len": MAX_SEQ_LEN}
     trainer = Trainer(
         model=model,
@@ -50,6 +51,7 @@ def train(model_name: str, rows: str, held_out: str, folder: Path) -> tuple[floa
                 generation={"max_new_tokens": MAX_NEW_TOKENS},
             )
         ],
+        callbacks=[HuggingFaceExporter(str(folder / "hf"))],
         max_duration="2iter",
         device="cpu",
         precision="fp32",
@@ -59,8 +61,6 @@ def train(model_name: str, rows: str, held_out: str, folder: Path) -> tuple[floa
     trainer.fit()  # evaluates at the end of each iteration
     after = held_out_nll(trainer)
     trainer.close()
-    model.model.save_pretrained(folder / "model")
-    tokenizer.save_pretrained(folder / "model")
     return before, after
 
 
@@ -79,7 +79,7 @@ def main() -> None:
     given = parser.parse_args()
     before, after = train(given.model, given.rows, given.held_out, given.folder)
     print(f"held-out NLL: {before:.4f} before, {after:.4f} after, nats per token")
-    print(f"the policy is in {given.folder / 'model'}, its play in {given.folder / 'self-play'}")
+    print(f"the policy is in {given.folder / 'hf/iter1'}, its play in {given.folder / 'self-play'}")
 
 
 if __name__ == "__main__":

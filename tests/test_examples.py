@@ -30,7 +30,7 @@ def test_quickstart_trains_a_model_that_loads(tmp_path):
     before, after = map(float, figures.groups())
     assert 0 < after < 10
     assert after != before
-    AutoModelForCausalLM.from_pretrained(tmp_path / "out/model")
-    AutoTokenizer.from_pretrained(tmp_path / "out/model")
+    AutoModelForCausalLM.from_pretrained(tmp_path / "out/hf/iter1")
+    AutoTokenizer.from_pretrained(tmp_path / "out/hf/iter1")
     books = json.loads((tmp_path / "out/self-play/iterations.json").read_text())
     assert len(books["iterations"]) == 2

@@ -43,9 +43,7 @@ def _is_llm_foundrys(loader: object) -> bool:
     collator: Any = getattr(loader, "collate_fn", None)
     while hasattr(collator, "base_collator"):  # what counts tokens, or packs
         collator = collator.base_collator
-    module = sys.modules.get("llmfoundry.data.finetuning.collator")
-    # No collator is of a class that was never imported.
-    return module is not None and isinstance(collator, module.Seq2SeqFinetuningCollator)
+    return isinstance(collator, Seq2SeqFinetuningCollator)
 
 
 def _of_ours(held_out: ExampleDataset, examples: ExampleDataset) -> str:
