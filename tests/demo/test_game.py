@@ -1,0 +1,99 @@
+"""The demo's training, on a smaller world: by Composer's Trainer, without llm-foundry."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+from spin_composer.demo.base import Schooling, Size, make_base
+from spin_composer.demo.run import Paths, prepare
+from spin_composer.demo.sft import SftResult, sft
+from spin_composer.demo.world import make_world, write_rows
+
+SIZE = Size(vocab_size=400, width=32, layers=1, heads=2)
+
+
+@pytest.fixture(scope="module")
+def world(tmp_path_factory: pytest.TempPathFactory) -> Paths:
+    paths = Paths(tmp_path_factory.mktemp("demo") / "demo")
+    prepare(paths)
+    made = make_world(seed=1, num_careless=200, num_careful=32, num_valid=40)
+    write_rows(made.careless_train, paths.data("careless"))
+    write_rows(made.careless_valid, paths.data("careless-heldout"))
+    write_rows(made.careful_train, paths.data("train"))
+    write_rows(made.careful_valid, paths.data("heldout"))
+    return paths
+
+
+@pytest.fixture(scope="module")
+def base(world: Paths) -> SftResult:
+    schooling = Schooling(epochs=3, batch_size=16, microbatch_size=8)
+    rows = world.data("careless"), world.data("careless-heldout")
+    return make_base(*rows, world.base, SIZE, schooling)
+
+
+def test_sft_trains_whole_epochs_and_leaves_a_model_that_loads(base: SftResult, world: Paths):
+    assert base.steps == 3 * (200 // 16)
+    assert 1.0 < base.held_out_nll < 5.0  # far below log 400 after some steps
+    tokenizer = AutoTokenizer.from_pretrained(base.folder)
+    model = AutoModelForCausalLM.from_pretrained(base.folder)
+    assert len(tokenizer) == model.config.vocab_size
+    # an epoch's tokens: prompt, response and the stop token of each of the rows in whole batches
+    rows = [json.loads(line) for line in world.data("careless").read_text().splitlines()]
+    lengths = [len(tokenizer(row["prompt"] + row["response"])["input_ids"]) + 1 for row in rows]
+    assert base.tokens == pytest.approx(3 * 192 * sum(lengths) / len(lengths), rel=0.02)
+
+
+def test_microbatches_do_not_change_what_sft_learns(world: Paths, base: SftResult, tmp_path: Path):
+    found = [
+        sft(
+            base.folder,
+            world.data("train"),
+            world.data("heldout"),
+            tmp_path / str(size),
+            duration="3ba",
+            batch_size=16,
+            microbatch_size=size,
+            optimizer={"lr": 1e-3, "betas": (0.9, 0.98), "weight_decay": 0.0},
+            t_warmup="0ba",
+            gradient_clipping=1.0,
+            max_seq_len=SIZE.max_seq_len,
+            seed=3,
+        )
+        for size in (16, 5)
+    ]
+    assert found[0].held_out_nll == pytest.approx(found[1].held_out_nll, rel=1e-4)
+    assert found[0].held_out_nll < base.held_out_nll
+
+
+WITHOUT_FOUNDRY = """
+import sys
+sys.modules["llmfoundry"] = None  # as good as uninstalled
+from spin_composer.demo.game import play_game
+trainer = play_game(sys.argv[1], sys.argv[2:])
+assert int(trainer.state.timestamp.iteration) == 2
+trainer.close()
+"""
+
+
+def test_the_game_of_the_yaml_is_played_and_exported_without_llm_foundry(
+    world: Paths, base: SftResult
+):
+    command = [sys.executable, "-c", WITHOUT_FOUNDRY, str(world.yaml)]
+    sizes = ["max_duration=2iter", "global_train_batch_size=16", "device_eval_batch_size=16",
+             "device_train_microbatch_size=16", "algorithms.spin.unit_size=16"]  # fmt: skip
+    done = subprocess.run(
+        [*command, f"variables.folder={world.folder}", *sizes],
+        capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr[-3000:]
+    books = json.loads((world.game / "self-play/iterations.json").read_text())
+    assert "eval/eval/LanguageCrossEntropy" in books["baseline"]
+    assert len(books["iterations"]) == 2
+    assert sorted(path.name for path in world.export(0).parent.iterdir()) == ["iter0", "iter1"]
+    AutoModelForCausalLM.from_pretrained(world.export(1))

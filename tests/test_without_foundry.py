@@ -1,0 +1,43 @@
+"""Without llm-foundry: what needs it says so in one line and writes nothing; the rest works."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from fixtures.yaml_run import tiny_config, write_config
+
+MISSING = "import sys; sys.modules['llmfoundry'] = None; "  # as good as uninstalled
+COMMANDS = {
+    "python -m spin_composer.train": "from spin_composer.train import main; "
+    "sys.exit(main(sys.argv[1:]))",
+    "spin-composer train": "from spin_composer.cli import main; "
+    "sys.argv.insert(1, 'train'); main()",
+    "spin-composer play": "from spin_composer.cli import main; "
+    "sys.argv[1:1] = ['play', '--iteration', '0']; main()",
+}
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_a_yaml_names_the_extra_to_install(command: str, tmp_path: Path):
+    path = write_config(tiny_config(tmp_path / "run"), tmp_path / "run.yaml")
+    before = sorted(tmp_path.rglob("*"))
+    done = subprocess.run(
+        [sys.executable, "-c", MISSING + COMMANDS[command], str(path)],
+        capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    assert done.returncode == 2, done.stderr[-2000:]
+    (line,) = done.stderr.splitlines()
+    assert line.startswith("error: a run's YAML needs llm-foundry, which is not installed.")
+    assert "spin-composer[foundry]" in line
+    assert sorted(tmp_path.rglob("*")) == before
+
+
+def test_importing_the_public_names_needs_no_llm_foundry():
+    code = MISSING + "import spin_composer; [getattr(spin_composer, n) for n in NAMES]"
+    code = code.replace("NAMES", "('SPIN', 'HFSpinLM', 'SpinScheduler', 'HuggingFaceExporter', "
+                        "'build_spin_dataloader', 'build_spin_evaluator')")  # fmt: skip
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr[-2000:]
