@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import os
 import sys
+from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
@@ -40,7 +41,11 @@ _TESTS = Path(__file__).parent
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Put the files of long runs first; the order within a file stays."""
+    """Put the files of long runs first; the order within a file stays. Skip what cannot run."""
+    if find_spec("llmfoundry") is None:
+        for item in items:
+            if item.get_closest_marker("foundry"):
+                item.add_marker(pytest.mark.skip(reason="llm-foundry is not installed"))
     rank = {name: place for place, name in enumerate(LONGEST)}
     items.sort(key=lambda item: rank.get(item.path.relative_to(_TESTS).as_posix(), len(rank)))
 

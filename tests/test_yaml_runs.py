@@ -14,6 +14,8 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from spin_composer.store.local import LocalStore
 from spin_composer.train import train
 
+pytestmark = pytest.mark.foundry
+
 COUNT_GATHERS = Path(__file__).parent / "fixtures" / "count_gathers.py"
 PLAYED = ("generated_length", "truncated_fraction", "degenerate_fraction", "pairs")
 

@@ -10,7 +10,7 @@ from fixtures.runs import tiny_trainer
 from fixtures.yaml_run import launch, save_model, tiny_config, write_config
 from transformers import AutoModelForCausalLM
 
-pytest.importorskip("llmfoundry", reason="llm-foundry is not installed")
+pytestmark = pytest.mark.foundry
 
 
 def sft_config(folder: Path) -> dict:

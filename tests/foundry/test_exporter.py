@@ -1,16 +1,19 @@
-"""Hugging Face folders: named by iteration, and always one of the policy that the run ends with."""
+"""Folders of llm-foundry's exporter: named by iteration, and one of the policy that the run ends with."""
 
 from __future__ import annotations
 
+import pytest
 import torch
 from fixtures.runs import tiny_trainer
-from llmfoundry.callbacks import HuggingFaceCheckpointer
 from transformers import AutoModelForCausalLM
 
 INTERVALS = ["1iter", "2iter", "100ba", "0.5dur", "1dur", "4ep", "7ba"]
 
 
+@pytest.mark.foundry
 def test_whatever_the_interval_the_run_ends_with_an_export_of_its_policy(tmp_path):
+    from llmfoundry.callbacks import HuggingFaceCheckpointer
+
     exporters = [
         HuggingFaceCheckpointer(str(tmp_path / interval), interval, "iter{iteration}-ba{batch}")
         for interval in INTERVALS

@@ -8,7 +8,6 @@ from typing import Any
 
 import pytest
 from composer.core import Evaluator
-from llmfoundry.data.finetuning import build_finetuning_dataloader
 
 from spin_composer import build_spin_dataloader, build_spin_evaluator
 from spin_composer.data.loader import examples_of
@@ -40,6 +39,8 @@ def warned(caplog: pytest.LogCaptureFixture, evaluator: Evaluator, spec: Any) ->
 
 
 def finetuning(tokenizer: Any, path: str) -> Evaluator:
+    from llmfoundry.data.finetuning import build_finetuning_dataloader
+
     tokenizer.pad_token = tokenizer.eos_token
     dataset = {"hf_name": "json", "split": "train", "hf_kwargs": {"data_files": path}}
     dataset |= {"max_seq_len": 64, "decoder_only_format": True, "shuffle": False}
@@ -49,6 +50,7 @@ def finetuning(tokenizer: Any, path: str) -> Evaluator:
     return Evaluator(label="eval", dataloader=spec)
 
 
+@pytest.mark.foundry
 def test_llm_foundrys_loader_is_named_where_its_ids_differ(files: Any, caplog: Any) -> None:
     for tokenizer, said in (
         (templates.metaspace("always", templates.ZEPHYR), "on 3 of the first 3 rows"),

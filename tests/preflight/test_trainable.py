@@ -13,11 +13,10 @@ import torch
 from fixtures import models, tokenizers
 from fixtures.ranks import on_ranks
 from fixtures.runs import tiny_trainer
-from llmfoundry.callbacks.hf_checkpointer import HuggingFaceCheckpointer
 from peft import LoraConfig, get_peft_model
 from transformers import AutoModelForCausalLM
 
-from spin_composer import HFSpinLM
+from spin_composer import HFSpinLM, HuggingFaceExporter
 from spin_composer.errors import InputError
 from spin_composer.fsdp import is_sharded
 from spin_composer.preflight.trainable import check_trainable
@@ -161,21 +160,41 @@ def test_settings_that_quantise_or_lower_the_precision_are_refused(setting: dict
         _check_model({"name": "hf_spin_lm", **setting}, False)
 
 
-def exporter(folder: Path) -> HuggingFaceCheckpointer:
-    return HuggingFaceCheckpointer(
-        str(folder / "out"), "1iter", huggingface_folder_name="ep{epoch}"
-    )
+EXPORTERS = ["ours", pytest.param("llm-foundry's", marks=pytest.mark.foundry)]
 
 
-def test_an_export_that_could_not_hold_what_is_trained_is_refused(tmp_path: Path) -> None:
-    line = refused(tmp_path, adapted("norm"), callbacks=[exporter(tmp_path)])
+def exporter(whose: str, folder: Path, **settings: Any) -> Any:
+    if whose == "ours":
+        return HuggingFaceExporter(str(folder / "out"), "1iter", "ep{epoch}", **settings)
+    from llmfoundry.callbacks import HuggingFaceCheckpointer
+
+    return HuggingFaceCheckpointer(str(folder / "out"), "1iter", "ep{epoch}")
+
+
+@pytest.mark.parametrize("whose", EXPORTERS)
+def test_an_export_that_could_not_hold_what_is_trained_is_refused(
+    whose: str, tmp_path: Path
+) -> None:
+    line = refused(tmp_path, adapted("norm"), callbacks=[exporter(whose, tmp_path)])
     assert "5 parameters are trained beside the adapters (" in line
     assert "norm.weight" in line
 
 
+def test_merged_into_whole_weights_everything_that_is_trained_is_exported(tmp_path: Path) -> None:
+    model = adapted("norm")
+    callbacks = [exporter("ours", tmp_path, merge_adapters=True)]
+    tiny_trainer(tmp_path / "run", model, max_duration="1iter", callbacks=callbacks).fit()
+    loaded = AutoModelForCausalLM.from_pretrained(tmp_path / "out/ep2", attn_implementation="eager")
+    ids = torch.tensor([[5, 9, 33, 7, 120, 4]])
+    with torch.no_grad():
+        found, wanted = (m.eval()(input_ids=ids).logits for m in (loaded, model))
+    assert (found - wanted).abs().max() < 1e-5
+
+
+@pytest.mark.parametrize("whose", EXPORTERS)
 @pytest.mark.parametrize("kind", ["adapted head", "untied"])
 def test_the_exported_folder_is_the_policy_where_the_head_left_the_embedding(
-    kind: str, tmp_path: Path
+    kind: str, whose: str, tmp_path: Path
 ) -> None:
     models.tiny_model("llama_tied", vocab_size=VOCAB).save_pretrained(tmp_path / "base")
     loading: dict[str, Any] = {"attn_implementation": "eager"}
@@ -188,7 +207,7 @@ def test_the_exported_folder_is_the_policy_where_the_head_left_the_embedding(
         )
         model = get_peft_model(model, lora)
     trainer = tiny_trainer(
-        tmp_path / "run", model, max_duration="1iter", callbacks=[exporter(tmp_path)]
+        tmp_path / "run", model, max_duration="1iter", callbacks=[exporter(whose, tmp_path)]
     )
     trainer.fit()
     (folder,) = (tmp_path / "out").rglob("ep2")

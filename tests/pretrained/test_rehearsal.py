@@ -10,10 +10,9 @@ import pytest
 import torch
 from fixtures import models, tokenizers
 from fixtures.runs import tiny_trainer
-from llmfoundry.callbacks import HuggingFaceCheckpointer
 from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
-from spin_composer import HFSpinLM
+from spin_composer import HFSpinLM, HuggingFaceExporter
 from spin_composer.errors import InputError
 from spin_composer.pretrained.rehearsal import (
     rehearse_export,
@@ -24,8 +23,8 @@ from spin_composer.pretrained.rehearsal import (
 CONFIG = models.tiny_model("llama").config
 
 
-def exporter(folder: Path) -> HuggingFaceCheckpointer:
-    return HuggingFaceCheckpointer(str(folder), "1iter")
+def exporter(folder: Path) -> HuggingFaceExporter:
+    return HuggingFaceExporter(str(folder))
 
 
 @pytest.mark.parametrize("name", tokenizers.ALL)
@@ -38,7 +37,7 @@ def test_models_that_can_be_exported_pass_and_are_left_as_they_are(family, tmp_p
     model = models.tiny_model(family)
     before = (model.config.to_dict(), model.generation_config.to_dict())
     ids = [id(parameter) for parameter in model.parameters()]
-    rehearse_export(model, exporter(tmp_path).transform_config)
+    rehearse_export(model, exporter(tmp_path).exported_config)
     assert (model.config.to_dict(), model.generation_config.to_dict()) == before
     assert ids == [id(parameter) for parameter in model.parameters()]
 
@@ -106,7 +105,7 @@ def test_tensors_that_share_memory_unknown_to_the_model_are_refused_as_the_expor
     layers = model.model.layers
     layers[1].mlp.up_proj.weight = layers[0].mlp.up_proj.weight
     with pytest.raises(InputError, match="a LlamaForCausalLM cannot be exported, so the first"):
-        rehearse_export(model, exporter(tmp_path).transform_config)
+        rehearse_export(model, exporter(tmp_path).exported_config)
     monkeypatch.setattr("spin_composer.algorithm.rehearse_outputs", lambda *_: None)
     callbacks = [exporter(tmp_path / "hf")]
     trainer = tiny_trainer(tmp_path, model, callbacks=callbacks, max_duration="1iter")

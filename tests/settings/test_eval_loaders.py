@@ -16,6 +16,8 @@ from spin_composer.train import train
 from tests.data.test_held_out import mean_nll
 from tests.settings.test_yaml import config
 
+pytestmark = pytest.mark.foundry
+
 HELD_OUT = {"hf_name": "heldout.jsonl", "split": "train", "max_seq_len": 64}
 
 
