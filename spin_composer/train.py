@@ -42,12 +42,11 @@ def train_config(config: DictConfig) -> Trainer:
 
     from spin_composer.settings.yaml import check_launch, is_spin, validate
 
-    require_foundry("a run's YAML")
-
     plain = OmegaConf.to_container(config)
     if is_spin(plain):  # pyright: ignore[reportArgumentType]
         settings = validate(plain)  # pyright: ignore[reportArgumentType]
         check_launch(plain, settings, int(os.environ.get("WORLD_SIZE") or 1))  # pyright: ignore
+    require_foundry("a run's YAML")
     from spin_composer.foundry.command import train
 
     if interrupt.is_owned():

@@ -20,8 +20,8 @@ KERNELS = ROOT / "kernels" / "spin_kernels"
 LAYERS: tuple[frozenset[str], ...] = (
     frozenset({"interrupt", "store.layout", "versions"}),
     frozenset({"errors"}),
-    frozenset({"save_folder", "shared_memory", "distributed"})
-    | frozenset({"foundry.installed", "foundry.compat"}),
+    frozenset({"save_folder", "shared_memory", "distributed", "foundry.installed"}),
+    frozenset({"foundry.compat"}),
     frozenset({"fsdp", "foundry.base", "foundry.finetuning", "foundry.exporter"}),
     frozenset({"loss"}),
     frozenset({"settings", "metrics"}),

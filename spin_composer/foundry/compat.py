@@ -10,6 +10,8 @@ from typing import Any
 import transformers
 from transformers import AutoModelForCausalLM
 
+from spin_composer.foundry.installed import foundry_is_installed
+
 
 class _AutoModel(AutoModelForCausalLM):
     """What llm-foundry loads causal LMs by, without arguments that transformers 5 has dropped.
@@ -27,8 +29,8 @@ class _AutoModel(AutoModelForCausalLM):
 
 
 def mend() -> None:
-    """Mend llm-foundry where transformers 5 is installed; another time changes nothing."""
-    if int(transformers.__version__.partition(".")[0]) < 5:
+    """Mend llm-foundry, if it is there beside transformers 5; another time changes nothing."""
+    if int(transformers.__version__.partition(".")[0]) < 5 or not foundry_is_installed():
         return
     from accelerate import init_empty_weights
     from llmfoundry.callbacks import hf_checkpointer

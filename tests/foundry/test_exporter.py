@@ -1,4 +1,4 @@
-"""Folders of llm-foundry's exporter: named by iteration, and one of the policy that the run ends with."""
+"""Folders of llm-foundry's exporter: named by iteration, and one of the run's last policy."""
 
 from __future__ import annotations
 

@@ -6,6 +6,7 @@ import json
 import shlex
 import subprocess
 import sys
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -62,10 +63,22 @@ REFUSED: list[tuple[dict[str, Any], str]] = [
 @pytest.mark.parametrize(("changes", "said"), REFUSED, ids=[said for _, said in REFUSED])
 def test_a_run_that_cannot_start_is_refused(changes, said, monkeypatch) -> None:
     monkeypatch.delenv("RANK", raising=False)
+    monkeypatch.setattr("importlib.metadata.version", lambda _: "4.51.3")  # which MPT runs on
     cfg = config(**changes)
     with pytest.raises(InputError) as caught:
         check_launch(cfg, validate(cfg), world_size=2)
     assert said in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("newer", ["5.0.0", "5.24.0.dev0"])
+def test_mpt_on_a_newer_transformers_names_the_versions_that_run_it(newer, monkeypatch) -> None:
+    monkeypatch.setattr("importlib.metadata.version", lambda _: newer)
+    cfg = config(model={"name": "mpt_spin_lm", "d_model": 8, "max_seq_len": 64})
+    with pytest.raises(InputError) as caught:
+        check_launch(cfg, validate(cfg), world_size=1)
+    assert f"model.name=mpt_spin_lm does not run on transformers {newer}" in str(caught.value)
+    assert "Install requirements-foundry.lock" in str(caught.value)
     assert "\n" not in str(caught.value)
 
 
@@ -132,6 +145,7 @@ REGISTERED: list[tuple[dict[str, Any], str]] = [
 ]  # fmt: skip
 
 
+@pytest.mark.foundry
 @pytest.mark.parametrize(("changes", "said"), REGISTERED, ids=[said for _, said in REGISTERED])
 def test_what_llm_foundry_cannot_build_is_refused_before_it_builds(changes, said) -> None:
     if said.endswith(ON_A_CPU) and torch.cuda.is_available():
@@ -142,10 +156,16 @@ def test_what_llm_foundry_cannot_build_is_refused_before_it_builds(changes, said
     assert "\n" not in str(caught.value)
 
 
+@pytest.mark.foundry
 def test_what_llm_foundry_builds_is_accepted() -> None:
     groups = {"name": "rmsprop", "lr": 1e-6, "param_groups": [], "disable_grad": "norm"}
     transform(config(optimizer=groups, callbacks={"lr_monitor": None, "speed_monitor": {}}))
     transform(config(**{"model.master_weights_dtype": "bf16", "model.init_device": "cpu"}))
+
+
+@pytest.mark.foundry
+@pytest.mark.skipif(int(version("transformers").partition(".")[0]) > 4, reason="runs no MPT")
+def test_llm_foundrys_mpt_is_accepted() -> None:
     transform(config(model={"name": "mpt_spin_lm", "d_model": 8, "max_seq_len": 64}))
 
 

@@ -136,6 +136,7 @@ def test_one_sign_of_spin_is_enough_to_be_checked(section: str) -> None:
     assert is_spin(config(**other))
 
 
+@pytest.mark.foundry
 def test_defaults_are_set_where_nothing_is_said() -> None:
     held_out = {"name": "finetuning", "dataset": {"max_seq_len": 64}}
     assert transform(config(eval_loader=held_out))["eval_first"] is True
@@ -146,6 +147,8 @@ def test_defaults_are_set_where_nothing_is_said() -> None:
     cfg = transform(config(save_folder="runs/x", eval_first=False, callbacks=mine))
     assert cfg["eval_first"] is False
     assert cfg["callbacks"] == mine
+    ours = {"hf_exporter": {"save_folder": "elsewhere"}}
+    assert transform(config(save_folder="runs/x", callbacks=ours))["callbacks"] == ours
     assert "callbacks" not in transform(config())
 
 
@@ -153,6 +156,7 @@ UPLOADER = {"bucket_uri": "s3://bucket", "num_concurrent_uploads": 2}
 RESUMABLE = {"run_name": "x", "save_folder": "runs/x"}
 
 
+@pytest.mark.foundry
 def test_a_run_with_a_name_and_checkpoints_resumes_itself_unless_told_otherwise() -> None:
     assert transform(config(**RESUMABLE))["autoresume"] is True
     assert transform(config(**RESUMABLE, load_path=__file__))["autoresume"] is True
@@ -160,6 +164,7 @@ def test_a_run_with_a_name_and_checkpoints_resumes_itself_unless_told_otherwise(
         assert transform(config(**RESUMABLE, autoresume=said))["autoresume"] is said
 
 
+@pytest.mark.foundry
 @pytest.mark.parametrize(
     "changes",
     [
@@ -225,6 +230,7 @@ def test_a_file_that_is_no_yaml_of_settings_is_refused(
     assert message.count("\n") == 1
 
 
+@pytest.mark.foundry
 def test_the_top_level_keys_are_llm_foundrys():
     from llmfoundry.utils.config_utils import TRAIN_CONFIG_KEYS
 
