@@ -8,6 +8,8 @@ from pathlib import Path
 
 import pytest
 
+pytestmark = pytest.mark.foundry
+
 CHAOS = Path(__file__).parent / "chaos"
 
 

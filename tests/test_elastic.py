@@ -13,6 +13,8 @@ import pytest
 from fixtures.yaml_run import launch, save_model, tiny_config, write_config
 from test_chaos import chaos
 
+pytestmark = pytest.mark.foundry
+
 # Killed at the 8th batch (the last save was at the 5th), then in the next iteration's play; or in
 # the first play, then after ten batches more. Four ranks share five units: each makes one or two.
 IN_TRAINING_THEN_PLAY = "training:8,generate:1"

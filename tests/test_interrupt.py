@@ -62,17 +62,20 @@ def check(case: Case, found: dict[str, Any]) -> None:
         assert found["all_batches" if case.resumes else "batches"] == (36 if case.resumes else 8)
 
 
+@pytest.mark.foundry
 @pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
 def test_a_signal_stops_all_ranks_in_one_line_and_the_same_command_goes_on(case, results):
     check(case, results[case.name])
 
 
+@pytest.mark.foundry
 @pytest.mark.slow
 @pytest.mark.parametrize("case", MORE_CASES, ids=lambda case: case.name)
 def test_a_signal_stops_them_at_other_moments_too(case, more_results):
     check(case, more_results[case.name])
 
 
+@pytest.mark.foundry
 @pytest.mark.slow
 @pytest.mark.parametrize("launcher", ["composer", "torchrun"])
 def test_ctrl_c_in_a_terminal_reaches_launcher_and_ranks_and_is_one_interruption(
@@ -101,6 +104,7 @@ def test_ctrl_c_in_a_terminal_reaches_launcher_and_ranks_and_is_one_interruption
     assert not list((tmp_path / "self-play").glob("*.lock"))
 
 
+@pytest.mark.foundry
 def test_a_unit_under_way_is_dropped_and_nothing_else(results):
     found = results["decode"]
     assert found["units"] == found["generated"] == 1
@@ -108,10 +112,12 @@ def test_a_unit_under_way_is_dropped_and_nothing_else(results):
     assert results["two ranks, one decodes"]["units"] < 5
 
 
+@pytest.mark.foundry
 def test_a_save_that_a_signal_meets_is_finished_first(results):
     assert results["save"]["checkpoints"] == ["ep0-ba5-rank0.pt", "latest-rank0.pt"]
 
 
+@pytest.mark.foundry
 def test_a_signal_is_answered_by_a_checkpoint_of_that_batch_if_told_to(results):
     for name in ("saved", "two ranks, saved"):
         assert "ep1-ba8-rank0.pt" in results[name]["checkpoints"]
@@ -119,6 +125,7 @@ def test_a_signal_is_answered_by_a_checkpoint_of_that_batch_if_told_to(results):
         assert line in results[name]["outputs"][0]
 
 
+@pytest.mark.foundry
 def test_status_tells_what_an_interrupted_run_will_do(results):
     owner, then = results["decode"]["status"]
     assert owner == "none"

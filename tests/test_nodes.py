@@ -217,6 +217,7 @@ def can_have_own_shm() -> bool:
     return subprocess.run([*OWN_SHM, "true"], capture_output=True, check=False).returncode == 0
 
 
+@pytest.mark.foundry
 @pytest.mark.slow
 @pytest.mark.timeout(900)
 @pytest.mark.skipif(not can_have_own_shm(), reason="needs user namespaces (unshare -rm)")

@@ -16,6 +16,8 @@ from omegaconf import OmegaConf
 
 from spin_composer.train import main
 
+pytestmark = pytest.mark.foundry
+
 EVERY = [(commit, stop) for commit in old_run.COMMITS for stop in old_run.STOPS]
 
 

@@ -14,6 +14,8 @@ from spin_composer.settings.spin import PlayOnly, SpinSettings
 from spin_composer.settings.yaml import read_yaml
 from spin_composer.train import train
 
+pytestmark = pytest.mark.foundry
+
 NUM_UNITS = {0: 5, 1: 10}
 """24 rows in units of 5; iteration 1 replays iteration 0."""
 

@@ -20,6 +20,8 @@ from transformers import AutoModelForCausalLM
 
 from spin_composer.train import main
 
+pytestmark = pytest.mark.foundry
+
 UNWRITABLE = "/sys/spin-composer-test"
 """A folder that neither root nor a user can make."""
 

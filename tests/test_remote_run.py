@@ -20,6 +20,8 @@ from typer.testing import CliRunner
 from spin_composer.cli import app
 from spin_composer.train import main, train
 
+pytestmark = pytest.mark.foundry
+
 URL = f"s3://{BUCKET}/{{run_name}}/self-play"
 SAVING = {"save_interval": "1ep"}
 

@@ -78,6 +78,7 @@ def test_another_streaming_is_an_error_and_not_a_clash(monkeypatch: pytest.Monke
         own_names()
 
 
+@pytest.mark.foundry
 @pytest.mark.slow
 def test_four_runs_at_once_of_six_iterations_end_well(tmp_path: Path) -> None:
     from concurrent.futures import ThreadPoolExecutor

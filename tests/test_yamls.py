@@ -41,6 +41,7 @@ def test_yaml_explains_every_setting_of_the_game(name: str):
     }
 
 
+@pytest.mark.foundry
 def test_yaml_has_no_key_that_llm_foundry_does_not_know(name: str):
     from composer.utils.parallelism import FSDPConfig
     from llmfoundry.utils.config_utils import TRAIN_CONFIG_KEYS
@@ -57,6 +58,7 @@ def test_held_out_rows_are_made_into_ids_as_the_trained_ones_are(name: str, capl
     assert "held-out" not in caplog.text
 
 
+@pytest.mark.foundry
 def test_yaml_builds_its_tiny_twin(name: str, tmp_path: Path):
     from composer import ComposerModel
     from llmfoundry.utils.builders import (
@@ -85,6 +87,7 @@ def test_yaml_builds_its_tiny_twin(name: str, tmp_path: Path):
         build_callback(callback, settings, train_config=cfg)
 
 
+@pytest.mark.foundry
 def test_yaml_plays_its_iterations_with_the_tiny_twin(name: str, tmp_path: Path):
     from llmfoundry.command_utils.train import train
 

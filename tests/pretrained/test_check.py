@@ -166,6 +166,7 @@ CASES: dict[str, tuple[Callable[[Path], None], list[str], list[str]]] = {
 }  # fmt: skip
 
 
+@pytest.mark.foundry
 @pytest.mark.parametrize("case", CASES)
 def test_it_is_refused_before_the_weights_and_nothing_is_written(case, gpt2, tmp_path, capsys):
     change, overrides, said = CASES[case]
@@ -187,6 +188,7 @@ MPT = {
 }  # fmt: skip
 
 
+@pytest.mark.foundry
 @pytest.mark.parametrize("attn", [{"alibi": True}, {}], ids=["alibi", "learned"])
 def test_mpts_rows_must_fit_before_it_is_made(attn, tmp_path, capsys):
     model = {**MPT, "max_seq_len": 24, "attn_config": {"attn_impl": "torch", **attn}}
@@ -196,6 +198,7 @@ def test_mpts_rows_must_fit_before_it_is_made(attn, tmp_path, capsys):
     assert "tokens, more than the model's 24 positions" in capsys.readouterr().err
 
 
+@pytest.mark.foundry
 def test_a_run_without_an_eval_loader_trains_without_a_held_out_metric(tmp_path):
     config = tiny_config(tmp_path, max_duration="1iter")
     del config["eval_loader"]

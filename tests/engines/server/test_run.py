@@ -82,6 +82,7 @@ def of_one(folder: Path, model_folder: Path) -> dict[str, Any]:
     return config
 
 
+@pytest.mark.foundry
 @pytest.mark.slow
 def test_two_sharded_ranks_play_in_rounds_what_one_rank_plays(tmp_path: Path) -> None:
     model = save_model(tmp_path)
