@@ -65,9 +65,6 @@ class HuggingFaceExporter(Callback):
             Trainer(..., callbacks=[HuggingFaceExporter("runs/my-run/hf")])
     """
 
-    check_interval: Callable[[State, Event], bool]
-    """Tells whether an export is due."""
-
     def __init__(
         self,
         save_folder: str,
@@ -86,7 +83,10 @@ class HuggingFaceExporter(Callback):
         self._name = huggingface_folder_name
         self.merges_adapters = merge_adapters
         interval = Time.from_input(save_interval, TimeUnit.EPOCH)
-        self.check_interval = create_interval_scheduler(interval, include_end_of_training=True)
+        self.check_interval: Callable[[State, Event], bool] = create_interval_scheduler(
+            interval, include_end_of_training=True
+        )
+        """Tells whether an export is due."""
         self._uploader: RemoteUploaderDownloader | None
         self._uploader = maybe_create_remote_uploader_downloader_from_uri(save_folder, loggers=[])
         self._exported_batch: int | None = None

@@ -40,5 +40,6 @@ def mend() -> None:
     hf_causal_lm.ComposerHFCausalLM.model_cls = _AutoModel
     # llm-foundry's own makes parameters anew from their attributes, among which transformers 5 has
     # put ``_is_hf_initialized``: no argument of a parameter. accelerate's leaves it out.
-    for module in (hf_base, hf_checkpointer):
+    modules: tuple[Any, ...] = (hf_base, hf_checkpointer)
+    for module in modules:
         module.init_empty_weights = init_empty_weights
