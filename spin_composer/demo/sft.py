@@ -92,7 +92,7 @@ def sft(
     nll = trainer.state.eval_metrics["eval"][NLL].compute()
     time = trainer.state.timestamp
     trainer.close()
-    policy.model.save_pretrained(folder)
+    policy.model.save_pretrained(str(folder))
     tokenizer.save_pretrained(folder)
     return SftResult(folder, float(nll), int(time.batch), int(time.token))
 
