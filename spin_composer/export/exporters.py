@@ -15,8 +15,13 @@ from spin_composer.foundry.exporter import foundry_exporters
 class Exporter(Protocol):
     """What SPIN asks of a callback that exports Hugging Face folders."""
 
-    check_interval: Callable[[State, Event], bool]
-    """Tells whether an export is due; SPIN puts one before it that also is at the run's end."""
+    @property
+    def check_interval(self) -> Callable[[State, Event], bool]:
+        """Tells whether an export is due; SPIN sets one that also is at the run's end."""
+        ...
+
+    @check_interval.setter
+    def check_interval(self, interval: Callable[[State, Event], bool]) -> None: ...
 
     @property
     def merges_adapters(self) -> bool:

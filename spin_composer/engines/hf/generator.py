@@ -66,7 +66,8 @@ class OpaqueCache(DynamicCache):
     def of(cls, model: PreTrainedModel) -> OpaqueCache:
         """Return the cache that ``generate`` would make for a model; with windows from 4.57 on."""
         if "config" in inspect.signature(DynamicCache.__init__).parameters:
-            return cls(config=model.config.get_text_config(decoder=True))
+            text = model.config.get_text_config(decoder=True)
+            return cls(config=text)  # pyright: ignore[reportCallIssue]  (of older transformers)
         return cls()
 
 
