@@ -51,6 +51,12 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 
 @pytest.fixture(autouse=True)
+def _one_environment(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Put os.environ back after a test: datasets 5 leaves a copy there, which others do not see."""
+    monkeypatch.setattr(os, "environ", os.environ)
+
+
+@pytest.fixture(autouse=True)
 def _no_handler_of_a_closed_stream() -> None:
     """Forget log handlers of runs before in this process: the streams they write to are closed."""
     for handler in list(logging.root.handlers):

@@ -74,6 +74,8 @@ def _registered(named: str) -> Preprocess:
 
 def _imported(named: str) -> Preprocess:
     module, _, function = named.partition(":")
+    if module.partition(".")[0] == "llmfoundry":
+        require_foundry(f"{_KEY}={shown(named)}")
     # As `python -m` does: a console script's sys.path lacks the folder it is called in.
     if os.getcwd() not in sys.path:
         sys.path.insert(0, os.getcwd())

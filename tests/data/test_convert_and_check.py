@@ -19,11 +19,7 @@ from tests.data.rows import CHAT, PLAIN, load, nemo_chat
 
 @pytest.mark.parametrize("kind", ["plain", "chat"])
 def test_converted_rows_read_the_same_here_and_in_llm_foundry(kind, jsonl, tmp_path, chatml):
-    from llmfoundry.data.finetuning.tasks import (
-        StreamingFinetuningDataset,
-        tokenize_formatted_example,
-    )
-
+    tasks = pytest.importorskip("llmfoundry.data.finetuning.tasks")
     rows = PLAIN if kind == "plain" else CHAT
     raw = rows if kind == "plain" else [nemo_chat(row) for row in rows]
     source, target = jsonl(raw), tmp_path / "out" / "mds"
@@ -31,11 +27,11 @@ def test_converted_rows_read_the_same_here_and_in_llm_foundry(kind, jsonl, tmp_p
     assert (report.rows, report.kind, report.shards) == (len(rows), kind, 1)
     ours = load(chatml, local=str(target))
     assert ours.fingerprint == load(chatml, hf_name=str(source)).fingerprint
-    theirs = StreamingFinetuningDataset(
+    theirs = tasks.StreamingFinetuningDataset(
         tokenizer=chatml, local=str(target), remote=str(target), batch_size=1
     )
     assert [theirs[i] for i in range(len(rows))] == [
-        tokenize_formatted_example(row, chatml) for row in rows
+        tasks.tokenize_formatted_example(row, chatml) for row in rows
     ]
 
 

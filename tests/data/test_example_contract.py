@@ -15,10 +15,10 @@ KINDS = {"plain": PLAIN, "chat": CHAT}
 
 def foundry_ids(path, tokenizer) -> list[tuple[list[int], list[int]]]:
     """Return what llm-foundry's own finetuning loader trains on: prompt and response ids."""
-    from llmfoundry.data.finetuning import build_finetuning_dataloader
+    finetuning = pytest.importorskip("llmfoundry.data.finetuning")
 
     tokenizer.pad_token = tokenizer.pad_token or tokenizer.eos_token
-    spec = build_finetuning_dataloader(
+    spec = finetuning.build_finetuning_dataloader(
         tokenizer=tokenizer, device_batch_size=1, num_workers=0, drop_last=False,
         pin_memory=False, prefetch_factor=None, persistent_workers=False,
         dataset={

@@ -58,8 +58,9 @@ def test_what_only_llm_foundry_has_names_the_extra():
     for dataset in (
         {"hf_name": "tatsu-lab/alpaca"},
         {"hf_name": "org/set", "preprocessing_fn": "tatsu-lab/alpaca"},
+        {"hf_name": "org/set", "preprocessing_fn": "llmfoundry.data:alpaca"},
     ):
-        with pytest.raises(InputError, match=r"tatsu-lab/alpaca'.*spin-composer\[foundry\]"):
+        with pytest.raises(InputError, match=r"alpaca'.*spin-composer\[foundry\]"):
             make_preprocessor(config(**dataset))
     assert make_preprocessor(config(hf_name="org/set")) is None
     with pytest.raises(InputError, match=r"tokenizer='tiktoken' .*spin-composer\[foundry\]"):
