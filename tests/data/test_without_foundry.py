@@ -8,12 +8,11 @@ from typing import Any
 
 import pytest
 
-from spin_composer.data.check import check_dataset
-from spin_composer.data.convert import convert_dataset
 from spin_composer.data.preprocess import MADE_BY_FOUNDRY, make_preprocessor
 from spin_composer.data.tokenizers import load_tokenizer
 from spin_composer.errors import InputError
 from spin_composer.settings.dataset import read_config
+from tests.data.datasets import check_dataset, convert_dataset
 from tests.data.rows import CHAT, PLAIN, load
 from tests.fixtures import tokenizers
 
@@ -46,7 +45,7 @@ def test_all_ways_to_the_ids_work(kind: str, any_tokenizer: Any, jsonl: Any, fol
     assert len(ids["rendering"]) == len(ids["turns"]) == len(KINDS[kind])
     safe = load(any_tokenizer, hf_name=str(Path(path).parent), split="train", safe_load=True)
     assert safe.fingerprint == ids["rendering"].fingerprint
-    assert convert_dataset(path, str(tmp_path / "mds"), progress=False).kind == kind
+    assert convert_dataset(path, str(tmp_path / "mds")).kind == kind
     for source in ({"local": str(tmp_path / "mds")}, {"remote": str(tmp_path / "mds")}):
         assert load(any_tokenizer, **source).fingerprint == ids["rendering"].fingerprint
     report = check_dataset(path, folder)

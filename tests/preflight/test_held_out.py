@@ -46,7 +46,8 @@ def finetuning(tokenizer: Any, path: str) -> Evaluator:
     dataset |= {"max_seq_len": 64, "decoder_only_format": True, "shuffle": False}
     loader = {"num_workers": 0, "pin_memory": False, "prefetch_factor": None}
     loader |= {"persistent_workers": False}
-    spec = build_finetuning_dataloader(tokenizer, 1, dataset, **loader)
+    data = pytest.importorskip("llmfoundry.data.finetuning")
+    spec = data.build_finetuning_dataloader(tokenizer, 1, dataset, **loader)
     return Evaluator(label="eval", dataloader=spec)
 
 
