@@ -28,9 +28,9 @@ def folder_of_node(_: int) -> str:
 
 
 def test_ranks_of_a_node_share_one_new_folder_and_nodes_do_not():
-    node = on_ranks(folder_of_node, one_node=True)
+    node = on_ranks(folder_of_node, timeout_seconds=60, one_node=True)
     assert len(set(node.values())) == 1
-    nodes = on_ranks(folder_of_node)
+    nodes = on_ranks(folder_of_node, timeout_seconds=60)
     assert len({*node.values(), *nodes.values()}) == 3
     for folder in {*node.values(), *nodes.values()}:
         Path(folder).rmdir()  # it is there, and empty

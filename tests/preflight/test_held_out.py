@@ -46,8 +46,7 @@ def finetuning(tokenizer: Any, path: str) -> Evaluator:
     dataset |= {"max_seq_len": 64, "decoder_only_format": True, "shuffle": False}
     loader = {"num_workers": 0, "pin_memory": False, "prefetch_factor": None}
     loader |= {"persistent_workers": False}
-    data = pytest.importorskip("llmfoundry.data.finetuning")
-    spec = data.build_finetuning_dataloader(tokenizer, 1, dataset, **loader)
+    spec = build_finetuning_dataloader(tokenizer, 1, dataset, **loader)
     return Evaluator(label="eval", dataloader=spec)
 
 
