@@ -13,7 +13,8 @@ if TYPE_CHECKING:
     from spin_composer.algorithm import SPIN
     from spin_composer.data.loader import build_spin_dataloader, build_spin_evaluator
     from spin_composer.export.callback import HuggingFaceExporter
-    from spin_composer.model.lm import HFSpinLM, MPTSpinLM
+    from spin_composer.foundry.mpt import MPTSpinLM
+    from spin_composer.model.lm import HFSpinLM
     from spin_composer.schedule import SpinScheduler
 
 __version__ = "0.1.0"
@@ -23,7 +24,7 @@ _EXPORTS = {
     "SpinScheduler": "spin_composer.schedule",
     "HuggingFaceExporter": "spin_composer.export.callback",
     "HFSpinLM": "spin_composer.model.lm",
-    "MPTSpinLM": "spin_composer.model.lm",
+    "MPTSpinLM": "spin_composer.foundry.mpt",
     "build_spin_dataloader": "spin_composer.data.loader",
     "build_spin_evaluator": "spin_composer.data.loader",
 }
@@ -43,4 +44,8 @@ __all__ = [
 def __getattr__(name: str) -> Any:
     if name not in _EXPORTS:
         raise AttributeError(f"module 'spin_composer' has no attribute {name!r}")
+    if _EXPORTS[name].startswith("spin_composer.foundry."):
+        from spin_composer.foundry.installed import require_foundry
+
+        require_foundry(f"spin_composer.{name}")
     return getattr(import_module(_EXPORTS[name]), name)

@@ -84,12 +84,47 @@ def on_all_ranks(make: Callable[[], T]) -> T:
 
     What it raises is raised there; the other ranks, which would wait for that one, raise its words.
     """
-    failure: BaseException | None = None
+    return _if_on_all(*_tried(make))
+
+
+def on_each_node_in_turn(make: Callable[[], T]) -> T:
+    """Return what ``make`` returns on this rank, if it returns on all; a collective.
+
+    On each node local rank 0 goes first, and the others find what it has downloaded. However long
+    it takes, nobody waits in a collective; what it raises is raised as by :func:`on_all_ranks`.
+    """
+    if not dist.is_initialized() or dist.get_world_size() == 1:
+        return make()
+    store = key_value_store()
+    key = [f"spin/{uuid.uuid4()}"]
+    dist.broadcast_object_list(key, src=0)
+    leader = dist.get_global_rank() - dist.get_local_rank()  # torchrun does not number nodes
+    first, done = [f"{key[0]}/{leader}"], f"{key[0]}/done"
     made: list[T] = []
+    failure: BaseException | None = None
+    leads, wait = dist.get_local_rank() == 0, polls()
+    while not leads and not store.check(first):
+        next(wait)
+    if leads or store.get(first[0]) == b"made":
+        made, failure = _tried(make)
+    if leads:
+        store.set(first[0], "made" if failure is None else "failed")
+    ended, wait = store.add(done, 1), polls()
+    while ended < dist.get_world_size():
+        next(wait)
+        ended = store.add(done, 0)
+    return _if_on_all(made, failure)
+
+
+def _tried(make: Callable[[], T]) -> tuple[list[T], BaseException | None]:
+    """Return what ``make`` returns, or what it raises."""
     try:
-        made.append(make())
+        return [make()], None
     except (Exception, Interrupted) as error:
-        failure = error
+        return [], error
+
+
+def _if_on_all(made: list[T], failure: BaseException | None) -> T:
     said = None if failure is None else explain(failure) or (1, repr(failure))
     for rank, other in enumerate(dist.all_gather_object(said)):
         if other is not None:

@@ -1,5 +1,7 @@
 """Metrics of training, logged as ``metrics/train/<class name>``: one registered class each.
 
+Beside them the one metric of held-out rows that Composer lacks.
+
 Rewards are r = beta * (policy - opponent) of a response's sum. Dimensions: B pairs; column 0 of a
 [B, 2] tensor is the real side, column 1 the generated one.
 """
@@ -182,3 +184,31 @@ class SpinLogpsGenerated(PairMetric):
     @override
     def values(self, policy: Tensor, rewards: Tensor) -> Tensor:
         return policy[:, 1]
+
+
+class TokenAccuracy(Metric):
+    """Share of the tokens of held-out rows that the model finds most likely; llm-foundry's twin.
+
+    Args:
+        ignore_index: The label of positions that are not counted.
+    """
+
+    full_state_update = False
+    correct_tokens: Tensor
+    total_tokens: Tensor
+
+    def __init__(self, ignore_index: int = -100, **kwargs: Any) -> None:
+        super().__init__(**kwargs)
+        self.ignore_index = ignore_index
+        for name in ("correct_tokens", "total_tokens"):
+            self.add_state(name, default=torch.tensor(0), dist_reduce_fx="sum")
+
+    def update(self, logits: Tensor, labels: Tensor) -> None:
+        """Take in a batch: logits [..., V] and the labels [...] of the same positions."""
+        counted = labels != self.ignore_index
+        self.correct_tokens += (logits.argmax(-1)[counted] == labels[counted]).sum()
+        self.total_tokens += counted.sum()
+
+    def compute(self) -> Tensor:
+        """Return the share over all ranks, fp32; nan before the first batch."""
+        return self.correct_tokens.float() / self.total_tokens

@@ -22,9 +22,10 @@ LAYERS: tuple[frozenset[str], ...] = (
     frozenset({"errors"}),
     frozenset({"save_folder", "shared_memory", "distributed", "foundry.installed"}),
     frozenset({"foundry.compat"}),
-    frozenset({"fsdp", "foundry.base", "foundry.finetuning", "foundry.exporter"}),
+    frozenset({"fsdp", "foundry.finetuning", "foundry.exporter"}),
     frozenset({"loss"}),
     frozenset({"settings", "metrics"}),
+    frozenset({"foundry.mpt_config", "foundry.registry"}),
     frozenset({"report", "pretrained"}),
     frozenset({"data"}),
     frozenset({"model"}),
@@ -103,6 +104,25 @@ def test_llm_foundry_stays_behind_its_wall():
     for path in python_files(PACKAGE):
         if path.parent.name != "foundry":
             assert "llmfoundry" not in map(top, imported(path)), short(path)
+
+
+def at_import(path: Path) -> Iterator[str]:
+    """Names of the modules that a file imports when it is imported itself."""
+    for node in ast.parse(path.read_text(encoding="utf-8")).body:
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            yield str(node.module)
+
+
+@pytest.mark.parametrize("path", python_files(PACKAGE), ids=short)
+def test_what_is_outside_the_wall_is_imported_without_llm_foundry(path: Path):
+    if path.parent.name == "foundry":
+        return
+    for name in at_import(path):
+        if name.startswith("spin_composer.foundry."):
+            inner = PACKAGE / "foundry" / f"{name.split('.')[2]}.py"
+            assert "llmfoundry" not in map(top, at_import(inner)), f"{short(path)} imports {name}"
 
 
 # torch's private names of FSDP, the attributes of its private classes among them.

@@ -28,6 +28,7 @@ def transform(cfg: dict[str, Any]) -> dict[str, Any]:
     from spin_composer.foundry.compat import mend  # imports transformers
 
     mend()
+    _measure_icl_tasks(cfg)
     if not is_spin(cfg):
         check_eval_loaders(cfg, training=None)  # of SFT beside SPIN, measured alike
         route_eval_loaders(cfg)
@@ -52,6 +53,18 @@ def transform(cfg: dict[str, Any]) -> dict[str, Any]:
     if cfg.get("autoresume") is None:
         cfg["autoresume"] = _can_resume_itself(cfg)
     return cfg
+
+
+def _measure_icl_tasks(cfg: dict[str, Any]) -> None:
+    """Give our model the metrics of in-context learning where a YAML has such tasks."""
+    model = cfg.get("model")
+    if not isinstance(model, dict) or model.get("name") != "hf_spin_lm":
+        return
+    if cfg.get("icl_tasks") or cfg.get("icl_tasks_str"):
+        from spin_composer.foundry.registry import icl_metrics  # imports llm-foundry
+
+        given = list(model.get("additional_eval_metrics") or [])
+        model["additional_eval_metrics"] = given + [n for n in icl_metrics() if n not in given]
 
 
 def _tell_loaders(cfg: dict[str, Any], settings: SpinSettings) -> None:

@@ -13,7 +13,7 @@ from llmfoundry import registry
 from llmfoundry.utils.registry_utils import TypedRegistry
 
 from spin_composer.errors import InputError, shown, together
-from spin_composer.foundry.base import ComposerHFCausalLM
+from spin_composer.model.lm import HFSpinLM
 from spin_composer.settings.fields import nearest
 from spin_composer.settings.section import Config
 
@@ -118,8 +118,8 @@ def _fits(
 def _arguments(built: Callable[..., object]) -> tuple[set[str] | None, set[str]]:
     """Return the names of what a class or function takes, None if any, and of what it needs."""
     functions = [built.__init__ if inspect.isclass(built) else built]
-    if inspect.isclass(built) and issubclass(built, ComposerHFCausalLM):
-        functions.append(ComposerHFCausalLM.__init__)  # gets what ours does not name
+    if inspect.isclass(built) and issubclass(built, HFSpinLM):
+        functions.append(HFSpinLM.__init__)  # gets what a subclass does not name
     signatures = [list(inspect.signature(f).parameters.values()) for f in functions]
     named = [
         p for each in signatures for p in each if p.kind not in (p.VAR_KEYWORD, p.VAR_POSITIONAL)

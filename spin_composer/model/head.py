@@ -20,7 +20,6 @@ from torch import Tensor, nn
 from typing_extensions import override
 
 from spin_composer.errors import InputError
-from spin_composer.foundry.base import SharedEmbedding
 from spin_composer.model.logit_transforms import InstalledTransform, transforms_of
 from spin_composer.model.unwrap import inner_model
 from spin_composer.settings.model import lora_on_output_layer
@@ -110,20 +109,25 @@ class LogProbLinear(ScoringHead, nn.Linear):
         return self._answer(input, self.bias)
 
 
-class LogProbSharedEmbedding(ScoringHead, SharedEmbedding):
-    """MPT's tied embedding, which is its output layer too."""
+class LogProbSharedEmbedding(ScoringHead):
+    """Mixin of llm-foundry's SharedEmbedding: MPT's tied embedding, its output layer too."""
 
     @override
     def forward(self, input: Tensor, unembed: bool = False) -> Tensor:
         if self._request is None or not unembed:
-            return SharedEmbedding.forward(self, input, unembed)
+            return super().forward(input, unembed)
         return self._answer(input, None)
 
 
-_HEAD_CLASSES: dict[type[nn.Module], type[ScoringHead]] = {
-    nn.Linear: LogProbLinear,
-    SharedEmbedding: LogProbSharedEmbedding,
-}
+def _head_class(layer: nn.Module) -> type[ScoringHead] | None:
+    """Return the head's class that takes the place of an output layer's, None if we know none."""
+    cls = type(layer)
+    if cls is nn.Linear:
+        return LogProbLinear
+    if cls.__module__.startswith("llmfoundry.") and cls.__name__ == "SharedEmbedding":
+        # Made of the layer's own class, so that nothing here imports llm-foundry.
+        return type(LogProbSharedEmbedding.__name__, (LogProbSharedEmbedding, cls), {})
+    return None
 
 
 def install_head(model: nn.Module) -> None:
@@ -149,12 +153,13 @@ def install_head(model: nn.Module) -> None:
     if hasattr(head, "lora_A") or hasattr(head, "base_layer"):
         name = next(name for name, module in inner.named_modules() if module is head)
         raise InputError(lora_on_output_layer(name))
-    if type(head) not in _HEAD_CLASSES:
+    head_class = _head_class(head)
+    if head_class is None:
         raise InputError(
             f"model: the output layer of {type(inner).__name__} is a {type(head).__name__}: only "
-            f"{[cls.__name__ for cls in _HEAD_CLASSES]} can be scored. Use another model."
+            "['Linear', 'SharedEmbedding'] can be scored. Use another model."
         )
-    head.__class__ = _HEAD_CLASSES[type(head)]
+    head.__class__ = head_class
     head._request = None
     # A list, so that nn.Module does not take the model for a child of its own head.
     head._transforms = transforms_of(inner)

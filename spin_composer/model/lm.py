@@ -1,4 +1,4 @@
-"""ComposerModels of the game: any Hugging Face causal LM, and llm-foundry's MPT.
+"""ComposerModels of the game: what they share, and the one of any Hugging Face causal LM.
 
 A pair batch goes through the scoring head: to the pair loss where a gradient will be asked for, its
 gradient made on the way, and to log-prob sums elsewhere. Every other batch (held-out SFT rows,
@@ -10,19 +10,17 @@ Dimensions: B pairs, S = 2B sequences, N scored tokens.
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping
-from itertools import pairwise
-from typing import TYPE_CHECKING, Any
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 from composer.models import HuggingFaceModel
 from torch import Tensor, nn
 from torchmetrics import Metric
-from transformers import PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from spin_composer.data.pairs import PairBatch, is_pair_batch
 from spin_composer.errors import InputError
-from spin_composer.foundry.base import ComposerHFCausalLM, ComposerMPTCausalLM
 from spin_composer.loss import PairLoss
 from spin_composer.metrics import PAIR_METRICS, PairMetric
 from spin_composer.model.dropout import disable_dropout
@@ -33,10 +31,20 @@ from spin_composer.model.logprobs import (
     response_pair_loss,
     sequence_sums,
 )
+from spin_composer.model.metrics import held_out_metrics, pair_metrics
 from spin_composer.model.trained import checkpoint_state, trainable_names
 from spin_composer.model.tying import correct_tied_flag
 from spin_composer.model.unwrap import inner_model
-from spin_composer.pretrained.quantized import check_config, check_loaded
+from spin_composer.model.wrapping import prepare_for_fsdp
+from spin_composer.pretrained.config import DEFAULT_ATTENTION
+from spin_composer.pretrained.load import (
+    Source,
+    check_loading,
+    load_adapters,
+    load_causal_lm,
+    lora_config,
+)
+from spin_composer.pretrained.quantized import check_loaded
 
 if TYPE_CHECKING:
     from peft import PeftConfig, PeftModel
@@ -48,14 +56,16 @@ Batch = PairBatch | Mapping[str, Tensor]
 
 
 class SpinLM(HuggingFaceModel):
-    """What the ComposerModels of SPIN share; mixed in before llm-foundry's class."""
+    """What the ComposerModels of SPIN share."""
 
     pair_loss: PairLoss | None
     """The iteration's loss; the algorithm sets it."""
     tokenizer: PreTrainedTokenizerBase  # pyright: ignore[reportIncompatibleVariableOverride]
     """The run's; the algorithm refuses a model without one."""
 
-    def _prepare_for_spin(self, use_train_metrics: bool) -> None:
+    def _prepare_for_spin(
+        self, use_train_metrics: bool, more_metrics: Sequence[PairMetric] = ()
+    ) -> None:
         """Install the head and switch dropout off; embeddings and LoRA must be final by now."""
         self.pair_loss = None
         correct_tied_flag(inner_model(self.model), has_adapters=self.using_peft)
@@ -64,7 +74,7 @@ class SpinLM(HuggingFaceModel):
         if disabled:
             log.info("Dropout is off for policy and opponent: %d probabilities were set", disabled)
         names = PAIR_METRICS if use_train_metrics else ()
-        self.train_metrics = self._get_metric_dict([metric() for metric in names])
+        self.train_metrics = self._get_metric_dict([*(metric() for metric in names), *more_metrics])
 
     def state_dict(self, *args: Any, **kwargs: Any) -> dict[str, Any]:
         """Return the state dict; of a PEFT model the adapters and whatever else is trained."""
@@ -156,18 +166,36 @@ class SpinLM(HuggingFaceModel):
         return self.pair_loss
 
 
-class HFSpinLM(SpinLM, ComposerHFCausalLM):
-    """A Hugging Face causal LM that plays SPIN; llm-foundry's name for it is ``hf_spin_lm``.
+class HFSpinLM(SpinLM):
+    """A Hugging Face causal LM that plays SPIN; its name in a YAML is ``hf_spin_lm``.
+
+    The arguments are those of llm-foundry's ``hf_causal_lm``, which need not be installed. Weights
+    are loaded as fp32, whatever their file holds.
 
     Args:
-        tokenizer: the model's tokenizer.
-        pretrained_model_name_or_path: a name on the Hub or a local folder.
-        trust_remote_code: run Python code that comes with the model; false unless set.
-        use_train_metrics: compute the pair metrics while training.
-        kwargs: the other keys of llm-foundry's ``hf_causal_lm``.
+        tokenizer: The model's tokenizer.
+        pretrained_model_name_or_path: A name on the Hub or a local folder.
+        trust_remote_code: Run Python code that comes with the model; false unless set.
+        use_train_metrics: Compute the pair metrics while training.
+        pretrained: Load the weights; else they are random, by the model's config.
+        pretrained_lora_id_or_path: LoRA adapters to go on with, a folder or a name on the Hub.
+        use_auth_token: Send the Hub the token of ``hf auth login``, or this one.
+        use_flash_attention_2: The same as ``attn_implementation="flash_attention_2"``.
+        load_in_8bit: Not supported; true is refused.
+        init_device: ``cpu``: every rank loads the model. ``mixed``: rank 0 does, and FSDP hands the
+            weights on. ``meta``: nobody does; FSDP makes the weights and a checkpoint fills them.
+        config_overrides: Settings of the model's config that differ; a nested mapping changes the
+            entries that it names. ``dtype`` (``torch_dtype``) is that of the weights.
+        peft_config: Settings of peft's LoraConfig: new adapters, which alone are trained.
+        allow_embedding_resizing: Enlarge an embedding that has fewer rows than the tokenizer ids.
+        additional_train_metrics: More metrics of pairs, by llm-foundry's names or as they are.
+        additional_eval_metrics: More metrics of held-out rows, by llm-foundry's names or as they
+            are.
+        should_save_peft_only: Checkpoints of a model with adapters hold the trained weights only.
+        attn_implementation: One of transformers'; ``eager`` if None.
 
     Raises:
-        InputError: The model's output layer cannot be scored.
+        InputError: The model cannot be loaded, or its output layer cannot be scored.
     """
 
     def __init__(
@@ -176,26 +204,51 @@ class HFSpinLM(SpinLM, ComposerHFCausalLM):
         pretrained_model_name_or_path: str,
         trust_remote_code: bool = False,
         use_train_metrics: bool = True,
-        **kwargs: Any,
+        *,
+        pretrained: bool = True,
+        pretrained_lora_id_or_path: str | None = None,
+        use_auth_token: bool | str = False,
+        use_flash_attention_2: bool = False,
+        load_in_8bit: bool = False,
+        init_device: Literal["cpu", "meta", "mixed"] = "cpu",
+        config_overrides: Mapping[str, Any] | None = None,
+        peft_config: Mapping[str, Any] | None = None,
+        allow_embedding_resizing: bool = False,
+        additional_train_metrics: Sequence[str | Metric] | None = None,
+        additional_eval_metrics: Sequence[str | Metric] | None = None,
+        should_save_peft_only: bool = True,
+        attn_implementation: str | None = None,
     ) -> None:
-        ComposerHFCausalLM.__init__(
-            self,
-            tokenizer=tokenizer,
-            pretrained_model_name_or_path=pretrained_model_name_or_path,
+        check_loading(load_in_8bit, use_flash_attention_2, attn_implementation)
+        if use_flash_attention_2:
+            attn_implementation = "flash_attention_2"
+        source = Source(
+            pretrained_model_name_or_path,
+            pretrained=pretrained,
             trust_remote_code=trust_remote_code,
-            use_train_metrics=False,
-            **kwargs,
+            token=use_auth_token,
+            attn_implementation=attn_implementation or DEFAULT_ATTENTION,
+            init_device=init_device,
+            config_overrides=config_overrides or {},
         )
-        self._prepare_for_spin(use_train_metrics)
-
-    @classmethod
-    def build_config(
-        cls, pretrained_model_name_or_path: str, *args: Any, **kwargs: Any
-    ) -> PretrainedConfig:
-        """Return the config, as llm-foundry makes it; a quantised model is refused by it."""
-        config = super().build_config(pretrained_model_name_or_path, *args, **kwargs)
-        check_config(config, pretrained_model_name_or_path)
-        return config
+        adapters = None if peft_config is None else lora_config(peft_config)
+        more = pair_metrics(additional_train_metrics or ()) if use_train_metrics else []
+        held_out = held_out_metrics(additional_eval_metrics or ())
+        model: Any = load_causal_lm(source)
+        if pretrained_lora_id_or_path is not None:
+            model = load_adapters(model, pretrained_lora_id_or_path, use_auth_token)
+        super().__init__(
+            model=model,
+            tokenizer=tokenizer,  # type: ignore[arg-type]
+            use_logits=True,
+            eval_metrics=held_out,
+            shift_labels=True,
+            allow_embedding_resizing=allow_embedding_resizing,
+            peft_config=adapters,
+            should_save_peft_only=should_save_peft_only,
+        )
+        prepare_for_fsdp(self.model)
+        self._prepare_for_spin(use_train_metrics, more)
 
     @classmethod
     def from_model(
@@ -226,43 +279,10 @@ class HFSpinLM(SpinLM, ComposerHFCausalLM):
             model=model,
             tokenizer=tokenizer,  # type: ignore[arg-type]
             use_logits=True,
-            eval_metrics=cls.build_metrics(use_train_metrics=False)[1],
+            eval_metrics=held_out_metrics(),
             shift_labels=True,
             should_save_peft_only=should_save_peft_only,
         )
-        cls.prepare_inner_model(self.model, "cpu")
+        prepare_for_fsdp(self.model)
         self._prepare_for_spin(use_train_metrics)
         return self
-
-
-class MPTSpinLM(SpinLM, ComposerMPTCausalLM):
-    """llm-foundry's MPT that plays SPIN; llm-foundry's name for it is ``mpt_spin_lm``.
-
-    Args:
-        tokenizer: the model's tokenizer.
-        use_train_metrics: compute the pair metrics while training.
-        loss_fn: the SFT loss of evaluation batches; needs no flash-attn unless set.
-        kwargs: the other keys of llm-foundry's ``mpt_causal_lm`` (MPTConfig).
-    """
-
-    def __init__(
-        self,
-        tokenizer: PreTrainedTokenizerBase | None = None,
-        use_train_metrics: bool | None = True,
-        loss_fn: str | dict | None = "torch_crossentropy",
-        **kwargs: Any,
-    ) -> None:
-        ComposerMPTCausalLM.__init__(
-            self, tokenizer=tokenizer, use_train_metrics=False, loss_fn=loss_fn, **kwargs
-        )
-        self._prepare_for_spin(bool(use_train_metrics))
-
-    def flops_per_batch(self, batch: Batch) -> float:
-        """Return the forward and backward FLOPs of a batch, as llm-foundry counts them."""
-        if not is_pair_batch(batch):
-            return super().flops_per_batch(batch)
-        lengths = [b - a for a, b in pairwise(batch["seqlen_bounds"])]
-        parameters = 2.0 * self.n_active_params * sum(lengths)
-        config: Any = self.config
-        attention = 4.0 * config.n_layers * config.d_model
-        return 3.0 * (parameters + attention * sum(length**2 for length in lengths))

@@ -70,9 +70,8 @@ def check_run(run: LoaderRun, tokenizer: PreTrainedTokenizerBase) -> ModelLimits
 
 def _check_targets(model: Config) -> None:
     """Refuse LoRA on modules that the model does not have: peft's own error comes after loading."""
+    from accelerate import init_empty_weights
     from transformers import AutoModelForCausalLM
-
-    from spin_composer.foundry.base import init_empty_weights
 
     targets = model["peft_config"].get("target_modules")
     if targets == "all-linear" or not isinstance(targets, (str, list)):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from spin_composer.distributed import from_rank_zero
 from spin_composer.errors import InputError
@@ -17,6 +17,8 @@ _POSITIONS = (
     "max_position_embeddings", "n_positions", "max_seq_len", "max_sequence_length", "n_ctx",
 )  # fmt: skip
 """Names that configs have for the most positions; ``max_seq_len`` is MPT's."""
+_ROTARY = ("rope_theta", "rope_parameters", "rotary_pct", "rotary_dim", "alibi")
+"""Names of settings of models whose positions are computed; transformers 5 has the second."""
 _RELATIVE = ("bloom", "mamba", "mamba2", "rwkv", "t5")
 """Model types whose attention has no last position."""
 _COUNTED_ALREADY = ("llama3", "longrope", "su", "mrope", "default")
@@ -46,8 +48,7 @@ def model_limits(config: PretrainedConfig) -> ModelLimits:
     config = getattr(config, "text_config", None) or config
     vocabulary, pad = (getattr(config, name, None) for name in ("vocab_size", "pad_token_id"))
     positions = _positions(config)
-    rotary = getattr(config, "rope_theta", None) or getattr(config, "rotary_pct", None)
-    rotary = rotary or getattr(config, "rotary_dim", None) or getattr(config, "alibi", False)
+    rotary = any(getattr(config, name, None) for name in _ROTARY)
     return ModelLimits(
         positions=positions,
         learned_positions=positions is not None
@@ -62,7 +63,7 @@ def _positions(config: PretrainedConfig) -> int | None:
         return None
     found = (getattr(config, name, None) for name in _POSITIONS)
     positions = next((n for n in found if isinstance(n, int) and n > 0), None)
-    scaling = getattr(config, "rope_scaling", None)
+    scaling = _scaling(config)
     if positions is None or not isinstance(scaling, Mapping):
         return positions
     kind = scaling.get("rope_type", scaling.get("type", "default"))
@@ -70,6 +71,15 @@ def _positions(config: PretrainedConfig) -> int | None:
         return positions
     before = scaling.get("original_max_position_embeddings") or positions
     return max(positions, int(before * float(scaling.get("factor") or 1.0)))
+
+
+def _scaling(config: PretrainedConfig) -> Any:
+    """Return the scaling of a config's rotary embedding.
+
+    Where kinds of layers have each their own (Gemma 3 in transformers 5), that of full attention.
+    """
+    scaling = getattr(config, "rope_parameters", None) or getattr(config, "rope_scaling", None)
+    return scaling.get("full_attention", scaling) if isinstance(scaling, Mapping) else scaling
 
 
 def read_limits(model: Config) -> ModelLimits:
@@ -82,25 +92,29 @@ def read_limits(model: Config) -> ModelLimits:
 
 
 def build_config(model: Config) -> PretrainedConfig:
-    """Return the config that llm-foundry will build the model of.
+    """Return the config that the model of a YAML's ``model`` section will have.
 
     Raises:
         InputError: If it cannot be read.
     """
-    from spin_composer.foundry.base import ComposerHFCausalLM, MPTConfig
-
     given = {key: value for key, value in model.items() if key not in _NOT_OF_A_CONFIG}
     name = given.get("pretrained_model_name_or_path")
     try:
         if name is None:
-            return MPTConfig(**given)
-        return ComposerHFCausalLM.build_config(
+            from spin_composer.foundry.mpt_config import mpt_config
+
+            return mpt_config(**given)
+        from spin_composer.pretrained.config import read_config
+
+        return read_config(
             name,
             trust_remote_code=bool(given.get("trust_remote_code", False)),
-            use_auth_token=given.get("use_auth_token", False),
-            attn_implementation=given.get("attn_implementation") or "eager",
-            config_overrides=given.get("config_overrides") or {},
+            token=given.get("use_auth_token", False),
+            attn_implementation=given.get("attn_implementation"),
+            overrides=given.get("config_overrides"),
         )
+    except InputError:
+        raise
     except Exception as error:
         what = "model" if name is None else f"model.pretrained_model_name_or_path={name}"
         raise InputError(

@@ -17,6 +17,7 @@ from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any, cast
 
 import torch
+from accelerate import init_empty_weights
 from composer.models import HuggingFaceModel
 from composer.models.huggingface import maybe_get_underlying_model
 from transformers import (
@@ -29,7 +30,6 @@ from transformers import (
 )
 
 from spin_composer.errors import InputError, shown
-from spin_composer.foundry.base import init_empty_weights
 
 if TYPE_CHECKING:
     from peft import PeftModel
@@ -125,7 +125,7 @@ def rehearse_export(
     tiny: dict[int, torch.Tensor] = {}  # what is tied stays tied
     with tempfile.TemporaryDirectory(prefix="spin-rehearsal-") as scratch:
         try:
-            with init_empty_weights():
+            with init_empty_weights(include_buffers=False):
                 twin = type(inner)(transform_config(inner.config))
             if twin.generation_config is not None and inner.generation_config is not None:
                 twin.generation_config.update(**inner.generation_config.to_dict())

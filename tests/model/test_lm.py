@@ -1,8 +1,7 @@
-"""The ComposerModels: pair batches play the game, every other batch is llm-foundry's as before."""
+"""The ComposerModel of any causal LM: pair batches play the game, others are evaluated as text."""
 
 from __future__ import annotations
 
-import copy
 import math
 from inspect import signature
 from pathlib import Path
@@ -12,11 +11,7 @@ import pytest
 import torch
 from composer import DataSpec, Trainer
 from composer.loggers import InMemoryLogger
-from llmfoundry.models import ComposerMPTCausalLM
-from llmfoundry.models.hf import ComposerHFCausalLM
 from peft import LoraConfig, get_peft_model
-from tokenizers import Tokenizer
-from tokenizers.models import WordLevel
 from transformers import PreTrainedTokenizerFast
 
 from spin_composer.data.pairs import Pair, collate_pairs, num_pairs, num_tokens, split_pairs
@@ -24,30 +19,17 @@ from spin_composer.errors import InputError
 from spin_composer.loss import PairLoss
 from spin_composer.metrics import PAIR_METRICS
 from spin_composer.model.head import ScoringHead
-from spin_composer.model.lm import HFSpinLM, MPTSpinLM
-from spin_composer.model.logprobs import pad_right, sequence_sums
-from tests.fixtures.models import MAX_TOKENS, VOCAB, batch_of, pair_batch, sequences_of, tiny_model
+from spin_composer.model.lm import HFSpinLM
+from spin_composer.model.logprobs import pad_right
+from tests.fixtures.lm import check_pair_batches, sft_batch, word_tokenizer
+from tests.fixtures.models import VOCAB, batch_of, pair_batch, sequences_of, tiny_model
 
-MPT = {
-    "vocab_size": VOCAB,
-    "d_model": 32,
-    "n_layers": 2,
-    "n_heads": 4,
-    "max_seq_len": MAX_TOKENS,
-    "attn_config": {"attn_impl": "torch"},
-}
 LORA = {"peft_type": "LORA", "task_type": "CAUSAL_LM", "r": 2, "lora_dropout": 0.1}
 
 
 @pytest.fixture(scope="module")
 def tokenizer() -> PreTrainedTokenizerFast:
-    vocab = {"<pad>": 0, "<s>": 1, "</s>": 2, **{f"w{i}": i for i in range(3, VOCAB)}}
-    return PreTrainedTokenizerFast(
-        tokenizer_object=Tokenizer(WordLevel(vocab, unk_token="<pad>")),
-        bos_token="<s>",
-        eos_token="</s>",
-        pad_token="<pad>",
-    )
+    return word_tokenizer()
 
 
 @pytest.fixture(scope="module")
@@ -58,85 +40,19 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return path
 
 
-def sft_batch(num_rows: int = 3) -> dict[str, Any]:
-    rng = torch.Generator().manual_seed(3)
-    ids = torch.randint(3, VOCAB, (num_rows, 12), generator=rng)
-    mask = torch.ones_like(ids)
-    mask[0, 8:] = 0
-    labels = ids.masked_fill(mask == 0, -100)
-    labels[:, :4] = -100
-    return {"input_ids": ids, "attention_mask": mask, "labels": labels}
-
-
-def evaluated(model: Any, batch: dict[str, Any]) -> dict[str, float]:
-    """Return the metrics of ``batch`` that an SFT evaluator has, made as Composer makes them."""
-    model.eval()
-    metrics = model.get_metrics(is_train=False)
-    metrics = {k: metrics[k] for k in ("LanguageCrossEntropy", "TokenAccuracy")}
-    batch = copy.deepcopy(batch)
-    with torch.no_grad():
-        outputs = model.eval_forward(batch)
-        for metric in metrics.values():
-            model.update_metric(batch, outputs, metric)
-    return {k: float(metric.compute()) for k, metric in metrics.items()}
-
-
-def test_sft_batches_get_the_same_loss_and_metrics_as_from_llm_foundry(
-    folder: Path, tokenizer: PreTrainedTokenizerFast
-) -> None:
-    ours = HFSpinLM(tokenizer, str(folder))
-    plain = ComposerHFCausalLM(tokenizer, str(folder), trust_remote_code=False)
-    figures = evaluated(ours, sft_batch())
-    assert figures["LanguageCrossEntropy"] > 1
-    assert figures == evaluated(plain, sft_batch())
-    batch = sft_batch()
-    assert torch.equal(ours.loss(ours(batch), batch), plain.loss(plain(batch), batch))
-
-
-def test_mpt_sft_batches_get_the_same_loss_and_metrics_as_from_llm_foundry(
-    tokenizer: PreTrainedTokenizerFast,
-) -> None:
-    plain = ComposerMPTCausalLM(tokenizer, loss_fn="torch_crossentropy", **copy.deepcopy(MPT))
-    ours = MPTSpinLM(tokenizer, **copy.deepcopy(MPT))
-    ours.load_state_dict(plain.state_dict())
-    assert evaluated(ours, sft_batch()) == evaluated(plain, sft_batch())
-    batch = sft_batch()
-    assert torch.equal(ours.loss(ours(batch), batch), plain.loss(plain(batch), batch))
-
-
 def test_remote_code_is_not_trusted_unless_asked_for() -> None:
     assert signature(HFSpinLM).parameters["trust_remote_code"].default is False
 
 
-@pytest.mark.parametrize("kind", ["gpt2", "mpt", "llama"])
+@pytest.mark.parametrize("kind", ["gpt2", "llama"])
 def test_pair_batch_gives_sums_and_the_loss_of_its_four_vectors(
     kind: str, folder: Path, tokenizer: PreTrainedTokenizerFast
 ) -> None:
-    if kind == "mpt":
-        model: Any = MPTSpinLM(tokenizer, **copy.deepcopy(MPT))
-    elif kind == "gpt2":
+    if kind == "gpt2":
         model = HFSpinLM(tokenizer, str(folder))
     else:
         model = HFSpinLM.from_model(tiny_model("llama"), tokenizer)
-    assert isinstance(model, (HFSpinLM, MPTSpinLM))
-    model.train()
-    model.pair_loss = PairLoss("logistic", 0.3, nll_weight=0.1)
-    batch = pair_batch(3)
-    batch["opponent_logps"] = torch.linspace(-40, -5, 6).view(3, 2)
-    outputs = model(batch)
-    assert outputs["policy_logps"].shape == (3, 2)
-    assert outputs["lengths"].flatten().tolist() == [len(y) for _, y in sequences_of(batch)]
-    sums = sequence_sums(model.response_logps(batch), batch["cu_scored"]).view(-1, 2)
-    assert torch.equal(sums, outputs["policy_logps"])  # no dropout
-    assert torch.equal(model.score(batch), outputs["policy_logps"])
-    assert not model.score(batch).requires_grad
-    expected = model.pair_loss(outputs["policy_logps"], batch["opponent_logps"], outputs["lengths"])
-    assert torch.equal(outputs["pair_losses"], expected)
-    loss = model.loss(outputs, batch)
-    torch.testing.assert_close(loss, expected.mean(), atol=1e-6, rtol=1e-6)
-    loss.backward()
-    assert all(p.grad is not None for p in model.parameters())
-    model.check_head(pair_batch(1, seed=5))
+    check_pair_batches(model)
 
 
 @pytest.mark.parametrize("kind", ["llama", "llama_tied", "gemma2", "granite", "cohere"])
@@ -208,9 +124,6 @@ def test_pair_metrics_take_pair_batches_only_and_the_others_the_rest(
 
 def test_train_metrics_can_be_switched_off(folder: Path, tokenizer: Any) -> None:
     assert HFSpinLM(tokenizer, str(folder), use_train_metrics=False).get_metrics(True) == {}
-    assert (
-        MPTSpinLM(tokenizer, use_train_metrics=False, **copy.deepcopy(MPT)).get_metrics(True) == {}
-    )
 
 
 def test_lora_by_the_yaml_trains_adapters_only(
@@ -246,17 +159,6 @@ def test_embeddings_resized_for_the_tokenizer_are_scored(
     assert isinstance(head, ScoringHead)
     assert head.weight.shape[0] == VOCAB
     model.check_head(pair_batch(2))
-
-
-def test_flops_of_a_pair_batch_are_those_of_its_sequences(
-    tokenizer: PreTrainedTokenizerFast,
-) -> None:
-    model = MPTSpinLM(tokenizer, **copy.deepcopy(MPT))
-    sequence = (torch.arange(3, 9), torch.arange(3, 7))
-    same = {"input_ids": torch.zeros(4, 10, dtype=torch.long)}
-    assert model.flops_per_batch(batch_of([sequence] * 4)) == pytest.approx(
-        model.flops_per_batch(same)
-    )
 
 
 def test_composers_trainer_trains_on_pairs_and_logs_the_metrics(

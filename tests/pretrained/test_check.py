@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import transformers
 from fixtures import models, tokenizers
 from fixtures.runs import tiny_trainer
 from fixtures.yaml_run import books, save_model, tiny_config, write_config
@@ -83,7 +84,8 @@ def no_tokenizer(folder: Path) -> None:
 
 def no_eos(folder: Path) -> None:
     edit(folder / "tokenizer_config.json", eos_token=None)
-    edit(folder / "special_tokens_map.json", eos_token=None)
+    for path in folder.glob("special_tokens_map.json"):  # transformers 5 writes none
+        edit(path, eos_token=None)
 
 
 def as_it_is(folder: Path) -> None:
@@ -161,9 +163,16 @@ CASES: dict[str, tuple[Callable[[Path], None], list[str], list[str]]] = {
     ),
     "no model's config": (no_config, [], ["its config cannot be read (ValueError"]),
     "an override that the config does not have": (
-        as_it_is, ["model.config_overrides.n_poistions=3"], ["its config cannot be read ("],
+        as_it_is, ["model.config_overrides.n_poistions=3"],
+        ["config_overrides.n_poistions=3: a GPT2Config has no such setting. Did you mean"],
     ),
 }  # fmt: skip
+
+
+if int(transformers.__version__.split(".")[0]) >= 5:
+    del CASES["a generation config that cannot be saved"]  # it saves one that it has read
+    del CASES["a tokenizer that checkpoints cannot hold"]  # it leaves that file out
+    del CASES["a folder that holds no tokenizer"]  # it makes an empty one; the rows do not fit it
 
 
 @pytest.mark.foundry
@@ -189,6 +198,7 @@ MPT = {
 
 
 @pytest.mark.foundry
+@pytest.mark.skipif(models.NO_MPT is not None, reason=str(models.NO_MPT))
 @pytest.mark.parametrize("attn", [{"alibi": True}, {}], ids=["alibi", "learned"])
 def test_mpts_rows_must_fit_before_it_is_made(attn, tmp_path, capsys):
     model = {**MPT, "max_seq_len": 24, "attn_config": {"attn_impl": "torch", **attn}}

@@ -8,7 +8,6 @@ import pytest
 import torch
 import transformers
 from fixtures import models
-from llmfoundry.models.mpt import MPTConfig
 
 from spin_composer.pretrained.limits import ModelLimits, build_config, model_limits
 
@@ -46,7 +45,10 @@ def test_positions_are_what_the_config_says(name, given, positions, learned):
     assert (limits.positions, limits.learned_positions) == (positions, learned)
 
 
+@pytest.mark.skipif(models.NO_MPT is not None, reason=str(models.NO_MPT))
 def test_mpt_ends_at_max_seq_len():
+    from llmfoundry.models.mpt import MPTConfig
+
     for attn in ({"alibi": True}, {"rope": True, "rope_impl": "hf"}, {}):
         config = MPTConfig(
             max_seq_len=48, vocab_size=131, attn_config={**attn, "attn_impl": "torch"}

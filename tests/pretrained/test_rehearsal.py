@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 import torch
+import transformers
 from fixtures import models, tokenizers
 from fixtures.runs import tiny_trainer
 from transformers import AutoTokenizer, PreTrainedTokenizerFast
@@ -42,6 +43,10 @@ def test_models_that_can_be_exported_pass_and_are_left_as_they_are(family, tmp_p
     assert ids == [id(parameter) for parameter in model.parameters()]
 
 
+@pytest.mark.skipif(
+    int(transformers.__version__.split(".")[0]) >= 5,
+    reason="transformers 5 leaves that file out of what it saves",
+)
 def test_a_file_that_sentencepiece_cannot_read_is_named_with_the_remedy(tmp_path):
     tokenizers.byte_level().save_pretrained(tmp_path)
     config = tmp_path / "tokenizer_config.json"

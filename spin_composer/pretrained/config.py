@@ -1,0 +1,111 @@
+"""The config that a model's weights are loaded with: of a folder or a Hub name, and overridden.
+
+transformers 4.51 and 5 name an argument differently; this module holds the name.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+import transformers
+from transformers import AutoConfig, PretrainedConfig
+
+from spin_composer.errors import InputError, shown
+from spin_composer.pretrained.quantized import check_config
+from spin_composer.settings.fields import nearest
+
+_VERSION = tuple(int(part) for part in transformers.__version__.split(".")[:2])
+DTYPE = "dtype" if _VERSION >= (4, 56) else "torch_dtype"
+"""What transformers calls the dtype of weights: an argument, and an attribute of a config."""
+_DTYPE_NAMES = ("dtype", "torch_dtype")
+DEFAULT_ATTENTION = "eager"
+
+
+def read_config(
+    name: str,
+    *,
+    trust_remote_code: bool = False,
+    token: bool | str | None = False,
+    attn_implementation: str | None = None,
+    overrides: Mapping[str, Any] | None = None,
+) -> PretrainedConfig:
+    """Read the config of a pretrained causal LM, of a multimodal model that of its language model.
+
+    Weights are loaded as fp32 unless ``overrides`` say otherwise, whatever their file holds.
+
+    Args:
+        name: A folder or a Hub name.
+        trust_remote_code: Run Python code that comes with the model.
+        token: For the Hub; true takes the one of ``hf auth login``, false sends none.
+        attn_implementation: ``eager`` if None.
+        overrides: Values by setting; a mapping changes the named entries of a nested setting only.
+
+    Raises:
+        InputError: The model is quantised, or it has no setting of an override's name.
+        OSError: There is no such config; transformers says why.
+    """
+    attention = attn_implementation or DEFAULT_ATTENTION
+    whole = AutoConfig.from_pretrained(
+        name,
+        trust_remote_code=trust_remote_code,
+        token=token,
+        attn_implementation=attention,
+        use_cache=False,  # generation makes its own caches
+        **{DTYPE: torch.float32},
+    )
+    check_config(whole, name)
+    config = getattr(whole, "text_config", None) or whole
+    if config is not whole:
+        config.use_cache = False
+        config._attn_implementation = attention
+        setattr(config, DTYPE, torch.float32)
+    _override(config, overrides or {})
+    check_config(config, name)
+    return config
+
+
+def weights_dtype(config: PretrainedConfig) -> torch.dtype:
+    """Return the dtype that a config of :func:`read_config` gives the weights."""
+    dtype = getattr(config, DTYPE)
+    return getattr(torch, dtype.removeprefix("torch.")) if isinstance(dtype, str) else dtype
+
+
+def _override(config: PretrainedConfig, overrides: Mapping[str, Any]) -> None:
+    for name, value in overrides.items():
+        name = DTYPE if name in _DTYPE_NAMES else name
+        where = f"model.config_overrides.{name}"
+        before = _known(config, name, value, where)
+        if isinstance(before, PretrainedConfig):
+            for key, nested in _mapping(value, where).items():
+                _known(before, key, nested, f"{where}.{key}")
+                setattr(before, key, nested)
+        elif isinstance(before, Mapping):
+            for key, nested in _mapping(value, where).items():
+                # transformers 5 writes out a plain rotary embedding, which has no scaling.
+                if key not in before and before.get("rope_type") != "default":
+                    raise InputError(
+                        f"{where}.{key}={shown(nested)}: the config has no such entry. "
+                        f"{nearest(key, sorted(map(str, before)))}"
+                    )
+            setattr(config, name, {**before, **value})
+        else:
+            setattr(config, name, dict(value) if isinstance(value, Mapping) else value)
+
+
+def _known(config: PretrainedConfig, name: str, value: object, where: str) -> Any:
+    """Return a setting's value, or name the nearest one that there is."""
+    if not hasattr(config, name):
+        names = sorted(key for key in config.to_dict() if not key.startswith("_"))
+        raise InputError(
+            f"{where}={shown(value)}: a {type(config).__name__} has no such setting. "
+            f"{nearest(name, names)}"
+        )
+    return getattr(config, name)
+
+
+def _mapping(value: object, where: str) -> Mapping[str, Any]:
+    if not isinstance(value, Mapping):
+        raise InputError(f"{where} must be a mapping, as the config's is, got {shown(value)}.")
+    return value
