@@ -33,3 +33,11 @@ def test_a_yaml_names_the_extra_to_install(command: str, tmp_path: Path):
     assert line.startswith("error: a run's YAML needs llm-foundry, which is not installed.")
     assert "spin-composer[foundry]" in line
     assert sorted(tmp_path.rglob("*")) == before
+
+
+def test_importing_the_public_names_needs_no_llm_foundry():
+    names = ("SPIN", "HFSpinLM", "SpinScheduler", "HuggingFaceExporter", "build_spin_dataloader",
+             "build_spin_evaluator")  # fmt: skip
+    code = MISSING + f"import spin_composer; [getattr(spin_composer, n) for n in {names}]"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr[-2000:]

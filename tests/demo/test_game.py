@@ -73,6 +73,7 @@ def test_microbatches_do_not_change_what_sft_learns(world: Paths, base: SftResul
 
 WITHOUT_FOUNDRY = """
 import sys
+sys.modules["llmfoundry"] = None  # as good as uninstalled
 from spin_composer.demo.game import play_game
 trainer = play_game(sys.argv[1], sys.argv[2:])
 assert int(trainer.state.timestamp.iteration) == 2
