@@ -73,7 +73,8 @@ class InstalledTransform:
 
     def restore(self, value: float | None) -> None:
         """Give the model the number ``value``."""
-        setattr(self.owner, self.transform.attribute, value)
+        # Past the checks of transformers 5's configs, some of which take no None (Gemma 3n).
+        vars(self.owner)[self.transform.attribute] = value
 
 
 def transforms_of(model: PreTrainedModel) -> list[InstalledTransform]:

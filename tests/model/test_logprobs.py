@@ -10,7 +10,7 @@ import torch
 from peft import LoraConfig, get_peft_model
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
-from transformers import AutoConfig, AutoModelForCausalLM, LlamaForCausalLM
+from transformers import CONFIG_MAPPING, AutoConfig, AutoModelForCausalLM, LlamaForCausalLM
 
 from spin_composer.errors import InputError
 from spin_composer.model.dropout import disable_dropout
@@ -96,6 +96,17 @@ def test_generate_is_untouched(family: str) -> None:
 # A value of each kind of step that is far from 1: one left out, or taken twice, is seen.
 STRONG = {"softcap": 2.0, "scale": 0.25, "divisor": 4.0}
 MOE = {"num_local_experts": 2, "num_experts_per_tok": 1, "shared_intermediate_size": 16}
+OF_TYPE: dict[str, dict[str, Any]] = {
+    "gemma3n_text": {
+        "num_kv_shared_layers": 0, "vocab_size_per_layer_input": VOCAB, "laurel_rank": 4,
+        "hidden_size_per_layer_input": 8, "activation_sparsity_pattern": [0.0, 0.0],
+        "layer_types": ["sliding_attention", "full_attention"],
+    },
+    "granitemoehybrid": {
+        "mamba_n_heads": 4, "mamba_d_head": 16, "mamba_d_state": 8,
+        "layer_types": ["attention", "attention"],
+    },
+}  # fmt: skip
 
 
 def transformed_model(model_type: str) -> Any:
@@ -107,13 +118,14 @@ def transformed_model(model_type: str) -> Any:
              "num_hidden_layers": 2, "num_attention_heads": 4, "num_key_value_heads": 2,
              "pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2, "initializer_range": 0.2,
              "use_cache": False, "max_position_embeddings": MAX_TOKENS}  # fmt: skip
-    config = AutoConfig.for_model(model_type, **sizes, **MOE, **numbers)
+    more = OF_TYPE.get(model_type, {})
+    config = AutoConfig.for_model(model_type, **sizes, **MOE, **numbers, **more)
     torch.manual_seed(0)
     model = AutoModelForCausalLM.from_config(config, attn_implementation="eager")
     return model.train()
 
 
-@pytest.mark.parametrize("model_type", LOGIT_TRANSFORMS)
+@pytest.mark.parametrize("model_type", [t for t in LOGIT_TRANSFORMS if t in CONFIG_MAPPING])
 def test_every_type_of_the_table_takes_its_steps_once(model_type: str) -> None:
     model = transformed_model(model_type)
     install_head(model)
