@@ -49,7 +49,7 @@ PEER = Path(__file__).with_name("parity_trl_peer.py")
 
 def make_world(folder: Path, rows: int) -> None:
     """Write the rows of the game and train the base model, as the demo does, but shorter."""
-    from spin_composer.demo.base import Schooling, Size, make_base
+    from spin_composer.demo.base import ModelSize, SFTConfig, make_base
     from spin_composer.demo.world import make_world as make_rows
     from spin_composer.demo.world import write_rows
 
@@ -57,7 +57,7 @@ def make_world(folder: Path, rows: int) -> None:
     careless = write_rows(world.careless_train, folder / "careless.jsonl")
     held_out = write_rows(world.careless_valid, folder / "heldout.jsonl")
     write_rows(world.careful_train, folder / "train.jsonl")
-    make_base(careless, held_out, folder / "base", Size(), Schooling(epochs=3))
+    make_base(careless, held_out, folder / "base", ModelSize(), SFTConfig(epochs=3))
 
 
 def our_run(folder: Path, lora: bool, microbatch: int) -> tuple[dict[str, Any], list[float]]:

@@ -18,7 +18,7 @@ from spin_composer.loss import LOSSES
 from spin_composer.metrics import PAIR_METRICS
 from spin_composer.play.metrics import PLAY_METRICS
 from spin_composer.settings.dataset import DatasetConfig
-from spin_composer.settings.fields import wanted
+from spin_composer.settings.fields import describe_type
 from spin_composer.settings.generation import GenerationSettings
 from spin_composer.settings.scheduler import SchedulerSettings
 from spin_composer.settings.server import ServerSettings
@@ -166,7 +166,7 @@ those of `scheduler`, and `build_spin_dataloader` those of `train_loader.dataset
 def words(section: Any, name: str) -> str:
     """Return what a field must be."""
     declared = section.__pydantic_fields__[name]
-    return wanted(declared.annotation, declared.metadata)
+    return describe_type(declared.annotation, declared.metadata)
 
 
 PAGES = {"losses.md": losses, "metrics.md": metrics, "settings.md": settings}

@@ -36,16 +36,16 @@ from spin_composer.hooks.intervals import (
 )
 from spin_composer.hooks.iteration_log import IterationLog
 from spin_composer.hooks.offline_wandb import expect_no_artifacts, log_tables_offline
-from spin_composer.hooks.stopping import Stopping
+from spin_composer.hooks.stopping import GracefulStop
 from spin_composer.model.lm import SpinLM
 from spin_composer.model.unwrap import composer_model
 from spin_composer.preflight.checkpoint import (
-    check_of_self_play,
+    check_is_self_play,
     check_restored,
     note_missing_weights,
 )
 from spin_composer.preflight.held_out import warn_of_other_ids
-from spin_composer.preflight.outputs import check_writable, rehearse_outputs
+from spin_composer.preflight.outputs import check_writable, dry_run_outputs
 from spin_composer.preflight.rows import check_rows_fit, short_pair_batch
 from spin_composer.preflight.sampling import warn_unfaithful
 from spin_composer.preflight.tokenization import check_tokenize
@@ -53,10 +53,10 @@ from spin_composer.preflight.trainable import check_trainable
 from spin_composer.schedule import refresh_learning_rates, require_spin_scheduler
 from spin_composer.settings.section import fill
 from spin_composer.settings.spin import SpinSettings, count_iterations
-from spin_composer.store.begun import with_original_tokenization
-from spin_composer.store.layout import BOOKS
+from spin_composer.store.layout import HISTORY
 from spin_composer.store.lock import StoreLock
 from spin_composer.store.open import open_store
+from spin_composer.store.original_tokenization import with_original_tokenization
 from spin_composer.versions import warn_of_versions
 
 
@@ -100,7 +100,9 @@ class SPIN(Algorithm):
         self._saved: dict[str, Any] = {}
         self._first_batch = FirstBatchMonitor()
         self._finite = FiniteMonitor()
-        self._stopping = Stopping(self.settings.save_on_signal and self.settings.play_only is None)
+        self._stopping = GracefulStop(
+            self.settings.save_on_signal and self.settings.play_only is None
+        )
         self._early_end = EarlyEnd()
         self._missing_weights: set[str] | None = None
         self._clock = 0.0
@@ -124,7 +126,7 @@ class SPIN(Algorithm):
             )
         if composer_model(state).tokenizer is None:
             raise InputError("the model needs its tokenizer, got None. Give it to the model.")
-        rehearse_outputs(state, self.settings, composer_model(state))
+        dry_run_outputs(state, self.settings, composer_model(state))
         state._iteration_length = Time.from_timestring(str(self.settings.iteration_length))
 
     def _before_load(self, state: State, logger: Logger) -> None:
@@ -165,7 +167,7 @@ class SPIN(Algorithm):
         if int(state.timestamp.epoch_in_iteration) >= epochs:
             state.timestamp = state.timestamp.to_next_iteration()
         self._early_end.restore(state, self._saved.get("ended", {}), total)
-        check_of_self_play(state, bool(self._saved))
+        check_is_self_play(state, bool(self._saved))
         check_play_only(self.settings, state)
         require_finite_weights(state)
         check_restored(state, self._missing_weights)
@@ -174,7 +176,7 @@ class SPIN(Algorithm):
         del logger
         self._early_end.require_begun(state)
         self._stopping.begin(state)
-        # Composer runs them backwards after a batch: ours, first, sees gradients before clipping.
+        # Composer runs them backward after a batch: ours, first, sees gradients before clipping.
         state.algorithms[:] = sorted(state.algorithms, key=lambda algorithm: algorithm is self)
         model = composer_model(state)
         # A second fit() finds the pairs' loader of the first one's last iteration.
@@ -312,7 +314,7 @@ class SPIN(Algorithm):
         assert self.game is not None
         if dist.get_global_rank() == 0:
             self.books.write(ended)
-            self.game.store.publish(BOOKS)
+            self.game.store.publish(HISTORY)
 
     HANDLERS: ClassVar[Mapping[Event, str]] = {
         Event.INIT: "_init",

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 if TYPE_CHECKING:
-    from spin_composer.report.books import Books
+    from spin_composer.report.history import RunHistory
 
 _REPORT_COLUMNS = 120
 
@@ -60,11 +60,11 @@ def report(
     """Print a run's table of iterations."""
     from rich.console import Console
 
-    from spin_composer.report.books import read_books
     from spin_composer.report.curves import draw
+    from spin_composer.report.history import read_history
     from spin_composer.report.table import print_table
 
-    books = read_books(Path(store)) if "://" not in store else _books_behind(store)
+    books = read_history(Path(store)) if "://" not in store else _books_behind(store)
     console = Console()
     # In 80 columns rich would cut the figures themselves; a long line is better than "0.6…".
     print_table(books, Console(width=max(console.width, _REPORT_COLUMNS)))
@@ -72,14 +72,14 @@ def report(
         draw(books, plot)
 
 
-def _books_behind(url: str) -> Books:
-    from spin_composer.report.books import parse_books
-    from spin_composer.store.layout import BOOKS
+def _books_behind(url: str) -> RunHistory:
+    from spin_composer.report.history import parse_books
+    from spin_composer.store.layout import HISTORY
     from spin_composer.store.open import store_at
 
     with TemporaryDirectory() as folder:
         store = store_at(Path(folder), url)
-        return parse_books(store.published(BOOKS), f"{url.rstrip('/')}/{BOOKS}")
+        return parse_books(store.published(HISTORY), f"{url.rstrip('/')}/{HISTORY}")
 
 
 @app.command()
@@ -158,11 +158,11 @@ def convert(
     Further arguments are key=value: settings of the YAML, or of its dataset block.
     """
     from spin_composer.data.convert import convert_config
-    from spin_composer.data_commands import read_given
+    from spin_composer.data_commands import read_arguments
 
     flags = {"split": split, "subset": subset, "on_bad_row": on_bad_row,
              "preprocessing_fn": preprocessing_fn}  # fmt: skip
-    given = read_given(source, context.args, flags, tokenizer, trust_remote_code)
+    given = read_arguments(source, context.args, flags, tokenizer, trust_remote_code)
     done = convert_config(given.config, destination, given.title, given.tokenizer,
                           given.tokenizer_kwargs, compression)  # fmt: skip
     dropped = sum(done.dropped.values())
@@ -198,16 +198,16 @@ def check(
     """
     from rich.console import Console
 
-    from spin_composer.data_commands import read_given
+    from spin_composer.data_commands import read_arguments
 
     flags = {"split": split, "subset": subset, "max_seq_len": max_seq_len,
              "max_prompt_len": max_prompt_len, "truncate_prompt": truncate_prompt,
              "on_bad_row": on_bad_row, "preprocessing_fn": preprocessing_fn}  # fmt: skip
-    given = read_given(source, context.args, flags, tokenizer, trust_remote_code)
+    given = read_arguments(source, context.args, flags, tokenizer, trust_remote_code)
     name = given.required_tokenizer()
-    from spin_composer.data.check import check_config, print_report  # imports numpy
+    from spin_composer.data.check import inspect_config, print_report  # imports numpy
 
-    result = check_config(given.config, name, given.tokenizer_kwargs, given.title, row)
+    result = inspect_config(given.config, name, given.tokenizer_kwargs, given.title, row)
     print_report(result, Console())
     result.raise_for_bad_rows()
 
@@ -215,12 +215,12 @@ def check(
 def main() -> None:
     """Run the command line; what a user can correct is one line on stderr, and an exit code."""
     from spin_composer.errors import explain
-    from spin_composer.interrupt import leave
+    from spin_composer.interrupt import exit_process
 
     try:
         app()
     except SystemExit as done:
-        leave(done.code)
+        exit_process(done.code)
     except Exception as error:
         explained = explain(error)
         if explained is None:

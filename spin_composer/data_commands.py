@@ -8,14 +8,14 @@ from pathlib import Path
 from typing import Any
 
 from spin_composer.data.sources import source_keys
-from spin_composer.errors import InputError, shown
+from spin_composer.errors import InputError, format_value
 from spin_composer.settings.dataset import DatasetConfig, read_config
 
 _BLOCK = "train_loader.dataset"
 
 
 @dataclass(frozen=True)
-class Given:
+class DataArguments:
     """The data and the tokenizer that a command means."""
 
     config: DatasetConfig
@@ -41,13 +41,13 @@ class Given:
         return self.tokenizer
 
 
-def read_given(
+def read_arguments(
     source: str,
     overrides: Sequence[str],
     flags: Mapping[str, object],
     tokenizer: str | None = None,
     trust_remote_code: bool = False,
-) -> Given:
+) -> DataArguments:
     """Return what the arguments of a data command mean.
 
     Args:
@@ -76,7 +76,7 @@ def read_given(
     if trust_remote_code:
         kwargs["trust_remote_code"] = True
     name = tokenizer if tokenizer is not None else named.get("name")
-    return Given(read_config({**dataset, **given}, _BLOCK), source, name, kwargs)
+    return DataArguments(read_config({**dataset, **given}, _BLOCK), source, name, kwargs)
 
 
 def _of_yaml(path: str, overrides: Sequence[str]) -> tuple[dict[str, Any], dict[str, Any]]:
@@ -90,13 +90,14 @@ def _of_yaml(path: str, overrides: Sequence[str]) -> tuple[dict[str, Any], dict[
     dataset = loader.get("dataset") if isinstance(loader, Mapping) else None
     if not isinstance(dataset, Mapping):
         raise InputError(
-            f"{path}: {_BLOCK}={shown(dataset)} names no data. Give the YAML of a run, whose "
-            "train_loader has a dataset block, or the data themselves."
+            f"{path}: {_BLOCK}={format_value(dataset)} names no data. Give the YAML of a run, "
+            "whose train_loader has a dataset block, or the data themselves."
         )
     named = config.get("tokenizer") or {}
     if not isinstance(named, Mapping):
         raise InputError(
-            f"{path}: tokenizer={shown(named)} is no mapping. Write tokenizer: {{name: ...}}."
+            f"{path}: tokenizer={format_value(named)} is no mapping. Write tokenizer: {{name: "
+            "...}."
         )
     return dict(dataset), dict(named)
 

@@ -17,7 +17,7 @@ from composer.utils import dist
 from torch.distributed import HashStore
 from torch.distributed.distributed_c10d import _get_default_store
 
-from spin_composer.errors import StoreError, explain, rebuilt
+from spin_composer.errors import StoreError, explain, rebuild_error
 from spin_composer.interrupt import Interrupted
 from spin_composer.store.layout import temporary_name
 
@@ -36,7 +36,7 @@ def key_value_store() -> Any:  # a Store, whose stub lacks check
     return _get_default_store()
 
 
-def polls() -> Iterator[None]:
+def poll_intervals() -> Iterator[None]:
     """Yield whenever it is time to look again: soon at first, then every fifth of a second.
 
     On a thousand ranks every two seconds, so that the one process which answers can.
@@ -69,13 +69,13 @@ def from_rank_zero(make: Callable[[], T]) -> T:
             raised, outcome[1] = error, explain(error) or (1, f"rank 0 failed: {error!r}")
         store.set(key[0], "made")
     else:
-        wait = polls()
+        wait = poll_intervals()
         while not store.check(key):
             next(wait)
     dist.broadcast_object_list(outcome, src=0)
     value, failure = outcome
     if failure is not None:
-        raise raised or rebuilt(*failure)
+        raise raised or rebuild_error(*failure)
     return value
 
 
@@ -102,14 +102,14 @@ def on_each_node_in_turn(make: Callable[[], T]) -> T:
     first, done = [f"{key[0]}/{leader}"], f"{key[0]}/done"
     made: list[T] = []
     failure: BaseException | None = None
-    leads, wait = dist.get_local_rank() == 0, polls()
+    leads, wait = dist.get_local_rank() == 0, poll_intervals()
     while not leads and not store.check(first):
         next(wait)
     if leads or store.get(first[0]) == b"made":
         made, failure = _tried(make)
     if leads:
         store.set(first[0], "made" if failure is None else "failed")
-    ended, wait = store.add(done, 1), polls()
+    ended, wait = store.add(done, 1), poll_intervals()
     while ended < dist.get_world_size():
         next(wait)
         ended = store.add(done, 0)
@@ -128,7 +128,7 @@ def _if_on_all(made: list[T], failure: BaseException | None) -> T:
     said = None if failure is None else explain(failure) or (1, repr(failure))
     for rank, other in enumerate(dist.all_gather_object(said)):
         if other is not None:
-            raise failure or rebuilt(other[0], f"rank {rank} failed: {other[1]}")
+            raise failure or rebuild_error(other[0], f"rank {rank} failed: {other[1]}")
     return made[0]
 
 

@@ -69,13 +69,13 @@ class RunEnded(Exception):
     """Ends a run that a callback stopped before it began. No error."""
 
 
-def shown(value: object, limit: int = 60) -> str:
+def format_value(value: object, limit: int = 60) -> str:
     """Return ``repr(value)`` shortened to ``limit`` characters, for error messages."""
     text = repr(value)
     return text if len(text) <= limit else text[: limit - 3] + "..."
 
 
-def together(*checks: Callable[[], object]) -> list[Any]:
+def collect_errors(*checks: Callable[[], object]) -> list[Any]:
     """Run every check and return what each returns.
 
     Raises:
@@ -96,13 +96,13 @@ def together(*checks: Callable[[], object]) -> list[Any]:
 _DISK_FULL = (errno.ENOSPC, errno.EDQUOT)
 _UNWRITABLE = (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.EISDIR)
 _IO = (errno.EIO, errno.ESTALE)
-_RUSTS = re.compile(r"\(os error (\d+)\)")
+_RUST_OS_ERROR = re.compile(r"\(os error (\d+)\)")
 """How libraries written in Rust name a system error: safetensors does."""
 _SHARED_MEMORY = re.compile(r"/\d{6,}_[a-z_]+")
-_CUT_SHORT = "unexpected pos "
+_TRUNCATED_FILE = "unexpected pos "
 """What torch.save says of a file that it could not write to its end: it opened the file itself, or
 the system's own error was left behind on another rank."""
-_LOST = (
+_CONNECTION_LOST = (
     "Connection closed by peer",
     "Connection reset by peer",
     "Broken pipe",
@@ -112,10 +112,10 @@ _LOST = (
 _MISSING_KEY = re.compile(r"Missing key in checkpoint state_dict: state\.model\.([\w.]+\w)")
 """What torch says of a sharded checkpoint."""
 
-_FOUNDRYS_KIND = "llmfoundry.utils.exceptions.UserError"
-_OF_TRAINING = ("LossSpikeError", "HighLossError")
+_FOUNDRY_USER_ERROR = "llmfoundry.utils.exceptions.UserError"
+_FOUNDRY_LOSS_ERRORS = ("LossSpikeError", "HighLossError")
 """llm-foundry's errors that are its user's, but for those of a loss that its callbacks stop at."""
-_OMEGACONFS_KIND = "omegaconf.errors.OmegaConfBaseException"
+_OMEGACONF_ERROR = "omegaconf.errors.OmegaConfBaseException"
 _NOT_FOUND = (
     "is not a valid model identifier",
     "Can't load tokenizer for",
@@ -136,11 +136,11 @@ def explain(error: BaseException) -> tuple[int, str] | None:
         return error.exit_code, str(error)
     if isinstance(error, interrupt.Interrupted):
         return 128 + error.number, interrupt.LINE
-    if (line := _of_checkpoint(error)) is not None:
+    if (line := _explain_checkpoint(error)) is not None:
         return InputError.exit_code, line
-    if (line := _of_foundry(error)) is not None:
+    if (line := _explain_foundry(error)) is not None:
         return InputError.exit_code, line
-    line = _environment(error)
+    line = _explain_environment(error)
     return None if line is None else (EnvironmentFailure.exit_code, line)
 
 
@@ -149,17 +149,17 @@ def registered_already(what: str) -> ValueError:
     return ValueError(f"{what} is registered already. Choose another name.")
 
 
-def rebuilt(code: int, line: str) -> BaseException:
+def rebuild_error(code: int, line: str) -> BaseException:
     """Return the error of which another rank says the exit code and the line."""
     if code > 128:
-        return interrupt.stopped(code - 128)
+        return interrupt.exception_for(code - 128)
     kinds = (InputError, StoreError, EnvironmentFailure, NotFiniteError)
     return next((kind for kind in kinds if kind.exit_code == code), RuntimeError)(line)
 
 
-def _of_checkpoint(error: BaseException) -> str | None:
+def _explain_checkpoint(error: BaseException) -> str | None:
     """Return what a sharded checkpoint lacks of the weights that are trained, or None."""
-    for cause in _chain(error):
+    for cause in _iter_causes(error):
         if found := _MISSING_KEY.search(str(cause)):
             return (
                 f"the checkpoint lacks {found.group(1)}, which is trained: {OTHER_WEIGHTS}. Train "
@@ -169,27 +169,27 @@ def _of_checkpoint(error: BaseException) -> str | None:
     return None
 
 
-def _of_foundry(error: BaseException) -> str | None:
+def _explain_foundry(error: BaseException) -> str | None:
     """Return what llm-foundry or transformers say of a user's data, tokenizer or model's name."""
     kinds = {f"{kind.__module__}.{kind.__name__}" for kind in type(error).__mro__}
     said = " ".join(str(error).split())
-    if _OMEGACONFS_KIND in kinds:  # of a value that llm-foundry's training config cannot hold
+    if _OMEGACONF_ERROR in kinds:  # of a value that llm-foundry's training config cannot hold
         return said
-    if _FOUNDRYS_KIND in kinds and type(error).__name__ not in _OF_TRAINING:
+    if _FOUNDRY_USER_ERROR in kinds and type(error).__name__ not in _FOUNDRY_LOSS_ERRORS:
         return said
     named = isinstance(error, (OSError, ValueError)) and any(text in said for text in _NOT_FOUND)
     return f"{said[:400]} (See tokenizer.name and the model's name.)" if named else None
 
 
-def _environment(error: BaseException) -> str | None:
-    causes = list(_chain(error))
+def _explain_environment(error: BaseException) -> str | None:
+    causes = list(_iter_causes(error))
     for cause in causes:
-        if (number := _system_error(cause)) and (line := _of_system(cause, number)):
+        if (number := _find_errno(cause)) and (line := _explain_errno(cause, number)):
             return line
-        if isinstance(cause, RuntimeError) and any(text in str(cause) for text in _LOST):
+        if isinstance(cause, RuntimeError) and any(text in str(cause) for text in _CONNECTION_LOST):
             said = str(cause).splitlines()[0]
             return f"a rank was lost ({said}). {AGAIN}"
-    if any(isinstance(cause, RuntimeError) and _CUT_SHORT in str(cause) for cause in causes):
+    if any(isinstance(cause, RuntimeError) and _TRUNCATED_FILE in str(cause) for cause in causes):
         return (
             "a checkpoint could not be written to its end. See that the disk has space and works, "
             "then give the same command again; the run goes on from the checkpoint before."
@@ -197,15 +197,15 @@ def _environment(error: BaseException) -> str | None:
     return None
 
 
-def _system_error(error: BaseException) -> int | None:
+def _find_errno(error: BaseException) -> int | None:
     """Return the number of the system's error that an exception stands for, or None."""
     if isinstance(error, OSError):
         return error.errno
-    found = _RUSTS.search(str(error))
+    found = _RUST_OS_ERROR.search(str(error))
     return int(found.group(1)) if found else None
 
 
-def _of_system(error: BaseException, number: int) -> str | None:
+def _explain_errno(error: BaseException, number: int) -> str | None:
     """Return the line that explains a system error of a user's machine, or None."""
     at = getattr(error, "filename", None) or "a file of the run"
     said = os.strerror(number)
@@ -236,7 +236,7 @@ def _of_system(error: BaseException, number: int) -> str | None:
     return None
 
 
-def _chain(error: BaseException) -> Iterator[BaseException]:
+def _iter_causes(error: BaseException) -> Iterator[BaseException]:
     """Yield an error and what it came from.
 
     torch.save wraps the OSError of a full disk; a sharded save holds each rank's own as

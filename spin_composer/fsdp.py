@@ -4,7 +4,8 @@ The only module that uses torch's private names of FSDP.
 
 Within :func:`gathered` every rank holds the whole model and a forward pass makes no collective,
 so that ranks generate independently of one another. Where a server generates, the model stays
-sharded, and :func:`each_whole` gathers one parameter after the other for who must read them all.
+sharded, and :func:`iter_full_parameters` gathers one parameter after the other for
+who must read them all.
 """
 
 from __future__ import annotations
@@ -92,12 +93,12 @@ def _cast_as_in_forward(module: FSDP1) -> Iterator[None]:
         parameter = getattr(*owners[0])
         if parameter.dtype != handle._fwd_bwd_param_dtype:
             copies.append((owners, parameter.detach().to(handle._fwd_bwd_param_dtype)))
-    with shadowed(copies):
+    with override_attributes(copies):
         yield
 
 
 @contextmanager
-def shadowed(copies: list[tuple[list[Owner], Tensor]]) -> Iterator[None]:
+def override_attributes(copies: list[tuple[list[Owner], Tensor]]) -> Iterator[None]:
     """Let modules' attributes be other tensors; the parameters stay registered as they are.
 
     An instance's own attribute is found before a registered parameter.
@@ -132,7 +133,7 @@ def reshard(model: nn.Module) -> None:
 
 
 @dataclass(frozen=True)
-class Whole:
+class FullParameter:
     """A whole parameter, and the modules that hold it (several where it is tied)."""
 
     name: str
@@ -141,7 +142,7 @@ class Whole:
     tensor: Tensor
 
 
-def each_whole(root: nn.Module) -> Iterator[Whole]:
+def iter_full_parameters(root: nn.Module) -> Iterator[FullParameter]:
     """Yield the parameters of ``root`` whole, one at a time; a collective for each under FSDP.
 
     They are those that the optimizer updates, not what mixed precision makes of them for a
@@ -155,15 +156,15 @@ def each_whole(root: nn.Module) -> Iterator[Whole]:
     """
     order = {id(m): (i, path) for i, (path, m) in enumerate(root.named_modules())}
 
-    def whole(owners: list[Owner], tensor: Tensor) -> Whole:
+    def whole(owners: list[Owner], tensor: Tensor) -> FullParameter:
         # What FSDP takes for a tied parameter's first owner need not be the plain model's.
         owners = sorted(owners, key=lambda owner: order[id(owner[0])][0])
         path = order[id(owners[0][0])][1]
-        return Whole(plain_name(f"{path}.{owners[0][1]}".lstrip(".")), owners, tensor)
+        return FullParameter(plain_name(f"{path}.{owners[0][1]}".lstrip(".")), owners, tensor)
 
     managed: set[tuple[int, str]] = set()
     for module in list(root.modules()):
-        for context, parameters in _wrapped(module):
+        for context, parameters in _managed_parameters(module):
             with context:
                 for owners, read in parameters:
                     managed.update((id(owner), name) for owner, name in owners)
@@ -174,13 +175,15 @@ def each_whole(root: nn.Module) -> Iterator[Whole]:
             if parameter is not None and (id(module), name) not in managed:
                 others.setdefault(id(parameter), (parameter, []))[1].append((module, name))
     for parameter, owners in others.values():
-        yield whole(owners, _full(parameter))
+        yield whole(owners, _full_tensor(parameter))
 
 
 _Parameters = list[tuple[list[Owner], Callable[[], Tensor]]]
 
 
-def _wrapped(module: nn.Module) -> Iterator[tuple[AbstractContextManager[object], _Parameters]]:
+def _managed_parameters(
+    module: nn.Module,
+) -> Iterator[tuple[AbstractContextManager[object], _Parameters]]:
     """Yield the parameters that FSDP manages for a module, and the context that they are whole in.
 
     Each comes with its owners and a function that returns it.
@@ -194,7 +197,7 @@ def _wrapped(module: nn.Module) -> Iterator[tuple[AbstractContextManager[object]
             # What the module holds is the gathered one in the midst of a gathering.
             held = getattr(*owners[0])
             shard = held if isinstance(held, DTensor) else fsdp_param.sharded_param
-            parameters.append((owners, lambda shard=shard: _full(shard)))
+            parameters.append((owners, lambda shard=shard: _full_tensor(shard)))
         yield nullcontext(), parameters
     elif isinstance(module, FSDP1) and module._handle is not None:
         summoned = module.training_state == TrainingState.SUMMON_FULL_PARAMS
@@ -228,7 +231,7 @@ def _group(module: FSDPModule) -> Any:
     return module._get_fsdp_state()._fsdp_param_group
 
 
-def _full(parameter: Tensor) -> Tensor:
+def _full_tensor(parameter: Tensor) -> Tensor:
     parameter = parameter.detach()
     return parameter.full_tensor() if isinstance(parameter, DTensor) else parameter
 
@@ -238,7 +241,7 @@ def local_tensor(tensor: Tensor) -> Tensor:
     return tensor.to_local() if isinstance(tensor, DTensor) else tensor
 
 
-def unwrapped(model: nn.Module) -> nn.Module:
+def unwrap(model: nn.Module) -> nn.Module:
     """Return the module that FSDP1 has wrapped, or ``model`` itself if it is not wrapped."""
     return getattr(model, "_fsdp_wrapped_module", model)
 

@@ -34,7 +34,7 @@ from spin_composer.model.unwrap import composer_model
 from spin_composer.play.degenerate import duplicate_check_for
 from spin_composer.play.iteration import (
     IterationPlan,
-    RunFacts,
+    RunContext,
     existing_manifest,
     manifest_of,
     plan_iteration,
@@ -42,12 +42,12 @@ from spin_composer.play.iteration import (
 from spin_composer.play.lockstep import Lockstep
 from spin_composer.play.metrics import PlayReport
 from spin_composer.play.plan import too_few_units_warning
-from spin_composer.play.player import Player, Schedule, finish_play, make_units, one_by_one
+from spin_composer.play.player import Player, Schedule, finish_play, make_units, run_independently
 from spin_composer.play.prepare import resume_remedy
 from spin_composer.report.spans import union_seconds
 from spin_composer.settings.spin import SpinSettings, of_iteration
 from spin_composer.store.base import AT_START, Store
-from spin_composer.store.manifest import FIXED_AT_START, Manifest, differing_fields, meaning
+from spin_composer.store.manifest import FIXED_AT_START, Manifest, differing_fields, manifest_value
 from spin_composer.store.pair_loader import build_pair_loader, resume_at
 
 log = logging.getLogger(__name__)
@@ -145,7 +145,9 @@ class Game:
         t = state.timestamp
         iteration = int(t.iteration)
         # The opponent is gone; which one it was, and how it played, only the checkpoint knows.
-        known = {name: meaning(self.manifest, name) for name in ("opponent", *FIXED_AT_START)}
+        known = {
+            name: manifest_value(self.manifest, name) for name in ("opponent", *FIXED_AT_START)
+        }
         from_rank_zero(lambda: self.store.manifest(iteration))  # or it says that it is missing
         found = from_rank_zero(lambda: existing_manifest(self.store, self.settings, iteration))
         manifest, units = manifest_of(self.store, self._facts(state), iteration, found)
@@ -185,8 +187,8 @@ class Game:
             log.warning(f"iteration {plan.iteration}: {said}")
         return plan
 
-    def _facts(self, state: State) -> RunFacts:
-        return RunFacts(
+    def _facts(self, state: State) -> RunContext:
+        return RunContext(
             self.settings,
             self.seed,
             self.examples,
@@ -256,7 +258,9 @@ class Game:
             self.examples,
             self.seed,
             score_batch_size=max(1, self.settings.generation.batch_size // 2),  # pairs, not rows
-            same=duplicate_check_for(meaning(plan.manifest, "degenerate"), model.tokenizer, stop),
+            same=duplicate_check_for(
+                manifest_value(plan.manifest, "degenerate"), model.tokenizer, stop
+            ),
             before_commit=unchanged if is_job else lambda: None,
             verify_lock=self.verify_lock,
         )
@@ -265,7 +269,7 @@ class Game:
         model = composer_model(state)
         if is_sharded(model) and not self.engine.needs_whole_model:
             return Lockstep(state.device.tensor_to_device, lambda: reshard(model))
-        return one_by_one
+        return run_independently
 
     @contextmanager
     def _explain_out_of_memory(self) -> Iterator[None]:

@@ -44,7 +44,7 @@ class Interrupted(SystemExit):
         self.number = number
 
 
-class _Watch:
+class _SignalWatch:
     """The signals of this process, from :meth:`install` to :meth:`uninstall`."""
 
     leave_by: float | None = None
@@ -90,7 +90,9 @@ class _Watch:
 
     def uninstall(self) -> None:
         # What was saved for this signal may have to be uploaded yet.
-        _Watch.leave_by = self.since + LIMIT_SECONDS if self.number and not self.patient else None
+        _SignalWatch.leave_by = (
+            self.since + LIMIT_SECONDS if self.number and not self.patient else None
+        )
         for number, old in self.installed.items():
             if signal.getsignal(number) == self._handle:
                 signal.signal(number, old)
@@ -113,7 +115,7 @@ class _Watch:
         """Return what ends the process, and say so."""
         self.note(number)
         self.raised = True
-        say()
+        announce()
         # llm-foundry's log level is debug unless told: Composer tells of each callback it closes.
         logging.getLogger("composer").setLevel(logging.INFO)
         self.tell(number)
@@ -167,12 +169,12 @@ class _Watch:
 
     def end(self) -> None:
         """End the process now."""
-        if not self.said and _speaks():
+        if not self.said and _is_rank_zero():
             os.write(2, f"{self.line}\n".encode())  # another thread may hold Python's own stream
         os._exit(128 + self.number)
 
 
-_watch = _Watch()
+_watch = _SignalWatch()
 
 
 def install(*more: int, owned: bool = False) -> None:
@@ -195,12 +197,12 @@ def uninstall() -> None:
     _watch.uninstall()
 
 
-def noted() -> int:
+def pending_signal() -> int:
     """Return the number of the signal that is to end the process, or 0."""
     return _watch.number
 
 
-def note(number: int) -> None:
+def record_signal(number: int) -> None:
     """Note a signal that another rank got."""
     _watch.note(number)
 
@@ -215,7 +217,7 @@ def check() -> None:
         raise _watch.exception(_watch.number)
 
 
-def stopped(number: int) -> Interrupted:
+def exception_for(number: int) -> Interrupted:
     """Return the exception that ends this process as another rank's ``number`` ends that one."""
     return _watch.exception(number)
 
@@ -230,7 +232,7 @@ def deferred() -> Iterator[None]:
         _watch.deferred = max(0, _watch.deferred - 1)
 
 
-def hold(on: bool, patient: bool = False) -> None:
+def set_deferred(on: bool, patient: bool = False) -> None:
     """Begin or end a :func:`deferred` that lies between two events.
 
     Args:
@@ -242,12 +244,12 @@ def hold(on: bool, patient: bool = False) -> None:
     _watch.held, _watch.patient = on, on and patient
 
 
-def connect(tell: Callable[[int], None], ask: Callable[[], int]) -> None:
+def connect_ranks(tell: Callable[[int], None], ask: Callable[[], int]) -> None:
     """Give the ways by which ranks learn of one another's signals."""
     _watch.tell, _watch.ask = tell, ask
 
 
-def cause_of(error: BaseException) -> int:
+def signal_behind(error: BaseException) -> int:
     """Return the number of the signal of which an error is the consequence, or 0.
 
     What goes wrong after a signal (a rank that is gone, a file cut short) is taken to be.
@@ -257,19 +259,19 @@ def cause_of(error: BaseException) -> int:
     return _watch.number or _watch.ask()
 
 
-def say() -> None:
+def announce() -> None:
     """Print, once and on rank 0, that the run was interrupted."""
-    if not _watch.said and _speaks():
+    if not _watch.said and _is_rank_zero():
         _watch.said = True
         print(_watch.line, file=sys.stderr, flush=True)
 
 
-def goes_on_from(checkpoint: str) -> None:
+def set_resume_checkpoint(checkpoint: str) -> None:
     """Let the line name the checkpoint that was saved for this interruption."""
     _watch.line = f"{LINE} from {checkpoint}, which was saved before"
 
 
-def leave(code: int | str | None) -> None:
+def exit_process(code: int | str | None) -> None:
     """Exit; after an interruption the process ends soon, whatever its threads still wait for."""
     if isinstance(code, int) and code > 128:
         if _watch.leave_by is not None:
@@ -282,7 +284,7 @@ def leave(code: int | str | None) -> None:
     sys.exit(code)
 
 
-def _speaks() -> bool:
+def _is_rank_zero() -> bool:
     return os.environ.get("RANK", "0") == "0"
 
 

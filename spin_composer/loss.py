@@ -208,18 +208,18 @@ class PairLoss:
             lengths: [B, 2] numbers of scored tokens.
         """
         anchor = nll_anchor(policy[:, 0], lengths[:, 0], self.nll_weight)
-        policy, opponent = self._normalised(policy, opponent, lengths)
+        policy, opponent = self._normalized(policy, opponent, lengths)
         loss = LOSSES[self.kind](
             policy[:, 0], policy[:, 1], opponent[:, 0], opponent[:, 1], self.beta
         )
         return loss + anchor if self.nll_weight else loss
 
     def rewards(self, policy: Tensor, opponent: Tensor, lengths: Tensor) -> Tensor:
-        """Return r = beta * (policy - opponent) [B, 2], after normalisation by length."""
-        policy, opponent = self._normalised(policy, opponent, lengths)
+        """Return r = beta * (policy - opponent) [B, 2], after normalization by length."""
+        policy, opponent = self._normalized(policy, opponent, lengths)
         return self.beta * (policy - opponent)
 
-    def _normalised(
+    def _normalized(
         self, policy: Tensor, opponent: Tensor, lengths: Tensor
     ) -> tuple[Tensor, Tensor]:
         if not self.length_normalised:

@@ -48,7 +48,7 @@ class PairMetric(Metric, ABC):
             policy: [B, 2] the policy's sums.
             opponent: [B, 2] the opponent's sums.
             lengths: [B, 2] numbers of scored tokens.
-            loss: the iteration's loss, which knows beta and the normalisation.
+            loss: the iteration's loss, which knows beta and the normalization.
         """
         policy = policy.detach()
         values = self.values(policy, loss.rewards(policy, opponent, lengths)).double()

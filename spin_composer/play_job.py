@@ -83,13 +83,15 @@ def job_config(
     config |= {"autoresume": False, "eval_first": False}
     if only.iteration and not load_path_given:
         outline = outline_of(plain, settings, where)
-        config["load_path"] = str(_start_of(outline, only.iteration, settings).path.absolute())
+        config["load_path"] = str(
+            _start_checkpoint(outline, only.iteration, settings).path.absolute()
+        )
     if only.iteration and settings.reset_optimizer:
         config["load_ignore_keys"] = [*(plain.get("load_ignore_keys") or []), *_OPTIMIZER_STATE]
     return config
 
 
-def _start_of(outline: RunOutline, iteration: int, settings: SpinSettings) -> Checkpoint:
+def _start_checkpoint(outline: RunOutline, iteration: int, settings: SpinSettings) -> Checkpoint:
     """Return the checkpoint of an iteration's start."""
     epoch = iteration * settings.epochs_per_iteration
     remedy = f"Give load_path=... of the checkpoint at epoch {epoch}."

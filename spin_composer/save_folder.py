@@ -174,7 +174,7 @@ def structure_problem(path: Path) -> str | None:
         if not _size(path / ".metadata"):
             return "it has no .metadata"
         shards = sorted(path.glob("*.distcp"))
-        cut = [shard.name for shard in shards if not _ends_a_zip(shard)]
+        cut = [shard.name for shard in shards if not _has_zip_end(shard)]
         return f"{cut[0]} is cut short" if cut else None
     if not _size(path):
         return "it is empty"
@@ -186,7 +186,7 @@ def structure_problem(path: Path) -> str | None:
     except _DAMAGED:
         return "it is cut short"
     except OSError as error:
-        return _of_contents(error)
+        return _content_error(error)
     return None
 
 
@@ -200,11 +200,11 @@ def content_problem(path: Path) -> str | None:
     except _DAMAGED as error:
         return str(error)
     except OSError as error:
-        return _of_contents(error)
+        return _content_error(error)
     return None if bad is None else f"the CRC of its {bad} differs"
 
 
-def _of_contents(error: OSError) -> str:
+def _content_error(error: OSError) -> str:
     """Return what an error of reading damaged contents says; raise one of the disk again."""
     if error.errno not in (None, errno.EINVAL):  # a bad stream; a place before the file's start
         raise error
@@ -235,7 +235,7 @@ def _size(path: Path) -> int:
     return path.stat().st_size if path.exists() else 0
 
 
-def _ends_a_zip(path: Path) -> bool:
+def _has_zip_end(path: Path) -> bool:
     """Tell whether a file is empty, or ends as the records that torch.save writes end."""
     size = _size(path)
     with open(path, "rb") as file:

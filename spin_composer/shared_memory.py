@@ -26,7 +26,7 @@ _numbers: dict[int, int] = {}
 """By process: one that is forked off a run may begin a run of its own."""
 
 
-def own_names() -> None:
+def use_unique_names() -> None:
     """Have Streaming's names in shared memory begin at this run's own number from now on.
 
     Raises:
@@ -49,10 +49,10 @@ def own_names() -> None:
 
 
 def _own_numbers() -> Iterator[int]:
-    return itertools.count(_agreed())
+    return itertools.count(_agree_on_start())
 
 
-def _agreed() -> int:
+def _agree_on_start() -> int:
     """Return the number that this node's ranks begin at, which follows from rank 0's."""
     from streaming.base.distributed import get_local_world_size
     from torch import distributed

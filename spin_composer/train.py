@@ -71,8 +71,8 @@ def exit_code(run: Callable[[], object], name: str) -> int:
     except (PlayDone, RunEnded) as done:
         print(f"{name}: {done}", file=sys.stderr)
     except BaseException as error:  # that of a failed sharded save is no Exception
-        if number := interrupt.cause_of(error):
-            interrupt.say()
+        if number := interrupt.signal_behind(error):
+            interrupt.announce()
             return 128 + number
         if isinstance(error, (KeyboardInterrupt, SystemExit)):
             raise
@@ -103,4 +103,4 @@ def release_locks() -> None:
 
 
 if __name__ == "__main__":
-    interrupt.leave(main())
+    interrupt.exit_process(main())

@@ -23,7 +23,7 @@ echo "odd environment: ${as[*]:-the same user}"
 sample=(
     tests/data tests/store/test_local.py tests/engines/server/test_process.py
     tests/store/test_lock.py tests/engines/server/test_generator.py tests/settings/test_spin.py
-    tests/settings/test_yaml.py tests/report/test_books.py tests/report/test_status.py tests/test_save_folder.py
+    tests/settings/test_yaml.py tests/report/test_history.py tests/report/test_status.py tests/test_save_folder.py
     tests/test_data_commands.py tests/test_errors.py tests/test_resume.py tests/demo/test_world.py
 )
 cd "$folder"

@@ -162,7 +162,7 @@ def test_every_module_has_a_layer():
 
 
 @pytest.mark.parametrize("path", python_files(PACKAGE), ids=short)
-def test_imports_point_downwards(path: Path):
+def test_imports_point_downward(path: Path):
     own = unit_of(module_of(path))
     if own is None:  # spin_composer itself: a test below holds that it imports nothing at run time
         return

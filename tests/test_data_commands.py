@@ -153,7 +153,7 @@ def test_what_cannot_work_is_one_line_and_exit_code_2(
     assert not (tmp_path / "out").exists()
 
 
-def test_the_check_shows_what_stands_at_the_border(command, tokenizer, tmp_path):
+def test_the_check_shows_what_stands_at_the_boundary(command, tokenizer, tmp_path):
     rows = [{"messages": [USER, {**ANSWER, "id": 7}], "source": "x"}] * 2
     _, out, _ = command("check", write(tmp_path / "rows.jsonl", rows), "--tokenizer", tokenizer)
     assert shown(out, "generation prompt") == r"'<|im_start|>assistant\n'"
@@ -216,7 +216,7 @@ def test_conversion_keeps_calls_tools_and_template_options(command, tmp_path):
     assert [{k: v for k, v in row.items() if v is not None} for row in read] == rows
 
 
-def test_the_check_compares_both_ways_of_tokenising(command, tmp_path):
+def test_the_check_compares_both_ways_of_tokenizing(command, tmp_path):
     folder = tmp_path / "metaspace"
     templates.metaspace("always", templates.ZEPHYR).save_pretrained(folder)
     path = write(tmp_path / "rows.jsonl", [{"messages": [USER, ANSWER]}] * 3)

@@ -21,7 +21,7 @@ from torch.distributed.fsdp import (
 from torch.distributed.fsdp.wrap import ModuleWrapPolicy
 from torch.distributed.tensor import DTensor
 
-from spin_composer.fsdp import each_whole, gathered, plain_name, reshard
+from spin_composer.fsdp import gathered, iter_full_parameters, plain_name, reshard
 from spin_composer.model.fingerprint import fingerprint
 
 
@@ -127,7 +127,7 @@ def one_at_a_time(rank: int, kind: str, port: int, results) -> None:
     os.environ.update(MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port))
     dist.init_process_group("gloo", rank=rank, world_size=2)
     net, ids = Tied(), torch.arange(5)
-    wanted = {whole.name: whole.tensor.clone() for whole in each_whole(net)}
+    wanted = {whole.name: whole.tensor.clone() for whole in iter_full_parameters(net)}
     assert wanted.keys() == dict(net.named_parameters()).keys()
     shard(net, kind)
     with torch.no_grad():
@@ -135,8 +135,8 @@ def one_at_a_time(rank: int, kind: str, port: int, results) -> None:
         held = whole_bytes(net)
         reshard(net)
         freed = held > 0 == whole_bytes(net)
-        found = {whole.name: whole.tensor.clone() for whole in each_whole(net)}
-        tied = sum(len(whole.owners) for whole in each_whole(net)) - len(found)
+        found = {whole.name: whole.tensor.clone() for whole in iter_full_parameters(net)}
+        tied = sum(len(whole.owners) for whole in iter_full_parameters(net)) - len(found)
         same = found.keys() == wanted.keys()
         same = same and all(torch.equal(found[name], wanted[name]) for name in wanted)
         results[rank] = (same, tied, freed, torch.equal(net(ids), before))

@@ -16,7 +16,7 @@ from fixtures.interrupted import CASES, MORE_CASES, Case
 from fixtures.yaml_run import save_model, tiny_config, write_config
 
 from spin_composer import interrupt
-from spin_composer.errors import InputError, explain, rebuilt
+from spin_composer.errors import InputError, explain, rebuild_error
 from spin_composer.settings.yaml import validate
 
 TESTS = Path(__file__).parent
@@ -148,7 +148,7 @@ def test_saving_at_a_signal_needs_a_folder_and_a_job_that_only_plays_does_not(tm
 def test_an_interruption_travels_between_ranks_as_its_exit_code():
     code, line = explain(interrupt.Interrupted(15))  # pyright: ignore[reportGeneralTypeIssues]
     assert (code, line) == (143, LINE)
-    again = rebuilt(code, line)
+    again = rebuild_error(code, line)
     interrupt.uninstall()
     assert isinstance(again, interrupt.Interrupted)
     assert (again.number, again.code) == (15, 143)
@@ -191,7 +191,7 @@ time.sleep(60)
 def test_a_forked_child_dies_of_the_signals_that_its_parent_notes(monkeypatch):
     interrupt.install(owned=True)
     try:
-        interrupt.hold(True)
+        interrupt.set_deferred(True)
         pid = os.fork()
         if pid == 0:
             os.kill(os.getpid(), 2)  # ignored while there is work to finish
@@ -199,6 +199,6 @@ def test_a_forked_child_dies_of_the_signals_that_its_parent_notes(monkeypatch):
             os._exit(0)
         _, status = os.waitpid(pid, 0)
         assert os.waitstatus_to_exitcode(status) == -15
-        assert interrupt.noted() == 0
+        assert interrupt.pending_signal() == 0
     finally:
         interrupt.uninstall()

@@ -44,7 +44,7 @@ def test_loss_equals_its_formula(kind: str, beta: float) -> None:
 
 
 @pytest.mark.parametrize("kind", LOSSES)
-def test_length_normalisation_divides_each_side_by_its_length_first(kind: str) -> None:
+def test_length_normalization_divides_each_side_by_its_length_first(kind: str) -> None:
     policy, opponent, lengths = sums()
     loss = PairLoss(kind, 0.7, length_normalised=True)
     by_hand = PairLoss(kind, 0.7)(policy / lengths, opponent / lengths, lengths)
@@ -79,8 +79,8 @@ def test_loss_is_log_two_where_policy_equals_opponent(beta: float) -> None:
 def test_gradients_are_right(kind: str) -> None:
     policy, opponent, lengths = sums(dtype=torch.float64)
     policy.requires_grad_()
-    for normalised in (False, True):
-        loss = PairLoss(kind, 0.5, nll_weight=0.2, length_normalised=normalised)
+    for normalized in (False, True):
+        loss = PairLoss(kind, 0.5, nll_weight=0.2, length_normalised=normalized)
         assert torch.autograd.gradcheck(lambda p, f=loss: f(p, opponent, lengths), policy)
 
 
@@ -101,7 +101,7 @@ def test_large_margins_stay_finite() -> None:
     assert policy.grad.isfinite().all()
 
 
-def test_empty_response_does_not_make_the_normalised_loss_nan() -> None:
+def test_empty_response_does_not_make_the_normalized_loss_nan() -> None:
     zero = torch.zeros(1, 2)
     loss = PairLoss("logistic", 1.0, nll_weight=1.0, length_normalised=True)
     assert loss(zero, zero, zero.long()).item() == pytest.approx(math.log(2))
@@ -123,7 +123,7 @@ def test_impossible_setting_is_named(settings: dict, message: str) -> None:
 
 @pytest.fixture
 def registry() -> Iterator[dict]:
-    """The registry of losses, which is as before afterwards."""
+    """The registry of losses, which is as before afterward."""
     before = dict(LOSSES)
     yield LOSSES
     LOSSES.clear()

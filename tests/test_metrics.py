@@ -59,7 +59,7 @@ def test_metric_equals_its_definition_over_uneven_microbatches(metric: type[Pair
     assert parts.compute().isnan()
 
 
-def test_rewards_follow_the_losss_normalisation() -> None:
+def test_rewards_follow_the_losss_normalization() -> None:
     metric = SpinRewardStd()
     metric.update(POLICY, OPPONENT, LENGTHS, PairLoss("logistic", BETA, length_normalised=True))
     rewards = BETA * (POLICY - OPPONENT) / LENGTHS
@@ -82,7 +82,7 @@ def test_llm_foundry_is_told_of_every_metric() -> None:
 
 @pytest.fixture
 def registry() -> Iterator[list]:
-    """The registry of metrics, which is as before afterwards."""
+    """The registry of metrics, which is as before afterward."""
     before = list(PAIR_METRICS)
     yield PAIR_METRICS
     PAIR_METRICS[:] = before

@@ -45,7 +45,7 @@ def test_it_goes_on_with_the_same_pairs(gone_on):
         found, wanted = (
             old_run.pairs(x, iteration) for x in (folder / "self-play", kept / "whole/self-play")
         )
-        for field in (0, 1, 2):  # row, prompt, real response: of the data and its tokenising
+        for field in (0, 1, 2):  # row, prompt, real response: of the data and its tokenizing
             assert [pair[field] for pair in found] == [pair[field] for pair in wanted]
         if same_sums(kept):
             assert found == wanted
@@ -80,11 +80,11 @@ def test_it_ends_with_the_same_losses_and_weights(gone_on):
         assert a["loss/train/total"] == pytest.approx(b["loss/train/total"], abs=1e-3)
 
 
-def test_its_rows_tell_the_two_ways_of_tokenising_apart(tmp_path):
+def test_its_rows_tell_the_two_ways_of_tokenizing_apart(tmp_path):
     from transformers import AutoTokenizer
 
     from spin_composer.data.sources import read_rows
-    from spin_composer.data.tokenise import build_examples
+    from spin_composer.data.tokenization import build_examples
     from spin_composer.settings.dataset import read_config
 
     kept = old_run.unpack(old_run.COMMITS[0], tmp_path)
@@ -93,4 +93,4 @@ def test_its_rows_tell_the_two_ways_of_tokenising_apart(tmp_path):
     config = read_config(dataset)
     tokenizer = AutoTokenizer.from_pretrained(kept / "model")
     examples = build_examples(read_rows(config), tokenizer, config)
-    assert examples.fingerprint != examples.retokenised("turns").fingerprint
+    assert examples.fingerprint != examples.retokenized("turns").fingerprint

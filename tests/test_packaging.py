@@ -124,7 +124,7 @@ print(yaml.validate(config).store)
     assert done.stdout.strip() == "runs/demo/spin/self-play"
 
 
-def test_sdist_holds_licence_and_yamls_but_no_tests(built: tuple[set[str], set[str]]):
+def test_sdist_holds_license_and_yamls_but_no_tests(built: tuple[set[str], set[str]]):
     assert {"LICENSE", "yamls/zephyr-7b-ultrachat.yaml"} <= built[1]
     assert not [name for name in built[1] if {"tests", "benchmarks"} & set(name.split("/"))]
 

@@ -12,7 +12,7 @@ import pytest
 from fixtures.yaml_run import launch, tiny_config, write_config
 
 from spin_composer.errors import EnvironmentFailure
-from spin_composer.shared_memory import own_names
+from spin_composer.shared_memory import use_unique_names
 
 NUM_PROGRAMS, NUM_DATASETS = 4, 6
 
@@ -25,7 +25,7 @@ def _program(folder: Path, number: int, together: Any, answers: Any) -> None:
     # As a program of its own, and not a part of the test's run.
     for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "MASTER_PORT"):
         os.environ.pop(name, None)
-    own_names()
+    use_unique_names()
     if number == NUM_PROGRAMS:  # a job that is not ours: it counts from 0
         prefix._each_prefix_int = itertools.count
     names, rows, kept = [], [], []
@@ -75,7 +75,7 @@ def test_another_streaming_is_an_error_and_not_a_clash(monkeypatch: pytest.Monke
 
     monkeypatch.delattr(prefix, "_each_prefix_int")
     with pytest.raises(EnvironmentFailure, match=r"names its shared memory in another way"):
-        own_names()
+        use_unique_names()
 
 
 @pytest.mark.foundry

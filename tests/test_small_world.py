@@ -117,7 +117,7 @@ def test_first_step_loss_is_log_two(spin: Game) -> None:
     assert all(loss < math.log(2) for loss in spin.losses[per_iteration - 1 :: per_iteration][:3])
 
 
-def test_accuracy_falls_towards_one_half(spin: Game) -> None:
+def test_accuracy_falls_toward_one_half(spin: Game) -> None:
     early, late = sum(spin.accuracies[:2]) / 2, sum(spin.accuracies[-2:]) / 2
     assert early > 0.58
     assert late < early - 0.04

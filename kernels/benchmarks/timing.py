@@ -18,7 +18,7 @@ from torch import Tensor
 
 MIB = 2**20
 _FLUSH_BYTES = 2**28
-"""Written before every measurement on a GPU: several times the L2 cache of a data-centre card."""
+"""Written before every measurement on a GPU: several times the L2 cache of a data-center card."""
 
 _HEAD_START_CYCLES = 2_000_000
 """About a millisecond of the card: the host has queued its launches before the card needs them."""

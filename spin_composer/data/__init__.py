@@ -1,1 +1,1 @@
-"""SFT data as SPIN plays it: formats, sources, tokenising, and pair batches."""
+"""SFT data as SPIN plays it: formats, sources, tokenizing, and pair batches."""

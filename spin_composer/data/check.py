@@ -8,10 +8,10 @@ from typing import TYPE_CHECKING, Any, Literal, cast
 
 import numpy as np
 
-from spin_composer.data.both_ways import Differences, differences
 from spin_composer.data.chat_template import ChatTemplate
 from spin_composer.data.counts import DataReport
 from spin_composer.data.formats import Kind
+from spin_composer.data.rendering_vs_turns import TokenizationDiff, diff_tokenizations
 from spin_composer.data.sources import read_rows
 from spin_composer.data.tokenizers import load_tokenizer
 from spin_composer.errors import InputError
@@ -62,8 +62,8 @@ class CheckReport:
     special_tokens: dict[str, dict[str, int]] = field(default_factory=dict)
     """Control tokens of all prompts and of all responses: how often each."""
 
-    differences: Differences = field(default_factory=Differences)
-    """What the other way of tokenising would make of the rows."""
+    differences: TokenizationDiff = field(default_factory=TokenizationDiff)
+    """What the other way of tokenizing would make of the rows."""
 
     def raise_for_bad_rows(self) -> None:
         """Raise the InputError of the first bad row, unless bad rows are to be skipped."""
@@ -73,17 +73,17 @@ class CheckReport:
             raise InputError(self.rows.faults[0] + more)
 
 
-def check_config(
+def inspect_config(
     config: DatasetConfig,
     tokenizer_name: str,
     tokenizer_kwargs: Config | None = None,
     title: str | None = None,
     row: int = 1,
 ) -> CheckReport:
-    """Read, format and tokenise all data of a dataset block, and count.
+    """Read, format and tokenize all data of a dataset block, and count.
 
     Bad rows are always counted through to the end; ``CheckReport.raise_for_bad_rows`` turns them
-    into the error afterwards, so that the report can be printed first.
+    into the error afterward, so that the report can be printed first.
 
     Args:
         config: The block, checked.
@@ -105,16 +105,16 @@ def check_config(
     first = list(islice(rows, 1))
     if not first:
         raise InputError(f"{title}: it has no rows. Give it at least one.")
-    from spin_composer.data.tokenise import build_examples
+    from spin_composer.data.tokenization import build_examples
 
     tokenizer = load_tokenizer(tokenizer_name, tokenizer_kwargs)
     examples = build_examples(chain(first, rows), tokenizer, counting)
-    report = report_on(examples, tokenizer, title, config.on_bad_row, row)
-    report.differences = differences(examples.both_ways(limit=None), tokenizer)
+    report = make_report(examples, tokenizer, title, config.on_bad_row, row)
+    report.differences = diff_tokenizations(examples.both_ways(limit=None), tokenizer)
     return report
 
 
-def report_on(
+def make_report(
     examples: ExampleDataset,
     tokenizer: PreTrainedTokenizerBase,
     source: str,
@@ -223,7 +223,7 @@ def print_report(report: CheckReport, console: Console) -> None:
     example = Text(report.prompt_text)
     example.append(report.response_text, style="bold green reverse")
     console.print(Panel(example, title="one example, its response marked"))
-    # Colour does not survive a file or a pipe: there the response is given by itself as well.
+    # Color does not survive a file or a pipe: there the response is given by itself as well.
     if not console.is_terminal:
         console.print(Panel(Text(report.response_text), title="its response"))
     for note in [*rows.notes, *report.differences.lines()]:

@@ -17,8 +17,8 @@ from itertools import chain, islice
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from spin_composer.data.bad_row import BadRow, Location
 from spin_composer.data.counts import DataReport
-from spin_composer.data.faults import BadRow, Where
 from spin_composer.data.formats import Kind, to_foundry_row
 from spin_composer.data.preprocess import make_preprocessor, preprocess_row
 from spin_composer.data.rows import Row
@@ -29,7 +29,7 @@ from spin_composer.settings.dataset import DatasetConfig
 from spin_composer.settings.section import Config
 
 if TYPE_CHECKING:
-    from spin_composer.data.tokenise import Tokeniser
+    from spin_composer.data.tokenization import ExampleBuilder
 
 _COLUMNS: dict[Kind, dict[str, str]] = {
     "plain": {"prompt": "str", "response": "str"},
@@ -79,7 +79,7 @@ def convert_config(
         config: The block, checked.
         destination: The folder to make; it must not exist (an empty one may).
         title: What to call the data; the block's source if not given.
-        tokenizer_name: With it each row is also tokenised, and must pass what training asks of it.
+        tokenizer_name: With it each row is also tokenized, and must pass what training asks of it.
         tokenizer_kwargs: ``tokenizer.kwargs``.
         compression: Streaming's name of a compression, such as ``zstd``; none by default.
 
@@ -89,10 +89,12 @@ def convert_config(
     Raises:
         InputError: The destination exists, or a row is bad, or the source cannot be read.
     """
-    target = _checked_destination(destination)
-    check = None if tokenizer_name is None else _Check(config, tokenizer_name, tokenizer_kwargs)
+    target = _validate_destination(destination)
+    check = (
+        None if tokenizer_name is None else _RowValidator(config, tokenizer_name, tokenizer_kwargs)
+    )
     report = DataReport()
-    rows = _formatted(config, report, check)
+    rows = _iter_formatted(config, report, check)
     # Before the slow imports and the bar: a missing or bad source fails at once.
     first = list(islice(rows, 1))
     if not first:
@@ -103,7 +105,7 @@ def convert_config(
     _check_compression(compression)
     kind = first[0][0]
     columns, rows = dict(_COLUMNS[kind]), chain(first, rows)
-    aside = _folder_beside(target, destination)
+    aside = _make_staging_folder(target, destination)
     try:
         with _progress_bar(f"Writing {target}") as advance:
             while True:
@@ -115,7 +117,7 @@ def convert_config(
                     shutil.rmtree(aside)
                     os.mkdir(aside)
                     report = DataReport()
-                    rows = _formatted(config, report, check)
+                    rows = _iter_formatted(config, report, check)
         os.chmod(aside, 0o755)  # mkdtemp makes private folders
         if target.is_dir():
             target.rmdir()
@@ -130,23 +132,23 @@ def convert_config(
     )  # fmt: skip
 
 
-class _Check:
-    """Tokenises rows, for the errors of those that cannot be trained on."""
+class _RowValidator:
+    """Tokenizes rows, for the errors of those that cannot be trained on."""
 
     def __init__(self, config: DatasetConfig, name: str, kwargs: Config | None) -> None:
         self._config, self._name, self._kwargs = config, name, kwargs
-        self._tokenise: Tokeniser | None = None
+        self._builder: ExampleBuilder | None = None
 
-    def __call__(self, kind: Kind, row: Row, where: Where, report: DataReport) -> None:
-        if self._tokenise is None:  # at the first row: a missing source is found before
-            from spin_composer.data.tokenise import Tokeniser
+    def __call__(self, kind: Kind, row: Row, where: Location, report: DataReport) -> None:
+        if self._builder is None:  # at the first row: a missing source is found before
+            from spin_composer.data.tokenization import ExampleBuilder
 
             tokenizer = load_tokenizer(self._name, self._kwargs)
-            self._tokenise = Tokeniser(tokenizer, self._config)
-        self._tokenise(kind, row, where, report)
+            self._builder = ExampleBuilder(tokenizer, self._config)
+        self._builder(kind, row, where, report)
 
 
-def _checked_destination(destination: str) -> Path:
+def _validate_destination(destination: str) -> Path:
     if "://" in destination:
         raise InputError(
             f"destination={destination!r}: writing to a remote place is not supported. Write to a "
@@ -164,7 +166,7 @@ def _checked_destination(destination: str) -> Path:
     return target
 
 
-def _folder_beside(target: Path, destination: str) -> str:
+def _make_staging_folder(target: Path, destination: str) -> str:
     """Make the folder that the data set is written to first."""
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
@@ -195,8 +197,8 @@ def _check_compression(compression: str | None) -> None:
         )
 
 
-def _formatted(
-    config: DatasetConfig, report: DataReport, check: _Check | None = None
+def _iter_formatted(
+    config: DatasetConfig, report: DataReport, check: _RowValidator | None = None
 ) -> Iterator[tuple[Kind, Row]]:
     """Yield each row's kind and llm-foundry's form of it, counting into ``report``."""
     rows = read_rows(config)  # before the preprocessor, which may import llm-foundry

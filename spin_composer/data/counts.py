@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from spin_composer.data.faults import BadRow
+    from spin_composer.data.bad_row import BadRow
 
 _NUM_SHOWN_FAULTS = 10
 _NUM_SHOWN_IGNORED = 12

@@ -11,7 +11,7 @@ import logging
 from collections.abc import Callable
 from datetime import datetime
 
-from spin_composer.errors import InputError, shown
+from spin_composer.errors import InputError, format_value
 
 log = logging.getLogger(__name__)
 
@@ -57,7 +57,7 @@ class TemplateDate:
         day = datetime.now() if date is None else _parsed(date)
         if day is None:
             self._refusal = (
-                f"train_loader.dataset.date_string={shown(date)} is no date that the chat "
+                f"train_loader.dataset.date_string={format_value(date)} is no date that the chat "
                 "template could print as '"
             )
         self._written = {} if day is None else _written(day)

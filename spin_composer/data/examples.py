@@ -19,7 +19,7 @@ from spin_composer.errors import InputError
 from spin_composer.settings.dataset import DEFAULT_TOKENIZATION
 
 if TYPE_CHECKING:
-    from spin_composer.data.origin import BothWays, Origin
+    from spin_composer.data.origin import Origin, RenderingVsTurns
     from spin_composer.settings.dataset import DatasetConfig, Tokenization
 
 
@@ -109,12 +109,12 @@ class ExampleDataset(Dataset):
 
     @property
     def tokenize(self) -> Tokenization:
-        """The way in which the rows were tokenised."""
+        """The way in which the rows were tokenized."""
         config = self.config
         return (config and config.tokenize) or DEFAULT_TOKENIZATION
 
-    def retokenised(self, tokenize: Tokenization) -> ExampleDataset:
-        """Return the same source's rows tokenised the other way, read again (by all ranks).
+    def retokenized(self, tokenize: Tokenization) -> ExampleDataset:
+        """Return the same source's rows tokenized the other way, read again (by all ranks).
 
         ``turns`` is as it was before ``tokenize`` was a setting: for stores that were played then.
 
@@ -128,10 +128,10 @@ class ExampleDataset(Dataset):
                 f"tokenize={tokenize!r}: examples made by hand have no source to read again. "
                 "Make them by build_examples."
             )
-        return self._origin.retokenised(tokenize)
+        return self._origin.retokenized(tokenize)
 
-    def both_ways(self, limit: int | None = 64) -> Iterator[BothWays]:
-        """Yield rows in both ways of tokenising: the first ``limit``, or all, read again."""
+    def both_ways(self, limit: int | None = 64) -> Iterator[RenderingVsTurns]:
+        """Yield rows in both ways of tokenizing: the first ``limit``, or all, read again."""
         if self._origin is not None:
             yield from self._origin.both_ways(limit)
 

@@ -10,9 +10,9 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import IO, Any, cast
 
-from spin_composer.data.faults import BadRow, Where
+from spin_composer.data.bad_row import BadRow, Location
 from spin_composer.data.tables import RawRow, read_parquet, read_table
-from spin_composer.errors import InputError, shown
+from spin_composer.errors import InputError, format_value
 
 __all__ = ["READABLE", "RawRow", "known_endings", "read_file", "suffix"]
 
@@ -84,8 +84,8 @@ def _check_magic(path: Path, ending: str) -> None:
         return
     if packed and not found:
         raise InputError(
-            f"{path}: not a readable {packed} file (it begins with {shown(head)}). Give it the "
-            "ending of what it is, or copy or compress the file again."
+            f"{path}: not a readable {packed} file (it begins with {format_value(head)}). Give it "
+            "the ending of what it is, or copy or compress the file again."
         )
     remedy = f"Name it so: ...{found}" if found in (*_PACKED, ".parquet") else "Unpack it"
     raise InputError(f"{path}: its content is that of a {found} file. {remedy}.")
@@ -113,7 +113,7 @@ def _read_text(
     except (OSError, EOFError, zlib.error) as error:
         raise InputError(
             f"{path}: not readable after line {number} ({type(error).__name__}: "
-            f"{shown(str(error), 120)}). Copy or compress the file again."
+            f"{format_value(str(error), 120)}). Copy or compress the file again."
         ) from error
 
 
@@ -130,48 +130,49 @@ def _open(path: Path) -> IO[bytes]:
 def _read_lines(path: Path, file: IO[bytes]) -> Iterator[RawRow]:
     for number, line in enumerate(file, start=1):
         if line.strip(b" \t\r\n\xef\xbb\xbf"):
-            where = Where(str(path), number)
-            yield where, _decoded(line, where)
+            where = Location(str(path), number)
+            yield where, _decode_json(line, where)
 
 
-class _Twice(ValueError):
+class _DuplicateKey(ValueError):
     """A name that an object has twice."""
 
 
-def _object(pairs: list[tuple[str, object]]) -> dict[str, object]:
+def _object_without_duplicates(pairs: list[tuple[str, object]]) -> dict[str, object]:
     """Make an object of its pairs; of a name that stands twice json would keep the last alone."""
     made = dict(pairs)
     if len(made) < len(pairs):
         names = [name for name, _ in pairs]
-        raise _Twice(next(name for name in names if names.count(name) > 1))
+        raise _DuplicateKey(next(name for name in names if names.count(name) > 1))
     return made
 
 
-def _decoded(line: bytes, where: Where) -> Any:
+def _decode_json(line: bytes, where: Location) -> Any:
     """Return the line's JSON value, or the BadRow that says why it has none."""
     try:
         text = line.decode("utf-8-sig" if where.number == 1 else "utf-8")
-        return json.loads(text, object_pairs_hook=_object)
+        return json.loads(text, object_pairs_hook=_object_without_duplicates)
     except json.JSONDecodeError as error:
         return BadRow(
             where, "not JSON",
-            f"{shown(line.decode('utf-8').strip())} is not JSON ({error.msg} at column "
+            f"{format_value(line.decode('utf-8').strip())} is not JSON ({error.msg} at column "
             f"{error.colno})", "Write one JSON object per line.",
         )  # fmt: skip
     except UnicodeDecodeError as error:
         return BadRow(
-            where, "not UTF-8", f"{shown(line[:40])} is not UTF-8 text ({error.reason})",
+            where, "not UTF-8", f"{format_value(line[:40])} is not UTF-8 text ({error.reason})",
             "Save the file as UTF-8.",
         )  # fmt: skip
-    except _Twice as error:
+    except _DuplicateKey as error:
         return BadRow(
-            where, "a name twice", f"the field {shown(str(error))} stands twice in one object",
+            where, "a name twice",
+            f"the field {format_value(str(error))} stands twice in one object",
             "Keep one of them.",
         )  # fmt: skip
     except (ValueError, RecursionError) as error:  # a huge integer, or thousands of brackets
         return BadRow(
             where, "not JSON",
-            f"{shown(line[:60])} cannot be read as JSON ({shown(str(error), 120)})",
+            f"{format_value(line[:60])} cannot be read as JSON ({format_value(str(error), 120)})",
             "Write a smaller number or a flatter object.",
         )  # fmt: skip
 
@@ -187,17 +188,17 @@ def _read_json(path: Path, file: IO[bytes]) -> Iterator[RawRow]:
         first = next(lines, None)
         if first is None:
             return
-        if _is_fault(first[1]) or _holder(first[1]):
-            _refuse_one_object(path)
+        if _is_bad_row(first[1]) or _find_rows_field(first[1]):
+            _check_not_one_object(path)
         yield first
         yield from lines
 
 
-def _is_fault(row: object) -> bool:
+def _is_bad_row(row: object) -> bool:
     return isinstance(row, BadRow) and row.reason == "not JSON"
 
 
-def _holder(row: object) -> str | None:
+def _find_rows_field(row: object) -> str | None:
     """Return the field of an object that holds the rows, if it looks like one."""
     if not isinstance(row, dict) or set(row) & {"messages", "conversations", "prompt", "input"}:
         return None
@@ -208,42 +209,45 @@ def _holder(row: object) -> str | None:
     )  # fmt: skip
 
 
-def _refuse_one_object(path: Path) -> None:
+def _check_not_one_object(path: Path) -> None:
     """Name the field that holds the rows of a ``.json`` that is one object."""
     with _open(path) as file:
         try:
             whole = json.loads(file.read().decode("utf-8-sig"))
         except (ValueError, RecursionError):
             return  # no JSON as a whole either: the line's own error is the better one
-    field = _holder(whole)
+    field = _find_rows_field(whole)
     remedy = (
         f"Set dataset.hf_kwargs: {{field: {field}}}, where the rows are, or save them as jsonl."
         if field is not None
         else "Write one object per line (jsonl), or a list of objects."
     )
-    keys = shown(sorted(map(str, whole)) if isinstance(whole, dict) else whole, 120)
+    keys = format_value(sorted(map(str, whole)) if isinstance(whole, dict) else whole, 120)
     raise InputError(f"{path}: the file is one object with the fields {keys}, not rows. {remedy}")
 
 
 def _read_json_list(path: Path, file: IO[bytes], field: str | None = None) -> Iterator[RawRow]:
     try:
-        rows = json.loads(file.read().decode("utf-8-sig"), object_pairs_hook=_object)
-    except _Twice as error:
+        rows = json.loads(
+            file.read().decode("utf-8-sig"), object_pairs_hook=_object_without_duplicates
+        )
+    except _DuplicateKey as error:
         raise InputError(
-            f"{path}: the field {shown(str(error))} stands twice in one object. Keep one of them."
+            f"{path}: the field {format_value(str(error))} stands twice in one object. Keep one of "
+            "them."
         ) from None
     except (ValueError, RecursionError) as error:
         raise InputError(
-            f"{path}: not a JSON list ({shown(str(error), 160)}). Mend it, or use jsonl."
+            f"{path}: not a JSON list ({format_value(str(error), 160)}). Mend it, or use jsonl."
         ) from None
     if field is not None:
         inner = rows.get(field) if isinstance(rows, dict) else None
         if not isinstance(inner, list):
-            keys = shown(sorted(map(str, rows)) if isinstance(rows, dict) else rows, 120)
+            keys = format_value(sorted(map(str, rows)) if isinstance(rows, dict) else rows, 120)
             raise InputError(
                 f"{path}: hf_kwargs.field={field!r} names no list of rows: the file has {keys}. "
                 "Name the field that holds them."
             )
         rows = inner
     for number, row in enumerate(rows, start=1):
-        yield Where(str(path), number, "row"), row
+        yield Location(str(path), number, "row"), row

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
-from spin_composer.data.faults import BORDERS_ARE_LOST, BadRow, Where
-from spin_composer.errors import shown
+from spin_composer.data.bad_row import BOUNDARIES_ARE_LOST, BadRow, Location
+from spin_composer.errors import format_value
 
 KEY_PAIRS = (("prompt", "response"), ("prompt", "completion"), ("input", "output"))
 _FORMATS = (
@@ -57,7 +57,7 @@ def ends_with_answer(turns: Sequence[object]) -> bool:
     return str(speaker).lower() not in ("user", "human", "prompter", "tool", "system")
 
 
-def unknown_format(row: Mapping, where: Where) -> BadRow:
+def unknown_format(row: Mapping, where: Location) -> BadRow:
     """Return the error of a row that has none of the formats' keys."""
     special = _tokens(row, where) or _tree(row, where) or _turns_as_text(row, where)
     if special is not None:
@@ -73,7 +73,7 @@ def unknown_format(row: Mapping, where: Where) -> BadRow:
                 return BadRow(
                     where,
                     f"missing {lack}",
-                    f"the field {lack} is missing beside {have}={shown(row[have])}",
+                    f"the field {lack} is missing beside {have}={format_value(row[have])}",
                     "Add it, or name the columns: "
                     "dataset.preprocessing_fn: {prompt: ..., response: ...}.",
                 )
@@ -81,7 +81,7 @@ def unknown_format(row: Mapping, where: Where) -> BadRow:
         return BadRow(
             where,
             "missing real",
-            f"the field real is missing beside generated={shown(row['generated'])}",
+            f"the field real is missing beside generated={format_value(row['generated'])}",
             "Add the real conversation, a list of turns.",
         )
     return _by_names(row, where)
@@ -91,7 +91,7 @@ def _is_text(value: object) -> bool:
     return isinstance(value, str) and bool(value.strip())
 
 
-def single_turn(row: Mapping, prompt: str, where: Where) -> BadRow:
+def single_turn(row: Mapping, prompt: str, where: Location) -> BadRow:
     """Return the error of a question and an answer under other names (Alpaca, Dolly, OpenOrca).
 
     Args:
@@ -105,7 +105,7 @@ def single_turn(row: Mapping, prompt: str, where: Where) -> BadRow:
         name = "Dolly's" if "context" in row else "Alpaca's"
         return BadRow(
             where, "instruction column" if rest else "unknown format",
-            f"the field instruction={shown(row['instruction'])} stands beside {beside} "
+            f"the field instruction={format_value(row['instruction'])} stands beside {beside} "
             f"({name} format)" + (", and would be lost" if rest else ""),
             f"Set dataset.preprocessing_fn: {_MAPPINGS}:as_chat for a model with a chat template, "
             f"{_MAPPINGS}:as_alpaca for one tuned on Alpaca's own prompts, or a module:function of "
@@ -119,13 +119,13 @@ def single_turn(row: Mapping, prompt: str, where: Where) -> BadRow:
         remedy = f"{{prompt: {prompt}, response: {answer}}}"
     return BadRow(
         where, "unknown format",
-        f"the fields {shown(sorted(map(str, row)))} are no known format; {prompt}="
-        f"{shown(row[prompt], 40)} and {answer}={shown(row[answer], 40)} look like prompt and "
-        "response", f"Set dataset.preprocessing_fn: {remedy}.",
+        f"the fields {format_value(sorted(map(str, row)))} are no known format; "
+        f"{prompt}={format_value(row[prompt], 40)} and {answer}={format_value(row[answer], 40)} "
+        "look like prompt and response", f"Set dataset.preprocessing_fn: {remedy}.",
     )  # fmt: skip
 
 
-def no_prompt(row: Mapping, where: Where) -> BadRow:
+def no_prompt(row: Mapping, where: Location) -> BadRow:
     """Return the error of preferences whose prompt is missing, or within both texts."""
     chosen = row["chosen"]
     for key in PROMPTS:
@@ -136,40 +136,42 @@ def no_prompt(row: Mapping, where: Where) -> BadRow:
     else:
         remedy = "Add the prompt, a text or a list of turns."
     return BadRow(
-        where, "missing prompt", f"the field prompt is missing beside chosen={shown(chosen)}",
+        where, "missing prompt",
+        f"the field prompt is missing beside chosen={format_value(chosen)}",
         remedy,
     )  # fmt: skip
 
 
-def _tokens(row: Mapping, where: Where) -> BadRow | None:
+def _tokens(row: Mapping, where: Location) -> BadRow | None:
     key = next((key for key in ("input_ids", "tokens") if not is_empty(row.get(key))), None)
     if key is None or isinstance(row[key], (str, int)):
         return None
     return BadRow(
-        where, "tokenised row",
-        f"{key}={shown(row[key])}: the row is {BORDERS_ARE_LOST}", "Give the rows as text.",
+        where, "tokenized row",
+        f"{key}={format_value(row[key])}: the row is "
+        f"{BOUNDARIES_ARE_LOST}", "Give the rows as text.",
     )  # fmt: skip
 
 
-def _tree(row: Mapping, where: Where) -> BadRow | None:
+def _tree(row: Mapping, where: Location) -> BadRow | None:
     if isinstance(row.get("prompt"), Mapping) and "replies" in row["prompt"]:
         return BadRow(
             where, "tree of messages",
-            f"prompt={shown(row['prompt'])} is a tree of messages (OpenAssistant)",
+            f"prompt={format_value(row['prompt'])} is a tree of messages (OpenAssistant)",
             f"Set dataset.preprocessing_fn: {_MAPPINGS}:best_path, which takes each turn's "
             "best-ranked reply.",
         )  # fmt: skip
     if "parent_id" in row and "message_id" in row:
         return BadRow(
             where, "single message",
-            f"message_id={shown(row['message_id'])}: the row is one message of a tree "
+            f"message_id={format_value(row['message_id'])}: the row is one message of a tree "
             "(OpenAssistant), not a conversation",
             f"Use the file of trees with dataset.preprocessing_fn: {_MAPPINGS}:best_path.",
         )  # fmt: skip
     return None
 
 
-def _turns_as_text(row: Mapping, where: Where) -> BadRow | None:
+def _turns_as_text(row: Mapping, where: Location) -> BadRow | None:
     for key in (*TURNS, "text"):
         value = row.get(key)
         if key == "text" and _is_text(value) and not any(_is_text(row.get(k)) for k in ANSWERS):
@@ -179,30 +181,30 @@ def _turns_as_text(row: Mapping, where: Where) -> BadRow | None:
                 remedy = "Split it with dataset.preprocessing_fn: module:function."
             return BadRow(
                 where, "text only",
-                f"text={shown(value)} has no border between prompt and response",
+                f"text={format_value(value)} has no boundary between prompt and response",
                 f"Give both, as prompt and response or as messages. {remedy}",
             )  # fmt: skip
         if key != "text" and not is_empty(value):
             if isinstance(value, (list, tuple)) and all(map(_is_text, value)):
                 return texts_for_turns(key, value, where)
             return BadRow(
-                where, "wrong type", f"{key}={shown(value)} is no list of turns",
+                where, "wrong type", f"{key}={format_value(value)} is no list of turns",
                 'Write [{"role": "user", "content": "..."}, {"role": "assistant", "content": '
                 '"..."}], or make it of the column with dataset.preprocessing_fn: module:function.',
             )  # fmt: skip
     return None
 
 
-def texts_for_turns(key: str, value: object, where: Where) -> BadRow:
+def texts_for_turns(key: str, value: object, where: Location) -> BadRow:
     """Return the error of a list of texts where turns should stand (LIMA)."""
     return BadRow(
-        where, "wrong type", f"{key}={shown(value)} is a list of texts, and not of turns",
+        where, "wrong type", f"{key}={format_value(value)} is a list of texts, and not of turns",
         'Write [{"role": "user", "content": "..."}, ...], or, if user and assistant take turns, '
         f"set dataset.preprocessing_fn: {_MAPPINGS}:alternating.",
     )  # fmt: skip
 
 
-def _by_names(row: Mapping, where: Where) -> BadRow:
+def _by_names(row: Mapping, where: Location) -> BadRow:
     """Return the error of columns whose names or spelling tell what they are."""
     names = {str(key).strip().lower(): key for key in row}
     texts = {name: key for name, key in names.items() if _is_text(row[key])}
@@ -226,5 +228,5 @@ def _by_names(row: Mapping, where: Where) -> BadRow:
             remedy = "If the rows are in the field data, set dataset.hf_kwargs: {field: data}."
     return BadRow(
         where, "unknown format",
-        f"the fields {shown(sorted(map(str, row)), 200)} are no known format", remedy,
+        f"the fields {format_value(sorted(map(str, row)), 200)} are no known format", remedy,
     )  # fmt: skip

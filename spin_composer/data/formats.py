@@ -13,29 +13,29 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Literal
 
 from spin_composer.data import foreign
-from spin_composer.data.faults import BadRow, Where
+from spin_composer.data.bad_row import BadRow, Location
 from spin_composer.data.foreign import SYSTEMS
-from spin_composer.data.lost_text import (
-    refuse_lost,
-    refuse_other_texts,
-    refuse_surrogates,
-    refuse_twins,
-)
 from spin_composer.data.rows import Row, Turn
-from spin_composer.data.tool_calls import checked_json, checked_tools, parsed
+from spin_composer.data.tool_calls import parse_json, validate_json, validate_tools
 from spin_composer.data.turns import (
     check_order,
-    checked_text,
+    parse_flag,
     read_turns,
-    truth,
     untrained_mark,
+    validate_text,
 )
-from spin_composer.errors import shown
+from spin_composer.data.unused_text import (
+    check_duplicate_columns,
+    check_other_texts,
+    check_surrogates,
+    check_unused_columns,
+)
+from spin_composer.errors import format_value
 
 if TYPE_CHECKING:
     from spin_composer.data.counts import DataReport
 
-__all__ = ["BadRow", "Kind", "Where", "to_foundry_row"]
+__all__ = ["BadRow", "Kind", "Location", "to_foundry_row"]
 
 Kind = Literal["plain", "chat"]
 Form = str | tuple[str, str]
@@ -47,7 +47,7 @@ _BESIDE_CHAT = (*SYSTEMS, "tools", "functions", "chat_template_kwargs", "mask", 
 
 
 def to_foundry_row(
-    row: object, where: Where, report: DataReport | None = None, old: bool = False
+    row: object, where: Location, report: DataReport | None = None, old: bool = False
 ) -> tuple[Kind, Row]:
     """Turn one raw row of any supported format into llm-foundry's.
 
@@ -68,52 +68,57 @@ def to_foundry_row(
         raise BadRow(
             where,
             "not an object",
-            f"the row is {shown(row)}, not an object with named fields",
+            f"the row is {format_value(row)}, not an object with named fields",
             'Write one object per line, such as {"prompt": "...", "response": "..."}.',
         )
     if not old:
-        refuse_twins(row, where)
+        check_duplicate_columns(row, where)
         if (key := untrained_mark(row, of_row=True)) is not None:
             raise BadRow(
                 where, "not to be trained on",
-                f"{key}={shown(row[key])} says that the row is not to be trained on",
+                f"{key}={format_value(row[key])} says that the row is not to be trained on",
                 "Drop such rows with dataset.on_bad_row: skip, or remove the field.",
             )  # fmt: skip
     present = {key for key, value in row.items() if value is not None}
     filled = {key for key in present if not foreign.is_empty(row[key])}
     form = next(
-        (form for keys in (filled, present, set(row)) if (form := _form_of(keys, row, where))), None
+        (
+            form
+            for keys in (filled, present, set(row))
+            if (form := _detect_format(keys, row, where))
+        ),
+        None,
     )
     if form is None:
         raise foreign.unknown_format(row, where)
     if not old:
-        _refuse_undesired(row, form, where)
+        _check_desired(row, form, where)
     if isinstance(form, str):
-        kind, made = "chat", _chat(row, form, where, report, old)
+        kind, made = "chat", _read_chat(row, form, where, report, old)
     elif form[1] == "chosen":
-        kind, made = _preferred(row, form[0], where, report)
+        kind, made = _read_preference(row, form[0], where, report)
     else:
-        kind, made = _pair(row, form, where, report)
+        kind, made = _read_pair(row, form, where, report)
     if kind == "chat" and (form == "conversations" or not old):
         keys = ("system",) if old else SYSTEMS
         made["messages"] = _with_system(row, made["messages"], where, keys)
     if kind == "chat" and not old:
-        refuse_other_texts(row, form, made["messages"], where)
+        check_other_texts(row, form, made["messages"], where)
         made |= _for_template(row, where)
     elif not old and not isinstance(form, str):
-        refuse_lost(row, form, made, where)
-    refuse_surrogates(made, where)
+        check_unused_columns(row, form, made, where)
+    check_surrogates(made, where)
     if report is not None:
         read = {form, *_BESIDE_CHAT} if kind == "chat" and isinstance(form, str) else set(form)
         report.unread.update(str(key) for key in present - read)
     return kind, made
 
 
-def _form_of(keys: set[object], row: Mapping, where: Where) -> Form | None:
+def _detect_format(keys: set[object], row: Mapping, where: Location) -> Form | None:
     """Return the format that the keys spell: a pair of names, one name, or None."""
     found = [key for key in _CHAT if key in keys]
     for key in _CHAT_IF_TURNS:
-        if key in keys and isinstance(turns := parsed(row[key]), (list, tuple)) and (
+        if key in keys and isinstance(turns := parse_json(row[key]), (list, tuple)) and (
             key == "real" or all(isinstance(turn, Mapping) for turn in turns)
         ):  # fmt: skip
             found.append(key)
@@ -121,15 +126,15 @@ def _form_of(keys: set[object], row: Mapping, where: Where) -> Form | None:
     if ("input", "output") in pairs and "instruction" in keys:
         raise foreign.single_turn(row, "instruction", where)
     if not pairs and keys.issuperset(("chosen", "rejected")):
-        turns = parsed(row[found[0]]) if found else None
+        turns = parse_json(row[found[0]]) if found else None
         # A whole conversation is what SFT trains on: UltraFeedback has it beside the pair.
         whole = isinstance(turns, (list, tuple)) and foreign.ends_with_answer(turns)
-        if whole and foreign.are_turns(parsed(row["chosen"])):
+        if whole and foreign.are_turns(parse_json(row["chosen"])):
             found.append("chosen")  # the same turns, or the row is refused
         elif not whole:
             pairs = [(found.pop(0) if found else "prompt", "chosen")]
     forms: list[Form] = [*found, *pairs]
-    if len(forms) > 1 and not _same(row, forms, where):
+    if len(forms) > 1 and not _same_turns(row, forms, where):
         names = " and ".join("+".join(f) if isinstance(f, tuple) else f for f in forms)
         raise BadRow(
             where,
@@ -141,7 +146,7 @@ def _form_of(keys: set[object], row: Mapping, where: Where) -> Form | None:
     return forms[0] if forms else None
 
 
-def _same(row: Mapping, forms: list[Form], where: Where) -> bool:
+def _same_turns(row: Mapping, forms: list[Form], where: Location) -> bool:
     """Tell whether several columns hold the same turns, perhaps in different spellings."""
     columns = [form for form in forms if isinstance(form, str)]
     if len(columns) < len(forms):
@@ -150,8 +155,8 @@ def _same(row: Mapping, forms: list[Form], where: Where) -> bool:
     return all(turns == first for turns in others)
 
 
-def _chat(
-    row: Mapping, field: str, where: Where, report: DataReport | None, old: bool
+def _read_chat(
+    row: Mapping, field: str, where: Location, report: DataReport | None, old: bool
 ) -> Row:
     """Read a column of turns, with the system text that stands beside it."""
     mask = None
@@ -164,84 +169,85 @@ def _chat(
                 "Train on rows of type VALUE_TO_TEXT or null.",
             )
         if (mask := row.get("mask")) is not None:
-            mask = checked_text(mask, "mask", "wrong type", where)
+            mask = validate_text(mask, "mask", "wrong type", where)
     turns = read_turns(row[field], field, where, report, mask, old)
     check_order(turns, field, where)
     return {"messages": turns}
 
 
 def _with_system(
-    row: Mapping, turns: list[Turn], where: Where, keys: Sequence[str]
+    row: Mapping, turns: list[Turn], where: Location, keys: Sequence[str]
 ) -> list[Turn]:
     """Put the row's system text before the turns, unless they begin with it."""
     for key in keys:
         text = row.get(key)
         if foreign.is_empty(text):
             continue
-        text = checked_text(text, key, "wrong type", where)
+        text = validate_text(text, key, "wrong type", where)
         if turns[0]["role"] != "system":
             turns = [{"role": "system", "content": text}, *turns]
         elif turns[0]["content"].strip() != text.strip():
             raise BadRow(
                 where, "two system texts",
-                f"{key}={shown(text)} stands beside a system turn {shown(turns[0]['content'])}",
+                f"{key}={format_value(text)} stands beside a system turn "
+                f"{format_value(turns[0]['content'])}",
                 "Keep one of them, with dataset.preprocessing_fn: module:function "
                 "(spin_composer.data.mappings:messages_only keeps the turn's).",
             )  # fmt: skip
     return turns
 
 
-def _pair(
-    row: Mapping, form: tuple[str, str], where: Where, report: DataReport | None
+def _read_pair(
+    row: Mapping, form: tuple[str, str], where: Location, report: DataReport | None
 ) -> tuple[Kind, Row]:
     """Read a prompt and a response, each a text or (TRL's conversational rows) turns."""
     prompt_key, response_key = form
     prompt, response = row[prompt_key], row[response_key]
     if foreign.are_turns(prompt):
-        return "chat", {"messages": _joined(prompt, prompt_key, response, response_key,
+        return "chat", {"messages": _join_turns(prompt, prompt_key, response, response_key,
                                             where, report)}  # fmt: skip
     for key, value in ((prompt_key, prompt), (response_key, response)):
-        _refuse_hidden_turns(key, value, where)
+        _check_is_text(key, value, where)
     return "plain", {
-        "prompt": checked_text(prompt, prompt_key, "empty prompt", where, blank_is_empty=False),
-        "response": checked_text(response, response_key, "empty response", where),
+        "prompt": validate_text(prompt, prompt_key, "empty prompt", where, blank_is_empty=False),
+        "response": validate_text(response, response_key, "empty response", where),
     }
 
 
-def _refuse_undesired(row: Mapping, form: str | tuple[str, str], where: Where) -> None:
+def _check_desired(row: Mapping, form: str | tuple[str, str], where: Location) -> None:
     """Refuse an answer that KTO's label calls undesired; beside input and output it is a class."""
     for key in foreign.DESIRED:
-        if truth(row.get(key)) is False and (form != ("input", "output") or key != "label"):
+        if parse_flag(row.get(key)) is False and (form != ("input", "output") or key != "label"):
             raise BadRow(
                 where, "undesired completion",
-                f"{key}={shown(row[key])} marks the answer as one that the model should not write "
-                "(KTO)",
+                f"{key}={format_value(row[key])} marks the answer as one that the model should not "
+                "write (KTO)",
                 f"Train on the rows whose {key} is true: drop the others with dataset.on_bad_row: "
                 "skip. If it means something else, remove the column.",
             )  # fmt: skip
 
 
-def _refuse_hidden_turns(key: str, value: object, where: Where) -> None:
+def _check_is_text(key: str, value: object, where: Location) -> None:
     """Refuse turns where a text should stand, be they a list or JSON text of one."""
-    if foreign.are_turns(parsed(value)):
+    if foreign.are_turns(parse_json(value)):
         how = "JSON text of turns" if isinstance(value, str) else "a list of turns"
         raise BadRow(
-            where, "wrong type", f"{key}={shown(value)} is {how}, not text",
+            where, "wrong type", f"{key}={format_value(value)} is {how}, not text",
             "Write both as lists of turns, or all turns in messages: [...].",
         )  # fmt: skip
 
 
-def _joined(
-    prompt: object, prompt_key: str, response: object, response_key: str, where: Where,
+def _join_turns(
+    prompt: object, prompt_key: str, response: object, response_key: str, where: Location,
     report: DataReport | None,
 ) -> list[Turn]:  # fmt: skip
     """Return the turns of a prompt and what follows: turns too, one turn, or a text."""
     before = read_turns(prompt, prompt_key, where, report)
-    if isinstance(response, str) and not foreign.are_turns(parsed(response)):
-        text = checked_text(response, response_key, "empty response", where)
+    if isinstance(response, str) and not foreign.are_turns(parse_json(response)):
+        text = validate_text(response, response_key, "empty response", where)
         after = [{"role": "assistant", "content": text}]
     else:
-        response = parsed(response)
+        response = parse_json(response)
         response = [response] if isinstance(response, Mapping) else response
         after = read_turns(response, response_key, where, report)
     # Some write the whole conversation on both sides.
@@ -250,8 +256,8 @@ def _joined(
     return turns
 
 
-def _preferred(
-    row: Mapping, prompt_key: str, where: Where, report: DataReport | None
+def _read_preference(
+    row: Mapping, prompt_key: str, where: Location, report: DataReport | None
 ) -> tuple[Kind, Row]:
     """Read a row of preferences (DPO): the chosen side is the response."""
     if report is not None:
@@ -260,7 +266,7 @@ def _preferred(
             "not read."
         )
     prompt, chosen = row.get(prompt_key), row["chosen"]
-    turns = parsed(chosen)
+    turns = parse_json(chosen)
     if foreign.is_empty(prompt):
         if not foreign.are_turns(turns):
             raise foreign.no_prompt(row, where)
@@ -268,23 +274,25 @@ def _preferred(
         check_order(read, "chosen", where)
         return "chat", {"messages": read}
     if foreign.are_turns(prompt) or prompt_key != "prompt":
-        return "chat", {"messages": _joined(prompt, prompt_key, chosen, "chosen", where, report)}
+        return "chat", {
+            "messages": _join_turns(prompt, prompt_key, chosen, "chosen", where, report)
+        }
     if not foreign.are_turns(turns):
-        return _pair(row, (prompt_key, "chosen"), where, report)
+        return _read_pair(row, (prompt_key, "chosen"), where, report)
     read = read_turns(turns, "chosen", where, report)
-    prompt = checked_text(prompt, prompt_key, "empty prompt", where)
+    prompt = validate_text(prompt, prompt_key, "empty prompt", where)
     if all(turn["role"] == "assistant" for turn in read):
-        _refuse_hidden_turns("chosen", chosen, where)
+        _check_is_text("chosen", chosen, where)
     check_order(read, "chosen", where)
-    refuse_other_texts({"prompt": prompt}, "chosen", read, where)  # the prompt is a column's
+    check_other_texts({"prompt": prompt}, "chosen", read, where)  # the prompt is a column's
     return "chat", {"messages": read}
 
 
-def _for_template(row: Mapping, where: Where) -> Row:
+def _for_template(row: Mapping, where: Location) -> Row:
     """Return what a chat template is given beside the turns, where the row has it."""
     more: Row = {}
     for key in ("tools", "functions"):
-        tools = checked_tools(row.get(key), key, where)
+        tools = validate_tools(row.get(key), key, where)
         if tools and more.get("tools", tools) != tools:
             raise BadRow(
                 where, "two lists of tools", "tools and functions hold different tools",
@@ -292,18 +300,19 @@ def _for_template(row: Mapping, where: Where) -> Row:
             )  # fmt: skip
         if tools:
             more["tools"] = tools
-    options = parsed(row.get("chat_template_kwargs"))
+    options = parse_json(row.get("chat_template_kwargs"))
     if not foreign.is_empty(options):
         if not isinstance(options, Mapping):
             raise BadRow(
-                where, "wrong type", f"chat_template_kwargs={shown(options)} is not an object",
+                where, "wrong type",
+                f"chat_template_kwargs={format_value(options)} is not an object",
                 'Write {"name of the template\'s variable": value}.',
             )  # fmt: skip
-        options = checked_json(options, "chat_template_kwargs", where)
+        options = validate_json(options, "chat_template_kwargs", where)
         more |= {"chat_template_kwargs": options} if options else {}
     if not foreign.is_empty(row.get("documents")):
         raise BadRow(
-            where, "documents", f"documents={shown(row['documents'])} would be lost",
+            where, "documents", f"documents={format_value(row['documents'])} would be lost",
             "Write them into a turn, with dataset.preprocessing_fn: module:function.",
         )  # fmt: skip
     return more

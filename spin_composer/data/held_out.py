@@ -15,7 +15,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from spin_composer.data.examples import Example, ExampleDataset
-from spin_composer.report.books import NLL
+from spin_composer.report.history import NLL
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase

@@ -9,7 +9,7 @@ from spin_composer.data.foreign import ANSWERS, PROMPTS
 from spin_composer.data.formats import Kind
 from spin_composer.data.rendering import Renderer
 from spin_composer.data.rows import Row
-from spin_composer.data.stop import StopRule, opening_of, other_ends
+from spin_composer.data.stop import StopRule, answer_header, other_stop_tokens
 from spin_composer.settings.dataset import DatasetConfig
 
 if TYPE_CHECKING:
@@ -37,11 +37,11 @@ def hints(
     if tokenizer.chat_template is None:
         return
     if kind == "chat":
-        if others := other_ends(tokenizer, rule, config.date_string):
+        if others := other_stop_tokens(tokenizer, rule, config.date_string):
             stop = tokenizer.convert_ids_to_tokens(rule.token_id)  # pyright: ignore
-            yield _of_other_ends(str(stop), others)
+            yield _other_ends_hint(str(stop), others)
     elif not str(config.preprocessing_fn).endswith(":as_alpaca"):  # chosen for its own prompts
-        opening = opening_of(Renderer(tokenizer, config.date_string, quiet=True))
+        opening = answer_header(Renderer(tokenizer, config.date_string, quiet=True))
         if opening and not _are_rendered(rows, opening):
             yield (
                 "The rows are plain and are tokenized without the tokenizer's chat template. If "
@@ -49,7 +49,7 @@ def hints(
             )
 
 
-def _of_other_ends(stop: str, others: list[str]) -> str:
+def _other_ends_hint(stop: str, others: list[str]) -> str:
     several = len(others) > 1
     names, those = " and ".join(map(repr, others)), "them" if several else "it"
     listed = ", ".join(f'"{token}"' for token in others)

@@ -17,18 +17,18 @@ from composer.utils import dist
 from torch.utils.data import DataLoader
 
 from spin_composer.data.examples import Example, ExampleDataset
-from spin_composer.data.fit import check_first_batch_is_whole, check_rows
 from spin_composer.data.held_out import (
     METRICS,
     HeldOutRows,
     held_out_collator,
     held_out_data_spec,
 )
-from spin_composer.data.origin import goes_on_with
+from spin_composer.data.origin import original_tokenize_warning
 from spin_composer.data.pairs import num_pairs, num_tokens, split_pairs
+from spin_composer.data.row_limits import check_first_batch_is_whole, check_rows
 from spin_composer.data.sources import read_rows
-from spin_composer.data.tokenise import build_examples
-from spin_composer.errors import InputError, shown
+from spin_composer.data.tokenization import build_examples
+from spin_composer.errors import InputError, format_value
 from spin_composer.pretrained.check import LoaderRun, check_run
 from spin_composer.settings.dataset import (
     FORMER_TOKENIZATION,
@@ -38,7 +38,7 @@ from spin_composer.settings.dataset import (
 )
 from spin_composer.settings.section import Config
 from spin_composer.settings.spin import ALL
-from spin_composer.shared_memory import own_names
+from spin_composer.shared_memory import use_unique_names
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -60,7 +60,7 @@ def build_spin_dataloader(
     run: LoaderRun | None = None,
     **unknown: Any,
 ) -> DataSpec:
-    """Read and tokenise the SFT data, and wrap it for Composer's Trainer and the algorithm.
+    """Read and tokenize the SFT data, and wrap it for Composer's Trainer and the algorithm.
 
     Every rank reads the same rows in the same order.
 
@@ -88,7 +88,7 @@ def build_spin_dataloader(
     Raises:
         InputError: A setting, file or row that cannot work.
     """
-    own_names()  # llm-foundry makes its loaders of evaluation after this one
+    use_unique_names()  # llm-foundry makes its loaders of evaluation after this one
     where = "eval_loader" if evaluation else "train_loader"
     check_loader_keys(unknown, where)
     if tokenizer is None:
@@ -133,7 +133,7 @@ def build_spin_evaluator(
     label: str = "eval",
     **loader: Any,
 ) -> Evaluator:
-    """Read and tokenise held-out rows into the ids that training has of such rows.
+    """Read and tokenize held-out rows into the ids that training has of such rows.
 
     For ``Trainer(eval_dataloader=...)``: ``metrics/<label>/LanguageCrossEntropy`` is then the mean
     negative log-likelihood per response token, stop token included, over all rows and ranks.
@@ -163,7 +163,7 @@ def _batch_size(given: int | float, evaluation: bool) -> int:
         if evaluation:
             what, setting = "rows", "device_eval_batch_size"
         raise InputError(
-            f"device_batch_size={shown(given)} must be a whole number of {what}, 1 or more. "
+            f"device_batch_size={format_value(given)} must be a whole number of {what}, 1 or more. "
             f"Set {setting}."
         )
     return int(given)
@@ -176,7 +176,7 @@ def _examples(
         config = read_config(dataset, f"{where}.dataset")
         old = by_turns and config.tokenize != "rendering"
         if old:
-            log.warning(goes_on_with(FORMER_TOKENIZATION))
+            log.warning(original_tokenize_warning(FORMER_TOKENIZATION))
         return build_examples(read_rows(config), tokenizer, config, old=old)
     except InputError as error:
         if where == "train_loader":

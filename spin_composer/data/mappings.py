@@ -20,8 +20,8 @@ from spin_composer.data.foreign import (
     are_turns,
 )
 from spin_composer.data.rows import Columns, Row
-from spin_composer.data.tool_calls import parsed
-from spin_composer.errors import InputError, shown
+from spin_composer.data.tool_calls import parse_json
+from spin_composer.errors import InputError, format_value
 
 # The two prompts that Stanford's Alpaca and its descendants were tuned on.
 _ALPACA = (
@@ -52,14 +52,14 @@ def as_chat(row: Columns) -> Row:
         InputError: A part is missing, or there are two of it.
     """
     prompt_key, prompt, answer = _parts(row)
-    context = _one(row, CONTEXTS, without=prompt_key)
-    system = _one(row, SYSTEMS)
+    context = _single_text(row, CONTEXTS, without=prompt_key)
+    system = _single_text(row, SYSTEMS)
     turns = [{"role": "system", "content": system}] if system else []
     for pair in row.get("history") or ():
         question, reply = pair
         turns += [{"role": "user", "content": question}, {"role": "assistant", "content": reply}]
     user = f"{prompt}\n\n{context}" if context else prompt
-    thought = _one(row, ("reasoning_content", "reasoning", "thinking"))
+    thought = _single_text(row, ("reasoning_content", "reasoning", "thinking"))
     more = {"reasoning_content": thought} if thought else {}
     turns += [{"role": "user", "content": user}, {"role": "assistant", "content": answer, **more}]
     tools = {"tools": row["tools"]} if row.get("tools") else {}
@@ -81,8 +81,10 @@ def as_alpaca(row: Columns) -> Row:
     prompt_key, prompt, answer = _parts(row)
     for key in (*SYSTEMS, "history", "tools"):
         if row.get(key):
-            raise InputError(f"{key}={shown(row[key])} has no place in Alpaca's prompt (as_chat)")
-    context = _one(row, CONTEXTS, without=prompt_key)
+            raise InputError(
+                f"{key}={format_value(row[key])} has no place in Alpaca's prompt (as_chat)"
+            )
+    context = _single_text(row, CONTEXTS, without=prompt_key)
     form = _ALPACA_INPUT if context else _ALPACA
     made = {"prompt": form.format(instruction=prompt, input=context), "response": answer}
     return {**made, **_desired(row, prompt_key)}
@@ -97,7 +99,7 @@ def messages_only(row: Columns) -> Row:
     beside = ("tools", "functions", "chat_template_kwargs")
     more = {key: row[key] for key in beside if row.get(key) is not None}
     for key in TURNS:
-        if are_turns(parsed(row.get(key))):
+        if are_turns(parse_json(row.get(key))):
             return {"messages": row[key], **more}
     prompt = next((key for key in PROMPTS if are_turns(row.get(key))), None)
     answer = next((key for key in ANSWERS if row.get(key) and key != prompt), None)
@@ -128,7 +130,7 @@ def best_path(row: Columns) -> Row:
     while path and path[-1]["role"] != "assistant":
         path.pop()
     if not path:
-        raise InputError(f"prompt={shown(row.get('prompt'))} has no answer")
+        raise InputError(f"prompt={format_value(row.get('prompt'))} has no answer")
     return {"messages": path}
 
 
@@ -146,7 +148,7 @@ def human_assistant(row: Columns) -> Row:
     """
     text = row.get("chosen") or row.get("text")
     if not isinstance(text, str) or "\n\nHuman:" not in text:
-        raise InputError(f"chosen={shown(text)} is no text with Human: and Assistant: turns")
+        raise InputError(f"chosen={format_value(text)} is no text with Human: and Assistant: turns")
     roles = {"Human:": "user", "Assistant:": "assistant"}
     turns: list[dict[str, str]] = []
     for part in text.split("\n\n"):
@@ -156,7 +158,7 @@ def human_assistant(row: Columns) -> Row:
         elif turns:
             turns[-1]["content"] += f"\n\n{part}"
         elif part.strip():
-            raise InputError(f"{shown(part)} stands before the first turn")
+            raise InputError(f"{format_value(part)} stands before the first turn")
     return {"messages": [{**turn, "content": turn["content"].strip()} for turn in turns]}
 
 
@@ -171,11 +173,11 @@ def input_output_turns(row: Columns) -> Row:
         InputError: A part lacks one of them.
     """
     turns = []
-    for part in _listed(row):
+    for part in _find_turns(row):
         sides = [[key for key in names if isinstance(part, Mapping) and part.get(key)]
                  for names in TWO_SIDES]  # fmt: skip
         if [len(found) for found in sides] != [1, 1]:
-            raise InputError(f"{shown(part)} is not one question with one answer")
+            raise InputError(f"{format_value(part)} is not one question with one answer")
         turns += [{"role": role, "content": part[found[0]]}
                   for role, found in zip(("user", "assistant"), sides, strict=True)]  # fmt: skip
     return {"messages": turns, **{key: row[key] for key in SYSTEMS if row.get(key)}}
@@ -184,11 +186,11 @@ def input_output_turns(row: Columns) -> Row:
 def alternating(row: Columns) -> Row:
     """Return the turns of a list of texts, the user's first (LIMA's ``conversations``)."""
     roles = ("user", "assistant")
-    turns = [{"role": roles[i % 2], "content": text} for i, text in enumerate(_listed(row))]
+    turns = [{"role": roles[i % 2], "content": text} for i, text in enumerate(_find_turns(row))]
     return {"messages": turns, **{key: row[key] for key in SYSTEMS if row.get(key)}}
 
 
-def _listed(row: Columns) -> Sequence[Any]:
+def _find_turns(row: Columns) -> Sequence[Any]:
     """Return the row's list of turns, under whichever name."""
     for key in TURNS:
         if isinstance(row.get(key), (list, tuple)):
@@ -199,7 +201,7 @@ def _listed(row: Columns) -> Sequence[Any]:
 def _parts(row: Columns) -> tuple[str, str, str]:
     """Return the prompt's column and text, and the answer."""
     prompt_key = next((key for key in PROMPTS if _has_text(row, key)), None)
-    answer = _one(row, ANSWERS, without=prompt_key)
+    answer = _single_text(row, ANSWERS, without=prompt_key)
     if prompt_key is None or answer is None:
         lacks = PROMPTS if prompt_key is None else ANSWERS
         raise InputError(f"none of the fields {', '.join(lacks)} holds a text")
@@ -217,7 +219,7 @@ def _has_text(row: Columns, key: str) -> bool:
     return isinstance(value, str) and bool(value.strip())
 
 
-def _one(row: Columns, keys: Sequence[str], without: str | None = None) -> str | None:
+def _single_text(row: Columns, keys: Sequence[str], without: str | None = None) -> str | None:
     """Return the one text that the columns hold; None if there is none."""
     found = [key for key in keys if key != without and _has_text(row, key)]
     if len({row[key] for key in found}) > 1:

@@ -11,16 +11,16 @@ import os
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
-from spin_composer.data.faults import BORDERS_ARE_LOST, Where
+from spin_composer.data.bad_row import BOUNDARIES_ARE_LOST, Location
 from spin_composer.data.files import RawRow
-from spin_composer.errors import InputError, shown
+from spin_composer.errors import InputError, format_value
 from spin_composer.settings.dataset import DatasetConfig
 
 if TYPE_CHECKING:
     from streaming import Stream
     from streaming.base.format import Reader
 
-_TOKENISED = {"turns", "input_ids", "labels"}
+_TOKENIZED = {"turns", "input_ids", "labels"}
 
 
 def read_mds(config: DatasetConfig) -> Iterator[RawRow]:
@@ -38,7 +38,7 @@ def read_mds(config: DatasetConfig) -> Iterator[RawRow]:
             _check_shard(shard, root)
             for i in range(shard.samples):
                 number += 1
-                yield Where(root, number, "row"), shard[i]
+                yield Location(root, number, "row"), shard[i]
 
 
 def _streams(config: DatasetConfig) -> list[Stream]:
@@ -72,8 +72,8 @@ def _streams(config: DatasetConfig) -> list[Stream]:
             stream = streams_registry.get(config.stream_name)(**values)
         except (TypeError, ValueError) as error:
             raise InputError(
-                f"train_loader.dataset: the stream {shown(values)} cannot be opened ({error}). "
-                "Correct its settings."
+                f"train_loader.dataset: the stream {format_value(values)} cannot be opened "
+                f"({error}). Correct its settings."
             ) from error
         stream.apply_default(defaults)
         made.append(stream)
@@ -101,15 +101,16 @@ def _prepared_shards(stream: Stream, root: str, config: DatasetConfig) -> list[R
         raise
     except Exception as error:
         raise InputError(
-            f"{stream.remote or root}: not a readable MDS data set ({shown(str(error), 200)}). "
-            "Check remote, local and split; pickled columns are refused."
+            f"{stream.remote or root}: not a readable MDS data set "
+            f"({format_value(str(error), 200)}). Check remote, local and split; pickled columns "
+            "are refused."
         ) from error
     if not shards:
         raise InputError(f"{root}: its index.json lists no shards. Write the data set again.")
     for column in _columns(shards[0]):
-        if column in _TOKENISED:
+        if column in _TOKENIZED:
             raise InputError(
-                f"{root}: column={column!r}: the rows are {BORDERS_ARE_LOST}. Give them as text."
+                f"{root}: column={column!r}: the rows are {BOUNDARIES_ARE_LOST}. Give them as text."
             )
     return shards
 

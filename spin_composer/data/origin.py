@@ -1,4 +1,4 @@
-"""Where examples come from: what is needed to tokenise the same rows in the other way."""
+"""Where examples come from: what is needed to tokenize the same rows in the other way."""
 
 from __future__ import annotations
 
@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from spin_composer.data.bad_row import BadRow, Location
 from spin_composer.data.counts import DataReport
-from spin_composer.data.faults import BadRow, Where
 from spin_composer.data.rows import Row
 from spin_composer.errors import InputError
 from spin_composer.settings.dataset import FORMER_TOKENIZATION
@@ -27,16 +27,16 @@ KEPT_ROWS = 64
 
 
 @dataclass(frozen=True)
-class BothWays:
-    """A row in both ways of tokenising; a ``BadRow`` where a way cannot."""
+class RenderingVsTurns:
+    """A row in both ways of tokenizing; a ``BadRow`` where a way cannot."""
 
-    where: Where
+    where: Location
     rendering: Example | BadRow
     turns: Example | BadRow
 
     @property
     def differ(self) -> bool:
-        """Whether both ways give an example, with other ids or another border."""
+        """Whether both ways give an example, with other ids or another boundary."""
         if isinstance(self.rendering, BadRow) or isinstance(self.turns, BadRow):
             return False
         return not (
@@ -51,29 +51,29 @@ class Origin:
 
     tokenizer: PreTrainedTokenizerBase
     config: DatasetConfig
-    rows: list[tuple[Where, Kind, Row]] = field(default_factory=list)
+    rows: list[tuple[Location, Kind, Row]] = field(default_factory=list)
 
-    def retokenised(self, tokenize: Tokenization) -> ExampleDataset:
-        """Read the source again and tokenise it that way; a collective call."""
+    def retokenized(self, tokenize: Tokenization) -> ExampleDataset:
+        """Read the source again and tokenize it that way; a collective call."""
         from spin_composer.data.sources import read_rows
-        from spin_composer.data.tokenise import build_examples
+        from spin_composer.data.tokenization import build_examples
 
         config, old = replace(self.config, tokenize=tokenize), tokenize == FORMER_TOKENIZATION
         return build_examples(read_rows(config), self.tokenizer, config, old=old)
 
-    def both_ways(self, limit: int | None) -> Iterator[BothWays]:
+    def both_ways(self, limit: int | None) -> Iterator[RenderingVsTurns]:
         """Yield the rows in both ways."""
-        from spin_composer.data.tokenise import Tokeniser
+        from spin_composer.data.tokenization import ExampleBuilder
 
         with_turns = replace(
             self.config, tokenize="turns", generation_prompt="template",
             special_tokens_in_text="warn",
         )  # fmt: skip
         ways = (
-            Tokeniser(self.tokenizer, replace(self.config, tokenize="rendering")),
-            Tokeniser(self.tokenizer, with_turns),
+            ExampleBuilder(self.tokenizer, replace(self.config, tokenize="rendering")),
+            ExampleBuilder(self.tokenizer, with_turns),
         )
-        rows: Iterable[tuple[Where, Kind, Row]] = self.rows
+        rows: Iterable[tuple[Location, Kind, Row]] = self.rows
         if limit is None or limit > len(self.rows) >= KEPT_ROWS:
             rows = self._read()
         for where, kind, row in islice(rows, limit):
@@ -84,10 +84,10 @@ class Origin:
                 except BadRow as fault:
                     made.append(fault)
                 except InputError as error:  # the whole way does not work: no text mode, say
-                    made.append(BadRow(where, "cannot be tokenised", str(error), ""))
-            yield BothWays(where, *made)
+                    made.append(BadRow(where, "cannot be tokenized", str(error), ""))
+            yield RenderingVsTurns(where, *made)
 
-    def _read(self) -> Iterator[tuple[Where, Kind, Row]]:
+    def _read(self) -> Iterator[tuple[Location, Kind, Row]]:
         from spin_composer.data.formats import to_foundry_row
         from spin_composer.data.preprocess import make_preprocessor, preprocess_row
         from spin_composer.data.sources import read_rows
@@ -104,9 +104,9 @@ class Origin:
                 continue
 
 
-def goes_on_with(tokenize: str) -> str:
-    """Return what is logged where a run's rows are tokenised as when it began."""
+def original_tokenize_warning(tokenize: str) -> str:
+    """Return what is logged where a run's rows are tokenized as when it began."""
     return (
-        f"train_loader.dataset: this run began with rows tokenised by {tokenize}, and goes on so, "
+        f"train_loader.dataset: this run began with rows tokenized by {tokenize}, and goes on so, "
         "whatever the default is today."
     )

@@ -9,8 +9,8 @@ from functools import partial
 from importlib import import_module
 from typing import Any
 
-from spin_composer.data.faults import BadRow, Where
-from spin_composer.errors import InputError, shown
+from spin_composer.data.bad_row import BadRow, Location
+from spin_composer.errors import InputError, format_value
 from spin_composer.foundry.installed import EXTRA, foundry_is_installed, require_foundry
 from spin_composer.settings.dataset import DatasetConfig
 
@@ -53,21 +53,22 @@ def _of_hub(name: str | None) -> Preprocess | None:
         return registered_preprocessor(name)
     if name in MADE_BY_FOUNDRY:
         raise InputError(
-            f"train_loader.dataset.hf_name={shown(name)} is read by a function of llm-foundry's, "
-            f"which is not installed. Install {EXTRA}, or set preprocessing_fn: module:function."
+            f"train_loader.dataset.hf_name={format_value(name)} is read by a function of "
+            f"llm-foundry's, which is not installed. Install {EXTRA}, or set preprocessing_fn: "
+            "module:function."
         )
     return None
 
 
 def _registered(named: str) -> Preprocess:
-    require_foundry(f"{_KEY}={shown(named)} is no module:function, and a registered name")
+    require_foundry(f"{_KEY}={format_value(named)} is no module:function, and a registered name")
     from spin_composer.foundry.finetuning import registered_preprocessor
 
     function = registered_preprocessor(named)
     if function is None:
         raise InputError(
-            f"{_KEY}={shown(named)} is not registered with llm-foundry. Write a function of your "
-            "own as module:function."
+            f"{_KEY}={format_value(named)} is not registered with llm-foundry. Write a function of "
+            "your own as module:function."
         )
     return function
 
@@ -75,7 +76,7 @@ def _registered(named: str) -> Preprocess:
 def _imported(named: str) -> Preprocess:
     module, _, function = named.partition(":")
     if module.partition(".")[0] == "llmfoundry":
-        require_foundry(f"{_KEY}={shown(named)}")
+        require_foundry(f"{_KEY}={format_value(named)}")
     # As `python -m` does: a console script's sys.path lacks the folder it is called in.
     if os.getcwd() not in sys.path:
         sys.path.insert(0, os.getcwd())
@@ -83,12 +84,12 @@ def _imported(named: str) -> Preprocess:
         return getattr(import_module(module), function)
     except Exception as error:
         raise InputError(
-            f"{_KEY}={shown(named)} cannot be imported ({shown(str(error), 120)}). Write it as "
-            "module:function."
+            f"{_KEY}={format_value(named)} cannot be imported ({format_value(str(error), 120)}). "
+            "Write it as module:function."
         ) from error
 
 
-def preprocess_row(preprocess: Preprocess, row: object, where: Where) -> object:
+def preprocess_row(preprocess: Preprocess, row: object, where: Location) -> object:
     """Apply the function to one row.
 
     Raises:
@@ -99,6 +100,6 @@ def preprocess_row(preprocess: Preprocess, row: object, where: Where) -> object:
     except Exception as error:
         raise BadRow(
             where, "preprocessing_fn failed",
-            f"preprocessing_fn fails with {type(error).__name__}: {shown(str(error))} on the row "
-            f"{shown(row)}", "Correct the function, or the row.",
+            f"preprocessing_fn fails with {type(error).__name__}: {format_value(str(error))} on "
+            f"the row {format_value(row)}", "Correct the function, or the row.",
         ) from error  # fmt: skip

@@ -11,17 +11,17 @@ import re
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Literal
 
-from spin_composer.data.chat_template import ChatTemplate
-from spin_composer.data.faults import (
+from spin_composer.data.bad_row import (
     DROP_SUCH_ROWS,
     FILL_OR_DROP,
     BadRow,
-    Where,
+    Location,
     refused_by_template,
 )
+from spin_composer.data.chat_template import ChatTemplate
 from spin_composer.data.rows import Row, Turn
 from spin_composer.data.tool_calls import with_text_arguments
-from spin_composer.errors import InputError, shown
+from spin_composer.errors import InputError, format_value
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -100,7 +100,7 @@ class Renderer:
             return ""
         return whole[len(prompt) :].partition(_UNLIKE_ANYTHING)[0].strip()
 
-    def __call__(self, row: Row, where: Where) -> tuple[str, str, str]:
+    def __call__(self, row: Row, where: Location) -> tuple[str, str, str]:
         """Return the prompt's text, and the whole row's, which begins with it.
 
         Third, what of the generation prompt the prompt lacks, as the row goes on otherwise.
@@ -115,25 +115,24 @@ class Renderer:
         self._check_keys(messages, row, whole, where)
         end = len(prompt)
         if not whole.startswith(prompt):
-            end = self._border(messages, row, prompt, whole, where)
+            end = self._boundary(messages, row, prompt, whole, where)
         self.check_contents(messages, row, whole, where)
         return prompt[:end], whole, prompt[end:]
 
-    def _check_arguments(self, row: Row, where: Where) -> None:
+    def _check_arguments(self, row: Row, where: Location) -> None:
         for key, value in (row.get("chat_template_kwargs") or {}).items():
             if key in _OURS or not self._knows(key):
                 raise BadRow(
                     where, "unused template argument",
-                    f"chat_template_kwargs.{key}={shown(value)} is not used by the chat template",
+                    f"chat_template_kwargs.{key}={format_value(value)} is not used by the chat "
+                    "template",
                     "Remove it, or use the template that the data was made for.",
                 )  # fmt: skip
 
     def _knows(self, key: str) -> bool:
         return re.search(rf"\b{re.escape(key)}\b", self._template.source) is not None
 
-    def _whole(
-        self, row: Row, where: Where
-    ) -> tuple[list[Turn], str]:
+    def _whole(self, row: Row, where: Location) -> tuple[list[Turn], str]:
         """Return the turns in the spelling that the template can render, and their rendering."""
         given = list(row["messages"])
         spellings = [given]
@@ -168,7 +167,7 @@ class Renderer:
         self,
         messages: Sequence[Turn],
         row: Row,
-        where: Where,
+        where: Location,
         generation_prompt: bool = False,
     ) -> str:
         from jinja2.exceptions import TemplateError
@@ -186,7 +185,7 @@ class Renderer:
         messages: Sequence[Turn],
         row: Row,
         whole: str,
-        where: Where,
+        where: Location,
     ) -> None:
         """Refuse a row of which the template leaves out a key that carries text."""
         last = len(messages) - 1
@@ -205,7 +204,8 @@ class Renderer:
         if not (content or "").strip():
             if not used:
                 raise BadRow(
-                    where, "empty response", f"messages[{last}].content={shown(content)} is empty",
+                    where, "empty response",
+                    f"messages[{last}].content={format_value(content)} is empty",
                     FILL_OR_DROP,
                 )  # fmt: skip
         elif used and content.strip() not in whole:
@@ -218,7 +218,7 @@ class Renderer:
         messages: Sequence[Turn],
         row: Row,
         whole: str,
-        where: Where,
+        where: Location,
     ) -> None:
         """Refuse a row of which the template does not write a whole turn before the answer.
 
@@ -238,27 +238,25 @@ class Renderer:
             if self._same([*messages[:i], less, *messages[i + 1 :]], row, whole):
                 raise BadRow(
                     where, f"{message['role']} turn not written",
-                    f"messages[{i}].content={shown(message['content'])}, of role "
+                    f"messages[{i}].content={format_value(message['content'])}, of role "
                     f"{message['role']}, is not written {_LOST}",
                     "Use a template that writes such turns, join the text to another turn with "
                     f"dataset.preprocessing_fn, {DROP_SUCH_ROWS}",
                 )  # fmt: skip
 
-    def _same(
-        self, messages: Sequence[Turn], row: Row, whole: str
-    ) -> bool:
+    def _same(self, messages: Sequence[Turn], row: Row, whole: str) -> bool:
         try:
             return self.text(messages, row) == whole
         except Exception:  # without the key the template cannot render the row: it reads it
             return False
 
-    def _border(
+    def _boundary(
         self,
         messages: Sequence[Turn],
         row: Row,
         prompt: str,
         whole: str,
-        where: Where,
+        where: Location,
     ) -> int:
         """Return where the generation prompt and the whole part, if the prompt may end there."""
         parts = _common(prompt, whole)
@@ -316,9 +314,9 @@ def _around(text: str, at: int) -> str:
     return repr(text[max(0, at - _SHOWN // 2) : at + _SHOWN])
 
 
-def _unused(field: str, value: object, where: Where) -> BadRow:
+def _unused(field: str, value: object, where: Location) -> BadRow:
     return BadRow(
         where, f"unused {field.rpartition('.')[2]}",
-        f"{field}={shown(value)} is not used {_LOST}",
+        f"{field}={format_value(value)} is not used {_LOST}",
         "Use a template that writes it, put it into the content, or remove the key.",
     )  # fmt: skip

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from spin_composer.data.rows import Columns, Row
 from spin_composer.data.turns import carries_text
-from spin_composer.errors import InputError, shown
+from spin_composer.errors import InputError, format_value
 
 
 def first_round(row: Columns) -> Row:
@@ -35,5 +35,6 @@ def first_round(row: Columns) -> Row:
             beside = ("tools", "chat_template_kwargs")
             return {"messages": turns, **{key: row[key] for key in beside if row.get(key)}}
     raise InputError(
-        f"messages={shown(messages)}: no assistant turn. Leave the row out (on_bad_row: skip)."
+        f"messages={format_value(messages)}: no assistant turn. Leave the row out (on_bad_row: "
+        "skip)."
     )

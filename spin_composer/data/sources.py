@@ -10,11 +10,11 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
-from spin_composer.data.faults import Where
+from spin_composer.data.bad_row import Location
 from spin_composer.data.files import READABLE, RawRow, known_endings, no_such, read_file, suffix
 from spin_composer.data.mds import read_mds
 from spin_composer.data.splits import split_rows
-from spin_composer.errors import InputError, shown
+from spin_composer.errors import InputError, format_value
 from spin_composer.settings.dataset import DatasetConfig
 
 log = logging.getLogger(__name__)
@@ -67,7 +67,7 @@ def read_rows(config: DatasetConfig) -> Iterator[RawRow]:
         if files is not None and all(suffix(file) in _BUILDERS[name] for file in files):
             return _read_files(files, config)
     elif name not in ("text", *_BUILDERS) and _looks_like_a_path(name):
-        raise no_such(f"{_WHERE}.hf_name={shown(name, 200)}", "file or folder")
+        raise no_such(f"{_WHERE}.hf_name={format_value(name, 200)}", "file or folder")
     return _load_dataset(name, config)
 
 
@@ -90,7 +90,7 @@ def source_keys(source: str, split: str) -> dict[str, object]:
         return {"local": path, "split": split}
     if is_mds:
         raise InputError(
-            f"split={split!r}: the MDS data set {shown(source, 200)} has no such subfolder. "
+            f"split={split!r}: the MDS data set {format_value(source, 200)} has no such subfolder. "
             "Leave the split out to read all its rows."
         )
     if "://" in source:
@@ -121,8 +121,8 @@ def _read_files(files: list[str], config: DatasetConfig) -> Iterator[RawRow]:
         )
         if builder not in ("json", "csv", "parquet", "text"):
             raise InputError(
-                f"{_WHERE}.hf_name={shown(config.hf_name)}: files of this kind are not known. "
-                f"Use {known_endings()}."
+                f"{_WHERE}.hf_name={format_value(config.hf_name)}: files of this kind are not "
+                f"known. Use {known_endings()}."
             )
         return _load_dataset(builder, config, more, default_split="train")
     own = _own_options(config)
@@ -156,7 +156,7 @@ def _local_data_files(config: DatasetConfig) -> list[str] | None:
         pattern = os.path.join(root, os.path.expanduser(pattern))
         found = [pattern] if os.path.isfile(pattern) else sorted(glob.glob(pattern, recursive=True))
         if not found:
-            raise no_such(f"{_WHERE}.hf_kwargs.data_files={shown(pattern)}")
+            raise no_such(f"{_WHERE}.hf_kwargs.data_files={format_value(pattern)}")
         files += found
     return files
 
@@ -168,7 +168,8 @@ def _read_folder(folder: str, config: DatasetConfig) -> Iterator[RawRow]:
         return _load_from_disk(folder, config)
     if "index.json" in listing:
         raise InputError(
-            f"{_WHERE}.hf_name={shown(folder)} is an MDS data set. Set local: {folder} instead."
+            f"{_WHERE}.hf_name={format_value(folder)} is an MDS data set. Set local: {folder} "
+            "instead."
         )
     split = _require_split(config)
     if config.safe_load:
@@ -227,8 +228,8 @@ def _load_from_disk(folder: str, config: DatasetConfig) -> Iterator[RawRow]:
         saved = datasets.load_from_disk(folder)
     except Exception as error:
         raise InputError(
-            f"{_WHERE}.hf_name={shown(folder, 200)}: not a readable saved Dataset "
-            f"({type(error).__name__}: {shown(str(error), 120)}). Save it again."
+            f"{_WHERE}.hf_name={format_value(folder, 200)}: not a readable saved Dataset "
+            f"({type(error).__name__}: {format_value(str(error), 120)}). Save it again."
         ) from error
     names = ["train"]
     if isinstance(saved, datasets.DatasetDict):
@@ -267,14 +268,14 @@ def _read_remote_folder(name: str, config: DatasetConfig) -> Iterator[RawRow]:
                 continue
             except Exception as error:  # each store has its own: no credentials, no network
                 raise InputError(
-                    f"{_WHERE}.hf_name={shown(name, 120)}: {file} cannot be downloaded "
-                    f"({type(error).__name__}: {shown(str(error), 160)}). Check the address and "
-                    "the store's credentials."
+                    f"{_WHERE}.hf_name={format_value(name, 120)}: {file} cannot be downloaded "
+                    f"({type(error).__name__}: {format_value(str(error), 160)}). Check the address "
+                    "and the store's credentials."
                 ) from error
     files = [os.path.join(folder, file) for file in sorted(os.listdir(folder))]
     if not files:
         raise InputError(
-            f"{_WHERE}.hf_name={shown(name, 120)}: {split} with one of the endings "
+            f"{_WHERE}.hf_name={format_value(name, 120)}: {split} with one of the endings "
             f"{', '.join(_OF_DATA)} is not there. Check the folder and the split."
         )
     return _read_files(files, config)
@@ -301,9 +302,9 @@ def _load_dataset(
     except Exception as error:
         inner = error.__cause__ or error  # DatasetGenerationError says nothing itself
         raise InputError(
-            f"{_WHERE}.hf_name={shown(source, 200)}, split={split!r}: datasets.load_dataset fails "
-            f"with {type(inner).__name__}: {shown(str(inner), 200)}. Check the name, the split and "
-            "hf_kwargs."
+            f"{_WHERE}.hf_name={format_value(source, 200)}, split={split!r}: datasets.load_dataset "
+            f"fails with {type(inner).__name__}: {format_value(str(inner), 200)}. Check the name, "
+            "the split and hf_kwargs."
         ) from error
     return _numbered(loaded, f"{source}[{split}]")
 
@@ -324,12 +325,12 @@ def _safe_download(name: str, arguments: dict[str, Any]) -> str:
 
 
 def _numbered(rows: Iterable[object], source: str) -> Iterator[RawRow]:
-    return ((Where(source, i, "row", filled=True), row) for i, row in enumerate(rows, start=1))
+    return ((Location(source, i, "row", filled=True), row) for i, row in enumerate(rows, start=1))
 
 
 def _require_split(config: DatasetConfig) -> str:
     if config.split is None:
         raise InputError(
-            f"{_WHERE}.split=None: {shown(config.hf_name)} needs a split. Set split: train."
+            f"{_WHERE}.split=None: {format_value(config.hf_name)} needs a split. Set split: train."
         )
     return config.split

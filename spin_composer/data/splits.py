@@ -10,7 +10,7 @@ from collections.abc import Callable, Collection, Iterator
 from itertools import chain, islice
 
 from spin_composer.data.files import RawRow
-from spin_composer.errors import InputError, shown
+from spin_composer.errors import InputError, format_value
 
 _WHERE = "train_loader.dataset"
 
@@ -39,7 +39,7 @@ def split_rows(
     asked = [part.partition("[")[0].strip() for part in split.split("+")]
     if any(name not in names for name in asked):
         raise InputError(
-            f"{_WHERE}.split={split!r}: {shown(source, 200)} has only the split "
+            f"{_WHERE}.split={split!r}: {format_value(source, 200)} has only the split "
             f"{' or '.join(names)}. Set split: {next(iter(names))} (or a slice of it, such as "
             f"{next(iter(names))}[:99%]), or name the file or folder of the rows that you mean."
         )
@@ -51,7 +51,7 @@ def split_rows(
     except (ValueError, AssertionError) as error:
         raise InputError(
             f"{_WHERE}.split={split!r} is not a slice of the {total} rows of "
-            f"{shown(source, 200)} ({shown(str(error), 120)}). Write it as train[:99%] or "
-            "train[10:20]."
+            f"{format_value(source, 200)} ({format_value(str(error), 120)}). Write it as "
+            "train[:99%] or train[10:20]."
         ) from error
     return chain.from_iterable(islice(read(), part.from_, part.to) for part in slices)

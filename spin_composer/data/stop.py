@@ -13,10 +13,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
+from spin_composer.data.control_tokens import is_tag
 from spin_composer.data.formats import Kind
 from spin_composer.data.rendering import Renderer
-from spin_composer.data.spelled import is_tag
-from spin_composer.errors import InputError, shown
+from spin_composer.errors import InputError, format_value
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -58,7 +58,7 @@ def stop_rule(
     date_string: str | None = None,
     old: bool = False,
 ) -> StopRule:
-    """Find the stop token and how it comes into a tokenised response.
+    """Find the stop token and how it comes into a tokenized response.
 
     Args:
         tokenizer: The model's.
@@ -77,7 +77,7 @@ def stop_rule(
             return StopRule(found, tail.count(found))
     if tokenizer.eos_token_id is None:
         raise InputError(
-            f"tokenizer.eos_token=None: {shown(tokenizer.name_or_path)} has no EOS token"
+            f"tokenizer.eos_token=None: {format_value(tokenizer.name_or_path)} has no EOS token"
             + (" and its chat template no end-of-turn token" if kind == "chat" else "")
             + ", so that no response could end. Set tokenizer.kwargs.eos_token to a token of its "
             "vocabulary."
@@ -99,12 +99,13 @@ def _template_tail_ids(tokenizer: PreTrainedTokenizerBase, date_string: str | No
         except Exception:
             raise InputError(
                 f"tokenizer.chat_template: it cannot render a user's and an assistant's turn: "
-                f"{error}. Mend the template of {shown(tokenizer.name_or_path)}."
+                f"{error}. Mend the template of {format_value(tokenizer.name_or_path)}."
             ) from error
     if response.count(_PROBE) < 2:
         raise InputError(
-            f"tokenizer.chat_template: the assistant's content does not appear in its rendering "
-            f"{shown(response)}. Mend the template of {shown(tokenizer.name_or_path)}."
+            "tokenizer.chat_template: the assistant's content does not appear in its rendering "
+            f"{format_value(response)}. Mend the template of "
+            f"{format_value(tokenizer.name_or_path)}."
         )
     tail = response.rsplit(_PROBE, 1)[1]
     return tokenizer(tail, add_special_tokens=False)["input_ids"] if tail else []  # type: ignore
@@ -120,7 +121,7 @@ def _mark_ids(tokenizer: PreTrainedTokenizerBase, old: bool) -> set[int]:
     return added | set(tokenizer.all_special_ids)
 
 
-def other_ends(
+def other_stop_tokens(
     tokenizer: PreTrainedTokenizerBase, rule: StopRule, date_string: str | None = None
 ) -> list[str]:
     """Return the tokens of the chat template, besides the stop token, that may end an answer.
@@ -145,11 +146,11 @@ def other_ends(
     found |= named - {cast(Any, tokenizer.eos_token_id), cast(Any, tokenizer.pad_token_id)}
     if (end := _end_of_call(renderer, list(added.values()))) is not None:
         found |= {i for i, text in added.items() if text == end and not is_tag(text, texts)}
-    opening = opening_of(renderer)
+    opening = answer_header(renderer)
     return [added[i] for i in sorted(found - {rule.token_id}) if added[i] not in opening]
 
 
-def opening_of(renderer: Renderer) -> str:
+def answer_header(renderer: Renderer) -> str:
     """Return what a chat template writes between a question and its answer; empty if unknown."""
     try:
         text = renderer.text([{"role": "user", "content": _PROBE}], generation_prompt=True)

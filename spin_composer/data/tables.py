@@ -9,11 +9,11 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import IO, Any, cast
 
-from spin_composer.data.faults import BadRow, Where
-from spin_composer.errors import InputError, shown
+from spin_composer.data.bad_row import BadRow, Location
+from spin_composer.errors import InputError, format_value
 
 # A raw row with its place; a row that could not even be decoded comes as its error.
-RawRow = tuple[Where, object]
+RawRow = tuple[Location, object]
 
 
 def read_table(path: Path, file: IO[bytes], delimiter: str) -> Iterator[RawRow]:
@@ -25,19 +25,20 @@ def read_table(path: Path, file: IO[bytes], delimiter: str) -> Iterator[RawRow]:
     line = 1
     try:
         for cells in rows:
-            where, line = Where(str(path), line), rows.line_num + 1
+            where, line = Location(str(path), line), rows.line_num + 1
             if not cells:
                 continue
             if not names:
                 names = cells
                 if len(set(names)) < len(names):
                     raise InputError(
-                        f"{where}: the header {shown(names, 120)} has a name twice. Rename one."
+                        f"{where}: the header {format_value(names, 120)} has a name twice. Rename "
+                        "one."
                     )
                 other = next((one for one in ";\t|," if one != delimiter and one in cells[0]), None)
                 if len(cells) == 1 and other is not None:
                     raise InputError(
-                        f"{where}: the header {shown(cells[0], 120)} has no {delimiter!r}. "
+                        f"{where}: the header {format_value(cells[0], 120)} has no {delimiter!r}. "
                         f"Set dataset.hf_kwargs: {{delimiter: {other!r}}}."
                     )
             elif len(cells) != len(names):
@@ -73,9 +74,9 @@ def read_parquet(path: Path) -> Iterator[RawRow]:
         for batch in table.iter_batches(batch_size=1024):
             for row in batch.to_pylist():
                 number += 1
-                yield Where(str(path), number, "row", filled=True), row
+                yield Location(str(path), number, "row", filled=True), row
     except (pyarrow.ArrowException, OSError) as error:
         raise InputError(
-            f"{path}: not a readable parquet file after row {number} ({shown(str(error), 120)}). "
-            "Write it again."
+            f"{path}: not a readable parquet file after row {number} "
+            f"({format_value(str(error), 120)}). Write it again."
         ) from error

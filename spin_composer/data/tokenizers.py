@@ -6,7 +6,7 @@ import os
 from importlib.metadata import entry_points
 from typing import TYPE_CHECKING, Any
 
-from spin_composer.errors import InputError, shown
+from spin_composer.errors import InputError, format_value
 from spin_composer.foundry.installed import foundry_is_installed, require_foundry
 from spin_composer.settings.section import Config
 
@@ -40,8 +40,8 @@ def load_tokenizer(name: str, kwargs: Config | None = None) -> PreTrainedTokeniz
         raise
     except Exception as error:
         raise InputError(
-            f"tokenizer={shown(name)} cannot be loaded ({type(error).__name__}: "
-            f"{shown(str(error), 160)}). Give a Hugging Face name or a tokenizer's folder."
+            f"tokenizer={format_value(name)} cannot be loaded ({type(error).__name__}: "
+            f"{format_value(str(error), 160)}). Give a Hugging Face name or a tokenizer's folder."
         ) from error
 
 
@@ -54,7 +54,7 @@ def _is_registered(name: str) -> bool:
 
         return name in registered_tokenizers
     if name in {_OF_FOUNDRY, *(entry.name for entry in entry_points(group=_GROUP))}:
-        require_foundry(f"tokenizer={shown(name)}")
+        require_foundry(f"tokenizer={format_value(name)}")
     return False
 
 
@@ -71,7 +71,7 @@ def _from_pretrained(name: str, given: dict[str, Any]) -> PreTrainedTokenizerBas
     tokenizer.model_max_length = given.get("model_max_length", _NO_LIMIT)
     if tokenizer.eos_token is None:
         raise InputError(
-            f"tokenizer={shown(name)} has no EOS token. Set tokenizer.kwargs.eos_token to a token "
-            "of its vocabulary."
+            f"tokenizer={format_value(name)} has no EOS token. Set tokenizer.kwargs.eos_token to a "
+            "token of its vocabulary."
         )
     return tokenizer

@@ -13,15 +13,15 @@ import json
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from spin_composer.data.faults import BadRow, Where
+from spin_composer.data.bad_row import BadRow, Location
 from spin_composer.data.rows import Call, Turn
-from spin_composer.errors import shown
+from spin_composer.errors import format_value
 
 _CALL = '[{"type": "function", "function": {"name": "...", "arguments": {...}}}]'
 _TOOL = '[{"type": "function", "function": {"name": "...", "parameters": {...}}}]'
 
 
-def parsed(value: object) -> Any:
+def parse_json(value: object) -> Any:
     """Return the object or list that a JSON text holds, and anything else as it is."""
     if not isinstance(value, str) or value.lstrip()[:1] not in ("{", "["):
         return value
@@ -31,34 +31,34 @@ def parsed(value: object) -> Any:
         return value
 
 
-def without_nulls(value: object) -> Any:
+def drop_nulls(value: object) -> Any:
     """Return ``value`` without the keys of objects that are null, at any depth."""
     if isinstance(value, Mapping):
-        return {key: without_nulls(item) for key, item in value.items() if item is not None}
+        return {key: drop_nulls(item) for key, item in value.items() if item is not None}
     if isinstance(value, (list, tuple)):
-        return [without_nulls(item) for item in value]
+        return [drop_nulls(item) for item in value]
     return value
 
 
-def checked_json(value: object, field: str, where: Where) -> Any:
+def validate_json(value: object, field: str, where: Location) -> Any:
     """Return ``value``, a part of a row that is not text, if JSON can hold it.
 
     Raises:
         BadRow: It cannot: a date, bytes, NaN.
     """
     if where.filled:
-        value = without_nulls(value)
+        value = drop_nulls(value)
     try:
         json.dumps(value, allow_nan=False)
     except (TypeError, ValueError, RecursionError) as error:
         raise BadRow(
-            where, "not JSON", f"{field}={shown(value)} cannot be written as JSON ({error})",
+            where, "not JSON", f"{field}={format_value(value)} cannot be written as JSON ({error})",
             "Write it with texts, finite numbers, lists and objects.",
         ) from error  # fmt: skip
     return value
 
 
-def checked_tools(value: object, field: str, where: Where) -> list[dict[str, object]]:
+def validate_tools(value: object, field: str, where: Location) -> list[dict[str, object]]:
     """Return a row's tools as a list of objects; an empty list if there are none.
 
     Args:
@@ -69,24 +69,27 @@ def checked_tools(value: object, field: str, where: Where) -> list[dict[str, obj
     Raises:
         BadRow: It is neither.
     """
-    tools = parsed(value)
+    tools = parse_json(value)
     if isinstance(tools, str) and not tools.strip():
         return []
     if isinstance(tools, Mapping):
         tools = [tools]
     tools = [] if tools is None else tools
     if isinstance(tools, (list, tuple)):
-        tools = [parsed(tool) for tool in tools]
+        tools = [parse_json(tool) for tool in tools]
     if not isinstance(tools, list) or not all(isinstance(tool, Mapping) for tool in tools):
         raise BadRow(
-            where, "wrong type", f"{field}={shown(value)} is no list of tools", f"Write {_TOOL}."
+            where,
+            "wrong type",
+            f"{field}={format_value(value)} is no list of tools",
+            f"Write {_TOOL}.",
         )
     if field == "functions":  # as `function_call`, of before tools of other types were thought of
         tools = [{"type": "function", "function": tool} for tool in tools]
-    return checked_json(tools, field, where)
+    return validate_json(tools, field, where)
 
 
-def checked_calls(value: object, field: str, where: Where) -> list[Call]:
+def validate_calls(value: object, field: str, where: Location) -> list[Call]:
     """Return a turn's calls, each with its arguments as an object.
 
     Args:
@@ -97,30 +100,33 @@ def checked_calls(value: object, field: str, where: Where) -> list[Call]:
     Raises:
         BadRow: A call has no name, or its arguments are no object.
     """
-    calls = parsed(value)
+    calls = parse_json(value)
     if isinstance(calls, Mapping):
         calls = [calls]
     if not isinstance(calls, (list, tuple)):
         raise BadRow(
-            where, "wrong type", f"{field}={shown(value)} is no list of calls", f"Write {_CALL}."
+            where,
+            "wrong type",
+            f"{field}={format_value(value)} is no list of calls",
+            f"Write {_CALL}.",
         )
-    return [_checked_call(call, f"{field}[{i}]", where) for i, call in enumerate(calls)]
+    return [_validate_call(call, f"{field}[{i}]", where) for i, call in enumerate(calls)]
 
 
-def call_of(value: object, field: str, where: Where) -> list[Call]:
+def parse_function_call(value: object, field: str, where: Location) -> list[Call]:
     """Return the one call of an older ``function_call``: an object or JSON text with a name.
 
     Raises:
-        BadRow: As of :func:`checked_calls`.
+        BadRow: As of :func:`validate_calls`.
     """
-    call = parsed(value)
+    call = parse_json(value)
     if isinstance(call, Mapping) and "function" not in call:
         call = {"type": "function", "function": dict(call)}
-    return checked_calls([call], field, where)
+    return validate_calls([call], field, where)
 
 
-def _checked_call(call: object, field: str, where: Where) -> Call:
-    call = parsed(call)
+def _validate_call(call: object, field: str, where: Location) -> Call:
+    call = parse_json(call)
     if isinstance(call, Mapping) and call.get("function") is None and call.get("name"):
         # The function's own object alone, as some data sets have it.
         outer = {key: call[key] for key in ("id", "type") if call.get(key) is not None}
@@ -133,26 +139,26 @@ def _checked_call(call: object, field: str, where: Where) -> Call:
         or not isinstance(function.get("name"), str)
     ):
         raise BadRow(
-            where, "wrong type", f"{field}={shown(call)} is no call with a function's name",
+            where, "wrong type", f"{field}={format_value(call)} is no call with a function's name",
             f"Write tool_calls: {_CALL}.",
         )  # fmt: skip
     call = {key: item for key, item in call.items() if item is not None}
     given = function.get("arguments")
-    arguments = parsed(given)
+    arguments = parse_json(given)
     if arguments is None or (isinstance(arguments, str) and not arguments.strip()):
         arguments = {}
     if not isinstance(arguments, Mapping):
         raise BadRow(
             where, "wrong type",
-            f"{field}.function.arguments={shown(given)} is no object, nor JSON text of one",
+            f"{field}.function.arguments={format_value(given)} is no object, nor JSON text of one",
             'Write {"name of an argument": value, ...}.',
         )  # fmt: skip
     if where.filled and not isinstance(given, str):
-        arguments = without_nulls(arguments)
+        arguments = drop_nulls(arguments)
     inner = {key: item for key, item in function.items() if item is not None}
     made = {**call, "function": {**inner, "arguments": dict(arguments)}}
-    checked_json(made["function"]["arguments"], f"{field}.function.arguments",
-                 Where(where.source, where.number, where.unit))  # fmt: skip
+    validate_json(made["function"]["arguments"], f"{field}.function.arguments",
+                 Location(where.source, where.number, where.unit))  # fmt: skip
     return made
 
 

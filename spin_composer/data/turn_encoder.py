@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from spin_composer.data.chat_template import ChatTemplate
 from spin_composer.data.rows import Row, Turn
-from spin_composer.errors import shown
+from spin_composer.errors import format_value
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -92,7 +92,7 @@ def _check(messages: Sequence[Turn]) -> None:
     previous = None
     for i, message in enumerate(messages):
         if not isinstance(message["content"], str):
-            raise TurnFault(f"messages[{i}].content={shown(message['content'])} is no text")
+            raise TurnFault(f"messages[{i}].content={format_value(message['content'])} is no text")
         if message["role"] == previous:
             raise TurnFault(f"messages[{i}] is the second turn of role {previous!r} in a row")
         previous = message["role"]
@@ -103,4 +103,4 @@ def _parting(earlier: str, later: str) -> str:
     at = next(
         (i for i, (a, b) in enumerate(zip(earlier, later, strict=False)) if a != b), len(later)
     )
-    return f"{shown(earlier[at:], _SHOWN)} becomes {shown(later[at:], _SHOWN)}"
+    return f"{format_value(earlier[at:], _SHOWN)} becomes {format_value(later[at:], _SHOWN)}"

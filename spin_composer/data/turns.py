@@ -10,11 +10,16 @@ import re
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
-from spin_composer.data.faults import DROP_SUCH_ROWS, FILL_OR_DROP, BadRow, Where
+from spin_composer.data.bad_row import DROP_SUCH_ROWS, FILL_OR_DROP, BadRow, Location
 from spin_composer.data.foreign import TWO_SIDES, texts_for_turns
 from spin_composer.data.rows import Turn
-from spin_composer.data.tool_calls import call_of, checked_calls, checked_json, parsed
-from spin_composer.errors import shown
+from spin_composer.data.tool_calls import (
+    parse_function_call,
+    parse_json,
+    validate_calls,
+    validate_json,
+)
+from spin_composer.errors import format_value
 
 if TYPE_CHECKING:
     from spin_composer.data.counts import DataReport
@@ -54,22 +59,22 @@ _FLAGS = {"false": False, "no": False, "0": False, "0.0": False, "true": True, "
 _TRAINED_IF_FALSE = ("masked", "ignore", "ignored", "skip", "no_loss")
 
 
-def checked_text(
-    value: object, field: str, empty: str, where: Where, blank_is_empty: bool = True
+def validate_text(
+    value: object, field: str, empty: str, where: Location, blank_is_empty: bool = True
 ) -> str:
     """Return ``value`` if it is text with something in it; ``empty`` is the fault's reason."""
     if not isinstance(value, str):
         raise BadRow(
             where,
             "wrong type",
-            f"{field}={shown(value)} is of type {type(value).__name__}, not text",
+            f"{field}={format_value(value)} is of type {type(value).__name__}, not text",
             "Make it a string.",
         )
     if not value or (blank_is_empty and not value.strip()):
         raise BadRow(
             where,
             empty,
-            f"{field}={shown(value)} is empty",
+            f"{field}={format_value(value)} is empty",
             FILL_OR_DROP,
         )
     return value
@@ -78,7 +83,7 @@ def checked_text(
 def read_turns(
     turns: object,
     field: str,
-    where: Where,
+    where: Location,
     report: DataReport | None = None,
     mask: str | None = None,
     old: bool = False,
@@ -98,13 +103,13 @@ def read_turns(
     Raises:
         BadRow: Names the turn and the key.
     """
-    given = parsed(turns)
+    given = parse_json(turns)
     if not isinstance(given, (list, tuple)) or not given:
         problem = "is not a list of turns" if not isinstance(given, (list, tuple)) else "is empty"
         raise BadRow(
             where,
             "no assistant turn" if problem == "is empty" else "wrong type",
-            f"{field}={shown(turns)} {problem}",
+            f"{field}={format_value(turns)} {problem}",
             'Write [{"role": "user", "content": "..."}, {"role": "assistant", "content": "..."}].',
         )
     if all(isinstance(turn, str) and turn.strip() for turn in given):
@@ -114,17 +119,17 @@ def read_turns(
         name = f"{field}[{i}]"
         if not isinstance(turn, Mapping):
             raise BadRow(
-                where, "wrong type", f"{name}={shown(turn)} is not an object",
+                where, "wrong type", f"{name}={format_value(turn)} is not an object",
                 'Write {"role": "...", "content": "..."}.',
             )  # fmt: skip
         checked.append(_turn(turn, name, where, report, mask, old))
     if not old:
-        _refuse_untrained([parsed(turn) for turn in given], field, where)
+        _check_is_trained_on([parse_json(turn) for turn in given], field, where)
     return checked
 
 
 def _turn(
-    turn: Mapping, name: str, where: Where, report: DataReport | None, mask: str | None,
+    turn: Mapping, name: str, where: Location, report: DataReport | None, mask: str | None,
     old: bool,
 ) -> Turn:  # fmt: skip
     """Return one turn; a key that is null is absent (Arrow fills them in)."""
@@ -132,14 +137,14 @@ def _turn(
     content_key = _content_key(turn, name, where)
     if role_key is None:
         raise _missing("from" if content_key == "value" else "role", turn, name, where)
-    speaker = checked_text(turn[role_key], f"{name}.{role_key}", "empty role", where)
+    speaker = validate_text(turn[role_key], f"{name}.{role_key}", "empty role", where)
     role = _role_of(speaker, mask, f"{name}.{role_key}", where)
     if role_key == "role" and not old and mask is None:
         role = Role.of(role, speaker)
-    more = {} if old else _further(turn, role_key, content_key, name, where, report)
+    more = {} if old else _extra_keys(turn, role_key, content_key, name, where, report)
     content = turn[content_key] if content_key is not None else None
     if role == _CALLER:
-        more["tool_calls"] = call_of(content, f"{name}.{content_key}", where)
+        more["tool_calls"] = parse_function_call(content, f"{name}.{content_key}", where)
         role, content, content_key = "assistant", None, "content"
     calls = "tool_calls" in more and role == "assistant"
     if content_key is None and not calls:
@@ -147,7 +152,7 @@ def _turn(
     if content is not None or not calls:
         content = _content(content, f"{name}.{content_key}", where)
         if role == "user":
-            checked_text(content, f"{name}.{content_key}", "empty prompt", where)
+            validate_text(content, f"{name}.{content_key}", "empty prompt", where)
     return {"role": role, "content": content, **more}
 
 
@@ -171,25 +176,27 @@ class Role(str):
         return made
 
 
-def _content_key(turn: Mapping, name: str, where: Where) -> str | None:
+def _content_key(turn: Mapping, name: str, where: Location) -> str | None:
     """Return which of the spellings the turn has; two that differ are an error."""
     found = [key for key in _CONTENT_KEYS if turn.get(key) is not None]
     if len(found) > 1 and any(repr(turn[key]) != repr(turn[found[0]]) for key in found):
-        both = " and ".join(f"{key}={shown(turn[key], 40)}" for key in found)
+        both = " and ".join(f"{key}={format_value(turn[key], 40)}" for key in found)
         raise BadRow(
             where, "two keys for one", f"{name} has both {both}", f"Keep one, as {found[0]}."
         )
     return found[0] if found else next((key for key in _CONTENT_KEYS if key in turn), None)
 
 
-def _missing(key: str, turn: Mapping, name: str, where: Where) -> BadRow:
+def _missing(key: str, turn: Mapping, name: str, where: Location) -> BadRow:
     remedy = f"Add the {key}."
     if all(any(side in turn for side in sides) for sides in TWO_SIDES):
         remedy = "Set dataset.preprocessing_fn: spin_composer.data.mappings:input_output_turns."
-    return BadRow(where, f"missing {key}", f"{name}={shown(dict(turn))} has no {key}", remedy)
+    return BadRow(
+        where, f"missing {key}", f"{name}={format_value(dict(turn))} has no {key}", remedy
+    )
 
 
-def _role_of(speaker: str, mask: str | None, field: str, where: Where) -> str:
+def _role_of(speaker: str, mask: str | None, field: str, where: Location) -> str:
     known = _ROLES.get(speaker.strip().lower())
     if mask is not None:
         if known == "system":
@@ -199,19 +206,19 @@ def _role_of(speaker: str, mask: str | None, field: str, where: Where) -> str:
         raise BadRow(
             where,
             "unknown role",
-            f"{field}={shown(speaker)} is not a known role",
+            f"{field}={format_value(speaker)} is not a known role",
             "Roles are system, user, assistant and tool (or human, gpt, model, developer, "
             "function, observation, function_call).",
         )
     return known
 
 
-def _content(content: object, field: str, where: Where) -> str:
+def _content(content: object, field: str, where: Location) -> str:
     """Return a turn's text; a list of parts is joined if all of them are text."""
     if isinstance(content, str):
         return content
     if not isinstance(content, (list, tuple)):
-        return checked_text(content, field, "wrong type", where)
+        return validate_text(content, field, "wrong type", where)
     texts = []
     for part in content:
         kind = part.get("type", "text") if isinstance(part, Mapping) else None
@@ -219,7 +226,8 @@ def _content(content: object, field: str, where: Where) -> str:
         if str(kind) not in _TEXT_PARTS or not isinstance(text, str):
             raise BadRow(
                 where, "wrong type",
-                f"{field}={shown(content)} holds {shown(part)}, which is no part with text",
+                f"{field}={format_value(content)} holds {format_value(part)}, which is no part "
+                "with text",
                 'Write one string, or parts such as {"type": "text", "text": "..."}: SPIN trains '
                 "on text only.",
             )  # fmt: skip
@@ -227,8 +235,8 @@ def _content(content: object, field: str, where: Where) -> str:
     return "".join(texts)
 
 
-def _further(
-    turn: Mapping, role_key: str, content_key: str | None, name: str, where: Where,
+def _extra_keys(
+    turn: Mapping, role_key: str, content_key: str | None, name: str, where: Location,
     report: DataReport | None,
 ) -> Turn:  # fmt: skip
     """Return the turn's other keys that carry text, and count those that do not."""
@@ -240,14 +248,14 @@ def _further(
         if isinstance(value, (str, list, tuple, Mapping)) and not value:
             continue
         if key == "tool_calls":
-            if calls := checked_calls(value, field, where):
+            if calls := validate_calls(value, field, where):
                 kept[key] = calls
         elif key == "function_call":
-            kept["tool_calls"] = call_of(value, field, where)
+            kept["tool_calls"] = parse_function_call(value, field, where)
         elif key in _HANDED_ON and isinstance(value, str):
             kept[key] = value
         elif carries_text(str(key), value):
-            value = checked_json(value, field, where)
+            value = validate_json(value, field, where)
             if value:  # Arrow may have filled it with nothing but nulls
                 kept[str(key)] = value
         elif report is not None:
@@ -269,36 +277,38 @@ def untrained_mark(fields: Mapping, of_row: bool = False) -> str | None:
     """
     if_true, if_false = (_MARKS_OF_ROWS, ()) if of_row else (_TRAINED_IF_TRUE, _TRAINED_IF_FALSE)
     for key, value in fields.items():
-        name, said = str(key).lower(), truth(value)
+        name, said = str(key).lower(), parse_flag(value)
         if (name in if_true and said is False) or (name in if_false and said is True):
             return str(key)
     return None
 
 
-def truth(value: object) -> bool | None:
+def parse_flag(value: object) -> bool | None:
     """Return what a flag says; None if it is none."""
     if isinstance(value, str):
         value = _FLAGS.get(value.strip().lower())
     return bool(value) if isinstance(value, (bool, int, float)) else None
 
 
-def _refuse_untrained(turns: Sequence[Mapping], field: str, where: Where) -> None:
+def _check_is_trained_on(turns: Sequence[Mapping], field: str, where: Location) -> None:
     """Refuse a last turn that its own keys say not to train on."""
     last, key = turns[-1], untrained_mark(turns[-1])
     # `mask` alone says neither "trained" nor "left out"; the same one on both sides is unclear.
-    if key is None and truth(last.get("mask")) is not None:
+    if key is None and parse_flag(last.get("mask")) is not None:
         first = next((turn.get("mask") for turn in turns[:-1]), None)
-        key = "mask" if first is not None and truth(first) == truth(last["mask"]) else None
+        key = (
+            "mask" if first is not None and parse_flag(first) == parse_flag(last["mask"]) else None
+        )
     if key is not None:
         raise BadRow(
             where, "not to be trained on",
-            f"{field}[{len(turns) - 1}].{key}={shown(last[key])} says that the last turn, which is "
-            "the response, is not to be trained on",
+            f"{field}[{len(turns) - 1}].{key}={format_value(last[key])} says that the last turn, "
+            "which is the response, is not to be trained on",
             f"Cut the conversation after the answer that is, remove the key, {DROP_SUCH_ROWS}",
         )  # fmt: skip
 
 
-def check_order(turns: list[Turn], field: str, where: Where) -> None:
+def check_order(turns: list[Turn], field: str, where: Location) -> None:
     """Refuse a conversation that does not lead up to an answer of the assistant."""
     previous: str | None = None
     if all(turn["role"] != "assistant" for turn in turns):
@@ -327,4 +337,6 @@ def check_order(turns: list[Turn], field: str, where: Where) -> None:
             "End the conversation with the assistant's answer, or cut what follows it.",
         )
     if "tool_calls" not in last:
-        checked_text(last["content"], f"{field}[{len(turns) - 1}].content", "empty response", where)
+        validate_text(
+            last["content"], f"{field}[{len(turns) - 1}].content", "empty response", where
+        )

@@ -21,7 +21,7 @@ END_OF_TEXT = "<|endoftext|>"
 
 
 @dataclass(frozen=True)
-class Size:
+class ModelSize:
     """Size of a tiny Llama."""
 
     vocab_size: int = 600
@@ -33,7 +33,7 @@ class Size:
 
 
 @dataclass(frozen=True)
-class Schooling:
+class SFTConfig:
     """How the base model is trained."""
 
     epochs: int = 6
@@ -47,8 +47,8 @@ def make_base(
     train_rows: Path,
     held_out_rows: Path,
     folder: Path,
-    size: Size,
-    schooling: Schooling,
+    size: ModelSize,
+    schooling: SFTConfig,
     progress_bar: bool = False,
 ) -> SftResult:
     """Train a tokenizer and a model on rows by SFT; save both to ``folder``.
@@ -81,7 +81,7 @@ def make_base(
     )
 
 
-def _save_untrained(texts: Iterable[str], folder: Path, size: Size, seed: int) -> None:
+def _save_untrained(texts: Iterable[str], folder: Path, size: ModelSize, seed: int) -> None:
     """Save a byte-level BPE tokenizer of the texts, and a Llama of random weights."""
     import torch
     from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
@@ -140,8 +140,8 @@ def main(
     if (folder / "config.json").exists():
         print(f"error: {folder} holds a model already. Delete it to train anew.", file=sys.stderr)
         raise typer.Exit(2)
-    size = Size(vocab_size, width, layers, heads, max_seq_len)
-    schooling = Schooling(epochs, batch_size, microbatch_size, learning_rate, seed)
+    size = ModelSize(vocab_size, width, layers, heads, max_seq_len)
+    schooling = SFTConfig(epochs, batch_size, microbatch_size, learning_rate, seed)
     result = make_base(train_rows, held_out_rows, folder, size, schooling, progress_bar=True)
     print(
         f"{result.folder}: {result.steps} steps, {result.tokens} tokens, held-out NLL "

@@ -16,17 +16,17 @@ from typing import TYPE_CHECKING
 
 from rich.console import Console
 
-from spin_composer.demo.base import Schooling, Size, make_base
-from spin_composer.demo.figures import Figures, Model, report
+from spin_composer.demo.base import ModelSize, SFTConfig, make_base
 from spin_composer.demo.game import play_game
+from spin_composer.demo.results import DemoResults, ModelResult, report
 from spin_composer.demo.scoring import Score, score
 from spin_composer.demo.sft import SftResult, sft
 from spin_composer.demo.world import Row, is_valid, make_world, write_rows
 from spin_composer.errors import InputError
-from spin_composer.report.books import NLL, in_evaluation, read_books
+from spin_composer.report.history import NLL, in_evaluation, read_history
 
 if TYPE_CHECKING:
-    from spin_composer.report.books import Books
+    from spin_composer.report.history import RunHistory
 
 YAML = resources.files("spin_composer.demo") / "demo.yaml"
 """The game's YAML, installed with the package; each demo keeps a copy beside its results."""
@@ -94,8 +94,8 @@ def main(folder: Path, seed: int = 17) -> None:
             paths.data("careless"),
             paths.data("careless-heldout"),
             paths.base,
-            Size(),
-            Schooling(seed=seed),
+            ModelSize(),
+            SFTConfig(seed=seed),
         )
     with stage(f"playing three iterations of SPIN ({paths.yaml})"):
         spin_tokens, books = _play(paths, seed)
@@ -106,10 +106,12 @@ def main(folder: Path, seed: int = 17) -> None:
         exports = [paths.export(iteration) for iteration in range(len(steps))]
         base_score, *scores = [_score(m, held_out) for m in (base.folder, *exports)]
         rival_scores = [_score(r.folder, held_out) for r in rival]
-    figures = Figures(
-        base=Model(books.baseline[_NLL], base_score),
-        spin=[Model(record[_NLL], s) for record, s in zip(books.iterations, scores, strict=True)],
-        sft=[Model(r.held_out_nll, s) for r, s in zip(rival, rival_scores, strict=True)],
+    figures = DemoResults(
+        base=ModelResult(books.baseline[_NLL], base_score),
+        spin=[
+            ModelResult(record[_NLL], s) for record, s in zip(books.iterations, scores, strict=True)
+        ],
+        sft=[ModelResult(r.held_out_nll, s) for r, s in zip(rival, rival_scores, strict=True)],
         records=books.iterations,
         tokens={"spin": spin_tokens, "sft_continuation": sum(r.tokens for r in rival)},
         seconds=stage.seconds,
@@ -163,11 +165,11 @@ def _write_data(paths: Paths, seed: int) -> list[Row]:
     return world.careful_valid
 
 
-def _play(paths: Paths, seed: int) -> tuple[int, Books]:
+def _play(paths: Paths, seed: int) -> tuple[int, RunHistory]:
     """Play the game; return the tokens trained on, and its books."""
     trainer = play_game(paths.yaml, [f"variables.folder={paths.folder}", f"seed={seed}"])
     trainer.close()
-    return int(trainer.state.timestamp.token), read_books(paths.game / "self-play")
+    return int(trainer.state.timestamp.token), read_history(paths.game / "self-play")
 
 
 def _continue_sft(paths: Paths, seed: int, steps: list[int]) -> list[SftResult]:

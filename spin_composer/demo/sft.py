@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from spin_composer.report.books import NLL
+from spin_composer.report.history import NLL
 from spin_composer.settings.section import Config
 
 if TYPE_CHECKING:
@@ -104,7 +104,7 @@ def _train_loader(tokenizer: Any, rows: Path, batch_size: int, max_seq_len: int)
 
     from spin_composer.data.held_out import HeldOutRows, held_out_collator, held_out_data_spec
     from spin_composer.data.sources import read_rows
-    from spin_composer.data.tokenise import build_examples
+    from spin_composer.data.tokenization import build_examples
     from spin_composer.settings.dataset import read_config
 
     dataset = {"hf_name": str(rows), "split": "train", "max_seq_len": max_seq_len}

@@ -25,10 +25,10 @@ from torch import Tensor
 from transformers import PretrainedConfig
 
 from spin_composer.distributed import from_rank_zero
-from spin_composer.errors import InputError, shown
+from spin_composer.errors import InputError, format_value
 from spin_composer.export.folder import save_model, written_aside
 from spin_composer.export.state import adapter_state, plain_state
-from spin_composer.fsdp import unwrapped
+from spin_composer.fsdp import unwrap
 from spin_composer.model.adapters import unsupported_adapters
 from spin_composer.model.unwrap import composer_model, inner_model, plain_class
 
@@ -75,7 +75,7 @@ class HuggingFaceExporter(Callback):
     ) -> None:
         if precision not in _DTYPES:
             raise InputError(
-                f"HuggingFaceExporter: precision={shown(precision)} must be one of "
+                f"HuggingFaceExporter: precision={format_value(precision)} must be one of "
                 f"{', '.join(_DTYPES)}."
             )
         self._dtype = _DTYPES[precision]
@@ -160,7 +160,7 @@ class HuggingFaceExporter(Callback):
     def _save(self, model: HuggingFaceModel, tensors: dict[str, Tensor], folder: Path) -> None:
         inner = inner_model(model.model)
         if self._writes_adapters(model):
-            adapted: Any = unwrapped(model.model)
+            adapted: Any = unwrap(model.model)
             adapted.save_pretrained(folder, state_dict=tensors)
         else:
             config = self.exported_config(inner.config)

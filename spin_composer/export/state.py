@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator
 import torch
 from torch import Tensor, nn
 
-from spin_composer.fsdp import Owner, each_whole, plain_name, shadowed
+from spin_composer.fsdp import Owner, iter_full_parameters, override_attributes, plain_name
 from spin_composer.model.adapters import merged_weight
 from spin_composer.model.trained import trainable_names
 from spin_composer.model.unwrap import inner_model
@@ -35,7 +35,7 @@ def plain_state(
     copies = _copies(model if root is None else root, early, lambda owners: keep)
     if not keep:
         return {}
-    with shadowed(copies):
+    with override_attributes(copies):
         named = list(_tensors(model, _held(copies)))
     # By id of the first, so that what is tied stays tied; ``named`` keeps them alive.
     final = {id(t): t.detach().to("cpu", _dtype_of(t, dtype)).contiguous() for _, t in named}
@@ -95,7 +95,7 @@ def _copies(
 ) -> _Copies:
     """Return copies of the wanted parameters on the CPU; a collective under FSDP."""
     copies: _Copies = []
-    for whole in each_whole(root):
+    for whole in iter_full_parameters(root):
         if is_wanted(whole.owners):
             # Always a copy: FSDP frees the storage.
             to = _dtype_of(whole.tensor, dtype)

@@ -13,7 +13,7 @@ from spin_composer.settings.launch import EVALUATIONS, EXPORTERS
 from spin_composer.settings.section import Config
 from spin_composer.settings.spin import SpinSettings
 from spin_composer.settings.yaml import check_launch, is_spin, validate
-from spin_composer.store.begun import started_with_turns
+from spin_composer.store.original_tokenization import started_with_turns
 
 
 def transform(cfg: dict[str, Any]) -> dict[str, Any]:
@@ -40,7 +40,7 @@ def transform(cfg: dict[str, Any]) -> dict[str, Any]:
     check_launch(cfg, settings, int(os.environ.get("WORLD_SIZE") or 1))
     check_registered(cfg)
     route_eval_loaders(cfg)
-    _tell_loaders(cfg, settings)
+    _pass_limits_to_loaders(cfg, settings)
     cfg.setdefault("eval_first", any(cfg.get(key) for key in EVALUATIONS))
     if cfg.get("save_folder") and not cfg.get("save_weights_only"):
         callbacks = cfg["callbacks"] = cfg.get("callbacks") or {}
@@ -67,7 +67,7 @@ def _measure_icl_tasks(cfg: dict[str, Any]) -> None:
         model["additional_eval_metrics"] = given + [n for n in icl_metrics() if n not in given]
 
 
-def _tell_loaders(cfg: dict[str, Any], settings: SpinSettings) -> None:
+def _pass_limits_to_loaders(cfg: dict[str, Any], settings: SpinSettings) -> None:
     """Tell SPIN's loaders what their rows must fit; llm-foundry builds them before the model."""
     from spin_composer.engines.base import engine_class  # imports torch and Composer
 

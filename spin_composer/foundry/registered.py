@@ -12,9 +12,9 @@ import torch
 from llmfoundry import registry
 from llmfoundry.utils.registry_utils import TypedRegistry
 
-from spin_composer.errors import InputError, shown, together
+from spin_composer.errors import InputError, collect_errors, format_value
 from spin_composer.model.lm import HFSpinLM
-from spin_composer.settings.fields import nearest
+from spin_composer.settings.fields import suggest_key
 from spin_composer.settings.section import Config
 
 _OF_PARAMETER_GROUPS = frozenset({"disable_grad", "param_groups"})
@@ -36,8 +36,8 @@ def check_registered(cfg: Config) -> None:
     optimizer = {key: value for key, value in cfg["optimizer"].items() if key != "name"}
     checks: list[Callable[[], object]] = [
         lambda: _device(cfg),
-        lambda: _built("model", registry.models, cfg["model"]["name"], model, _OF_MODELS),
-        lambda: _built(
+        lambda: _check_component("model", registry.models, cfg["model"]["name"], model, _OF_MODELS),
+        lambda: _check_component(
             "optimizer", registry.optimizers, cfg["optimizer"]["name"], optimizer,
             _OF_PARAMETER_GROUPS,
         ),
@@ -45,7 +45,7 @@ def check_registered(cfg: Config) -> None:
     if isinstance(adapters := model.get("peft_config"), Mapping):
         from peft import LoraConfig
 
-        checks.append(lambda: _fits("model.peft_config", LoraConfig, "LoRA", adapters))
+        checks.append(lambda: _check_arguments("model.peft_config", LoraConfig, "LoRA", adapters))
     for section, registries in (
         ("algorithms", [registry.algorithms]),
         ("callbacks", [registry.callbacks, registry.callbacks_with_config]),
@@ -54,14 +54,16 @@ def check_registered(cfg: Config) -> None:
         for name, given in (cfg.get(section) or {}).items():
             known = [r for r in registries if name in r] or registries
             checks.append(
-                lambda s=section, r=known, n=name, g=given: _built(f"{s}.{n}", r[0], n, g or {})
+                lambda s=section, r=known, n=name, g=given: _check_component(
+                    f"{s}.{n}", r[0], n, g or {}
+                )
             )
     for key in ("eval_loader", "eval_loaders"):
         loaders = cfg.get(key) or []
         for loader in loaders if isinstance(loaders, list) else [loaders]:
             name = loader.get("name")
             checks.append(lambda n=name, k=key: _known(f"{k}.name", registry.dataloaders, n))
-    together(*checks)
+    collect_errors(*checks)
 
 
 def _device(cfg: Config) -> None:
@@ -70,7 +72,9 @@ def _device(cfg: Config) -> None:
     problems = []
     precision = cfg.get("precision", "amp_bf16")  # llm-foundry's default
     if precision not in ("fp32", None):
-        problems.append(f"precision={shown(precision)} needs a GPU. Set precision=fp32 on a CPU.")
+        problems.append(
+            f"precision={format_value(precision)} needs a GPU. Set precision=fp32 on a CPU."
+        )
     if cfg.get("device_train_microbatch_size", "auto") == "auto":
         problems.append(
             "device_train_microbatch_size=auto needs a GPU. Set it to a number of pairs on a CPU."
@@ -82,20 +86,22 @@ def _device(cfg: Config) -> None:
 def _known(where: str, known: TypedRegistry, name: str) -> None:
     if name not in known:
         names = sorted(known.get_all())
-        raise InputError(f"{where}={shown(name)} is not registered. {nearest(name, names)}")
+        raise InputError(
+            f"{where}={format_value(name)} is not registered. {suggest_key(name, names)}"
+        )
 
 
-def _built(
+def _check_component(
     where: str, known: TypedRegistry, name: str, given: object, others: frozenset[str] = _NONE
 ) -> None:
     """Check that ``name`` is registered and takes the arguments ``given``."""
     _known(f"{where}.name" if where in ("model", "optimizer") else where, known, name)
     if not isinstance(given, Mapping):
-        raise InputError(f"{where} must be a mapping of settings, got {shown(given)}.")
-    _fits(where, known.get(name), name, given, others)
+        raise InputError(f"{where} must be a mapping of settings, got {format_value(given)}.")
+    _check_arguments(where, known.get(name), name, given, others)
 
 
-def _fits(
+def _check_arguments(
     where: str,
     built: Callable[..., object],
     name: str,
@@ -107,7 +113,7 @@ def _fits(
     lines = [f"{where}.{key} is not set, and {name} needs it." for key in missing]
     if arguments is not None:
         lines += [
-            f"{where}.{key} is no setting of {name}. {nearest(key, sorted(arguments | others))}"
+            f"{where}.{key} is no setting of {name}. {suggest_key(key, sorted(arguments | others))}"
             for key in given
             if key not in arguments | others
         ]

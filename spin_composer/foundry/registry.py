@@ -9,7 +9,7 @@ from torchmetrics import Metric
 
 from spin_composer.errors import InputError
 from spin_composer.foundry.installed import require_foundry
-from spin_composer.settings.fields import nearest
+from spin_composer.settings.fields import suggest_key
 
 _OF_EVERY_MODEL = ("language_cross_entropy", "language_perplexity", "token_accuracy")
 
@@ -37,5 +37,5 @@ def build_metric(name: str, where: str) -> Metric:
 
     if name not in metrics:
         known = sorted(metrics.get_all())
-        raise InputError(f"{where}={name} is not registered. {nearest(name, known)}")
+        raise InputError(f"{where}={name} is not registered. {suggest_key(name, known)}")
     return build(name, {})

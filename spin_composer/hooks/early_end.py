@@ -52,7 +52,7 @@ class EarlyEnd:
         t = state.timestamp
         at = f"iteration {int(t.iteration)}, epoch {int(t.epoch)}, batch {int(t.batch)}"
         who = type(caller).__name__ if caller is not None else "a call of state.stop_training()"
-        self.record = {"by": who, "line": f"{who}{_looks_at(caller)} ended it at {at}"}
+        self.record = {"by": who, "line": f"{who}{_monitored_metric(caller)} ended it at {at}"}
         self.record["epochs"] = int(state.max_duration.value) if state.max_duration else 0
         if dist.get_global_rank() == 0:
             log.warning(f"{self.record['line']}; the same command will not train on.")
@@ -98,7 +98,7 @@ class EarlyEnd:
             raise RunEnded(f"{self.record['line']}: nothing was played and nothing trained.")
 
 
-def _looks_at(caller: object) -> str:
+def _monitored_metric(caller: object) -> str:
     """Return what a stopper of Composer's looks at, in brackets."""
     if isinstance(caller, EarlyStopper):
         best = "" if caller.best is None else f", best {float(caller.best):.4g}"

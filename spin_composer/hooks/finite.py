@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from spin_composer.errors import NotFiniteError
 from spin_composer.export.exporters import export_is_due
 from spin_composer.fsdp import local_tensor, plain_name
-from spin_composer.hooks.first_batch import meet_after_backward
+from spin_composer.hooks.first_batch import sync_after_backward
 
 _SHOWN_ROWS = 16
 _SHOWN_NAMES = 3
@@ -57,7 +57,7 @@ class FiniteMonitor:
             NotFiniteError: On all ranks, if a loss or a gradient of any is not finite.
         """
         del logger
-        meet_after_backward(state)
+        sync_after_backward(state)
         loss = torch.cat([loss.reshape(-1) for loss in self._losses]).isfinite().all()
         gradient = gradients_are_finite(state.model).to(loss.device)
         flags = torch.stack((~loss, ~gradient)).int()
@@ -76,9 +76,9 @@ class FiniteMonitor:
         what = "loss" if bad_loss else "gradient"
         return (
             f"iteration {int(t.iteration)}, batch {int(t.batch)}: the {what} is not finite "
-            f"(training rows {_listed(found, _SHOWN_ROWS)} of the data). The run stopped before "
-            "the optimizer's step, and nothing was saved. Look at these rows, lower the learning "
-            "rate or clip gradients; the same command goes on from the newest checkpoint."
+            f"(training rows {_format_names(found, _SHOWN_ROWS)} of the data). The run stopped "
+            "before the optimizer's step, and nothing was saved. Look at these rows, lower the "
+            "learning rate or clip gradients; the same command goes on from the newest checkpoint."
         )
 
 
@@ -104,13 +104,13 @@ def require_finite_weights(state: State) -> None:
     Raises:
         NotFiniteError: Names the first of those that are not, and what to do.
     """
-    mine = sorted(_not_finite(state.model))
+    mine = sorted(_not_finite_error(state.model))
     bad = sorted({name for names in dist.all_gather_object(mine) for name in names})
     if not bad:
         return
     total = len(dict(state.model.named_parameters()))
     t = state.timestamp
-    which = f"{len(bad)} of the model's {total} weights are not finite ({_listed(bad)})"
+    which = f"{len(bad)} of the model's {total} weights are not finite ({_format_names(bad)})"
     if int(t.batch) == 0:
         raise NotFiniteError(f"{which}, before training. Use a base model that is whole.")
     raise NotFiniteError(
@@ -133,7 +133,7 @@ def require_finite_if_saving(state: State) -> None:
 
 
 @torch.no_grad()
-def _not_finite(model: nn.Module) -> list[str]:
+def _not_finite_error(model: nn.Module) -> list[str]:
     found = [(name, local_tensor(p).isfinite().all()) for name, p in model.named_parameters()]
     return [
         plain_name(name).removeprefix("module.").removeprefix("model.")
@@ -142,6 +142,6 @@ def _not_finite(model: nn.Module) -> list[str]:
     ]
 
 
-def _listed(items: Sequence[object], most: int = _SHOWN_NAMES) -> str:
+def _format_names(items: Sequence[object], most: int = _SHOWN_NAMES) -> str:
     more = f" and {len(items) - most} more" if len(items) > most else ""
     return ", ".join(map(str, items[:most])) + more

@@ -27,7 +27,7 @@ _NOISE_MULTIPLE = 4.0
 class FirstBatchMonitor:
     """Compares policy and opponent at the first microbatch of an iteration.
 
-    Its methods are called at Composer's events. Nothing has been learnt when it decides: the
+    Its methods are called at Composer's events. Nothing has been learned when it decides: the
     optimizer's step comes after ``AFTER_TRAIN_BATCH``.
     """
 
@@ -61,7 +61,7 @@ class FirstBatchMonitor:
         if self.noise is None:
             return
         assert self._sums is not None
-        meet_after_backward(state)
+        sync_after_backward(state)
         dist.all_reduce(self._sums)
         gap = require_small_gap(float(self._sums[0] / self._sums[1]), self.noise, state)
         logger.log_metrics({"spin/first_batch_gap": gap})
@@ -99,7 +99,7 @@ def require_small_gap(per_token: float, noise: float, state: State) -> float:
     return per_token
 
 
-def meet_after_backward(state: State) -> None:
+def sync_after_backward(state: State) -> None:
     """Let a collective of ours at ``AFTER_TRAIN_BATCH`` meet only itself on other ranks.
 
     With ``auto`` microbatching a rank that is out of memory waits in Composer's collectives, a

@@ -8,9 +8,9 @@ from typing import Any
 
 from composer.core import State
 
-from spin_composer.report.books import BATCHES, ITERATION, Books, in_evaluation, in_training
+from spin_composer.report.history import BATCHES, ITERATION, RunHistory, in_evaluation, in_training
 from spin_composer.store.durable import write_atomically
-from spin_composer.store.layout import BOOKS
+from spin_composer.store.layout import HISTORY
 
 
 class IterationLog:
@@ -29,7 +29,7 @@ class IterationLog:
 
     def open(self, root: Path, state: State) -> None:
         """Note where the books are kept, and the evaluation before the first iteration."""
-        self._path = root / BOOKS
+        self._path = root / HISTORY
         if int(state.timestamp.batch) == 0:
             self._baseline = _evaluation(state)
 
@@ -55,7 +55,7 @@ class IterationLog:
 
     def write(self, ended: str = "") -> None:
         """Write the books; call it on rank 0. ``ended`` says who ended the run early, and where."""
-        books = Books(self._baseline, self._records, ended)
+        books = RunHistory(self._baseline, self._records, ended)
         write_atomically(self._path, books.as_json())
 
     def state_dict(self) -> dict[str, object]:

@@ -26,7 +26,7 @@ _BEFORE_AN_END = (signal.SIGUSR1, signal.SIGUSR2)
 """What Slurm and others send some time before they end a job; the names are the user's choice."""
 
 
-class Stopping:
+class GracefulStop:
     """Agrees with the other ranks where to stop; its methods are called at Composer's events.
 
     Args:
@@ -51,7 +51,7 @@ class Stopping:
                 "save_folder. Set it."
             )
         interrupt.install(*(_BEFORE_AN_END if self.save else ()))
-        interrupt.hold(False)
+        interrupt.set_deferred(False)
         self.signal_number, self._in_training = 0, False
         key = from_rank_zero(lambda: f"spin/interrupted/{uuid.uuid4()}")
         _connect(key_value_store(), key)
@@ -68,7 +68,7 @@ class Stopping:
         """
         del logger
         self._in_training = True
-        interrupt.hold(True, patient=self.save)
+        interrupt.set_deferred(True, patient=self.save)
         if self.signal_number:
             self._stop_if_saved(state)
 
@@ -82,7 +82,7 @@ class Stopping:
         if self._in_training and not self.signal_number:
             self._agree(state)
             if self.signal_number and not self.save:
-                raise interrupt.stopped(self.signal_number)
+                raise interrupt.exception_for(self.signal_number)
 
     def eval_batch_end(self, state: State, logger: Logger) -> None:
         """See :meth:`batch_end`; an evaluation that a save is to follow goes on to its end."""
@@ -100,7 +100,7 @@ class Stopping:
             self._agree(state)
             if self.signal_number:
                 self._stop_if_saved(state)
-                raise interrupt.stopped(self.signal_number)
+                raise interrupt.exception_for(self.signal_number)
         self._let_go()
 
     def fit_end(self) -> None:
@@ -111,10 +111,10 @@ class Stopping:
 
     def _let_go(self) -> None:
         self._in_training = False
-        interrupt.hold(False)
+        interrupt.set_deferred(False)
 
     def _agree(self, state: State) -> None:
-        noted = state.device.tensor_to_device(torch.tensor([interrupt.noted()]))
+        noted = state.device.tensor_to_device(torch.tensor([interrupt.pending_signal()]))
         dist.all_reduce(noted, reduce_operation="MAX")
         self.signal_number = int(noted.item())
 
@@ -123,8 +123,8 @@ class Stopping:
         for saver in state.callbacks:
             if isinstance(saver, CheckpointSaver) and saver.last_checkpoint_batch == batch:
                 t = state.timestamp
-                interrupt.goes_on_from(f"epoch {int(t.epoch)}, batch {int(batch)}")
-                raise interrupt.stopped(self.signal_number)
+                interrupt.set_resume_checkpoint(f"epoch {int(t.epoch)}, batch {int(batch)}")
+                raise interrupt.exception_for(self.signal_number)
 
 
 def _connect(store: Any, key: str) -> None:
@@ -140,4 +140,4 @@ def _connect(store: Any, key: str) -> None:
                 return int(store.get(key))
         return 0
 
-    interrupt.connect(tell, ask)
+    interrupt.connect_ranks(tell, ask)

@@ -31,7 +31,7 @@ def mergeable(model: nn.Module) -> list[LoraLinear]:
 def merged_adapters(model: nn.Module, dtype: torch.dtype | None) -> Iterator[None]:
     """Let the layers that :func:`mergeable` finds compute with merged weights.
 
-    Layers of other kinds (DoRA, embeddings, quantised weights) compute as before.
+    Layers of other kinds (DoRA, embeddings, quantized weights) compute as before.
 
     Args:
         model: A PEFT model whose parameters are gathered, or any other, which is left alone.
@@ -105,7 +105,7 @@ def _is_lora(layer: nn.Module) -> TypeGuard[_Lora]:
 
 
 def _is_mergeable(layer: _Lora) -> TypeGuard[LoraLinear]:
-    # Exactly this class: layers of quantised weights are subclasses.
+    # Exactly this class: layers of quantized weights are subclasses.
     if type(layer.base_layer) is not nn.Linear:
         return False
     active = [adapter for adapter in layer.active_adapters if adapter in layer.lora_A]

@@ -6,7 +6,7 @@ import torch
 import xxhash
 from torch import nn
 
-from spin_composer.fsdp import each_whole
+from spin_composer.fsdp import iter_full_parameters
 
 _SAMPLED_ELEMENTS = 4096
 
@@ -20,13 +20,13 @@ def fingerprint(root: nn.Module) -> str:
     sharded, gathered or plain.
 
     Args:
-        root: The outermost module, as for :func:`each_whole`.
+        root: The outermost module, as for :func:`iter_full_parameters`.
 
     Returns:
         16 hexadecimal digits.
     """
     digests = {}
-    for whole in each_whole(root):
+    for whole in iter_full_parameters(root):
         stride = max(1, whole.tensor.numel() // _SAMPLED_ELEMENTS)
         # A copy always: numpy() would pin the storage that FSDP frees.
         sample = whole.tensor.reshape(-1)[::stride].to("cpu", torch.float32, copy=True)

@@ -183,7 +183,7 @@ def scoring(
         rows: [N] the scored positions among the S * T that the head will receive.
         targets: [N] the tokens there.
         positions: S * T.
-        pairs: asks for a loss; its ``answer`` holds it afterwards.
+        pairs: asks for a loss; its ``answer`` holds it afterward.
 
     Raises:
         InputError: A scale of the logits that is not positive.

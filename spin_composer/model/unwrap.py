@@ -10,7 +10,7 @@ from torch.distributed.fsdp import FSDPModule
 from torch.nn.parallel import DistributedDataParallel
 from transformers import PreTrainedModel
 
-from spin_composer.fsdp import unwrapped
+from spin_composer.fsdp import unwrap
 
 if TYPE_CHECKING:
     from peft import PeftModel
@@ -30,10 +30,10 @@ def inner_model(model: nn.Module) -> PreTrainedModel:
     Args:
         model: A Hugging Face model, a PeftModel around one, or FSDP1's wrapper of either.
     """
-    inner = unwrapped(model)
+    inner = unwrap(model)
     if hasattr(inner, "peft_config"):
         inner = cast("PeftModel", inner).get_base_model()
-    return cast(PreTrainedModel, unwrapped(inner))
+    return cast(PreTrainedModel, unwrap(inner))
 
 
 def plain_class(model: PreTrainedModel) -> type[PreTrainedModel]:

@@ -105,7 +105,7 @@ def _initializer(model: Any) -> Callable[[nn.Module], None]:
     def initialize(module: nn.Module) -> None:
         own = dict(module.named_parameters(recurse=False))
         for parameter in own.values():
-            parameter.fill_(float("nan"))  # what is still NaN afterwards nobody has initialized
+            parameter.fill_(float("nan"))  # what is still NaN afterward nobody has initialized
         model._init_weights(module)
         for name, parameter in own.items():
             if _has_nan(parameter):

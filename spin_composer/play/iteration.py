@@ -20,7 +20,7 @@ from spin_composer.store.manifest import (
     FIXED_AT_START,
     FORMAT_VERSION,
     Manifest,
-    meaning,
+    manifest_value,
     num_played_units,
     num_replayed_units,
 )
@@ -52,7 +52,7 @@ class IterationPlan:
 
 
 @dataclass(frozen=True)
-class RunFacts:
+class RunContext:
     """What all manifests of a run hold alike: its data, its model's tokenizer, its seed."""
 
     settings: SpinSettings
@@ -65,7 +65,7 @@ class RunFacts:
 
 
 def plan_iteration(
-    store: Store, run: RunFacts, iteration: int, opponent: str, merged: bool | None
+    store: Store, run: RunContext, iteration: int, opponent: str, merged: bool | None
 ) -> IterationPlan:
     """Plan an iteration, and check all that can refuse its play; a collective that writes nothing.
 
@@ -104,7 +104,7 @@ def plan_iteration(
 
 
 def manifest_of(
-    store: Store, run: RunFacts, iteration: int, found: Manifest | None
+    store: Store, run: RunContext, iteration: int, found: Manifest | None
 ) -> tuple[Manifest, list[Unit]]:
     """Return an iteration's manifest, without its opponent, and its units; a collective.
 
@@ -126,7 +126,7 @@ def manifest_of(
         }
     else:
         replayed = num_replayed_units(found)
-        recorded = {name: meaning(found, name) for name in FIXED_AT_START}
+        recorded = {name: manifest_value(found, name) for name in FIXED_AT_START}
     units = plan_units(settings, run.seed, iteration, len(examples), replayed)
     manifest = {
         "format_version": FORMAT_VERSION,

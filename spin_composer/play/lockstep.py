@@ -49,7 +49,7 @@ class Lockstep:
                 else:
                     drafts.append(player.draft(iteration, *job))
             work.wait_for_all()
-            step = _InStep(player.score, self.to_device)
+            step = _LockstepScorer(player.score, self.to_device)
             try:
                 done = [replace(player, score=step).scored(draft) for draft in drafts]
                 step.finish()
@@ -65,7 +65,7 @@ class Lockstep:
 _DONE, _GOES_ON, _FAILED = 0, 1, 2
 
 
-class _InStep:
+class _LockstepScorer:
     """A score function that ranks call equally often, if each ends with `finish`."""
 
     def __init__(
@@ -81,7 +81,7 @@ class _InStep:
 
     def finish(self) -> None:
         while self._any_goes_on(_DONE):
-            self._forward(_filler())
+            self._forward(_dummy_batch())
 
     def abort(self) -> None:
         """Keep the others, to whom the failure is told, from one more forward."""
@@ -106,7 +106,7 @@ class _InStep:
         return int(flag)
 
 
-def _filler() -> PairBatch:
+def _dummy_batch() -> PairBatch:
     """Return the smallest pair batch that any model takes."""
     one = np.zeros(1, np.int32)
     return collate_pairs([Pair(one, one, one)])

@@ -12,7 +12,7 @@ from typing import TypeVar
 
 from spin_composer.errors import registered_already
 from spin_composer.play.plan import PLAY, REPLAY
-from spin_composer.report.books import (
+from spin_composer.report.history import (
     DEGENERATE_FRACTION,
     GENERATED_LENGTH,
     PAIRS,

@@ -187,7 +187,7 @@ class Player:
 
     def _noise(self, pairs: Sequence[Pair], sums: np.ndarray) -> float:
         """Score the same pairs in other batches; return the mean |difference| per token."""
-        halves = [pairs[i : i + max(1, len(pairs) // 2)][::-1] for i in _starts(len(pairs))]
+        halves = [pairs[i : i + max(1, len(pairs) // 2)][::-1] for i in _unit_starts(len(pairs))]
         again = [self.score(collate_pairs(h)).double().cpu().numpy()[::-1] for h in halves]
         tokens = sum(len(p.real) + len(p.generated) for p in pairs)
         return float(np.abs(np.concatenate(again) - sums).sum() / tokens)
@@ -208,7 +208,7 @@ def _require_finite(pairs: Sequence[Pair]) -> None:
         )
 
 
-def _starts(num_pairs: int) -> range:
+def _unit_starts(num_pairs: int) -> range:
     return range(0, num_pairs, max(1, num_pairs // 2))
 
 
@@ -220,7 +220,7 @@ Schedule = Callable[[Player, SharedWork, int, Sequence[Job]], Iterator[UnitRepor
 None for one that was there after all: made by another job, or by a process that was killed."""
 
 
-def one_by_one(
+def run_independently(
     player: Player, work: SharedWork, iteration: int, jobs: Sequence[Job]
 ) -> Iterator[UnitReport | None]:
     """Make units as ranks come to them, each rank for itself: a slow one holds up nobody."""
@@ -232,13 +232,13 @@ def one_by_one(
 def make_units(
     player: Player,
     plan: IterationPlan,
-    schedule: Schedule = one_by_one,
+    schedule: Schedule = run_independently,
     begin: Callable[[], None] = lambda: None,
 ) -> None:
     """Make the units that a plan says are missing, on all ranks together.
 
     Args:
-        player: This rank's; with ``one_by_one`` its model's parameters are gathered.
+        player: This rank's; with ``run_independently`` its model's parameters are gathered.
         plan: The iteration's.
         schedule: How ranks share them.
         begin: Called on rank 0 when nothing can refuse the play any more, before anything is

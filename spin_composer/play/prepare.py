@@ -39,7 +39,7 @@ _ASIDE_SECONDS = 3600.0
 
 
 @dataclass(frozen=True)
-class Checked:
+class CheckedIteration:
     """What a check of an iteration found in the store."""
 
     missing: list[int]
@@ -55,7 +55,7 @@ def check_iteration(
     examples: ExampleDataset,
     repair: bool,
     wanted: Sequence[int],
-) -> Checked:
+) -> CheckedIteration:
     """Check that an iteration can be played, and that what is there of it can be built upon.
 
     Writes nothing: a run that is refused leaves the store as it was. (With ``repair``, damage is
@@ -94,7 +94,7 @@ def check_iteration(
     needed = needed_bytes(store, [units[unit] for unit in missing], examples, longest)
     what = f"the {len(missing)} units that iteration {iteration} still plays take up to"
     require_space(store.root, needed, what)
-    return Checked(missing, verified - frozenset(missing))
+    return CheckedIteration(missing, verified - frozenset(missing))
 
 
 def needed_bytes(

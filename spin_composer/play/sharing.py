@@ -12,8 +12,8 @@ from composer.utils import dist
 from torch.distributed import DistNetworkError, DistStoreError
 
 from spin_composer import interrupt
-from spin_composer.distributed import from_rank_zero, key_value_store, polls
-from spin_composer.errors import AGAIN, EnvironmentFailure, explain, rebuilt
+from spin_composer.distributed import from_rank_zero, key_value_store, poll_intervals
+from spin_composer.errors import AGAIN, EnvironmentFailure, explain, rebuild_error
 from spin_composer.play.progress import FIELDS, Counts, Progress
 from spin_composer.store.layout import HEARTBEAT_SECONDS
 
@@ -75,7 +75,7 @@ class SharedWork:
         Raises:
             StoreError, EnvironmentFailure, RuntimeError: As :meth:`check`.
         """
-        wait = polls()
+        wait = poll_intervals()
         while self._store.add(f"{self._key}/done", 0) < self.count:
             self._check_interrupted()
             next(wait)
@@ -92,7 +92,7 @@ class SharedWork:
         failed = f"{self._key}/failed"
         if self._store.check([failed]):
             code, _, text = self._store.get(failed).decode().partition(" ")
-            raise rebuilt(int(code), text)
+            raise rebuild_error(int(code), text)
 
     def _check_interrupted(self) -> None:
         interrupt.check()
@@ -120,7 +120,7 @@ class SharedWork:
         """
         self._met += dist.get_world_size()
         self._store.add(f"{self._key}/met", 1)
-        wait = polls()
+        wait = poll_intervals()
         while self._store.add(f"{self._key}/met", 0) < self._met:
             self._check_interrupted()
             next(wait)
@@ -177,7 +177,7 @@ class SharedWork:
         if self._store.check([failed]):
             code = int(self._store.get(failed).split()[0])
             if code > 128:
-                interrupt.note(code - 128)
+                interrupt.record_signal(code - 128)
 
     def _check_heartbeats(self, seen: dict[int, tuple[int, float]]) -> None:
         """Compare every rank's pulse with the last one heard; end the work if one is silent."""

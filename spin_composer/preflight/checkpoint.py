@@ -15,7 +15,7 @@ from spin_composer.preflight.trainable import first_names
 log = logging.getLogger(__name__)
 
 
-def check_of_self_play(state: State, restored: bool) -> None:
+def check_is_self_play(state: State, restored: bool) -> None:
     """Refuse to go on from the checkpoint of another training, at ``AFTER_LOAD``.
 
     Its clock would have the run resumed in the midst of a game that was never played.

@@ -69,6 +69,6 @@ def _of_llm_foundry(examples: ExampleDataset) -> str:
     if not differ:
         return ""
     return (
-        "ids than are trained on: llm-foundry's loader tokenises turn by turn, which differs on "
+        "ids than are trained on: llm-foundry's loader tokenizes turn by turn, which differs on "
         f"{differ} of the first {len(rows)} rows. Set eval_loader.name: spin."
     )

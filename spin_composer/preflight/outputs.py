@@ -12,16 +12,12 @@ from spin_composer.distributed import from_rank_zero
 from spin_composer.engines.base import engine_class
 from spin_composer.export.exporters import exporters, local_export_folders
 from spin_composer.model.lm import SpinLM
-from spin_composer.pretrained.rehearsal import (
-    rehearse_export,
-    rehearse_metadata,
-    rehearse_tokenizer,
-)
+from spin_composer.pretrained.dry_run import dry_run_export, dry_run_metadata, dry_run_tokenizer
 from spin_composer.save_folder import try_to_write
 from spin_composer.settings.spin import SpinSettings
 
 
-def rehearse_outputs(state: State, settings: SpinSettings, model: SpinLM) -> None:
+def dry_run_outputs(state: State, settings: SpinSettings, model: SpinLM) -> None:
     """Try what the run's checkpoints and exports will write; a collective.
 
     Call it before FSDP wraps the model.
@@ -37,10 +33,10 @@ def rehearse_outputs(state: State, settings: SpinSettings, model: SpinLM) -> Non
     tokenizer, inner = model.tokenizer, model.model
 
     def try_all() -> None:
-        rehearse_metadata(model)
+        dry_run_metadata(model)
         for exporter in found:
-            rehearse_tokenizer(tokenizer, exporter.exported_config(model.config))
-            rehearse_export(inner, exporter.exported_config)
+            dry_run_tokenizer(tokenizer, exporter.exported_config(model.config))
+            dry_run_export(inner, exporter.exported_config)
 
     from_rank_zero(try_all)
 

@@ -6,9 +6,9 @@ from composer.utils import dist
 from torch.utils.data import DataLoader
 
 from spin_composer.data.examples import Example, ExampleDataset
-from spin_composer.data.fit import check_first_batch_is_whole, check_rows
 from spin_composer.data.loader import examples_of
 from spin_composer.data.pairs import Pair, PairBatch, collate_pairs
+from spin_composer.data.row_limits import check_first_batch_is_whole, check_rows
 from spin_composer.model.lm import SpinLM
 from spin_composer.pretrained.limits import model_limits
 from spin_composer.settings.spin import SpinSettings

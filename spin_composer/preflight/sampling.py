@@ -6,7 +6,7 @@ import logging
 
 from composer.utils import dist
 
-from spin_composer.errors import shown
+from spin_composer.errors import format_value
 from spin_composer.settings.spin import SpinSettings
 
 log = logging.getLogger(__name__)
@@ -17,7 +17,7 @@ def warn_unfaithful(settings: SpinSettings) -> None:
     generation = settings.generation
     if generation.off_policy_settings and dist.get_global_rank() == 0:
         given = ", ".join(
-            f"{n}={shown(getattr(generation, n))}" for n in generation.off_policy_settings
+            f"{n}={format_value(getattr(generation, n))}" for n in generation.off_policy_settings
         )
         log.warning(
             f"algorithms.spin.generation has {given}: responses are then not samples of the "

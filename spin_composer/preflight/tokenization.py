@@ -9,8 +9,8 @@ from itertools import islice
 import numpy as np
 from torch import Tensor
 
+from spin_composer.data.bad_row import BadRow
 from spin_composer.data.examples import Example, ExampleDataset
-from spin_composer.data.faults import BadRow
 from spin_composer.data.pairs import Pair, PairBatch, collate_pairs
 from spin_composer.errors import InputError
 
@@ -57,7 +57,7 @@ def check_tokenize(
     score: Callable[[PairBatch], Tensor],
     to_device: Callable[[PairBatch], PairBatch],
 ) -> None:
-    """Score how the first rows begin in both ways of tokenising; a collective, as forwards are.
+    """Score how the first rows begin in both ways of tokenizing; a collective, as forwards are.
 
     Args:
         examples: What is trained on; the same on all ranks, so that all run as many forwards.
@@ -72,19 +72,19 @@ def check_tokenize(
         [float(score(to_device(collate_pairs([pair])))[0, 0]) for pair in pairs]
         for pairs in differing_starts(examples)
     ]
-    if not prefers_other(rows, vocabulary):
+    if not prefers_other_tokenization(rows, vocabulary):
         return
     this = examples.tokenize
     other = "turns" if this == "rendering" else "rendering"
     gain = sum(b - a for a, b in rows) / len(rows)
     raise InputError(
-        f"train_loader.dataset.tokenize={this!r}: the model was tuned on rows tokenised the other "
+        f"train_loader.dataset.tokenize={this!r}: the model was tuned on rows tokenized the other "
         f"way: in {len(rows)} rows where the two ways differ, it finds the response's first tokens "
         f"likelier by {gain:.1f} nats as {other!r} gives them. Set tokenize: {other}."
     )
 
 
-def prefers_other(rows: Sequence[Sequence[float]], vocabulary: int) -> bool:
+def prefers_other_tokenization(rows: Sequence[Sequence[float]], vocabulary: int) -> bool:
     """Whether log-probs (this way, the other) of rows are evidence for the other."""
     if not rows or not all(math.isfinite(value) for row in rows for value in row):
         return False

@@ -57,7 +57,7 @@ def check_trainable(
             f"({first_names(left_out)}), which would stay as they are. Make it from "
             "model.parameters() after adapters were added, or freeze them: requires_grad_(False)."
         )
-    beside = _beside_adapters(model.get_submodule("model")) if exports else []
+    beside = _unexported_parameters(model.get_submodule("model")) if exports else []
     if beside:
         raise InputError(
             f"{len(beside)} parameters are trained beside the adapters ({first_names(beside)}), "
@@ -66,7 +66,7 @@ def check_trainable(
         )
 
 
-def _beside_adapters(model: nn.Module) -> list[str]:
+def _unexported_parameters(model: nn.Module) -> list[str]:
     """Return the trained parameters of a PEFT model that are not part of its adapters' format."""
     configs: Any = getattr(model, "peft_config", None)
     if not configs:

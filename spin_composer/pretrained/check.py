@@ -2,7 +2,8 @@
 
 llm-foundry builds the tokenizer, then the loaders, then the model; SPIN's loader therefore checks
 here what the config transform told it of the run (``train_loader.run``). Without a YAML the
-algorithm calls the functions of :mod:`spin_composer.pretrained.fit` with the model that it has.
+algorithm calls the functions of :mod:`spin_composer.pretrained.tokenizer_limits` with the model
+that it has.
 """
 
 from __future__ import annotations
@@ -13,9 +14,9 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, TypedDict
 
 from spin_composer.distributed import from_rank_zero
-from spin_composer.errors import InputError, shown
-from spin_composer.pretrained.fit import check_tokenizer
+from spin_composer.errors import InputError, format_value
 from spin_composer.pretrained.limits import ModelLimits, build_config, read_limits
+from spin_composer.pretrained.tokenizer_limits import check_tokenizer
 from spin_composer.settings.section import Config
 
 if TYPE_CHECKING:
@@ -43,7 +44,7 @@ def check_run(run: LoaderRun, tokenizer: PreTrainedTokenizerBase) -> ModelLimits
     """Check what a YAML's run says before its rows are read; a collective.
 
     Returns:
-        The model's limits, for :func:`~spin_composer.data.fit.check_rows`.
+        The model's limits, for :func:`~spin_composer.data.row_limits.check_rows`.
 
     Raises:
         InputError: A line for each problem.
@@ -55,9 +56,9 @@ def check_run(run: LoaderRun, tokenizer: PreTrainedTokenizerBase) -> ModelLimits
     if resized and limits.vocabulary_size is not None:
         limits = replace(limits, vocabulary_size=max(limits.vocabulary_size, len(tokenizer)))
     if isinstance(model.get("peft_config"), Mapping):
-        from_rank_zero(lambda: _check_targets(model))
+        from_rank_zero(lambda: _check_lora_targets(model))
     if run.get("saves"):
-        from_rank_zero(lambda: _rehearse(model, tokenizer))
+        from_rank_zero(lambda: _dry_run(model, tokenizer))
     longest = run.get("max_eval_tokens", 0)
     if limits.learned_positions and limits.positions is not None and longest > limits.positions:
         raise InputError(
@@ -68,7 +69,7 @@ def check_run(run: LoaderRun, tokenizer: PreTrainedTokenizerBase) -> ModelLimits
     return limits
 
 
-def _check_targets(model: Config) -> None:
+def _check_lora_targets(model: Config) -> None:
     """Refuse LoRA on modules that the model does not have: peft's own error comes after loading."""
     from accelerate import init_empty_weights
     from transformers import AutoModelForCausalLM
@@ -87,23 +88,23 @@ def _check_targets(model: Config) -> None:
     if not found:
         leaves = sorted({n.split(".")[-1] for n, m in twin.named_modules() if hasattr(m, "weight")})
         raise InputError(
-            f"model.peft_config.target_modules={shown(targets)} names no module of a "
+            f"model.peft_config.target_modules={format_value(targets)} names no module of a "
             f"{type(twin).__name__}. It has {', '.join(leaves)}."
         )
 
 
-def _rehearse(model: Config, tokenizer: PreTrainedTokenizerBase) -> None:
+def _dry_run(model: Config, tokenizer: PreTrainedTokenizerBase) -> None:
     """Try what checkpoints and exports write and need no weights for."""
     from transformers import GenerationConfig
 
-    from spin_composer.pretrained.rehearsal import rehearse_generation_config, rehearse_tokenizer
+    from spin_composer.pretrained.dry_run import dry_run_generation_config, dry_run_tokenizer
 
     name = model.get("pretrained_model_name_or_path")
-    rehearse_tokenizer(tokenizer, build_config(model))
+    dry_run_tokenizer(tokenizer, build_config(model))
     if name is None:
         return
     try:
         generation = GenerationConfig.from_pretrained(name)
     except OSError:  # it has none, which is as llm-foundry takes it
         return
-    rehearse_generation_config(generation, f"model.pretrained_model_name_or_path={name}")
+    dry_run_generation_config(generation, f"model.pretrained_model_name_or_path={name}")

@@ -12,9 +12,9 @@ import torch
 import transformers
 from transformers import AutoConfig, PretrainedConfig
 
-from spin_composer.errors import InputError, shown
+from spin_composer.errors import InputError, format_value
 from spin_composer.pretrained.quantized import check_config
-from spin_composer.settings.fields import nearest
+from spin_composer.settings.fields import suggest_key
 
 _VERSION = tuple(int(part) for part in transformers.__version__.split(".")[:2])
 DTYPE = "dtype" if _VERSION >= (4, 56) else "torch_dtype"
@@ -43,7 +43,7 @@ def read_config(
         overrides: Values by setting; a mapping changes the named entries of a nested setting only.
 
     Raises:
-        InputError: The model is quantised, or it has no setting of an override's name.
+        InputError: The model is quantized, or it has no setting of an override's name.
         OSError: There is no such config; transformers says why.
     """
     attention = attn_implementation or DEFAULT_ATTENTION
@@ -86,8 +86,8 @@ def _override(config: PretrainedConfig, overrides: Mapping[str, Any]) -> None:
                 # transformers 5 writes out a plain rotary embedding, which has no scaling.
                 if key not in before and before.get("rope_type") != "default":
                     raise InputError(
-                        f"{where}.{key}={shown(nested)}: the config has no such entry. "
-                        f"{nearest(key, sorted(map(str, before)))}"
+                        f"{where}.{key}={format_value(nested)}: the config has no such entry. "
+                        f"{suggest_key(key, sorted(map(str, before)))}"
                     )
             setattr(config, name, {**before, **value})
         else:
@@ -99,13 +99,15 @@ def _known(config: PretrainedConfig, name: str, value: object, where: str) -> An
     if not hasattr(config, name):
         names = sorted(key for key in config.to_dict() if not key.startswith("_"))
         raise InputError(
-            f"{where}={shown(value)}: a {type(config).__name__} has no such setting. "
-            f"{nearest(name, names)}"
+            f"{where}={format_value(value)}: a {type(config).__name__} has no such setting. "
+            f"{suggest_key(name, names)}"
         )
     return getattr(config, name)
 
 
 def _mapping(value: object, where: str) -> Mapping[str, Any]:
     if not isinstance(value, Mapping):
-        raise InputError(f"{where} must be a mapping, as the config's is, got {shown(value)}.")
+        raise InputError(
+            f"{where} must be a mapping, as the config's is, got {format_value(value)}."
+        )
     return value

@@ -17,7 +17,7 @@ from composer.utils import dist
 from transformers import AutoModelForCausalLM, GenerationConfig, PretrainedConfig, PreTrainedModel
 
 from spin_composer.distributed import on_each_node_in_turn
-from spin_composer.errors import InputError, UserError, explain, shown
+from spin_composer.errors import InputError, UserError, explain, format_value
 from spin_composer.pretrained.config import DEFAULT_ATTENTION, DTYPE, read_config, weights_dtype
 from spin_composer.settings.model import check_model_settings
 
@@ -55,7 +55,7 @@ class Source:
         if self.init_device not in INIT_DEVICES:
             raise InputError(
                 f"model.init_device must be one of {', '.join(INIT_DEVICES)}, got "
-                f"{shown(self.init_device)}."
+                f"{format_value(self.init_device)}."
             )
         if self.init_device == "meta" and self.pretrained:
             raise InputError(
@@ -150,7 +150,7 @@ def lora_config(settings: Mapping[str, Any]) -> LoraConfig:
     for key, value in wanted.items():
         if str(settings.get(key, "")).upper() != value:
             raise InputError(
-                f"model.peft_config.{key} must be {value}, got {shown(settings.get(key))}."
+                f"model.peft_config.{key} must be {value}, got {format_value(settings.get(key))}."
             )
     return LoraConfig(**{**settings, **wanted})
 

@@ -1,4 +1,4 @@
-"""Models whose weights are quantised: not trained here, and refused by name."""
+"""Models whose weights are quantized: not trained here, and refused by name."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def check_config(config: PretrainedConfig | Mapping[str, object], name: object) 
 
 def _refused(name: object, method: str = "") -> InputError:
     return InputError(
-        f"the model {name} is quantised{method}: {QUANTISED_BASES}. Use the model that it was made "
+        f"the model {name} is quantized{method}: {QUANTISED_BASES}. Use the model that it was made "
         "of."
     )
 
@@ -44,7 +44,7 @@ def _value(of: object, key: str) -> object:
 
 
 def check_loaded(model: PreTrainedModel | PeftModel) -> None:
-    """Refuse a model in memory that is quantised.
+    """Refuse a model in memory that is quantized.
 
     Raises:
         InputError: Names the model and the method.
@@ -53,7 +53,7 @@ def check_loaded(model: PreTrainedModel | PeftModel) -> None:
     config: Any = model.config  # PeftModel hands it on from the base model
     check_config(config, name)
     flags = ("is_quantized", "is_loaded_in_4bit", "is_loaded_in_8bit")
-    quantised = any(getattr(model, flag, False) is True for flag in flags)
+    quantized = any(getattr(model, flag, False) is True for flag in flags)
     whole = {p.dtype.is_floating_point and p.dtype.itemsize > 1 for p in model.parameters()}
-    if quantised or False in whole:
+    if quantized or False in whole:
         raise _refused(name)

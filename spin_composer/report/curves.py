@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from spin_composer.report.books import ACCURACY, GENERATED_LENGTH, MARGIN, Books
+from spin_composer.report.history import ACCURACY, GENERATED_LENGTH, MARGIN, RunHistory
 from spin_composer.report.table import held_out_columns
 
 
@@ -20,7 +20,7 @@ class Curve:
     style: str = "o-"
 
 
-def draw(books: Books, path: Path) -> None:
+def draw(books: RunHistory, path: Path) -> None:
     """Draw the run's curves to a PNG: held-out NLL, accuracy, margin and response length."""
     records = (books.baseline, *books.iterations)
 

@@ -14,13 +14,13 @@ from rich.console import Console
 from rich.table import Table
 
 from spin_composer.errors import StoreError
-from spin_composer.report.books import GIVE_THE_STORE, ITERATION, find_books
+from spin_composer.report.history import GIVE_THE_STORE, ITERATION, find_history
 from spin_composer.report.outline import RunOutline, checkpoint_patterns
 from spin_composer.report.spans import union_seconds
 from spin_composer.save_folder import find_checkpoints, structure_problem
 from spin_composer.store.layout import (
-    BOOKS,
     HEARTBEAT_SECONDS,
+    HISTORY,
     LOCK,
     MANIFEST,
     REPORT,
@@ -88,7 +88,7 @@ def read_status(outline: RunOutline, records: Path | None = None) -> Status:
             f"{store} does not exist: the run has not begun, or it is another run's name. "
             f"{GIVE_THE_STORE}"
         )
-    books = find_books(store / BOOKS)
+    books = find_history(store / HISTORY)
     ended = books.ended if books else ""
     closed = {int(record[ITERATION]) for record in books.iterations} if books else set()
     iterations = [

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from rich.console import Console
 from rich.table import Table
 
-from spin_composer.report.books import (
+from spin_composer.report.history import (
     ACCURACY,
     BATCHES,
     DEGENERATE_FRACTION,
@@ -22,8 +22,8 @@ from spin_composer.report.books import (
     PAIRS,
     PLAY_SECONDS,
     TRUNCATED_FRACTION,
-    Books,
-    Figures,
+    Metrics,
+    RunHistory,
 )
 
 
@@ -53,7 +53,7 @@ _RESPONSES = (
 )
 
 
-def held_out_columns(books: Books) -> list[Column]:
+def held_out_columns(books: RunHistory) -> list[Column]:
     """Return a column of negative log-likelihood per evaluation loader of the run."""
     names = dict.fromkeys(name for record in (books.baseline, *books.iterations) for name in record)
     keys = [name for name in names if name.startswith(EVALUATION) and name.endswith(NLL)]
@@ -64,7 +64,7 @@ def held_out_columns(books: Books) -> list[Column]:
     ]
 
 
-def print_table(books: Books, console: Console) -> None:
+def print_table(books: RunHistory, console: Console) -> None:
     """Print a row per iteration below the row of the model that the run began with."""
     columns = [*held_out_columns(books), *_PLAY, *_TRAINING, *_RESPONSES]
     rows = [("base", books.baseline)]
@@ -82,7 +82,7 @@ def print_table(books: Books, console: Console) -> None:
 
 
 def make_table(
-    title: str, first: str, columns: Sequence[Column], rows: Sequence[tuple[str, Figures]]
+    title: str, first: str, columns: Sequence[Column], rows: Sequence[tuple[str, Metrics]]
 ) -> Table:
     """Return a table of figures; one that a row does not have is shown as a dash.
 
@@ -97,11 +97,11 @@ def make_table(
     for column in columns:
         table.add_column(column.title, justify="right")
     for name, figures in rows:
-        table.add_row(name, *[shown_figure(figures, column) for column in columns])
+        table.add_row(name, *[format_metric(figures, column) for column in columns])
     return table
 
 
-def shown_figure(figures: Figures, column: Column) -> str:
+def format_metric(figures: Metrics, column: Column) -> str:
     """Return a figure as the column shows it."""
     value = figures.get(column.key)
     return "-" if value is None or math.isnan(value) else column.form.format(value)

@@ -3,7 +3,7 @@
 Ours are ``on_bad_row``, ``truncate_prompt``, ``max_prompt_len``, ``date_string``, ``tokenize``,
 ``generation_prompt`` and ``special_tokens_in_text``. A working SFT block is accepted as it is. Keys
 that SPIN gives no meaning to (it pads and shuffles per iteration itself) are named once in the
-log; keys that would change which rows or tokens are trained on, and that SPIN cannot honour, are
+log; keys that would change which rows or tokens are trained on, and that SPIN cannot honor, are
 errors.
 """
 
@@ -17,14 +17,21 @@ from typing import Annotated, Any, Literal
 from pydantic import AfterValidator, Field, model_validator
 from typing_extensions import Self
 
-from spin_composer.errors import InputError, shown
-from spin_composer.settings.fields import Count, Must, Positive, PositiveInt, must_be, nearest
-from spin_composer.settings.section import Config, fill, plain, section
+from spin_composer.errors import InputError, format_value
+from spin_composer.settings.fields import (
+    Count,
+    Positive,
+    PositiveInt,
+    Requirement,
+    requirement_message,
+    suggest_key,
+)
+from spin_composer.settings.section import Config, fill, section, to_plain
 
 log = logging.getLogger(__name__)
 
 Tokenization = Literal["rendering", "turns"]
-"""The ways to tokenise a row: whole, as the template renders it, or turn by turn."""
+"""The ways to tokenize a row: whole, as the template renders it, or turn by turn."""
 DEFAULT_TOKENIZATION: Tokenization = "rendering"
 FORMER_TOKENIZATION: Tokenization = "turns"
 """That of stores that were played before ``tokenize`` was a setting."""
@@ -72,7 +79,7 @@ _STREAM_WEIGHTS = ("proportion", "repeat", "choose")
 def _columns(given: str | dict[str, str]) -> str | dict[str, str]:
     if isinstance(given, dict) and set(given) != {"prompt", "response"}:
         raise ValueError(
-            f"={shown(given)} must name the columns of prompt and response. Write "
+            f"={format_value(given)} must name the columns of prompt and response. Write "
             "{prompt: column, response: column}."
         )
     return given
@@ -85,7 +92,7 @@ class DatasetConfig:
     max_seq_len: Annotated[
         int,
         Field(ge=2),
-        Must(
+        Requirement(
             remedy="Set it to the most tokens of prompt and response together that the model is "
             "trained on."
         ),
@@ -150,7 +157,7 @@ class DatasetConfig:
         for key in ("hf_kwargs", "safe_load") if self.hf_name is None else ():
             if value := getattr(self, key):
                 raise ValueError(
-                    f".{key}={shown(value)} has no meaning for an MDS stream. Remove it."
+                    f".{key}={format_value(value)} has no meaning for an MDS stream. Remove it."
                 )
         for name, stream in (self.streams or {}).items():
             _check_stream(name, stream)
@@ -181,7 +188,7 @@ class DatasetConfig:
         """What the block names: files, a Hugging Face name, or MDS folders."""
         if self.hf_name is not None:
             files = self.hf_kwargs.get("data_files")
-            return self.hf_name if files is None else f"{self.hf_name} {shown(files, 200)}"
+            return self.hf_name if files is None else f"{self.hf_name} {format_value(files, 200)}"
         streams = list((self.streams or {}).values()) or [
             {"local": self.local, "remote": self.remote}
         ]
@@ -194,14 +201,14 @@ def read_config(dataset: Config, where: str = "train_loader.dataset") -> Dataset
     Raises:
         InputError: A key is unknown, missing, of a wrong type, or asks for what SPIN cannot do.
     """
-    given = {str(key): plain(value) for key, value in dataset.items()}
+    given = {str(key): to_plain(value) for key, value in dataset.items()}
     known = {f.name for f in fields(DatasetConfig)}
     for key, (harmless, remedy) in _REFUSED.items():
         value = given.get(key)
         if isinstance(value, str):
             value = value.lower()
         if value not in harmless:
-            raise InputError(f"{where}.{key}={shown(given[key])} cannot be used: {remedy}.")
+            raise InputError(f"{where}.{key}={format_value(given[key])} cannot be used: {remedy}.")
     idle = sorted(key for key in given if key in _WITHOUT_MEANING and given[key] is not None)
     if idle:
         log.info(
@@ -222,23 +229,24 @@ def check_loader_keys(given: Iterable[str], where: str = "train_loader") -> None
     """
     for key in given:
         if key not in LOADER_KEYS:
-            raise InputError(f"{where}.{key} is not a setting. {nearest(key, LOADER_KEYS)}")
+            raise InputError(f"{where}.{key} is not a setting. {suggest_key(key, LOADER_KEYS)}")
 
 
 def _check_stream(name: str, stream: Config) -> None:
     if not (stream.get("local") or stream.get("remote")):
-        raise ValueError(f".streams.{name}={shown(stream)} names no data. Set its local or remote.")
+        raise ValueError(
+            f".streams.{name}={format_value(stream)} names no data. Set its local or remote."
+        )
     for key in _STREAM_WEIGHTS:
         if stream.get(key) is not None:
             raise ValueError(
-                f".streams.{name}.{key}={shown(stream[key])} cannot be used: SPIN reads every row "
-                "of every stream once. Remove it, or write the mixture as a data set of its own."
+                f".streams.{name}.{key}={format_value(stream[key])} cannot be used: SPIN reads "
+                "every row of every stream once. Remove it, or write the mixture as a data set of "
+                "its own."
             )
 
 
-_SFT_BLOCK = (
-    "Give it the dataset block of an SFT YAML (hf_name or local/remote, max_seq_len, ...)."
-)
+_SFT_BLOCK = "Give it the dataset block of an SFT YAML (hf_name or local/remote, max_seq_len, ...)."
 
 
 def dataset_block(given: object, where: str, remedy: str = _SFT_BLOCK) -> Config:
@@ -249,7 +257,7 @@ def dataset_block(given: object, where: str, remedy: str = _SFT_BLOCK) -> Config
     """
     if not isinstance(given, Mapping):
         raise InputError(
-            must_be(f"{where}.dataset", given, "a mapping that names the data", remedy)
+            requirement_message(f"{where}.dataset", given, "a mapping that names the data", remedy)
         )
     return given
 

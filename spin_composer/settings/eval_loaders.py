@@ -6,7 +6,7 @@ import logging
 from collections.abc import Mapping
 from typing import Any
 
-from spin_composer.errors import InputError, shown
+from spin_composer.errors import InputError, format_value
 from spin_composer.settings.dataset import (
     DEFAULT_TOKENIZATION,
     DatasetConfig,
@@ -50,7 +50,8 @@ def check_eval_loaders(cfg: Config, training: DatasetConfig | None) -> None:
     size = cfg.get("device_eval_batch_size", 1)
     if not is_int(size) or size < 1:
         raise InputError(
-            f"device_eval_batch_size must be a whole number of rows, 1 or more, got {shown(size)}."
+            "device_eval_batch_size must be a whole number of rows, 1 or more, got "
+            f"{format_value(size)}."
         )
     for where, loader in ours:
         if where != "eval_loader" and not loader.get("label"):
@@ -64,7 +65,7 @@ def check_eval_loaders(cfg: Config, training: DatasetConfig | None) -> None:
 
 
 def route_eval_loaders(cfg: dict[str, Any]) -> None:
-    """Tell the loaders of the name ``spin`` that they evaluate; a labelled one becomes a list.
+    """Tell the loaders of the name ``spin`` that they evaluate; a labeled one becomes a list.
 
     llm-foundry builds loaders for training and evaluation by the same names, and reads a label in
     ``eval_loaders`` only.
@@ -101,14 +102,15 @@ def _compare(config: DatasetConfig, training: DatasetConfig, where: str) -> None
         if here == there or (key == name and plain not in (here, there)):
             continue
         raise InputError(
-            f"{where}.{key} is {shown(here)} and train_loader.dataset.{key} is {shown(there)}: "
-            "held-out rows would be measured by other ids than are trained on. Write the same in "
-            "both."
+            f"{where}.{key} is {format_value(here)} and train_loader.dataset.{key} is "
+            f"{format_value(there)}: held-out rows would be measured by other ids than are trained "
+            "on. Write the same in both."
         )
     for key in _LIMITS:
         here, there = getattr(config, key), getattr(training, key)
         if here != there:
             log.warning(
-                f"{where}.{key} is {shown(here)} and train_loader.dataset.{key} is "
-                f"{shown(there)}: long held-out rows are cut at another place than training's."
+                f"{where}.{key} is {format_value(here)} and train_loader.dataset.{key} is "
+                f"{format_value(there)}: long held-out rows are cut at another place than "
+                "training's."
             )

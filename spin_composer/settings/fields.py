@@ -1,7 +1,7 @@
 """Types of settings, and what they are called in messages and in the documentation's tables.
 
-A field's type says what it accepts; :func:`wanted` puts that into words. ``Must`` in its
-``Annotated`` gives a field words of its own, and the remedy that its error ends with.
+A field's type says what it accepts; :func:`describe_type` puts that into words. ``Requirement`` in
+its ``Annotated`` gives a field words of its own, and the remedy that its error ends with.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from pydantic import Field, GetCoreSchemaHandler
 from pydantic.fields import FieldInfo
 from pydantic_core import CoreSchema, core_schema
 
-from spin_composer.errors import InputError, shown
+from spin_composer.errors import InputError, format_value
 
 SECTION = "algorithms.spin"
 """Where a YAML has the algorithm's settings: their prefix in messages."""
@@ -38,7 +38,7 @@ _NAMES: dict[object, str] = {
 
 
 @dataclass(frozen=True)
-class Must:
+class Requirement:
     """A field's own words, as metadata of its type."""
 
     be: str = ""
@@ -65,7 +65,7 @@ class OneOf:
         return name
 
 
-def wanted(annotation: object, metadata: Sequence[object] = ()) -> str:
+def describe_type(annotation: object, metadata: Sequence[object] = ()) -> str:
     """Return what a setting of this type must be: ``an integer >= 0, or null``.
 
     Args:
@@ -74,30 +74,30 @@ def wanted(annotation: object, metadata: Sequence[object] = ()) -> str:
     """
     if get_origin(annotation) is Annotated:
         inner, *more = get_args(annotation)
-        return wanted(inner, [*more, *metadata])
-    said = [m.be for m in metadata if isinstance(m, Must) and m.be]
+        return describe_type(inner, [*more, *metadata])
+    said = [m.be for m in metadata if isinstance(m, Requirement) and m.be]
     if said:
         return said[0]
     for registry in (m for m in metadata if isinstance(m, OneOf)):
         return f"one of {', '.join(registry.names)}"
     if get_origin(annotation) in (Union, types.UnionType):
-        return _wanted_of_union(get_args(annotation), metadata)
+        return _describe_union(get_args(annotation), metadata)
     if get_origin(annotation) is Literal:
         values: tuple[str, ...] = get_args(annotation)
         return f"one of {', '.join(values)}" if len(values) > 1 else ", ".join(map(repr, values))
     if is_dataclass(annotation):
         return "a mapping of settings"
-    return _within(_NAMES[get_origin(annotation) or annotation], metadata)
+    return _add_bounds(_NAMES[get_origin(annotation) or annotation], metadata)
 
 
-def _wanted_of_union(members: tuple[object, ...], metadata: Sequence[object]) -> str:
+def _describe_union(members: tuple[object, ...], metadata: Sequence[object]) -> str:
     if set(members) == {int, float}:
-        return wanted(float, metadata)
-    words = [wanted(member, metadata) for member in members if member is not type(None)]
+        return describe_type(float, metadata)
+    words = [describe_type(member, metadata) for member in members if member is not type(None)]
     return " or ".join(words) + (", or null" if type(None) in members else "")
 
 
-def _within(noun: str, metadata: Sequence[object]) -> str:
+def _add_bounds(noun: str, metadata: Sequence[object]) -> str:
     """Add the bounds that the metadata declares to a noun."""
     bounds: dict[str, object] = {}
     for given in metadata:
@@ -116,27 +116,27 @@ def _within(noun: str, metadata: Sequence[object]) -> str:
     return " ".join([noun, *(f"{signs[name]} {value}" for name, value in bounds.items())])
 
 
-def nearest(name: object, known: Sequence[str]) -> str:
+def suggest_key(name: object, known: Sequence[str]) -> str:
     """Return a sentence that names the known key nearest to ``name``, or all of them."""
     close = difflib.get_close_matches(str(name), known, n=1, cutoff=0.5)
     return f"Did you mean {close[0]!r}?" if close else f"Known: {', '.join(sorted(known))}."
 
 
-def must_be(name: str, value: object, wanted: str, remedy: str = "") -> str:
+def requirement_message(name: str, value: object, describe_type: str, remedy: str = "") -> str:
     """Return the line that says what a setting must be, what it is, and what to do."""
-    return f"{name} must be {wanted}, got {shown(value)}. {remedy}".rstrip()
+    return f"{name} must be {describe_type}, got {format_value(value)}. {remedy}".rstrip()
 
 
-def check(ok: bool, name: str, value: object, wanted: str, remedy: str = "") -> None:
+def check(ok: bool, name: str, value: object, describe_type: str, remedy: str = "") -> None:
     """Raise an InputError that names the setting, what it must be, and its value, if not ``ok``."""
     if not ok:
-        raise InputError(must_be(name, value, wanted, remedy))
+        raise InputError(requirement_message(name, value, describe_type, remedy))
 
 
-def require(ok: bool, name: str, value: object, wanted: str, remedy: str = "") -> None:
+def require(ok: bool, name: str, value: object, describe_type: str, remedy: str = "") -> None:
     """Raise what a validator raises, if not ``ok``: the section puts its name before ``name``."""
     if not ok:
-        raise ValueError(must_be(name, value, wanted, remedy))
+        raise ValueError(requirement_message(name, value, describe_type, remedy))
 
 
 def is_int(value: object) -> TypeGuard[int]:

@@ -11,14 +11,14 @@ from typing_extensions import Self
 from spin_composer.settings.fields import (
     SECTION,
     Count,
-    Must,
     Number,
     OneOf,
     Positive,
     PositiveInt,
+    Requirement,
     require,
 )
-from spin_composer.settings.section import filled, section
+from spin_composer.settings.section import section, section_validator
 from spin_composer.settings.server import ServerSettings
 
 ENGINES = {
@@ -35,7 +35,7 @@ class GenerationSettings:
     """How the opponent answers the prompts (``algorithms.spin.generation``)."""
 
     max_new_tokens: Annotated[
-        PositiveInt, Must(remedy="Set it to the longest response that you train on.")
+        PositiveInt, Requirement(remedy="Set it to the longest response that you train on.")
     ] = 512
     """Longest generated response, in tokens, the stop token included. NeMo-Aligner's
     ``length_params.max_length``."""
@@ -50,7 +50,7 @@ class GenerationSettings:
     """Samples among the k likeliest tokens; 0 among all."""
     repetition_penalty: Positive = 1.0
     """Divides the logits of tokens that occurred; 1 leaves them."""
-    stop_strings: Annotated[list[_NonEmpty], Must("a list of non-empty strings")] = field(
+    stop_strings: Annotated[list[_NonEmpty], Requirement("a list of non-empty strings")] = field(
         default_factory=list
     )
     """A response also ends (without the stop token) where it holds one of these strings."""
@@ -63,7 +63,7 @@ class GenerationSettings:
     engine: Annotated[str, OneOf(ENGINES)] = "hf"
     """Who generates: ``hf``, the policy itself in the training processes, or ``server``, a
     completion server."""
-    server: Annotated[ServerSettings | None, filled(ServerSettings)] = None
+    server: Annotated[ServerSettings | None, section_validator(ServerSettings)] = None
     """The completion server of engine ``server``."""
 
     @model_validator(mode="after")

@@ -14,9 +14,9 @@ import shutil
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 
-from spin_composer.errors import InputError, shown
+from spin_composer.errors import InputError, format_value
 from spin_composer.save_folder import try_to_write
-from spin_composer.settings.fields import is_int, is_number, nearest
+from spin_composer.settings.fields import is_int, is_number, suggest_key
 from spin_composer.settings.model import lora_on_output_layer
 from spin_composer.settings.section import Config
 from spin_composer.settings.server import FOREIGN_CLASS, cannot_serve
@@ -62,7 +62,7 @@ def _raise(problems: Problems) -> None:
         raise InputError("\n".join(lines))
 
 
-def check_places(cfg: Config, settings: SpinSettings) -> None:
+def check_folders(cfg: Config, settings: SpinSettings) -> None:
     """Try to write where the run will: store, checkpoints, exports; once per node.
 
     Raises:
@@ -100,16 +100,16 @@ def _batches(cfg: Config, world_size: int) -> Problems:
     if micro != "auto" and not (is_int(micro) and micro > 0):
         yield (
             f"device_train_microbatch_size must be a positive number of pairs, or auto, got "
-            f"{shown(micro)}."
+            f"{format_value(micro)}."
         )
     rows = cfg.get("device_eval_batch_size", 1)
     if rows != "auto" and not (is_number(rows) and rows > 0):
-        yield f"device_eval_batch_size must be a positive number of rows, got {shown(rows)}."
+        yield f"device_eval_batch_size must be a positive number of rows, got {format_value(rows)}."
     longest = cfg.get("max_seq_len")
     if not is_int(longest) or longest < 1:
         yield (
-            f"max_seq_len must be a positive number of tokens, got {shown(longest)}. llm-foundry "
-            "asks for it; write what train_loader.dataset has."
+            f"max_seq_len must be a positive number of tokens, got {format_value(longest)}. "
+            "llm-foundry asks for it; write what train_loader.dataset has."
         )
 
 
@@ -137,10 +137,13 @@ def _intervals(cfg: Config) -> Problems:
     for where, interval in given.items():
         ok = interval is None or is_int(interval)
         if not ok and not (isinstance(interval, str) and _INTERVAL.fullmatch(interval)):
-            yield f"{where} must be like 1iter, 1ep, 100ba or 0.5dur, got {shown(interval)}."
+            yield f"{where} must be like 1iter, 1ep, 100ba or 0.5dur, got {format_value(interval)}."
     precision = cfg.get("precision")
     if precision is not None and precision not in _PRECISIONS:
-        yield f"precision={shown(precision)} is not known. {nearest(precision, _PRECISIONS)}"
+        yield (
+            f"precision={format_value(precision)} is not known. "
+            f"{suggest_key(precision, _PRECISIONS)}"
+        )
 
 
 def _model(cfg: Config, world_size: int) -> Problems:
@@ -176,17 +179,17 @@ def _adapters(peft: object) -> Problems:
     if peft is None:
         return
     if not isinstance(peft, Mapping):
-        yield f"model.peft_config must be a mapping, got {shown(peft)}."
+        yield f"model.peft_config must be a mapping, got {format_value(peft)}."
         return
     if importlib.util.find_spec("peft") is None:
         yield "model.peft_config is set, and peft is not installed. Install it: pip install peft."
     for key, wanted in (("peft_type", "LORA"), ("task_type", "CAUSAL_LM")):
         if str(peft.get(key, "")).upper() != wanted:
-            yield f"model.peft_config.{key} must be {wanted}, got {shown(peft.get(key))}."
+            yield f"model.peft_config.{key} must be {wanted}, got {format_value(peft.get(key))}."
     for key, least in (("r", 1), ("lora_alpha", 0)):
         value = peft.get(key)
         if value is not None and not (is_number(value) and value >= least):
-            yield f"model.peft_config.{key} must be a number >= {least}, got {shown(value)}."
+            yield f"model.peft_config.{key} must be a number >= {least}, got {format_value(value)}."
     targets = peft.get("target_modules")
     for layer in _OUTPUT_LAYERS:
         if targets == layer or (isinstance(targets, list) and layer in targets):

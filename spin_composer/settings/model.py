@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from spin_composer.errors import InputError, shown
+from spin_composer.errors import InputError, format_value
 from spin_composer.settings.section import Config
 
 _FLAGS = ("load_in_8bit", "load_in_4bit", "quantization_config")
@@ -13,7 +13,7 @@ _FLAGS = ("load_in_8bit", "load_in_4bit", "quantization_config")
 _LOW = {"bfloat16", "float16", "half", "bf16", "fp16", "torch.bfloat16", "torch.float16"}
 
 
-QUANTISED_BASES = "quantised bases, QLoRA's too, are not supported"
+QUANTISED_BASES = "quantized bases, QLoRA's too, are not supported"
 
 
 def lora_on_output_layer(layer: str) -> str:
@@ -25,7 +25,7 @@ def lora_on_output_layer(layer: str) -> str:
 
 
 def check_model_settings(model: Config, allow_low_precision: bool = False) -> None:
-    """Refuse a YAML's ``model`` that quantises, or that trains weights of low precision.
+    """Refuse a YAML's ``model`` that quantizes, or that trains weights of low precision.
 
     Raises:
         InputError: Names the setting.
@@ -37,10 +37,10 @@ def check_model_settings(model: Config, allow_low_precision: bool = False) -> No
             continue
         for name in _FLAGS:
             if section.get(name):
-                value = "true" if section[name] is True else shown(section[name])
+                value = "true" if section[name] is True else format_value(section[name])
                 raise InputError(
                     f"{where}.{name}={value} is for inference only: {QUANTISED_BASES}. "
-                    "Remove it; LoRA over an unquantised base trains "
+                    "Remove it; LoRA over an unquantized base trains "
                     "little too."
                 )
         for name in ("torch_dtype", "dtype"):

@@ -7,7 +7,7 @@ from typing import Annotated, Literal
 
 from pydantic import AfterValidator, BeforeValidator, Field
 
-from spin_composer.settings.fields import Must, Number
+from spin_composer.settings.fields import Number, Requirement
 from spin_composer.settings.section import section
 
 
@@ -26,7 +26,7 @@ class SchedulerSettings:
         str,
         BeforeValidator(str),
         AfterValidator(_warmup),
-        Must("a part of the iteration (0.1dur) or batches (20ba)"),
+        Requirement("a part of the iteration (0.1dur) or batches (20ba)"),
     ] = "0.1dur"
     """Length of the linear warm-up from 0: ``0.1dur`` is a tenth of the iteration, ``20ba`` twenty
     batches."""

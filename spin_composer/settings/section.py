@@ -16,7 +16,12 @@ from pydantic_core import ArgsKwargs, ErrorDetails
 from typing_extensions import dataclass_transform
 
 from spin_composer.errors import InputError
-from spin_composer.settings.fields import Must, must_be, nearest, wanted
+from spin_composer.settings.fields import (
+    Requirement,
+    describe_type,
+    requirement_message,
+    suggest_key,
+)
 
 T = TypeVar("T")
 
@@ -70,29 +75,29 @@ def fill(cls: type[T], given: Config | T, where: str | None = None) -> T:
     if isinstance(given, cls):
         return given
     if not isinstance(given, Mapping):
-        raise InputError(must_be(where, given, "a mapping of settings"))
+        raise InputError(requirement_message(where, given, "a mapping of settings"))
     settings = cls.__new__(cls)
     _validate(settings, {str(key): value for key, value in given.items()}, where)
     return settings
 
 
-def filled(cls: type) -> BeforeValidator:
+def section_validator(cls: type) -> BeforeValidator:
     """Return the validator of a field that holds a section: fills it from a mapping."""
     return BeforeValidator(lambda given: None if given is None else fill(cls, given))
 
 
-def plain(value: Any) -> Any:
+def to_plain(value: Any) -> Any:
     """Turn OmegaConf's containers, and other iterables, into dicts and lists."""
     if isinstance(value, Mapping):
-        return {key: plain(item) for key, item in value.items()}
+        return {key: to_plain(item) for key, item in value.items()}
     if isinstance(value, (str, bytes)) or not hasattr(value, "__iter__"):
         return value
-    return [plain(item) for item in value]
+    return [to_plain(item) for item in value]
 
 
 def _validate(settings: Any, given: Config, where: str) -> None:
     """Fill a section's fresh instance, as the ``__init__`` that pydantic gives it does."""
-    values = {key: plain(value) for key, value in given.items()}
+    values = {key: to_plain(value) for key, value in given.items()}
     try:
         validator = type(settings).__pydantic_validator__
         validator.validate_python(ArgsKwargs((), values), self_instance=settings)
@@ -115,11 +120,13 @@ def _line(cls: type[Any], fault: ErrorDetails, values: Config, where: str) -> st
     if cause is not None and str(cause):
         return f"{name}{cause}"
     if fault["type"] == "unexpected_keyword_argument":
-        return f"{name} is not a setting. {nearest(key, [f.name for f in fields(cls)])}"
+        return f"{name} is not a setting. {suggest_key(key, [f.name for f in fields(cls)])}"
     declared = cls.__pydantic_fields__[key]
-    remedies = [m.remedy for m in declared.metadata if isinstance(m, Must)]
+    remedies = [m.remedy for m in declared.metadata if isinstance(m, Requirement)]
     remedy = next(iter(remedies), "")
     if fault["type"] == "missing":
         return f"{name} is not set. {remedy}".rstrip()
     value = values.get(key, declared.default)
-    return must_be(name, value, wanted(declared.annotation, declared.metadata), remedy)
+    return requirement_message(
+        name, value, describe_type(declared.annotation, declared.metadata), remedy
+    )

@@ -11,9 +11,9 @@ from typing_extensions import Self
 from spin_composer.settings.fields import (
     SECTION,
     Count,
-    Must,
     Positive,
     PositiveInt,
+    Requirement,
     Text,
     require,
 )
@@ -77,7 +77,7 @@ class ServerSettings:
     host: Text | None = None
     """Name under which all ranks reach the started server; null: this machine, or rank 0's address
     (``MASTER_ADDR``) where there are several nodes."""
-    port: Annotated[int, Field(ge=0, lt=65536), Must("a port, or 0 for a free one")] = 0
+    port: Annotated[int, Field(ge=0, lt=65536), Requirement("a port, or 0 for a free one")] = 0
     """Port of the started server; 0: a free one."""
     startup_timeout_seconds: Positive = 1800.0
     """How long the server, or ``reload_command``, may take until it answers."""

@@ -18,16 +18,16 @@ from spin_composer.loss import LOSSES
 from spin_composer.settings.fields import (
     SECTION,
     Count,
-    Must,
     NonNegative,
     OneOf,
     PositiveInt,
+    Requirement,
     check,
     is_number,
     require,
 )
 from spin_composer.settings.generation import GenerationSettings
-from spin_composer.settings.section import filled, section
+from spin_composer.settings.section import section, section_validator
 
 ALL = "all"
 LOCAL = "file"
@@ -62,7 +62,7 @@ class PlayOnly:
     iteration: Count = 0
     """Which iteration; the run must be at its start."""
     units: Annotated[
-        str, BeforeValidator(str), AfterValidator(_units), Must("a:b with a < b, or 'all'")
+        str, BeforeValidator(str), AfterValidator(_units), Requirement("a:b with a < b, or 'all'")
     ] = ALL
     """Its units from a up to, and without, b, as ``a:b``; or ``all``."""
 
@@ -117,7 +117,7 @@ def _remote(given: str) -> str:
 
 _Rate = Annotated[float, Field(gt=0)]
 _Rates = Annotated[list[_Rate], Field(min_length=1)]
-_PerIteration = Must("a positive number or a list of them")
+_PerIteration = Requirement("a positive number or a list of them")
 
 
 @section(SECTION)
@@ -125,11 +125,11 @@ class SpinSettings:
     """The game (``algorithms.spin``). Lists hold one value per iteration."""
 
     iteration_length: Annotated[
-        str | int, AfterValidator(_epochs), Must("like '2ep'", "Give it in whole epochs.")
+        str | int, AfterValidator(_epochs), Requirement("like '2ep'", "Give it in whole epochs.")
     ] = "2ep"
     """Epochs of training per iteration (``2ep`` or ``2``). NeMo-Aligner's ``spin.max_epochs``."""
     beta: Annotated[float | _Rates, BeforeValidator(_listed), _PerIteration] = 0.1
-    """Strength of the pull towards the opponent, per iteration or one for all. NeMo-Aligner's
+    """Strength of the pull toward the opponent, per iteration or one for all. NeMo-Aligner's
     ``ref_policy_kl_penalty``, the paper's lambda."""
     learning_rate: Annotated[float | _Rates, BeforeValidator(_listed), _PerIteration] | None = None
     """Peak learning rate, per iteration or one for all; null: the optimizer's."""
@@ -145,18 +145,18 @@ class SpinSettings:
     """How many earlier iterations' pairs are mixed in, rescored by the current opponent."""
     samples_per_iteration: PositiveInt | Literal["all"] = ALL
     """Prompts played per iteration, a fresh subset each time, or ``all``."""
-    store: Annotated[str, Field(min_length=1), AfterValidator(_folder), Must(_FOLDER)] = (
+    store: Annotated[str, Field(min_length=1), AfterValidator(_folder), Requirement(_FOLDER)] = (
         "runs/{run_name}/self-play"
     )
     """Folder of the self-play store; ``{run_name}`` is replaced. Shared by all nodes, or with
     ``remote_store`` each node's own."""
     remote_store: Annotated[
         Annotated[str, Field(min_length=1), AfterValidator(_remote)] | None,
-        Must(_URL),
+        Requirement(_URL),
     ] = None
     """Where the store lives if nodes share no file system: ``s3://bucket/{run_name}/self-play``,
     or ``gs://``, ``oci://``."""
-    play_only: Annotated[PlayOnly | None, filled(PlayOnly)] = None
+    play_only: Annotated[PlayOnly | None, section_validator(PlayOnly)] = None
     """Make units of one iteration and end; ``spin-composer play`` sets it."""
     unit_size: PositiveInt = 256
     """Prompts per unit of the store: what a crash in play can cost a rank."""
@@ -174,7 +174,7 @@ class SpinSettings:
     ``--signal``), at the end of the batch under way."""
     sample_table_rows: Count = 8
     """Rows of the table of samples that each iteration logs."""
-    generation: Annotated[GenerationSettings, filled(GenerationSettings)] = field(
+    generation: Annotated[GenerationSettings, section_validator(GenerationSettings)] = field(
         default_factory=GenerationSettings
     )
     """How the opponent answers."""

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
-from spin_composer.errors import InputError, shown, together
+from spin_composer.errors import InputError, collect_errors, format_value
 from spin_composer.settings.dataset import (
     DatasetConfig,
     check_loader_keys,
@@ -14,8 +14,8 @@ from spin_composer.settings.dataset import (
     read_config,
 )
 from spin_composer.settings.eval_loaders import check_eval_loaders
-from spin_composer.settings.fields import nearest
-from spin_composer.settings.launch import check_places, launch_checks
+from spin_composer.settings.fields import suggest_key
+from spin_composer.settings.launch import check_folders, launch_checks
 from spin_composer.settings.model import check_model_settings
 from spin_composer.settings.scheduler import SchedulerSettings
 from spin_composer.settings.section import Config, fill
@@ -69,9 +69,10 @@ def validate(cfg: Config) -> SpinSettings:
     if not isinstance(algorithms, Mapping) or "spin" not in algorithms:
         found = list(algorithms) if isinstance(algorithms, Mapping) else algorithms
         raise InputError(
-            f"algorithms must hold spin, got {shown(found)}. Add `algorithms: {{spin: {{}}}}`."
+            f"algorithms must hold spin, got {format_value(found)}. Add `algorithms: {{spin: "
+            "{}}`."
         )
-    settings, *_ = together(
+    settings, *_ = collect_errors(
         lambda: _check_game(algorithms["spin"], cfg.get("max_duration")),
         lambda: _check_model(_section(cfg, "model"), _allows_low_precision(algorithms["spin"])),
         lambda: _check_scheduler(_section(cfg, "scheduler")),
@@ -99,13 +100,14 @@ def _check_batch(cfg: Config) -> None:
     subset = cfg.get("train_subset_num_batches", -1)
     if subset != -1:
         raise InputError(
-            f"train_subset_num_batches={shown(subset)} does not reach the iterations' loaders. "
-            "Remove it and set algorithms.spin.samples_per_iteration."
+            f"train_subset_num_batches={format_value(subset)} does not reach the iterations' "
+            "loaders. Remove it and set algorithms.spin.samples_per_iteration."
         )
     batch = cfg.get("global_train_batch_size")
     if not isinstance(batch, int) or batch < 1:
         raise InputError(
-            f"global_train_batch_size must be a positive number of pairs, got {shown(batch)}."
+            "global_train_batch_size must be a positive number of pairs, got "
+            f"{format_value(batch)}."
         )
 
 
@@ -121,8 +123,8 @@ def check_launch(cfg: Config, settings: SpinSettings, world_size: int) -> None:
         InputError: A line for each problem: the setting, its value and the remedy.
         OSError: A folder that the run writes to cannot be written.
     """
-    together(lambda: _check_keys(cfg), *launch_checks(cfg, settings, world_size))
-    check_places(cfg, settings)
+    collect_errors(lambda: _check_keys(cfg), *launch_checks(cfg, settings, world_size))
+    check_folders(cfg, settings)
 
 
 def _check_keys(cfg: Config) -> None:
@@ -131,7 +133,7 @@ def _check_keys(cfg: Config) -> None:
         raise InputError(
             "\n".join(
                 f"{key} is no key of llm-foundry's training config. "
-                f"{nearest(key, sorted(_TOP_LEVEL_KEYS))}"
+                f"{suggest_key(key, sorted(_TOP_LEVEL_KEYS))}"
                 for key in unknown
             )
         )
@@ -140,7 +142,7 @@ def _check_keys(cfg: Config) -> None:
 def _section(cfg: Config, name: str) -> Config:
     section = cfg.get(name)
     if not isinstance(section, Mapping) or not section.get("name"):
-        raise InputError(f"{name} must be a mapping with a name, got {shown(section)}.")
+        raise InputError(f"{name} must be a mapping with a name, got {format_value(section)}.")
     return section
 
 

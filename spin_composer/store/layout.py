@@ -25,8 +25,8 @@ from typing import NamedTuple
 LOCK = "run.lock"
 HEARTBEAT_SECONDS = 5.0
 """How often a run touches its lock, and in play each of its ranks says that it lives."""
-BEAT = "run.beat"
-BOOKS = "iterations.json"
+HEARTBEAT = "run.beat"
+HISTORY = "iterations.json"
 MANIFEST = "manifest.json"
 UNITS = "units"
 REPORT = "unit.json"

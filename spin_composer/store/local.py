@@ -156,7 +156,7 @@ class LocalStore(Store):
         target = self.unit_folder(iteration, unit)
         with staging_folder(target) as aside:
             write_unit(aside, pairs, report)
-            place(aside, target)
+            move_into_place(aside, target)
 
     def report(self, iteration: int, unit: int) -> UnitReport:
         """See :class:`Store`."""
@@ -226,7 +226,7 @@ class LocalStore(Store):
         return sum(shard["samples"] for shard in json.loads(merged)["shards"])
 
 
-def place(aside: Path, target: Path) -> None:
+def move_into_place(aside: Path, target: Path) -> None:
     """Rename a unit's folder into its place, unless another process has put one there."""
     if (target / REPORT).exists():
         return

@@ -235,10 +235,12 @@ class StoreLock:
             alive = self._is_touched(held)
         if alive:
             raise StoreError(
-                f"{self.place.shown} is in use by {_shown(owner)}. Wait for that run or stop it; "
-                "or give this one a run_name or algorithms.spin.store of its own."
+                f"{self.place.shown} is in use by {_describe_owner(owner)}. Wait for that run or "
+                "stop it; or give this one a run_name or algorithms.spin.store of its own."
             )
-        log.warning(f"{self.place.shown}: the lock of {_shown(owner)}, which has died, is taken.")
+        log.warning(
+            f"{self.place.shown}: the lock of {_describe_owner(owner)}, which has died, is taken."
+        )
 
     def _is_touched(self, held: str) -> bool:
         """Watch a lock for the lease; clocks of two machines are not compared."""
@@ -283,7 +285,7 @@ def release_all() -> None:
         lock.release()
 
 
-def _shown(owner: dict[str, object] | None) -> str:
+def _describe_owner(owner: dict[str, object] | None) -> str:
     if owner is None:
         return "an unreadable owner"
     return f"run {owner.get('run')!r} (process {owner.get('pid')} on {owner.get('host')})"

@@ -23,7 +23,7 @@ LEGACY_VALUES: Manifest = {
     "merged": None,
     "replayed": None,
 }
-"""What each field that came later means where it is absent: rows were tokenised turn by turn;
+"""What each field that came later means where it is absent: rows were tokenized turn by turn;
 generated responses were compared with the real ones by ids; each process merged LoRA adapters or
 not, by its own free memory; the replayed units were computed from the iteration's own settings
 (:func:`num_replayed_units`)."""
@@ -32,7 +32,7 @@ FIXED_AT_START = ("degenerate", "merged", "replayed")
 """Fields that no setting names: an iteration that has begun goes on as its manifest says."""
 
 
-def meaning(manifest: Manifest, field: str) -> Any:
+def manifest_value(manifest: Manifest, field: str) -> Any:
     """Return a manifest's value of a field; where it is absent, what was done then."""
     return manifest.get(field, LEGACY_VALUES.get(field))
 
@@ -45,12 +45,12 @@ def plain_manifest(manifest: Manifest) -> Manifest:
 def differing_fields(found: Manifest, wanted: Manifest) -> list[str]:
     """Return the fields in which two manifests differ, sorted."""
     fields = sorted({*wanted, *found})
-    return [field for field in fields if meaning(found, field) != meaning(wanted, field)]
+    return [
+        field for field in fields if manifest_value(found, field) != manifest_value(wanted, field)
+    ]
 
 
-def require_equal_manifests(
-    found: Manifest, wanted: Manifest, where: str
-) -> None:
+def require_equal_manifests(found: Manifest, wanted: Manifest, where: str) -> None:
     """Check that the manifest found in ``where`` says what is wanted.
 
     Raises:
@@ -58,7 +58,8 @@ def require_equal_manifests(
     """
     if fields := differing_fields(found, wanted):
         named = ", ".join(
-            f"{k} (store {meaning(found, k)!r}, run {meaning(wanted, k)!r})" for k in fields
+            f"{k} (store {manifest_value(found, k)!r}, run {manifest_value(wanted, k)!r})"
+            for k in fields
         )
         raise StoreError(
             f"{where} was played by another run; it differs in {named}. Delete it to play again, "
@@ -80,7 +81,7 @@ def num_replayed_units(manifest: Manifest) -> dict[int, int]:
     Raises:
         KeyError: If it does not say.
     """
-    recorded = meaning(manifest, "replayed")
+    recorded = manifest_value(manifest, "replayed")
     if recorded is not None:
         return {int(iteration): units for iteration, units in recorded.items()}
     iteration = manifest["iteration"]

@@ -146,7 +146,8 @@ class ObjectFolder:
         def warn(state: RetryCallState) -> None:
             assert state.outcome is not None
             log.warning(
-                f"{self.url} cannot be {what}, tried again: {_said(state.outcome.exception())}"
+                f"{self.url} cannot be {what}, tried again: "
+                f"{_error_text(state.outcome.exception())}"
             )
 
         retrying = Retrying(
@@ -164,9 +165,9 @@ class ObjectFolder:
             if not (_is_of_store(error) or _is_permanent(error)):
                 raise
             raise EnvironmentFailure(
-                f"{self.url} cannot be {what}: {_said(error)}. See that the bucket exists and "
-                "that this machine's credentials may list, read and write there; then "
-                "give the same command again: the run goes on."
+                f"{self.url} cannot be {what}: {_error_text(error)}. See that the bucket exists "
+                "and that this machine's credentials may list, read and write there; then give the "
+                "same command again: the run goes on."
             ) from error
 
 
@@ -174,7 +175,7 @@ def _pause_seconds(state: RetryCallState) -> float:
     return wait_exponential(_FIRST_PAUSE_SECONDS)(state) * _RANDOM.uniform(0.5, 1.5)
 
 
-def _said(error: BaseException | None) -> str:
+def _error_text(error: BaseException | None) -> str:
     return " ".join(str(error).split()) or type(error).__name__
 
 

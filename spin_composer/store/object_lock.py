@@ -11,7 +11,7 @@ from __future__ import annotations
 import json
 import time
 
-from spin_composer.store.layout import BEAT, LOCK
+from spin_composer.store.layout import HEARTBEAT, LOCK
 from spin_composer.store.object_folder import ObjectFolder
 
 SETTLE_SECONDS = 3.0
@@ -56,8 +56,8 @@ class LockObject:
     def touch(self) -> None:
         """See :class:`LockPlace`; the time in it is for people (``spin-composer status``)."""
         self._beats += 1
-        self.remote.write_text(BEAT, json.dumps({"beat": self._beats, "time": time.time()}))
+        self.remote.write_text(HEARTBEAT, json.dumps({"beat": self._beats, "time": time.time()}))
 
     def touched(self) -> object:
         """See :class:`LockPlace`."""
-        return self.remote.read_text(BEAT)
+        return self.remote.read_text(HEARTBEAT)

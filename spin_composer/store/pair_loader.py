@@ -12,12 +12,12 @@ from torch.utils.data import DataLoader
 from spin_composer.data.examples import Example
 from spin_composer.data.pairs import Pair, collate_pairs
 from spin_composer.errors import InputError
-from spin_composer.shared_memory import own_names
+from spin_composer.shared_memory import use_unique_names
 from spin_composer.store.base import Store
 from spin_composer.store.layout import UNITS
 from spin_composer.store.unit import StoredPair, pair_from_sample
 
-own_names()  # on import: a user's own loaders of evaluation may be made before ours
+use_unique_names()  # on import: a user's own loaders of evaluation may be made before ours
 
 _CANONICAL_NODES = 1
 """Fixed, so that the order of pairs is the same on any number of nodes and ranks."""

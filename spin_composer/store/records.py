@@ -8,8 +8,8 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 from spin_composer.store.layout import (
-    BEAT,
-    BOOKS,
+    HEARTBEAT,
+    HISTORY,
     LOCK,
     MANIFEST,
     REPORT,
@@ -30,7 +30,7 @@ def download_records(remote: ObjectFolder, folder: Path) -> None:
     The lock gets the time of its last beat, so that its age can be told as a local one's.
     """
     names = remote.names()
-    wanted = {x: folder / x for x in names if x in (BOOKS, LOCK) or _is_manifest(x)}
+    wanted = {x: folder / x for x in names if x in (HISTORY, LOCK) or _is_manifest(x)}
     done = dict.fromkeys(marker for marker in map(marker_named, names) if marker)
     for marker in done:
         if not marker.damaged and marker._replace(damaged=True) not in done:
@@ -47,7 +47,7 @@ def download_records(remote: ObjectFolder, folder: Path) -> None:
     if lock.exists() and not lock.stat().st_size:
         lock.unlink()  # given back
     elif lock.exists():
-        beat = json.loads(remote.read_text(BEAT) or '{"time": 0}')
+        beat = json.loads(remote.read_text(HEARTBEAT) or '{"time": 0}')
         os.utime(lock, (beat["time"], beat["time"]))
 
 

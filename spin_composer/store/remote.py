@@ -19,7 +19,12 @@ from pathlib import Path
 from spin_composer.data.pairs import Pair
 from spin_composer.errors import StoreError
 from spin_composer.store.base import REMAKE
-from spin_composer.store.durable import json_object, seal, unseal, write_atomically
+from spin_composer.store.durable import (
+    dump_with_hash,
+    json_object,
+    load_with_hash,
+    write_atomically,
+)
 from spin_composer.store.layout import (
     COMPLETE,
     MANIFEST,
@@ -31,7 +36,7 @@ from spin_composer.store.layout import (
     markers,
     unit_name,
 )
-from spin_composer.store.local import LocalStore, place, set_aside
+from spin_composer.store.local import LocalStore, move_into_place, set_aside
 from spin_composer.store.lock import LockPlace
 from spin_composer.store.manifest import Manifest, plain_manifest, require_equal_manifests
 from spin_composer.store.object_folder import ObjectFolder
@@ -226,7 +231,7 @@ class RemoteStore(LocalStore):
         text = self.remote.read_text(name)
         if text is not None:
             try:
-                settled = unseal(text)["units"]
+                settled = load_with_hash(text)["units"]
             except (ValueError, KeyError, TypeError):
                 # Another attempt may have been trained on than would be chosen now.
                 raise StoreError(
@@ -242,7 +247,7 @@ class RemoteStore(LocalStore):
                 folder = f"{self._url(iteration)}/{UNITS}/{unit_name(unit)}"
                 raise StoreError(f"{folder} is missing. {remedy.format(folder=folder)}")
         chosen = [made[unit][0] for unit in range(num_units)]
-        self.remote.write_text(name, seal({"units": chosen}))
+        self.remote.write_text(name, dump_with_hash({"units": chosen}))
         return chosen
 
     def fetch(
@@ -347,9 +352,9 @@ class RemoteStore(LocalStore):
                         return None
                     if target.exists():  # another attempt, or a damaged copy
                         set_aside(target, self.folder(iteration) / SET_ASIDE / target.name)
-                    place(aside, target)
+                    move_into_place(aside, target)
                     return None
-        return _not_whole(f"{self.remote.url}/{marker}", problem)
+        return _incomplete_error(f"{self.remote.url}/{marker}", problem)
 
     def _download(
         self, iteration: int, unit: int, attempt: str, marker: str, aside: Path
@@ -381,7 +386,7 @@ class RemoteStore(LocalStore):
         except (ValueError, KeyError, TypeError):
             problem = f"its marker is {'missing' if marker is None else 'damaged'}"
             raise StoreError(
-                f"{_not_whole(where, problem)}. {remedy.format(folder=where)}"
+                f"{_incomplete_error(where, problem)}. {remedy.format(folder=where)}"
             ) from None
 
     def _name(self, iteration: int) -> str:
@@ -394,5 +399,5 @@ class RemoteStore(LocalStore):
         return Marker(iteration, unit, attempt).name
 
 
-def _not_whole(where: str, problem: str | None) -> str:
+def _incomplete_error(where: str, problem: str | None) -> str:
     return f"the unit of {where} is not whole ({problem})"

@@ -140,7 +140,7 @@ ROWS: dict[str, Any] = {
     "a prompt that is too long": {"prompt": "red" + " red" * 90, "response": " blue"},
     "a token that spans prompt and response": {"prompt": "red ", "response": "blue"},
     "a preference without a prompt": {"chosen": "blue", "rejected": "red"},
-    "tokenised already": {"input_ids": [1, 2], "labels": [1, 2]},
+    "tokenized already": {"input_ids": [1, 2], "labels": [1, 2]},
 }  # fmt: skip
 
 CHECK = "data check good.jsonl --tokenizer model"

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from spin_composer.data.check import CheckReport, check_config
+from spin_composer.data.check import CheckReport, inspect_config
 from spin_composer.data.convert import ConvertReport, convert_config
 from spin_composer.data.sources import source_keys
 from spin_composer.settings.dataset import DatasetConfig, read_config
@@ -17,7 +17,7 @@ def block(source: str, **keys: Any) -> DatasetConfig:
 
 def check_dataset(source: str, tokenizer: str, **keys: Any) -> CheckReport:
     """Check a source with a tokenizer; ``keys`` are the block's."""
-    return check_config(block(source, **keys), tokenizer, title=source)
+    return inspect_config(block(source, **keys), tokenizer, title=source)
 
 
 def convert_dataset(

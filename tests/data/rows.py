@@ -6,7 +6,7 @@ from typing import Any
 
 from spin_composer.data.examples import ExampleDataset
 from spin_composer.data.sources import read_rows
-from spin_composer.data.tokenise import build_examples
+from spin_composer.data.tokenization import build_examples
 from spin_composer.settings.dataset import read_config
 
 PLAIN = [

@@ -216,7 +216,7 @@ def test_examples_survive_the_flat_storage():
         ExampleDataset.from_examples([], 2)
 
 
-def test_fingerprint_sees_every_id_and_border():
+def test_fingerprint_sees_every_id_and_boundary():
     def fingerprint(*parts):
         rows = [Example(np.array(p, np.int32), np.array(r, np.int32), False) for p, r in parts]
         return ExampleDataset.from_examples(rows, 2).fingerprint

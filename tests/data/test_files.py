@@ -12,7 +12,7 @@ import pyarrow
 import pyarrow.parquet
 import pytest
 
-from spin_composer.data.faults import BadRow
+from spin_composer.data.bad_row import BadRow
 from spin_composer.data.files import read_file
 from spin_composer.data.sources import read_rows
 from spin_composer.errors import InputError

@@ -179,8 +179,8 @@ def test_alpacas_prompt_is_stanfords():
 
 # row, reason, what the message must say
 REFUSED = [
-    ({"text": "whole"}, "text only", "no border between prompt and response"),
-    ({"input_ids": [1], "labels": [1]}, "tokenised row", "input_ids=[1]"),
+    ({"text": "whole"}, "text only", "no boundary between prompt and response"),
+    ({"input_ids": [1], "labels": [1]}, "tokenized row", "input_ids=[1]"),
     ({"message_id": "x", "parent_id": None, "text": "t", "role": "prompter"}, "single message",
      "one message of a tree"),
     ({"chat": "USER: a ASSISTANT: b", "system": "s"}, "wrong type", "chat='USER: a"),
@@ -230,7 +230,7 @@ def test_arrays_beside_texts_are_no_trouble():
     ids = np.array([1, 2], dtype=np.int32)
     row = {"prompt": "q", "response": "a", "documents": None, "embedding": ids, "Embedding": ids}
     assert to_foundry_row(row, HERE) == ("plain", {"prompt": "q", "response": "a"})
-    with pytest.raises(BadRow, match=r"tokens=array.*: the row is tokenised already"):
+    with pytest.raises(BadRow, match=r"tokens=array.*: the row is tokenized already"):
         to_foundry_row({"tokens": ids}, HERE)
     with pytest.raises(BadRow, match=r"prompt=array.* not text"):
         to_foundry_row({"prompt": ids, "response": "a"}, HERE)

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from transformers import AutoTokenizer
 
-from spin_composer.data.stop import other_ends, stop_rule
+from spin_composer.data.stop import other_stop_tokens, stop_rule
 from spin_composer.engines.hf.sampling import StopStrings
 from tests.data import templates
 from tests.data.rows import CHAT, load
@@ -74,7 +74,7 @@ def of(name: str):
 
 
 def ends(tokenizer) -> list[str]:
-    return other_ends(tokenizer, stop_rule(tokenizer, "chat"))
+    return other_stop_tokens(tokenizer, stop_rule(tokenizer, "chat"))
 
 
 def notes(tokenizer, rows, jsonl, **dataset) -> list[str]:
@@ -162,4 +162,4 @@ def test_plain_rows_that_are_rendered_already_need_no_hint(name, jsonl):
 
 def test_a_store_of_before_hears_no_hints(jsonl, chatml):
     examples = load(chatml, hf_name=str(jsonl([ROW])))
-    assert examples.retokenised("turns").report.notes == []
+    assert examples.retokenized("turns").report.notes == []

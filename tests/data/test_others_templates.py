@@ -6,7 +6,7 @@ import logging
 
 import pytest
 
-from spin_composer.data.faults import BadRow
+from spin_composer.data.bad_row import BadRow
 from tests.data import templates
 from tests.data.rows import load
 from tests.data.test_rendering import answer, rendered, user
@@ -150,7 +150,7 @@ def test_a_store_of_before_keeps_its_undesired_answers(jsonl, chatml):
     turns = [user("Hello"), answer("there")]
     rows = [{"messages": turns, "label": label} for label in (True, False)]
     examples = load(chatml, hf_name=str(jsonl(rows)), on_bad_row="skip")
-    assert (len(examples), len(examples.retokenised("turns"))) == (1, 2)
+    assert (len(examples), len(examples.retokenized("turns"))) == (1, 2)
 
 
 def test_an_answer_that_is_cut_is_counted_though_the_prompt_quotes_it(jsonl):

@@ -6,7 +6,7 @@ import logging
 
 import pytest
 
-from spin_composer.data.faults import BadRow
+from spin_composer.data.bad_row import BadRow
 from spin_composer.errors import InputError
 from tests.data import templates
 from tests.data.rows import CHAT, PLAIN, load
@@ -32,7 +32,7 @@ def rendered(tokenizer, row, jsonl, **dataset) -> tuple[str, str]:
 
 @pytest.mark.parametrize("prepend", ["normalizer", "first", "always", "never"])
 @pytest.mark.parametrize("name", ["LLAMA2", "ZEPHYR", "PHI3", "VICUNA"])
-def test_ids_are_those_of_one_tokenisation_of_the_whole(name, prepend, jsonl):
+def test_ids_are_those_of_one_tokenization_of_the_whole(name, prepend, jsonl):
     tokenizer = templates.metaspace(prepend, getattr(templates, name))
     turns = TWO["messages"]
     # As TRL does: the template's own ids, of the generation prompt and of the whole.
@@ -231,9 +231,9 @@ def test_the_other_way_comes_from_the_same_source(llama, jsonl):
     rendering = load(llama, hf_name=path)
     turns = load(llama, hf_name=path, tokenize="turns")
     assert (rendering.tokenize, turns.tokenize) == ("rendering", "turns")
-    assert rendering.retokenised("rendering") is rendering
-    assert rendering.retokenised("turns").fingerprint == turns.fingerprint
-    assert turns.retokenised("rendering").fingerprint == rendering.fingerprint
+    assert rendering.retokenized("rendering") is rendering
+    assert rendering.retokenized("turns").fingerprint == turns.fingerprint
+    assert turns.retokenized("rendering").fingerprint == rendering.fingerprint
     for limit, count in ((3, 3), (64, 8), (None, 8)):
         ways = list(rendering.both_ways(limit))
         assert len(ways) == count

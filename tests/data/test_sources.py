@@ -283,12 +283,12 @@ def test_preprocessing_module_in_the_working_folder_is_found(jsonl, gpt2, tmp_pa
     assert len(load(gpt2, hf_name=path, preprocessing_fn=f"{name}:upper")) == len(PLAIN)
 
 
-def test_long_tokenisation_is_logged(jsonl, gpt2, monkeypatch, caplog):
+def test_long_tokenization_is_logged(jsonl, gpt2, monkeypatch, caplog):
     caplog.set_level(logging.INFO)
-    monkeypatch.setattr("spin_composer.data.tokenise._ROWS_PER_LOG", 2)
+    monkeypatch.setattr("spin_composer.data.tokenization._ROWS_PER_LOG", 2)
     load(gpt2, hf_name=str(jsonl(PLAIN)))
-    assert "2 rows tokenised" in caplog.text
-    assert "4 rows tokenised" in caplog.text
+    assert "2 rows tokenized" in caplog.text
+    assert "4 rows tokenized" in caplog.text
 
 
 def test_missing_max_seq_len_is_named():
@@ -334,10 +334,10 @@ def test_pickled_columns_are_refused(tmp_path, gpt2):
         load(gpt2, local=str(tmp_path / "mds"))
 
 
-def test_tokenised_mds_is_refused(tmp_path, gpt2):
+def test_tokenized_mds_is_refused(tmp_path, gpt2):
     with MDSWriter(out=str(tmp_path / "mds"), columns={"turns": "json"}) as writer:
         writer.write({"turns": []})
-    with pytest.raises(InputError, match="tokenised already"):
+    with pytest.raises(InputError, match="tokenized already"):
         load(gpt2, local=str(tmp_path / "mds"))
 
 

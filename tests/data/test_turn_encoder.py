@@ -12,8 +12,8 @@ import pytest
 from tokenizers import AddedToken, processors
 from transformers import AutoTokenizer
 
+from spin_composer.data.bad_row import BadRow
 from spin_composer.data.chat_template import DEFAULT_CHAT_TEMPLATE
-from spin_composer.data.faults import BadRow
 from spin_composer.data.turn_encoder import TurnEncoder, TurnFault
 from tests.data import templates
 from tests.data.rows import CHAT, PLAIN, load

@@ -5,12 +5,12 @@ from pathlib import Path
 import pytest
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from spin_composer.demo.base import Size, _save_untrained
+from spin_composer.demo.base import ModelSize, _save_untrained
 from spin_composer.demo.scoring import final_answer, same_answer, score
 from spin_composer.demo.world import Row, make_world
 
 ROWS = make_world(seed=0, num_careless=50, num_careful=1, num_valid=4).careless_train
-SIZE = Size(vocab_size=400, width=16, layers=1, heads=2, max_seq_len=40)
+SIZE = ModelSize(vocab_size=400, width=16, layers=1, heads=2, max_seq_len=40)
 
 
 @pytest.fixture(scope="module")

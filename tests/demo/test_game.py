@@ -10,12 +10,12 @@ from pathlib import Path
 import pytest
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from spin_composer.demo.base import Schooling, Size, make_base
+from spin_composer.demo.base import ModelSize, SFTConfig, make_base
 from spin_composer.demo.run import Paths, prepare
 from spin_composer.demo.sft import SftResult, sft
 from spin_composer.demo.world import make_world, write_rows
 
-SIZE = Size(vocab_size=400, width=32, layers=1, heads=2)
+SIZE = ModelSize(vocab_size=400, width=32, layers=1, heads=2)
 
 
 @pytest.fixture(scope="module")
@@ -32,7 +32,7 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> Paths:
 
 @pytest.fixture(scope="module")
 def base(world: Paths) -> SftResult:
-    schooling = Schooling(epochs=3, batch_size=16, microbatch_size=8)
+    schooling = SFTConfig(epochs=3, batch_size=16, microbatch_size=8)
     rows = world.data("careless"), world.data("careless-heldout")
     return make_base(*rows, world.base, SIZE, schooling)
 

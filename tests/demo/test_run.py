@@ -6,17 +6,17 @@ from pathlib import Path
 import pytest
 
 from spin_composer.demo import run
-from spin_composer.demo.figures import Figures, Model, report
+from spin_composer.demo.results import DemoResults, ModelResult, report
 from spin_composer.demo.run import Paths
 from spin_composer.demo.scoring import Score
 from spin_composer.errors import InputError
 
 
-def model(nll: float, share: float) -> Model:
-    return Model(nll, Score(share, 9.5, 1000))
+def model(nll: float, share: float) -> ModelResult:
+    return ModelResult(nll, Score(share, 9.5, 1000))
 
 
-FIGURES = Figures(
+FIGURES = DemoResults(
     base=model(0.7, 0.4),
     spin=[model(0.69, 0.5), model(0.68, 0.6)],
     sft=[model(0.71, 0.45), model(0.8, 0.5)],
@@ -45,7 +45,7 @@ def test_last_line_is_json_with_the_figures_per_iteration(
 def test_table_shows_the_rival_even_where_it_wins(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ):
-    better = Figures(**{**vars(FIGURES), "sft": [model(0.6, 0.9), model(0.5, 0.95)]})
+    better = DemoResults(**{**vars(FIGURES), "sft": [model(0.6, 0.9), model(0.5, 0.95)]})
     report(better, tmp_path / "curves.png")
     printed = capsys.readouterr().out
     assert "95.0%" in printed

@@ -14,7 +14,7 @@ from composer.core import Event, State
 from composer.loggers import Logger
 from fixtures.runs import tiny_trainer
 
-from spin_composer.report.books import read_books
+from spin_composer.report.history import read_history
 from spin_composer.report.outline import RunOutline
 from spin_composer.report.status import next_step, read_status
 from spin_composer.train import exit_code
@@ -66,9 +66,9 @@ def test_a_run_that_was_ended_early_stays_so(tmp_path, capsys, make, epochs, bat
     first.close()
     assert int(first.state.timestamp.batch) == batches
     name = type(make()).__name__
-    line = read_books(tmp_path / "s").ended
+    line = read_history(tmp_path / "s").ended
     assert line.startswith(name)
-    assert len(read_books(tmp_path / "s").iterations) == closed
+    assert len(read_history(tmp_path / "s").iterations) == closed
 
     capsys.readouterr()
     again = command(tmp_path, make(), epochs)

@@ -17,7 +17,7 @@ from fixtures.ranks import on_ranks
 from fixtures.runs import tiny_trainer
 
 from spin_composer.algorithm import SPIN
-from spin_composer.errors import NotFiniteError, explain, rebuilt
+from spin_composer.errors import NotFiniteError, explain, rebuild_error
 from spin_composer.model.unwrap import composer_model
 
 
@@ -68,7 +68,7 @@ def test_a_loss_that_is_nan_stops_the_run_naming_the_row(tmp_path: Path) -> None
     assert sorted(p.name for p in (tmp_path / "checkpoints").glob("ba*")) == ["ba1.pt", "ba2.pt"]
     assert all(t.isfinite().all() for t in weights(trainer).values())
     assert explain(NotFiniteError(line)) == (5, line)
-    assert isinstance(rebuilt(5, line), NotFiniteError)
+    assert isinstance(rebuild_error(5, line), NotFiniteError)
 
 
 def test_an_infinite_gradient_is_found_before_clipping_hides_it(tmp_path: Path) -> None:

@@ -5,7 +5,7 @@
 The numbers are architectures, sm_80 and so on; each line printed is the JSON of one compiled
 kernel. Which kernels there are is asked of ``triton_ops``: its functions are called with meta
 tensors, as the operators call them, and where it would launch, Triton's own just-in-time compiler
-specialises and compiles. "largest" are the largest configurations in bf16, whose registers are the
+specializes and compiles. "largest" are the largest configurations in bf16, whose registers are the
 scarcest; "control" is a kernel that spills and one of the matrix units.
 """
 

@@ -111,7 +111,7 @@ def _linear_args(given: Problem, budget: int, impl: str) -> tuple[Any, ...]:
 @pytest.mark.parametrize("bias", [False, True])
 @pytest.mark.parametrize("budget", [2**28, 3000])
 def test_linear_operators_are_registered_rightly(bias: bool, budget: int, impl: str) -> None:
-    given = problem(9, 16, 48, bias).to(torch.float32)  # 48: no padding, which is not initialised
+    given = problem(9, 16, 48, bias).to(torch.float32)  # 48: no padding, which is not initialized
     args = _linear_args(given, budget, impl)
     torch.library.opcheck(OPS.linear_log_softmax_gather.default, args)
     _, *saved = (x.detach() for x in OPS.linear_log_softmax_gather(*args))

@@ -16,7 +16,7 @@ from spin_composer import HFSpinLM
 from spin_composer.engines.hf.generator import HFGenerator
 from spin_composer.errors import StoreError
 from spin_composer.store.local import LocalStore
-from spin_composer.store.manifest import meaning
+from spin_composer.store.manifest import manifest_value
 
 
 @pytest.fixture(scope="module")
@@ -105,7 +105,7 @@ def test_adapters_are_merged_as_for_the_units_that_are_there(merged, tmp_path, m
     trainer.fit(duration="1ba")
     trainer.close()
     store = LocalStore(tmp_path / "self-play")
-    assert meaning(store.manifest(0), "merged") is True  # here is room
+    assert manifest_value(store.manifest(0), "merged") is True  # here is room
     path = store.folder(0) / "manifest.json"
     path.write_text(json.dumps(store.manifest(0) | {"merged": merged}))
     shutil.rmtree(store.unit_folder(0, 2))

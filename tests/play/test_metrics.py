@@ -48,7 +48,7 @@ def test_a_play_without_units_divides_by_nothing() -> None:
 
 @pytest.fixture
 def registry() -> Iterator[dict]:
-    """The registry of play's metrics, which is as before afterwards."""
+    """The registry of play's metrics, which is as before afterward."""
     before = dict(PLAY_METRICS)
     yield PLAY_METRICS
     PLAY_METRICS.clear()

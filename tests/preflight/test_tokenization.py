@@ -11,7 +11,11 @@ from fixtures import models, runs
 
 from spin_composer import HFSpinLM, build_spin_dataloader
 from spin_composer.errors import InputError
-from spin_composer.preflight.tokenization import check_tokenize, differing_starts, prefers_other
+from spin_composer.preflight.tokenization import (
+    check_tokenize,
+    differing_starts,
+    prefers_other_tokenization,
+)
 from tests.data import templates
 from tests.data.rows import load
 
@@ -82,9 +86,11 @@ def test_fit_begins_with_the_check(tokenizer, path, tmp_path):
 
 
 def test_evidence_is_a_margin_in_most_rows_and_more_than_a_guess():
-    assert not prefers_other([], 1000)
-    assert prefers_other([[-6.0, -1.0]] * 4, 1000)
-    assert not prefers_other([[-3.0, -1.0]] * 4, 1000)  # both are likely
-    assert not prefers_other([[-12.0, -6.0]] * 4, 1000)  # neither is
-    assert not prefers_other([[-30.0, -1.0], *[[-1.0, -2.0]] * 3], 1000)  # one row's matter
-    assert not prefers_other([[float("nan"), -1.0]], 1000)
+    assert not prefers_other_tokenization([], 1000)
+    assert prefers_other_tokenization([[-6.0, -1.0]] * 4, 1000)
+    assert not prefers_other_tokenization([[-3.0, -1.0]] * 4, 1000)  # both are likely
+    assert not prefers_other_tokenization([[-12.0, -6.0]] * 4, 1000)  # neither is
+    assert not prefers_other_tokenization(
+        [[-30.0, -1.0], *[[-1.0, -2.0]] * 3], 1000
+    )  # one row's matter
+    assert not prefers_other_tokenization([[float("nan"), -1.0]], 1000)

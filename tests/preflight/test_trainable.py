@@ -124,24 +124,24 @@ def test_an_optimizer_that_does_not_hold_the_adapters_is_refused(tmp_path: Path)
     assert "the optimizer does not hold 4 of 4 trainable parameters (" in line
 
 
-def test_quantised_bases_are_refused_by_name() -> None:
+def test_quantized_bases_are_refused_by_name() -> None:
     model = models.tiny_model("llama", vocab_size=VOCAB)
     model.config.quantization_config = {"quant_method": "gptq", "bits": 4}
-    with pytest.raises(InputError, match=r"LlamaForCausalLM is quantised \(gptq\)"):
+    with pytest.raises(InputError, match=r"LlamaForCausalLM is quantized \(gptq\)"):
         HFSpinLM.from_model(model, tokenizers.byte_level())
     model = models.tiny_model("llama", vocab_size=VOCAB)
     model.model.layers[0].mlp.up_proj.weight = torch.nn.Parameter(
         torch.zeros(8, dtype=torch.uint8), requires_grad=False
     )
-    with pytest.raises(InputError, match="is quantised"):
+    with pytest.raises(InputError, match="is quantized"):
         HFSpinLM.from_model(model, tokenizers.byte_level())
 
 
-def test_a_quantised_folder_is_refused_before_its_weights_are_looked_for(tmp_path: Path) -> None:
+def test_a_quantized_folder_is_refused_before_its_weights_are_looked_for(tmp_path: Path) -> None:
     model = models.tiny_model("llama", vocab_size=VOCAB)
     model.config.quantization_config = {"quant_method": "awq", "bits": 4}
     model.config.save_pretrained(tmp_path)  # there are no weights
-    with pytest.raises(InputError, match=r"is quantised \(awq\)"):
+    with pytest.raises(InputError, match=r"is quantized \(awq\)"):
         HFSpinLM(tokenizers.byte_level(), str(tmp_path))
 
 
@@ -155,7 +155,7 @@ def test_a_quantised_folder_is_refused_before_its_weights_are_looked_for(tmp_pat
         {"config_overrides": {"torch_dtype": "bfloat16"}},
     ],
 )
-def test_settings_that_quantise_or_lower_the_precision_are_refused(setting: dict) -> None:
+def test_settings_that_quantize_or_lower_the_precision_are_refused(setting: dict) -> None:
     with pytest.raises(InputError, match=r"model\..*="):
         _check_model({"name": "hf_spin_lm", **setting}, False)
 

@@ -18,8 +18,8 @@ from typer.testing import CliRunner
 from spin_composer import HFSpinLM
 from spin_composer.cli import app
 from spin_composer.errors import InputError
-from spin_composer.pretrained.fit import check_tokenizer
 from spin_composer.pretrained.limits import ModelLimits
+from spin_composer.pretrained.tokenizer_limits import check_tokenizer
 from spin_composer.train import main
 
 

@@ -80,10 +80,10 @@ def test_a_mistyped_setting_is_named_with_the_nearest_one(llama: str) -> None:
         read_config(llama, overrides={"num_hiden_layers": 3})
 
 
-def test_a_quantised_language_model_of_a_multimodal_one_is_refused(tmp_path: Path) -> None:
+def test_a_quantized_language_model_of_a_multimodal_one_is_refused(tmp_path: Path) -> None:
     text = {"hidden_size": 32, "num_hidden_layers": 2, "vocab_size": 131}
     config = transformers.Gemma3Config(text_config=text)
     config.quantization_config = {"quant_method": "awq", "bits": 4}
     config.save_pretrained(tmp_path)
-    with pytest.raises(InputError, match=r"is quantised \(awq\)"):
+    with pytest.raises(InputError, match=r"is quantized \(awq\)"):
         read_config(str(tmp_path))

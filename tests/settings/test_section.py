@@ -12,7 +12,15 @@ import pytest
 from pydantic import Field
 
 from spin_composer.errors import InputError
-from spin_composer.settings.fields import Count, Must, Number, OneOf, Positive, PositiveInt, wanted
+from spin_composer.settings.fields import (
+    Count,
+    Number,
+    OneOf,
+    Positive,
+    PositiveInt,
+    Requirement,
+    describe_type,
+)
 from spin_composer.settings.generation import GenerationSettings
 from spin_composer.settings.section import fill, section
 from spin_composer.settings.spin import SpinSettings
@@ -85,9 +93,9 @@ def test_a_manifest_has_numbers_as_the_yaml_has_them() -> None:
         (Annotated[Number, Field(gt=0, le=1)], "a number in (0, 1]"),
         (Literal["error", "skip"], "one of error, skip"),
         (str | dict[str, str] | None, "a text or a mapping of keys to values, or null"),
-        (Annotated[list[str], Must("a list of names")], "a list of names"),
+        (Annotated[list[str], Requirement("a list of names")], "a list of names"),
         (SpinSettings | None, "a mapping of settings, or null"),
     ],
 )
 def test_a_type_says_what_a_setting_must_be(annotation: Any, words: str) -> None:
-    assert wanted(annotation) == words
+    assert describe_type(annotation) == words

@@ -7,7 +7,7 @@ import pytest
 from spin_composer.errors import StoreError
 from spin_composer.store.manifest import (
     differing_fields,
-    meaning,
+    manifest_value,
     num_played_units,
     num_replayed_units,
     plain_manifest,
@@ -26,7 +26,7 @@ def test_a_field_that_is_absent_means_what_was_done_then():
     assert differing_fields(OLD, new) == differing_fields(new, OLD) == []
     assert differing_fields(OLD, new | {"tokenize": "rendering"}) == ["tokenize"]
     assert differing_fields(OLD, new | {"degenerate": "text"}) == ["degenerate"]
-    assert meaning(OLD, "seed") == 7
+    assert manifest_value(OLD, "seed") == 7
 
 
 def test_a_field_that_no_table_names_still_differs():

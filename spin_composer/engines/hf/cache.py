@@ -99,7 +99,7 @@ class RowCache(Cache):
         """Make room for ``columns`` in all; tell whether the buffers were made anew."""
         if columns <= self.capacity:
             return False
-        room = rounded(columns) - self.capacity
+        room = round_up(columns) - self.capacity
         for index, layer in enumerate(self.tensors):  # one layer at a time lives twice
             self.tensors[index] = (pad(layer[0], (0, 0, 0, room)), pad(layer[1], (0, 0, 0, room)))
         self.capacity += room
@@ -115,7 +115,7 @@ class RowCache(Cache):
         """
         added = 0 if other is None else other.length
         length = max(kept_columns, added)
-        capacity = rounded(length + 1)
+        capacity = round_up(length + 1)
         for index, layer in enumerate(self.tensors):
             further = (None, None) if other is None else other.tensors[index]
             made = []
@@ -133,6 +133,6 @@ class RowCache(Cache):
         self.length, self.capacity = length, capacity
 
 
-def rounded(columns: int) -> int:
+def round_up(columns: int) -> int:
     """Return how many columns a cache holds that needs ``columns``."""
     return -(-columns // BLOCK) * BLOCK

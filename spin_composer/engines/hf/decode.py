@@ -33,7 +33,7 @@ if TYPE_CHECKING:
     from peft import PeftModel
     from transformers import PreTrainedModel
 
-LOOK_EVERY = 8
+SYNC_EVERY = 8
 """Steps between two looks of the host at which rows are done."""
 CHANGE_AT = 8
 """Rows leave when there is one for so many that stay: a change copies the whole cache."""
@@ -113,7 +113,7 @@ class Decoder:
             if rows is None:
                 return [answers[number] for number in range(len(prompts))]
             left = self.settings.max_new_tokens - min(rows.counts)
-            for _ in range(min(LOOK_EVERY, left)):
+            for _ in range(min(SYNC_EVERY, left)):
                 self._step(rows)
 
     def _look(self, rows: Rows) -> list[bool]:
@@ -127,7 +127,7 @@ class Decoder:
         """Tell whether the rows that are done are to leave now."""
         num_done = len(rows.numbers) - num_kept
         # The cache would be copied anyway; and it never grows for rows that are done.
-        grows = rows.cache.length + LOOK_EVERY + 2 > rows.cache.capacity
+        grows = rows.cache.length + SYNC_EVERY + 2 > rows.cache.capacity
         return num_kept == 0 or num_done * CHANGE_AT >= num_kept or (grows and num_done > 0)
 
     def _changed(

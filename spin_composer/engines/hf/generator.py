@@ -25,7 +25,7 @@ from spin_composer.engines.hf.families import (
     masked_attention,
     unsupported_reason,
 )
-from spin_composer.engines.hf.sampling import StopStrings, reordered, uniforms_of
+from spin_composer.engines.hf.sampling import StopStrings, draw_uniforms, permute
 from spin_composer.model.adapters import merged_adapters
 from spin_composer.model.unwrap import inner_model
 from spin_composer.settings.generation import GenerationSettings
@@ -37,7 +37,7 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 
-class _Watched(StoppingCriteria):
+class _InterruptCriteria(StoppingCriteria):
     """Looks, at each step of Hugging Face ``generate``, whether a signal was noted; stops no row.
 
     Args:
@@ -129,7 +129,7 @@ class HFGenerator:
                 _log_once(f"engine hf uses Hugging Face generate: {obstacle}.")
                 stack.enter_context(_seeded(seed, self.device))
                 answers = self._generate(ordered, on_progress)
-        return [self._cut(ids) for ids in reordered(answers, order)]
+        return [self._cut(ids) for ids in permute(answers, order)]
 
     def check_logps(
         self, pairs: Sequence[Pair], logps: Sequence[float | None], noise: float
@@ -148,7 +148,7 @@ class HFGenerator:
         decoder = Decoder(
             self.model, self.stop_token_id, self.settings, self.device, dtype, self._strings
         )
-        uniforms = uniforms_of(len(prompts), self.settings.max_new_tokens, seed)
+        uniforms = draw_uniforms(len(prompts), self.settings.max_new_tokens, seed)
         with masked_attention(inner):
             return decoder.run(prompts, uniforms[list(order)], on_progress)
 
@@ -178,7 +178,9 @@ class HFGenerator:
         strings = self.settings.stop_strings
         ends = [StopStrings(self.tokenizer, strings, width)] if strings else []
         rows = len(prompts)
-        watched = _Watched(lambda each: on_progress(len(before), made + rows * each), width)
+        watched = _InterruptCriteria(
+            lambda each: on_progress(len(before), made + rows * each), width
+        )
         generate: Any = self.model.generate
         with _no_generation_config(inner_model(self.model)):
             output = generate(

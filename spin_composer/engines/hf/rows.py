@@ -18,7 +18,7 @@ from torch import Tensor
 from torch.nn.functional import pad
 
 from spin_composer.data.pairs import Ids
-from spin_composer.engines.hf.cache import RowCache, rounded
+from spin_composer.engines.hf.cache import RowCache, round_up
 
 
 @dataclass
@@ -64,7 +64,7 @@ class Rows:
         """
         widths = [len(prompts[number]) for number in numbers]
         width = max(widths)
-        ids = torch.empty((len(numbers), rounded(width + 1)), dtype=torch.int64)
+        ids = torch.empty((len(numbers), round_up(width + 1)), dtype=torch.int64)
         for row, number in enumerate(numbers):
             ids[row] = int(prompts[number][0])
             ids[row, width - widths[row] : width] = torch.from_numpy(prompts[number]).long()
@@ -108,7 +108,7 @@ class Rows:
         seen = (columns >= self.starts[:, None, None]) & (columns <= columns[:, None])
         # A padding position sees itself: without anything to see it would hold NaN.
         seen |= torch.eye(width, dtype=torch.bool, device=self.ids.device)
-        return _hiding(~seen, self.cache.dtype)[:, None]
+        return _additive_mask(~seen, self.cache.dtype)[:, None]
 
     def open_column(self) -> int:
         """Make column L seen, and room for the token after it; return L."""
@@ -134,14 +134,14 @@ class Rows:
         numbers = [self.numbers[row] for row in keep]
         first = [self.first[row] + cache.length - old for row in keep]
         widths = [self.widths[row] for row in keep]
-        ids = [_moved(self.ids[kept], old, tail, cache)]
+        ids = [_align_columns(self.ids[kept], old, tail, cache)]
         finished = [self.finished[kept]]
         if new is not None:
             width = new.cache.length
             numbers += new.numbers
             first += [column + cache.length - width for column in new.first]
             widths += new.widths
-            ids.append(_moved(new.ids, width, width, cache))
+            ids.append(_align_columns(new.ids, width, width, cache))
             finished.append(new.finished)
         made = self._of(numbers, first, widths, cache, torch.cat(ids), uniforms)
         made.finished = torch.cat(finished)
@@ -159,7 +159,7 @@ class Rows:
         }
 
 
-def _moved(ids: Tensor, end: int, tail: int, cache: RowCache) -> Tensor:
+def _align_columns(ids: Tensor, end: int, tail: int, cache: RowCache) -> Tensor:
     """Return ids [R, C] whose last ``tail`` tokens, and the one at ``end``, now end at L."""
     padding = ids[:, end - tail : end - tail + 1]
     moved = padding.repeat(1, cache.capacity)
@@ -170,9 +170,9 @@ def _moved(ids: Tensor, end: int, tail: int, cache: RowCache) -> Tensor:
 def _step_mask(starts: Tensor, cache: RowCache, capacity: int) -> Tensor:
     columns = torch.arange(capacity, device=starts.device)
     seen = (columns >= starts[:, None]) & (columns < cache.length)
-    return _hiding(~seen, cache.dtype)[:, None, None]
+    return _additive_mask(~seen, cache.dtype)[:, None, None]
 
 
-def _hiding(hidden: Tensor, dtype: torch.dtype) -> Tensor:
+def _additive_mask(hidden: Tensor, dtype: torch.dtype) -> Tensor:
     mask = torch.zeros(hidden.shape, dtype=dtype, device=hidden.device)
     return mask.masked_fill_(hidden, torch.finfo(dtype).min)

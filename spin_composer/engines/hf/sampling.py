@@ -109,10 +109,10 @@ class Sampler:
             stop = scores[:, self.stop_token_id]
             scores[:, self.stop_token_id] = stop.masked_fill(early, -torch.inf)
         scores = self.warpers(ids, scores)  # pyright: ignore[reportArgumentType]
-        return invert(scores, uniforms)
+        return sample_inverse_cdf(scores, uniforms)
 
 
-def invert(scores: Tensor, uniforms: Tensor) -> tuple[Tensor, Tensor]:
+def sample_inverse_cdf(scores: Tensor, uniforms: Tensor) -> tuple[Tensor, Tensor]:
     """Draw from softmax(scores): the first token at which the probabilities add up to 1 - u.
 
     One number per row, which no other row's fate touches, in place of torch.multinomial's V
@@ -132,13 +132,13 @@ def invert(scores: Tensor, uniforms: Tensor) -> tuple[Tensor, Tensor]:
     return tokens[:, 0].clamp(max=scores.shape[1] - 1), total.isfinite().all()
 
 
-def uniforms_of(count: int, tokens: int, seed: int) -> Tensor:
+def draw_uniforms(count: int, tokens: int, seed: int) -> Tensor:
     """Return [count, tokens] fp64 uniforms of a seed; on the CPU, so equal for every device."""
     generator = torch.Generator().manual_seed(seed)
     return torch.rand(count, tokens, dtype=torch.float64, generator=generator)
 
 
-def reordered(values: Sequence[T], order: Sequence[int]) -> list[T]:
+def permute(values: Sequence[T], order: Sequence[int]) -> list[T]:
     """Return the list in which ``values[i]`` stands at place ``order[i]``."""
     placed = dict(zip(order, values, strict=True))
     return [placed[place] for place in range(len(values))]

@@ -24,7 +24,7 @@ from urllib3.exceptions import HTTPError as TransportError
 from urllib3.exceptions import InvalidHeader
 from urllib3.util import Retry
 
-from spin_composer.errors import EngineError, InputError, shown
+from spin_composer.errors import EngineError, InputError, format_value
 
 _FIRST_PAUSE_SECONDS, _LONGEST_PAUSE_SECONDS = 0.5, 30.0
 _POLL_SECONDS = 0.2
@@ -195,7 +195,7 @@ class HTTPClient:
             return json.loads(response.content)
         except ValueError:
             raise EngineError(
-                f"{self.base_url}{path} answered no JSON: {shown(response.content)}."
+                f"{self.base_url}{path} answered no JSON: {format_value(response.content)}."
             ) from None
 
     def _pause_seconds(self, state: RetryCallState) -> float:

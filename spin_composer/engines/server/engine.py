@@ -18,7 +18,7 @@ from spin_composer.engines.server.export import (
     is_exported,
 )
 from spin_composer.engines.server.generator import ServerGenerator
-from spin_composer.engines.server.lifecycle import Export, served
+from spin_composer.engines.server.lifecycle import Export, serve_opponent
 from spin_composer.engines.server.logprob_gap import default_tolerance
 from spin_composer.export.state import plain_state
 
@@ -84,5 +84,5 @@ class ServerEngine(Engine):
 
         if torch.cuda.is_available():
             torch.cuda.empty_cache()  # what training has freed, the server may take
-        with served(settings, Export(folder, export), make) as generator:
+        with serve_opponent(settings, Export(folder, export), make) as generator:
             yield generator

@@ -19,7 +19,7 @@ from spin_composer.engines.base import OnProgress, Response, ignore_progress
 from spin_composer.engines.server.client import HTTPClient
 from spin_composer.engines.server.dialects import ANY, DIALECTS, Dialect, Reply
 from spin_composer.engines.server.logprob_gap import FP32_TOLERANCE, LogprobGap
-from spin_composer.errors import EngineError, shown
+from spin_composer.errors import EngineError, format_value
 from spin_composer.settings.generation import GenerationSettings
 
 if TYPE_CHECKING:
@@ -72,7 +72,7 @@ class ServerGenerator:
         self.client = HTTPClient(
             base_url, server.request_timeout_seconds, server.retries, check_alive, api_key
         )
-        self.model, self.dialect = self._recognise()
+        self.model, self.dialect = self._recognize()
         self.gap = LogprobGap(logp_tolerance, self)
         self._comparable = self.dialect.comparable(settings)
         if not self._comparable and dist.get_global_rank() == 0:
@@ -84,7 +84,7 @@ class ServerGenerator:
     def __str__(self) -> str:
         return f"{self.dialect.name} at {self.client.base_url}"
 
-    def _recognise(self) -> tuple[str, Dialect]:
+    def _recognize(self) -> tuple[str, Dialect]:
         """Return the name of the model that is served, and how this server is spoken to."""
         try:
             first = self.client.get("/v1/models")["data"][0]
@@ -160,7 +160,7 @@ class ServerGenerator:
         try:
             reply = self.dialect.read(answer)
         except (KeyError, TypeError, IndexError, ValueError, AttributeError):
-            raise self._error(f"gave no completion but {shown(answer)}") from None
+            raise self._error(f"gave no completion but {format_value(answer)}") from None
         return self._response(ids, reply)
 
     def _response(self, prompt: list[int], reply: Reply) -> Response:
@@ -169,7 +169,7 @@ class ServerGenerator:
                 f"read a prompt of {len(prompt)} tokens as {reply.prompt_tokens}: it changes "
                 "prompts, e.g. adds a BOS. Use a server that takes token ids as they are"
             )
-        ids = self._retokenised(prompt, reply) if reply.ids is None else reply.ids
+        ids = self._retokenized(prompt, reply) if reply.ids is None else reply.ids
         stop = ids.index(self.stop_token_id) if self.stop_token_id in ids else None
         end = self._end_of_string(prompt, ids[:stop])
         if end is not None:
@@ -185,16 +185,16 @@ class ServerGenerator:
                 )
             return self._made(ids, LENGTH, reply)
         if reply.finish != "stop":
-            raise self._error(f"ended a response with finish_reason {shown(reply.finish)}")
+            raise self._error(f"ended a response with finish_reason {format_value(reply.finish)}")
         if reply.stopped_by in self.settings.stop_strings:
             return self._made(ids, STRING, reply)
         if reply.stopped_by not in (None, self.stop_token_id) or (
             reply.ids is not None and self.dialect.ids_hold_stop
         ):
             raise self._error(
-                f"ended a response at {shown(reply.stopped_by or ids[-1:])}, not at the run's stop "
-                f"token {self.stop_token_id}. Let it take EOS from the exported folder, which "
-                "names only that one"
+                f"ended a response at {format_value(reply.stopped_by or ids[-1:])}, not at the "
+                f"run's stop token {self.stop_token_id}. Let it take EOS from the exported folder, "
+                "which names only that one"
             )
         return self._made([*ids, self.stop_token_id], STOP, reply)
 
@@ -214,14 +214,15 @@ class ServerGenerator:
                 f"were sampled. {_USE_IDS}"
             )
 
-    def _retokenised(self, prompt: list[int], reply: Reply) -> list[int]:
+    def _retokenized(self, prompt: list[int], reply: Reply) -> list[int]:
         """Return the ids of a reply's text, if after the prompt they are that very text."""
         for text in (reply.text, reply.text.removeprefix(" ")):
             ids = [int(i) for i in self.tokenizer(text, add_special_tokens=False).input_ids]
             if self._text(prompt, ids) == reply.text:
                 return ids
         raise self._error(
-            f"gives text only, and {shown(reply.text)} tokenised again is another text. {_USE_IDS}"
+            f"gives text only, and {format_value(reply.text)} tokenized again is another text. "
+            f"{_USE_IDS}"
         )
 
     def _text(self, prompt: list[int], ids: list[int]) -> str:

@@ -16,7 +16,7 @@ from composer.utils import dist
 from spin_composer.distributed import from_rank_zero, on_all_ranks
 from spin_composer.engines.server.client import HTTPClient
 from spin_composer.engines.server.generator import ServerGenerator
-from spin_composer.engines.server.process import free_port, run_to_end, running
+from spin_composer.engines.server.process import free_port, run_server, run_to_end
 from spin_composer.errors import InputError
 from spin_composer.settings.server import ServerSettings
 
@@ -37,7 +37,7 @@ class Export:
 
 
 @contextmanager
-def served(
+def serve_opponent(
     settings: ServerSettings,
     exported: Export,
     make_generator: Callable[[str, Callable[[], None], str], ServerGenerator],
@@ -86,7 +86,7 @@ def _start(
         port = free_port(settings.port)
         host = settings.host or _own_host()
         server = stack.enter_context(
-            running(settings.command, exported.folder, port, log_file, host, api_key)
+            run_server(settings.command, exported.folder, port, log_file, host, api_key)
         )
         url, check = f"http://{host}:{port}", server.check_alive
         log.info(f"waiting for the completion server at {url}; its log is {log_file}")

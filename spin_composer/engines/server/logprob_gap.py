@@ -63,7 +63,7 @@ class LogprobGap:
             raise EngineError(
                 f"{self.server} does not serve the exported opponent: its log-probs of its own "
                 f"tokens differ from ours by {gap:.3g} nats per token (tolerance {tolerance:.3g}). "
-                "It serves another model, a quantised one, or the last iteration's after a "
+                "It serves another model, a quantized one, or the last iteration's after a "
                 "reload_command that did nothing. If it is right, raise "
                 "algorithms.spin.generation.server.logp_tolerance."
             )

@@ -13,7 +13,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
-from spin_composer.errors import EngineError, InputError, shown
+from spin_composer.errors import EngineError, InputError, format_value
 from spin_composer.settings.server import API_KEY, HOST, MODEL, PORT
 
 _GRACE_SECONDS = 30.0
@@ -27,7 +27,7 @@ _LAUNCHERS_PREFIXES = ("LOCAL_", "GROUP_", "ROLE_", "TORCHELASTIC_", "TORCH_NCCL
 
 
 class ServerProcess:
-    """A running server; make it by :func:`running`."""
+    """A running server; make it by :func:`run_server`."""
 
     def __init__(self, process: subprocess.Popen[bytes], log: Path):
         self.process = process
@@ -42,7 +42,7 @@ class ServerProcess:
         status = self.exit_status()
         if status is not None:
             raise EngineError(
-                f"the completion server ended (exit status {status}): {tail(self.log)} Mend "
+                f"the completion server ended (exit status {status}): {last_lines(self.log)} Mend "
                 f"algorithms.spin.generation.server.command; its log is {self.log.absolute()}."
             )
 
@@ -71,7 +71,7 @@ class ServerProcess:
 
 
 @contextmanager
-def running(
+def run_server(
     command: str, model: Path, port: int, log: Path, host: str = "127.0.0.1", api_key: str = ""
 ) -> Iterator[ServerProcess]:
     """Start a server and yield it; it is ended on the way out, whatever happens within.
@@ -85,8 +85,8 @@ def running(
         api_key: In place of ``{api_key}``, and in the variables that servers read it from; the
             log has ``***``.
     """
-    words = arguments(command, model, port, host, api_key)
-    shown_words = arguments(command, model, port, host, "***")
+    words = split_command(command, model, port, host, api_key)
+    shown_words = split_command(command, model, port, host, "***")
     environment = {
         name: value
         for name, value in os.environ.items()
@@ -119,7 +119,7 @@ def run_to_end(command: str, model: Path, log: Path, seconds: float) -> None:
     Raises:
         EngineError: If it fails, or takes longer than ``seconds``.
     """
-    with running(command, model, 0, log) as started:
+    with run_server(command, model, 0, log) as started:
         deadline = time.monotonic() + seconds
         while (status := started.exit_status()) is None:
             if time.monotonic() > deadline:
@@ -132,11 +132,11 @@ def run_to_end(command: str, model: Path, log: Path, seconds: float) -> None:
     if status != 0:
         raise EngineError(
             f"algorithms.spin.generation.server.reload_command failed (exit status {status}): "
-            f"{tail(log)} Its log is {log.absolute()}."
+            f"{last_lines(log)} Its log is {log.absolute()}."
         )
 
 
-def arguments(
+def split_command(
     command: str, model: Path, port: int, host: str = "127.0.0.1", api_key: str = ""
 ) -> list[str]:
     """Return the words of a command template, filled in; a space in ``model`` splits nothing."""
@@ -165,10 +165,10 @@ def free_port(wanted: int) -> int:
         return probe.getsockname()[1]
 
 
-def tail(log: Path) -> str:
+def last_lines(log: Path) -> str:
     """Return the last lines of a log, as one."""
     with open(log, "rb") as file:
         file.seek(max(0, log.stat().st_size - _TAIL_BYTES))
         text = file.read().decode(errors="replace")
     lines = [" ".join(line.split()) for line in text.splitlines()]
-    return shown(" | ".join([line for line in lines if line][-_TAIL_LINES:]), 700)
+    return format_value(" | ".join([line for line in lines if line][-_TAIL_LINES:]), 700)

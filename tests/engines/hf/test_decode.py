@@ -17,7 +17,7 @@ from spin_composer.engines.hf import cache, decode
 from spin_composer.engines.hf import generator as engines
 from spin_composer.engines.hf.families import DECODE_FAMILIES, unsupported_reason
 from spin_composer.engines.hf.generator import HFGenerator
-from spin_composer.engines.hf.sampling import invert
+from spin_composer.engines.hf.sampling import sample_inverse_cdf
 from spin_composer.model.unwrap import inner_model
 from spin_composer.settings.generation import GenerationSettings
 from tests.engines.hf.test_generator import assert_equals_recomputing, engine, plain
@@ -200,7 +200,7 @@ def test_whole_responses_have_their_exact_probabilities(path: str, by_generate: 
 def test_a_token_without_probability_is_never_drawn() -> None:
     scores = torch.tensor([[-torch.inf, 0.0, -torch.inf]])
     for uniform in (0.0, 0.5, 1 - 2**-53):
-        tokens, sound = invert(scores, torch.tensor([uniform], dtype=torch.float64))
+        tokens, sound = sample_inverse_cdf(scores, torch.tensor([uniform], dtype=torch.float64))
         assert (int(tokens), bool(sound)) == (1, True)
 
 
@@ -245,7 +245,7 @@ def test_the_cache_never_outgrows_the_longest_sequence() -> None:
         hf.generate(PROMPTS * 6, 3)
     finally:
         cache.RowCache.reserve = reserve
-    assert 24 < largest <= cache.rounded(12 + 20 + decode.LOOK_EVERY + 2)
+    assert 24 < largest <= cache.round_up(12 + 20 + decode.SYNC_EVERY + 2)
 
 
 # --- the host does not wait -------------------------------------------------------------------

@@ -71,7 +71,7 @@ def test_responses_are_samples_of_the_policy(family: str, padded: bool) -> None:
     assert flattened > 2 * limit  # the test would see a wrong temperature
 
 
-def test_padding_is_no_repetition_that_is_penalised() -> None:
+def test_padding_is_no_repetition_that_is_penalized() -> None:
     hf = engine(max_new_tokens=1, repetition_penalty=50.0, batch_size=2000)
     with torch.no_grad():
         logits = hf.model(input_ids=torch.tensor(PROMPTS[0][None], dtype=torch.int64)).logits[0, -1]
@@ -262,7 +262,7 @@ def test_generation_stops_between_two_steps_at_a_signal(family: str) -> None:
     def on_progress(answered: int, tokens: int) -> None:
         steps.append(tokens)
         if len(steps) == 2:
-            interrupt.note(signal.SIGTERM)
+            interrupt.record_signal(signal.SIGTERM)
 
     try:
         with pytest.raises(interrupt.Interrupted) as caught:

@@ -244,7 +244,7 @@ def test_stop_strings_are_cut_here_where_the_server_would_lose_their_tokens() ->
 
 
 @pytest.mark.parametrize("make", [byte_level, sentencepiece_like])
-def test_text_is_tokenised_as_what_follows_the_prompt(make: Callable[[], Any]) -> None:
+def test_text_is_tokenized_as_what_follows_the_prompt(make: Callable[[], Any]) -> None:
     tokenizer = make()
     prompt = np.array(tokenizer("Natalia sold").input_ids, np.int32)
     sampled = tokenizer("Natalia sold clips to").input_ids[len(prompt) :]

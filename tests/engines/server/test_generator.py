@@ -114,7 +114,7 @@ def test_progress_is_told_and_a_signal_ends_the_wait(llama: Served) -> None:
     told: list[tuple[int, int]] = []
     responses = engine.generate(PROMPTS, 1, lambda *progress: told.append(progress))
     assert told[-1] == (len(PROMPTS), sum(len(r.ids) for r in responses))
-    interrupt.note(signal.SIGTERM)
+    interrupt.record_signal(signal.SIGTERM)
     try:
         with pytest.raises(interrupt.Interrupted):
             engine.generate(PROMPTS, seed=1)
@@ -174,14 +174,14 @@ def test_a_context_that_is_too_short_is_an_error(llama: Served) -> None:
 # --- text where there are no ids --------------------------------------------------------------
 
 
-def test_text_that_is_tokenised_otherwise_is_an_error(llama: Served) -> None:
+def test_text_that_is_tokenized_otherwise_is_an_error(llama: Served) -> None:
     engine = llama.engine(max_new_tokens=24)
     engine.dialect = ANY  # llama.cpp's OpenAI endpoint gives text
     with pytest.raises(EngineError, match="Use a server that returns token ids"):
         engine.generate(PROMPTS * 8, seed=3)
 
 
-def test_text_that_is_tokenised_alike_gives_the_ids(llama: Served) -> None:
+def test_text_that_is_tokenized_alike_gives_the_ids(llama: Served) -> None:
     texts = llama.engine(max_new_tokens=2)
     texts.dialect = ANY
     agreed = 0

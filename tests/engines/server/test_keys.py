@@ -15,7 +15,7 @@ from spin_composer.engines.server import lifecycle
 from spin_composer.engines.server.client import HTTPClient
 from spin_composer.engines.server.export import export_opponent
 from spin_composer.engines.server.generator import ServerGenerator
-from spin_composer.engines.server.process import arguments
+from spin_composer.engines.server.process import split_command
 from spin_composer.errors import EngineError, InputError
 
 PROMPTS = [np.array([45, 50], np.int32)] * 2
@@ -41,7 +41,7 @@ def test_a_started_server_answers_with_the_runs_key_only_and_the_key_is_written_
     ours = settings()
     assert ours.server is not None
     caplog.set_level(logging.DEBUG)
-    with lifecycle.served(ours.server, lifecycle.Export(folder, export), make) as engine:
+    with lifecycle.serve_opponent(ours.server, lifecycle.Export(folder, export), make) as engine:
         assert len(engine.generate(PROMPTS, seed=1)) == 2
         url = engine.client.base_url  # pyright: ignore
         assert HTTPClient(url, 10, 0).requires_key()
@@ -75,16 +75,16 @@ def test_the_key_of_a_server_that_runs_already_comes_from_the_environment(
             return llama.engine()
 
         empty = pytest.raises(InputError, match=r"MY_SERVERS_KEY: that variable is empty")
-        with empty, lifecycle.served(server, opponent, make):
+        with empty, lifecycle.serve_opponent(server, opponent, make):
             pass
         (tmp_path / "opponent").rmdir()
         monkeypatch.setenv("MY_SERVERS_KEY", KEY)
-        with lifecycle.served(server, opponent, make) as engine:
+        with lifecycle.serve_opponent(server, opponent, make) as engine:
             assert len(engine.generate(PROMPTS, seed=1)) == 2
 
 
 def test_a_command_may_name_the_key() -> None:
-    words = arguments("s --key {api_key} {model}", Path("/m"), 1, api_key=KEY)
+    words = split_command("s --key {api_key} {model}", Path("/m"), 1, api_key=KEY)
     assert words == ["s", "--key", KEY, "/m"]
 
 

@@ -94,7 +94,7 @@ def test_bf16_weights_pass_at_low_precisions_tolerance_and_a_coarse_copy_does_no
         scale = weight.abs().max() / 3
         return (weight / scale).round() * scale
 
-    with pytest.raises(EngineError, match="a quantised one"):
+    with pytest.raises(EngineError, match="a quantized one"):
         gap.check(*scored(copy(in_three_bits), llama), noise=0.0)
 
 

@@ -17,7 +17,7 @@ import pytest
 
 from spin_composer.engines.server import process as server_process
 from spin_composer.engines.server.client import HTTPClient
-from spin_composer.engines.server.process import arguments, free_port, run_to_end, running
+from spin_composer.engines.server.process import free_port, run_server, run_to_end, split_command
 from spin_composer.errors import EngineError, InputError
 
 CHILD = "import os, time; print('pid', os.getpid(), flush=True); time.sleep(60)"
@@ -54,7 +54,7 @@ def is_gone(pid: int) -> bool:
 
 def test_a_server_that_ends_is_noticed_at_once_with_its_last_lines(tmp_path: Path) -> None:
     code = python("import sys; print('loading'); print('no such model'); sys.exit(7)")
-    with running(code, tmp_path, 1, tmp_path / "log") as server:
+    with run_server(code, tmp_path, 1, tmp_path / "log") as server:
         client = HTTPClient("http://127.0.0.1:9", 1, 0, server.check_alive)
         with pytest.raises(EngineError, match=r"exit status 7.*loading \| no such model") as caught:
             client.wait_until_ready(3600)
@@ -63,7 +63,7 @@ def test_a_server_that_ends_is_noticed_at_once_with_its_last_lines(tmp_path: Pat
 
 def test_a_command_that_does_not_exist_is_named(tmp_path: Path) -> None:
     with (
-        running("no-such-server {model} {port}", tmp_path, 1, tmp_path / "log") as server,
+        run_server("no-such-server {model} {port}", tmp_path, 1, tmp_path / "log") as server,
         pytest.raises(EngineError, match="no-such-server: No such file or directory"),
     ):
         until(server.check_alive)
@@ -71,7 +71,7 @@ def test_a_command_that_does_not_exist_is_named(tmp_path: Path) -> None:
 
 def test_a_server_that_never_answers_is_given_up(tmp_path: Path) -> None:
     with (
-        running(python(CHILD), tmp_path, 1, tmp_path / "log") as server,
+        run_server(python(CHILD), tmp_path, 1, tmp_path / "log") as server,
         pytest.raises(EngineError, match=r"does not answer after 0.5 s .*startup_timeout_seconds"),
     ):
         HTTPClient("http://127.0.0.1:9", 1, 0, server.check_alive).wait_until_ready(0.5)
@@ -84,7 +84,7 @@ def test_the_whole_group_is_ended_also_when_play_raises(
     monkeypatch.setattr(server_process, "_GRACE_SECONDS", 1.0)
     bystander = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(60)"])
     play = contextlib.ExitStack()
-    play.enter_context(running(python(code), tmp_path, 1, tmp_path / "log"))
+    play.enter_context(run_server(python(code), tmp_path, 1, tmp_path / "log"))
     pid = pid_in(tmp_path / "log")
     assert os.getpgid(pid) not in (os.getpgid(0), os.getpgid(bystander.pid))
     with pytest.raises(ZeroDivisionError), play:
@@ -124,7 +124,7 @@ def test_the_launchers_environment_is_not_the_servers(
 
 
 def test_templates_are_filled_word_by_word() -> None:
-    words = arguments("""curl -d '{"model_path": "{model}"}' x:{port}""", Path("/a b/m"), 81)
+    words = split_command("""curl -d '{"model_path": "{model}"}' x:{port}""", Path("/a b/m"), 81)
     assert words == ["curl", "-d", '{"model_path": "/a b/m"}', "x:81"]
 
 
@@ -148,5 +148,5 @@ def test_a_port_that_is_taken_is_refused() -> None:
 
 @pytest.mark.parametrize("host", ["127.0.0.1", "10.0.0.7"])
 def test_a_command_is_told_the_address_that_the_ranks_ask(host):
-    words = arguments("x {model} --host {host} --port {port}", Path("/m"), 81, host)
+    words = split_command("x {model} --host {host} --port {port}", Path("/m"), 81, host)
     assert words == ["x", "/m", "--host", host, "--port", "81"]

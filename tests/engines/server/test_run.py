@@ -116,7 +116,7 @@ def play(llama: Served, folder: Path, reload_command: str) -> list[Any]:
         assert (url, api_key) == (llama.url, "")
         return llama.engine()
 
-    with lifecycle.served(generation.server, opponent, make) as engine:
+    with lifecycle.serve_opponent(generation.server, opponent, make) as engine:
         assert opponent.folder.exists()
         return engine.generate([np.array([45, 50], np.int32)] * 3, seed=1)
 

@@ -5,21 +5,21 @@ from __future__ import annotations
 import logging
 from typing import TYPE_CHECKING
 
-from spin_composer.data.counts import DataReport
-from spin_composer.data.faults import Where, refused_by_tokenizer
-from spin_composer.data.rendering import Renderer
-from spin_composer.data.rows import Row
-from spin_composer.data.spelled import (
-    Spelled,
+from spin_composer.data.bad_row import Location, refused_by_tokenizer
+from spin_composer.data.control_tokens import (
+    ControlTokenFinder,
     TextEncoder,
     control_tokens,
-    replaced,
-    texts_of,
+    iter_texts,
+    map_texts,
 )
+from spin_composer.data.counts import DataReport
+from spin_composer.data.full_text import FullTextTokenizer
+from spin_composer.data.rendering import Renderer
+from spin_composer.data.rows import Row
 from spin_composer.data.stop import StopRule
-from spin_composer.data.turn_ids import check_spelled, spoken
-from spin_composer.data.whole import WholeText
-from spin_composer.errors import InputError, shown
+from spin_composer.data.turn_tokenizer import check_control_tokens, split_answer
+from spin_composer.errors import InputError, format_value
 from spin_composer.settings.dataset import DatasetConfig
 
 if TYPE_CHECKING:
@@ -30,7 +30,7 @@ log = logging.getLogger(__name__)
 _ASKED, _SAID = "spin asks", "spin says"
 
 
-class RowTokeniser:
+class RowTokenizer:
     """Gives the ids of a row's prompt, and those that follow it in the whole row.
 
     Args:
@@ -44,13 +44,13 @@ class RowTokeniser:
         self, tokenizer: PreTrainedTokenizerBase, config: DatasetConfig, kind: str, rule: StopRule
     ) -> None:
         self._config, self._kind = config, kind
-        self._whole = WholeText(tokenizer, with_special=kind == "plain")
+        self._whole = FullTextTokenizer(tokenizer, with_special=kind == "plain")
         self._renderer = (
             Renderer(tokenizer, config.date_string, config.generation_prompt)
             if kind == "chat" else None
         )  # fmt: skip
         control = control_tokens(tokenizer, self._between_turns())
-        self._spelled = Spelled(tokenizer, control)
+        self._spelled = ControlTokenFinder(tokenizer, control)
         self._stop_text = str(tokenizer.convert_ids_to_tokens(rule.token_id))  # pyright: ignore
         self._encoder = None
         self._said: set[str] = set()
@@ -66,18 +66,18 @@ class RowTokeniser:
                 )
 
     def __call__(
-        self, row: Row, where: Where, report: DataReport
+        self, row: Row, where: Location, report: DataReport
     ) -> tuple[list[int], list[int], str]:
         """Return the prompt's ids, the response's, and what the prompt lacks of the template's.
 
         Raises:
-            BadRow: The template, the border or a control token in a text forbids it.
+            BadRow: The template, the boundary or a control token in a text forbids it.
         """
         encode = None
         if self._encoder is None:
             refuse = self._config.special_tokens_in_text == "error"
-            check_spelled(row, self._spelled, self._stop_text, where, report, refuse)
-        elif any(map(self._spelled, texts_of(spoken(row)))):
+            check_control_tokens(row, self._spelled, self._stop_text, where, report, refuse)
+        elif any(map(self._spelled, iter_texts(split_answer(row)))):
             encode = self._encoder
             if self._kind == "plain":  # at its end it is no part of the text
                 row = {**row, "response": row["response"].removesuffix(self._stop_text)}
@@ -87,24 +87,24 @@ class RowTokeniser:
         except InputError:
             raise
         except Exception as error:
-            raise refused_by_tokenizer(where, f"the row {shown(row)}", error) from error
+            raise refused_by_tokenizer(where, f"the row {format_value(row)}", error) from error
         if self._renderer is not None:
             self._count_cut_answer(row, prompt, whole, where, report)
             self._note_other_roles(row, where, report)
         return ids, response, lacks
 
     def _texts(
-        self, row: Row, where: Where, encoder: TextEncoder | None
+        self, row: Row, where: Location, encoder: TextEncoder | None
     ) -> tuple[str, str, str]:
         if self._renderer is None:
             return row["prompt"], row["prompt"] + row["response"], ""
         if encoder is None:
             return self._renderer(row, where)
-        prompt, whole, lacks = self._renderer(replaced(row, encoder.hide), where)
+        prompt, whole, lacks = self._renderer(map_texts(row, encoder.hide), where)
         return encoder.shown_again(prompt), encoder.shown_again(whole), lacks
 
     def _count_cut_answer(
-        self, row: Row, prompt: str, whole: str, where: Where, report: DataReport
+        self, row: Row, prompt: str, whole: str, where: Location, report: DataReport
     ) -> None:
         """Count an answer that the template does not write whole, white space aside."""
         content = row["messages"][-1]["content"]
@@ -121,11 +121,11 @@ class RowTokeniser:
         report.cut_answers += 1
         if report.cut_answers == 1:
             report.note(
-                f"{where}: the chat template does not write the whole answer {shown(content)}: "
-                "what it leaves out is not trained on."
+                f"{where}: the chat template does not write the whole answer "
+                f"{format_value(content)}: what it leaves out is not trained on."
             )
 
-    def _note_other_roles(self, row: Row, where: Where, report: DataReport) -> None:
+    def _note_other_roles(self, row: Row, where: Location, report: DataReport) -> None:
         assert self._renderer is not None
         for i, turn in enumerate(row["messages"]):
             word = getattr(turn["role"], "spelled", None)

@@ -15,11 +15,7 @@ from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
 from spin_composer import HFSpinLM, HuggingFaceExporter
 from spin_composer.errors import InputError
-from spin_composer.pretrained.rehearsal import (
-    rehearse_export,
-    rehearse_metadata,
-    rehearse_tokenizer,
-)
+from spin_composer.pretrained.dry_run import dry_run_export, dry_run_metadata, dry_run_tokenizer
 
 CONFIG = models.tiny_model("llama").config
 
@@ -30,7 +26,7 @@ def exporter(folder: Path) -> HuggingFaceExporter:
 
 @pytest.mark.parametrize("name", tokenizers.ALL)
 def test_a_tokenizer_that_comes_back_as_it_was_passes(name):
-    rehearse_tokenizer(tokenizers.ALL[name](), CONFIG)
+    dry_run_tokenizer(tokenizers.ALL[name](), CONFIG)
 
 
 @pytest.mark.parametrize("family", models.FAMILIES)
@@ -38,7 +34,7 @@ def test_models_that_can_be_exported_pass_and_are_left_as_they_are(family, tmp_p
     model = models.tiny_model(family)
     before = (model.config.to_dict(), model.generation_config.to_dict())
     ids = [id(parameter) for parameter in model.parameters()]
-    rehearse_export(model, exporter(tmp_path).exported_config)
+    dry_run_export(model, exporter(tmp_path).exported_config)
     assert (model.config.to_dict(), model.generation_config.to_dict()) == before
     assert ids == [id(parameter) for parameter in model.parameters()]
 
@@ -52,10 +48,10 @@ def test_a_file_that_sentencepiece_cannot_read_is_named_with_the_remedy(tmp_path
     config = tmp_path / "tokenizer_config.json"
     given = json.loads(config.read_text()) | {"tokenizer_class": "LlamaTokenizerFast"}
     config.write_text(json.dumps(given))
-    rehearse_tokenizer(AutoTokenizer.from_pretrained(tmp_path), CONFIG)
+    dry_run_tokenizer(AutoTokenizer.from_pretrained(tmp_path), CONFIG)
     (tmp_path / "tokenizer.model").write_bytes(b"GGUF\x03\x00")
     with pytest.raises(InputError) as caught:
-        rehearse_tokenizer(AutoTokenizer.from_pretrained(tmp_path), CONFIG)
+        dry_run_tokenizer(AutoTokenizer.from_pretrained(tmp_path), CONFIG)
     message = str(caught.value)
     assert "\n" not in message
     assert str(tmp_path) in message
@@ -84,10 +80,10 @@ class Templateless(PreTrainedTokenizerFast):
 def test_a_tokenizer_that_comes_back_as_another_is_refused_with_both_ids():
     inner = tokenizers.chatml()
     tokenizer = Forgetful(tokenizer_object=inner._tokenizer, eos_token="<|endoftext|>")
-    rehearse_tokenizer(tokenizer, CONFIG)
+    dry_run_tokenizer(tokenizer, CONFIG)
     tokenizer.lower = True
     with pytest.raises(InputError, match=r"makes other ids of 'The cat .*: \['T.* not \['t"):
-        rehearse_tokenizer(tokenizer, CONFIG)
+        dry_run_tokenizer(tokenizer, CONFIG)
 
 
 def test_a_chat_template_that_is_not_saved_is_refused():
@@ -95,12 +91,12 @@ def test_a_chat_template_that_is_not_saved_is_refused():
     tokenizer = Templateless(tokenizer_object=inner._tokenizer, eos_token="<|endoftext|>")
     tokenizer.chat_template = tokenizers.CHATML
     with pytest.raises(InputError, match="its chat template is not in an export's files"):
-        rehearse_tokenizer(tokenizer, CONFIG)
+        dry_run_tokenizer(tokenizer, CONFIG)
 
 
 def test_checkpoint_metadata_of_a_spin_model_passes():
     model = models.tiny_model("llama", vocab_size=384)
-    rehearse_metadata(HFSpinLM.from_model(model, tokenizers.chatml()))
+    dry_run_metadata(HFSpinLM.from_model(model, tokenizers.chatml()))
 
 
 def test_tensors_that_share_memory_unknown_to_the_model_are_refused_as_the_export_would_be(
@@ -110,7 +106,7 @@ def test_tensors_that_share_memory_unknown_to_the_model_are_refused_as_the_expor
     layers = model.model.layers
     layers[1].mlp.up_proj.weight = layers[0].mlp.up_proj.weight
     with pytest.raises(InputError, match="a LlamaForCausalLM cannot be exported, so the first"):
-        rehearse_export(model, exporter(tmp_path).exported_config)
+        dry_run_export(model, exporter(tmp_path).exported_config)
     monkeypatch.setattr("spin_composer.algorithm.rehearse_outputs", lambda *_: None)
     callbacks = [exporter(tmp_path / "hf")]
     trainer = tiny_trainer(tmp_path, model, callbacks=callbacks, max_duration="1iter")

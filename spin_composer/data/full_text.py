@@ -1,4 +1,4 @@
-"""One tokenisation of the whole text, cut where the prompt ends.
+"""One tokenization of the whole text, cut where the prompt ends.
 
 A model that was tuned on whole texts writes the tokens that the whole has after the prompt. Encoded
 by itself a response begins otherwise: SentencePiece marks the start of each text.
@@ -9,8 +9,8 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
-from spin_composer.data.faults import DROP_SUCH_ROWS, BadRow, Where
-from spin_composer.errors import shown
+from spin_composer.data.bad_row import DROP_SUCH_ROWS, BadRow, Location
+from spin_composer.errors import format_value
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -21,11 +21,11 @@ _SHOWN_TOKENS = 12
 Encode = Callable[[str], list[int]]
 
 
-class BorderFault(BadRow):
+class BoundaryError(BadRow):
     """The prompt's tokens are no beginning of the whole's."""
 
 
-class WholeText:
+class FullTextTokenizer:
     """Encodes prompt and whole, and takes the response from the whole.
 
     Args:
@@ -49,12 +49,12 @@ class WholeText:
         return list(self._tokenizer(text, add_special_tokens=False)["input_ids"])
 
     def __call__(
-        self, prompt: str, whole: str, where: Where, encode: Encode | None = None
+        self, prompt: str, whole: str, where: Location, encode: Encode | None = None
     ) -> tuple[list[int], list[int]]:
         """Return the prompt's ids and the response's.
 
         Raises:
-            BorderFault: The whole's ids do not begin with the prompt's.
+            BoundaryError: The whole's ids do not begin with the prompt's.
         """
         encode = encode or self.encode
         ids, all_ids = (self._once(self._before + encode(text)) for text in (prompt, whole))
@@ -67,12 +67,12 @@ class WholeText:
         bos = self._tokenizer.bos_token_id
         return ids[1:] if bos is not None and ids[:2] == [bos, bos] else ids
 
-    def _fault(self, ids: list[int], all_ids: list[int], where: Where) -> BorderFault:
+    def _fault(self, ids: list[int], all_ids: list[int], where: Location) -> BoundaryError:
         pairs = enumerate(zip(ids, all_ids, strict=False))
         at = next((i for i, (a, b) in pairs if a != b), min(len(ids), len(all_ids)))
         part = slice(max(0, at - _BEFORE), at + _AFTER)
-        alone, inside = (named(self._tokenizer, some[part]) for some in (ids, all_ids))
-        return BorderFault(
+        alone, inside = (format_tokens(self._tokenizer, some[part]) for some in (ids, all_ids))
+        return BoundaryError(
             where, "a token spans prompt and response",
             f"the prompt by itself ends in the tokens {alone}, but the whole row has {inside}",
             "Let the prompt end where a token ends (a space belongs to the response's start), "
@@ -80,19 +80,19 @@ class WholeText:
         )  # fmt: skip
 
 
-def named(tokenizer: PreTrainedTokenizerBase, ids: list[int]) -> str:
+def format_tokens(tokenizer: PreTrainedTokenizerBase, ids: list[int]) -> str:
     """Return the tokens' names, for messages."""
     shortened = list(map(int, ids[:_SHOWN_TOKENS]))
     names = list(map(str, tokenizer.convert_ids_to_tokens(shortened)))  # pyright: ignore
     return f"[{', '.join(map(repr, names))}{', ...' if len(ids) > _SHOWN_TOKENS else ''}]"
 
 
-def most_fail(
-    tokenizer: PreTrainedTokenizerBase, kind: str, fault: BorderFault, failed: int, tried: int
+def boundary_failures_message(
+    tokenizer: PreTrainedTokenizerBase, kind: str, fault: BoundaryError, failed: int, tried: int
 ) -> str:
-    """Return the one message for data of which most rows fail at the border."""
+    """Return the one message for data of which most rows fail at the boundary."""
     what = (
-        f"the chat template of {shown(tokenizer.name_or_path)} ends its generation prompt"
+        f"the chat template of {format_value(tokenizer.name_or_path)} ends its generation prompt"
         if kind == "chat" else "the prompts end"
     )  # fmt: skip
     return (

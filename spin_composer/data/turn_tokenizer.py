@@ -4,15 +4,15 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from spin_composer.data.bad_row import BadRow, Location, refused_by_template, refused_by_tokenizer
+from spin_composer.data.control_tokens import ControlTokenFinder, control_tokens, iter_texts
 from spin_composer.data.counts import DataReport
 from spin_composer.data.dates import ANOTHER_DAY
-from spin_composer.data.faults import BadRow, Where, refused_by_template, refused_by_tokenizer
 from spin_composer.data.rendering import CARRY_NO_TEXT, Renderer
 from spin_composer.data.rows import Row
-from spin_composer.data.spelled import Spelled, control_tokens, texts_of
 from spin_composer.data.stop import StopRule
 from spin_composer.data.turn_encoder import TurnEncoder, TurnFault
-from spin_composer.errors import shown
+from spin_composer.errors import format_value
 from spin_composer.settings.dataset import DatasetConfig
 
 if TYPE_CHECKING:
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 
-class TurnTokeniser:
+class TurnTokenizer:
     """Gives the ids that SFT by llm-foundry trains on.
 
     Args:
@@ -43,7 +43,7 @@ class TurnTokeniser:
         self._encode = TurnEncoder(tokenizer, config.date_string)
         self._tokenizer, self._old = tokenizer, old
         self._kind, self._config = kind, config
-        self._spelled = Spelled(tokenizer, control_tokens(tokenizer))
+        self._spelled = ControlTokenFinder(tokenizer, control_tokens(tokenizer))
         self._stop_text = str(tokenizer.convert_ids_to_tokens(rule.token_id))  # pyright: ignore
         self._renderer = (
             Renderer(tokenizer, config.date_string, quiet=True)
@@ -53,7 +53,7 @@ class TurnTokeniser:
             _log().warning(
                 "The tokenizer %s ends every text with EOS, the prompts too: SFT by llm-foundry "
                 "trains on that, and so does SPIN. Set tokenizer.kwargs.add_eos_token: false for "
-                "both if it is not meant.", shown(tokenizer.name_or_path),
+                "both if it is not meant.", format_value(tokenizer.name_or_path),
             )  # fmt: skip
         if kind == "chat" and "date_string" in str(tokenizer.chat_template) and (
             config.date_string is None
@@ -61,7 +61,7 @@ class TurnTokeniser:
             _log().warning("The chat template prints today's date, %s", ANOTHER_DAY)
 
     def __call__(
-        self, row: Row, where: Where, report: DataReport
+        self, row: Row, where: Location, report: DataReport
     ) -> tuple[list[int], list[int], str]:
         """Return all ids before the last response, the last response's, and nothing lacking."""
         if self._renderer is not None and self._holds_other_roles(row):
@@ -78,8 +78,12 @@ class TurnTokeniser:
         except Exception as error:
             raise self._fault(row, where, error) from error
         if not self._old:
-            check_spelled(
-                row, self._spelled, self._stop_text, where, report,
+            check_control_tokens(
+                row,
+                self._spelled,
+                self._stop_text,
+                where,
+                report,
                 self._config.special_tokens_in_text == "error",
             )
         prompt: list[int] = []
@@ -96,7 +100,7 @@ class TurnTokeniser:
     def _holds_other_roles(self, row: Row) -> bool:
         return any(turn["role"] not in ("user", "assistant") for turn in row["messages"])
 
-    def _with_known_keys(self, row: Row, where: Where) -> Row:
+    def _with_known_keys(self, row: Row, where: Location) -> Row:
         """Return the row with the keys that are encoded, if nothing is lost by that."""
         if self._kind == "plain":
             return row
@@ -119,9 +123,11 @@ class TurnTokeniser:
             ]
         }
 
-    def _fault(self, row: Row, where: Where, error: Exception) -> BadRow:
+    def _fault(self, row: Row, where: Location, error: Exception) -> BadRow:
         if self._kind == "plain":
-            texts = f"prompt={shown(row['prompt'])} and response={shown(row['response'])}"
+            texts = (
+                f"prompt={format_value(row['prompt'])} and response={format_value(row['response'])}"
+            )
             return refused_by_tokenizer(where, texts, error)
         who = "the chat template refuses"
         if isinstance(error, TurnFault):
@@ -136,11 +142,11 @@ def _log() -> logging.Logger:
     return logging.getLogger(__name__)
 
 
-def check_spelled(
+def check_control_tokens(
     row: Row,
-    spelled: Spelled,
+    spelled: ControlTokenFinder,
     stop: str,
-    where: Where,
+    where: Location,
     report: DataReport,
     refuse: bool,
 ) -> None:
@@ -149,34 +155,34 @@ def check_spelled(
     Raises:
         BadRow: Names the token.
     """
-    before, answer = spoken(row)
-    for text in texts_of(answer):
+    before, answer = split_answer(row)
+    for text in iter_texts(answer):
         # A stop token within a response is found by its id; at its end it may be spelled out.
         for token in spelled(text):
             if token != stop:
-                raise _fault(token, text, "response", where, "")
-    for text in texts_of(before):
+                raise _control_token_error(token, text, "response", where, "")
+    for text in iter_texts(before):
         if found := spelled(text):
             remedy = ", or set train_loader.dataset.special_tokens_in_text: text"
             if refuse:
-                raise _fault(found[0], text, "prompt", where, remedy)
+                raise _control_token_error(found[0], text, "prompt", where, remedy)
             report.spelled_prompts += 1
             if report.spelled_prompts == 1:
-                report.note(str(_fault(found[0], text, "prompt", where, remedy)))
+                report.note(str(_control_token_error(found[0], text, "prompt", where, remedy)))
             return
 
 
-def spoken(row: Row) -> tuple[object, object]:
+def split_answer(row: Row) -> tuple[object, object]:
     """Return what the row says before the answer, and the answer."""
     if "messages" not in row:
         return row["prompt"], row["response"]
     return [row["messages"][:-1], row.get("tools")], row["messages"][-1]
 
 
-def _fault(token: str, text: str, part: str, where: Where, remedy: str) -> BadRow:
+def _control_token_error(token: str, text: str, part: str, where: Location, remedy: str) -> BadRow:
     how = "" if token in text else " once the tokenizer has normalized it"
     return BadRow(
         where, f"control token in the {part}",
-        f"the {part} {shown(text)} spells out {token!r}{how}, which becomes a control token",
+        f"the {part} {format_value(text)} spells out {token!r}{how}, which becomes a control token",
         f"Remove it from the text{remedy}.",
     )  # fmt: skip

@@ -6,8 +6,8 @@ import pytest
 from tokenizers import AddedToken, normalizers
 from transformers import PreTrainedTokenizerFast
 
-from spin_composer.data.faults import BadRow
-from spin_composer.data.spelled import control_tokens
+from spin_composer.data.bad_row import BadRow
+from spin_composer.data.control_tokens import control_tokens
 from spin_composer.errors import InputError
 from tests.data import templates
 from tests.data.rows import load
@@ -167,4 +167,4 @@ def test_stores_of_before_see_none_of_these_checks(jsonl):
     tokenizer = tokenizers.chatml()
     rows = [chat("Hello", "a <|im_start|> b"), chat("Hello", "fine")]
     new = load(tokenizer, hf_name=str(jsonl(rows)), on_bad_row="skip")
-    assert (len(new), len(new.retokenised("turns"))) == (1, 2)
+    assert (len(new), len(new.retokenized("turns"))) == (1, 2)

@@ -16,7 +16,7 @@ from collections.abc import Callable, Iterator, Mapping
 from functools import lru_cache
 from typing import TYPE_CHECKING, Any, cast
 
-from spin_composer.errors import InputError, shown
+from spin_composer.errors import InputError, format_value
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -60,41 +60,41 @@ def is_tag(text: str, added: Mapping[str, object]) -> bool:
     return twin in added
 
 
-def pattern_of(control: Mapping[str, int]) -> re.Pattern[str] | None:
+def compile_pattern(control: Mapping[str, int]) -> re.Pattern[str] | None:
     """Return what finds control tokens in a text; None if there are none."""
-    return _pattern(tuple(sorted(control, key=len, reverse=True)))
+    return _compile_cached(tuple(sorted(control, key=len, reverse=True)))
 
 
 @lru_cache(maxsize=8)
-def _pattern(texts: tuple[str, ...]) -> re.Pattern[str] | None:
+def _compile_cached(texts: tuple[str, ...]) -> re.Pattern[str] | None:
     return re.compile("|".join(map(re.escape, texts))) if texts else None
 
 
-def texts_of(value: object) -> Iterator[str]:
+def iter_texts(value: object) -> Iterator[str]:
     """Yield every text of a turn or of tools, but for the roles."""
     if isinstance(value, str):
         yield value
     elif isinstance(value, Mapping):
         for key, item in value.items():
             if key != "role":
-                yield from texts_of(item)
+                yield from iter_texts(item)
     elif isinstance(value, (list, tuple)):
         for item in value:
-            yield from texts_of(item)
+            yield from iter_texts(item)
 
 
-def replaced(value: object, change: Callable[[str], str]) -> Any:
+def map_texts(value: object, change: Callable[[str], str]) -> Any:
     """Return a copy with every text changed, but for the roles."""
     if isinstance(value, str):
         return change(value)
     if isinstance(value, Mapping):
-        return {k: v if k == "role" else replaced(v, change) for k, v in value.items()}
+        return {k: v if k == "role" else map_texts(v, change) for k, v in value.items()}
     if isinstance(value, (list, tuple)):
-        return [replaced(item, change) for item in value]
+        return [map_texts(item, change) for item in value]
     return value
 
 
-class Spelled:
+class ControlTokenFinder:
     """Finds the control tokens that a text spells out, be it after the tokenizer's normalizer only.
 
     NFKC makes ``<|im_start|>`` of full-width letters. Whether that becomes the control token is
@@ -109,7 +109,7 @@ class Spelled:
         # transformers' stubs do not know that ids are a list.
         self._tokenizer: Any = tokenizer
         self._control = control
-        self._pattern = pattern_of(control)
+        self._pattern = compile_pattern(control)
         self._normalize = _normalizer(tokenizer)
         self._forms: dict[str, set[str]] = {}
         self._normalized = None
@@ -117,7 +117,7 @@ class Spelled:
             for text in control:
                 for form in {text, self._normalize(text)}:
                     self._forms.setdefault(form, set()).add(text)
-            self._normalized = pattern_of(dict.fromkeys(filter(None, self._forms), 0))
+            self._normalized = compile_pattern(dict.fromkeys(filter(None, self._forms), 0))
             # Most normalizers leave ASCII alone, as most texts are.
             self._ascii = self._normalize(string.printable) != string.printable
 
@@ -158,13 +158,13 @@ class TextEncoder:
     """
 
     def __init__(self, tokenizer: PreTrainedTokenizerBase, control: dict[str, int]) -> None:
-        self._name = shown(tokenizer.name_or_path)
+        self._name = format_value(tokenizer.name_or_path)
         if not tokenizer.is_fast:
             raise self._cannot("it has no fast tokenizer")
         from tokenizers import Tokenizer
 
         self._texts = sorted(control, key=len, reverse=True)
-        self._pattern = pattern_of(control)
+        self._pattern = compile_pattern(control)
         self._number = {text: str(n) for n, text in enumerate(self._texts)}
         content = json.loads(tokenizer.backend_tokenizer.to_str())  # pyright: ignore
         content |= {"post_processor": None, "truncation": None, "padding": None}

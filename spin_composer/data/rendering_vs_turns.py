@@ -1,4 +1,4 @@
-"""How often the two ways of tokenising differ on the rows at hand, for ``data check``."""
+"""How often the two ways of tokenizing differ on the rows at hand, for ``data check``."""
 
 from __future__ import annotations
 
@@ -8,29 +8,29 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from spin_composer.data.faults import BadRow
+from spin_composer.data.bad_row import BadRow
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
-    from spin_composer.data.origin import BothWays
+    from spin_composer.data.origin import RenderingVsTurns
 
 
 _BEFORE, _AFTER = 3, 6
 
 
 @dataclass(frozen=True)
-class Differences:
+class TokenizationDiff:
     """What ``tokenize: rendering`` and ``turns`` make of the same rows."""
 
     compared: int = 0
-    """Rows that both ways can tokenise."""
+    """Rows that both ways can tokenize."""
     differ: int = 0
     """Of these, with other ids."""
     only_rendering: int = 0
-    """Rows that ``turns`` cannot tokenise."""
+    """Rows that ``turns`` cannot tokenize."""
     only_turns: int = 0
-    """Rows that ``rendering`` cannot tokenise."""
+    """Rows that ``rendering`` cannot tokenize."""
     where: str = ""
     """The first row that differs."""
     rendering: tuple[str, ...] = ()
@@ -53,12 +53,14 @@ class Differences:
         ):  # fmt: skip
             if count:
                 said.append(
-                    f"{count} rows can be tokenised by tokenize: {can} only, not by {cannot}."
+                    f"{count} rows can be tokenized by tokenize: {can} only, not by {cannot}."
                 )
         return said
 
 
-def differences(ways: Iterable[BothWays], tokenizer: PreTrainedTokenizerBase) -> Differences:
+def diff_tokenizations(
+    ways: Iterable[RenderingVsTurns], tokenizer: PreTrainedTokenizerBase
+) -> TokenizationDiff:
     """Compare rows in both ways.
 
     Args:
@@ -83,10 +85,14 @@ def differences(ways: Iterable[BothWays], tokenizer: PreTrainedTokenizerBase) ->
             unlike = np.flatnonzero(ids[0][:length] != ids[1][:length])
             at = int(unlike[0]) if len(unlike) else length
             part = slice(max(0, at - _BEFORE), at + _AFTER)
-            first = str(way.where), _named(ids[0][part], tokenizer), _named(ids[1][part], tokenizer)
+            first = (
+                str(way.where),
+                _token_names(ids[0][part], tokenizer),
+                _token_names(ids[1][part], tokenizer),
+            )
         differ += 1
-    return Differences(compared, differ, only_rendering, only_turns, *first)
+    return TokenizationDiff(compared, differ, only_rendering, only_turns, *first)
 
 
-def _named(ids: np.ndarray, tokenizer: PreTrainedTokenizerBase) -> tuple[str, ...]:
+def _token_names(ids: np.ndarray, tokenizer: PreTrainedTokenizerBase) -> tuple[str, ...]:
     return tuple(map(str, tokenizer.convert_ids_to_tokens(ids.tolist())))  # pyright: ignore

@@ -5,11 +5,11 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
-from spin_composer.errors import InputError, shown
+from spin_composer.errors import InputError, format_value
 
 
 @dataclass(frozen=True, slots=True)
-class Where:
+class Location:
     """The place of a row: a file and its line, or a source and the row's number (both from 1)."""
 
     source: str
@@ -28,7 +28,7 @@ class Where:
 
 DROP_SUCH_ROWS = "or drop such rows with dataset.on_bad_row: skip."
 FILL_OR_DROP = f"Give it a text, {DROP_SUCH_ROWS}"
-BORDERS_ARE_LOST = "tokenised already, and the prompt's and response's borders are lost"
+BOUNDARIES_ARE_LOST = "tokenized already, and the prompt's and response's boundaries are lost"
 
 
 class BadRow(InputError):
@@ -41,7 +41,7 @@ class BadRow(InputError):
         remedy: What to do about it.
     """
 
-    def __init__(self, where: Where, reason: str, problem: str, remedy: str) -> None:
+    def __init__(self, where: Location, reason: str, problem: str, remedy: str) -> None:
         self.where, self.reason, self.problem, self.remedy = where, reason, problem, remedy
         line = f"{where}: {problem}. {remedy}"
         super().__init__(" ".join(line.splitlines()))
@@ -51,7 +51,7 @@ class BadRow(InputError):
 
 
 def refused_by_template(
-    where: Where,
+    where: Location,
     said: object,
     messages: object,
     who: str = "the chat template refuses",
@@ -68,15 +68,16 @@ def refused_by_template(
     """
     return BadRow(
         where, "chat template fails",
-        f"{who} the row: {said} (messages={shown(messages)})",
+        f"{who} the row: {said} (messages={format_value(messages)})",
         f"Adapt the row to the tokenizer's chat template, or change the template{more}.",
     )  # fmt: skip
 
 
-def refused_by_tokenizer(where: Where, row: str, error: Exception) -> BadRow:
+def refused_by_tokenizer(where: Location, row: str, error: Exception) -> BadRow:
     """Return the fault of a row, as messages show it, that the tokenizer cannot encode."""
     return BadRow(
         where, "tokenizer fails",
-        f"the tokenizer cannot encode {row} ({type(error).__name__}: {shown(str(error), 160)})",
+        f"the tokenizer cannot encode {row} ({type(error).__name__}: "
+        f"{format_value(str(error), 160)})",
         "Correct the text, or use the model's own tokenizer.",
     )  # fmt: skip

@@ -7,12 +7,14 @@ from pathlib import Path
 import pytest
 from rich.console import Console
 
-from spin_composer.demo import figures, run, sft
+from spin_composer.demo import results as figures
+from spin_composer.demo import run, sft
 from spin_composer.errors import StoreError
 from spin_composer.metrics import PAIR_METRICS
 from spin_composer.play.metrics import PLAY_METRICS
 from spin_composer.report import curves, table
-from spin_composer.report.books import (
+from spin_composer.report.curves import draw
+from spin_composer.report.history import (
     ACCURACY,
     BATCHES,
     DEGENERATE_FRACTION,
@@ -24,11 +26,10 @@ from spin_composer.report.books import (
     PAIRS,
     PLAY_SECONDS,
     TRUNCATED_FRACTION,
-    Books,
+    RunHistory,
     in_training,
-    read_books,
+    read_history,
 )
-from spin_composer.report.curves import draw
 from spin_composer.report.table import held_out_columns, print_table
 
 CONTENT = {
@@ -56,7 +57,7 @@ def write(folder: Path, books: object) -> Path:
 
 def printed(folder: Path) -> list[str]:
     console = Console(width=160, record=True, file=io.StringIO())
-    print_table(read_books(folder), console)
+    print_table(read_history(folder), console)
     return console.export_text().splitlines()
 
 
@@ -87,13 +88,13 @@ def test_run_without_evaluation_has_a_table(tmp_path: Path):
 def test_every_evaluation_loader_has_its_column(tmp_path: Path):
     baseline = {"eval/chat/LanguageCrossEntropy": 1.0, "eval/math/LanguageCrossEntropy": 2.0}
     write(tmp_path, {"baseline": baseline, "iterations": []})
-    titles = [column.title for column in held_out_columns(read_books(tmp_path))]
+    titles = [column.title for column in held_out_columns(read_history(tmp_path))]
     assert titles == ["chat NLL", "math NLL"]
 
 
 def test_books_are_read_from_the_store_or_the_file(tmp_path: Path):
     write(tmp_path, CONTENT)
-    assert read_books(tmp_path).baseline == read_books(tmp_path / "iterations.json").baseline
+    assert read_history(tmp_path).baseline == read_history(tmp_path / "iterations.json").baseline
 
 
 @pytest.mark.parametrize(
@@ -102,24 +103,26 @@ def test_books_are_read_from_the_store_or_the_file(tmp_path: Path):
 def test_damaged_books_are_an_error_that_names_the_file(tmp_path: Path, text: str):
     (tmp_path / "iterations.json").write_text(text)
     with pytest.raises(StoreError, match=r"iterations\.json is damaged"):
-        read_books(tmp_path)
+        read_history(tmp_path)
 
 
 def test_missing_books_are_an_error_that_names_the_setting(tmp_path: Path):
     with pytest.raises(StoreError, match=r"algorithms\.spin\.store"):
-        read_books(tmp_path / "elsewhere")
+        read_history(tmp_path / "elsewhere")
 
 
 def test_curves_are_a_png(tmp_path: Path):
     picture = tmp_path / "new" / "curves.png"
-    draw(read_books(write(tmp_path, CONTENT)), picture)
+    draw(read_history(write(tmp_path, CONTENT)), picture)
     assert picture.read_bytes().startswith(b"\x89PNG")
 
 
 def test_books_are_read_as_they_are_written(tmp_path: Path):
-    books = Books({"eval/x": 1.5}, [{ITERATION: 0, BATCHES: 3, "loss/train/total": 0.5}], "by hand")
+    books = RunHistory(
+        {"eval/x": 1.5}, [{ITERATION: 0, BATCHES: 3, "loss/train/total": 0.5}], "by hand"
+    )
     (tmp_path / "iterations.json").write_text(books.as_json())
-    assert read_books(tmp_path) == books
+    assert read_history(tmp_path) == books
 
 
 def test_the_figures_that_reports_show_are_those_that_are_logged() -> None:

@@ -6,11 +6,11 @@ import json
 from collections.abc import Mapping
 
 from spin_composer.data import foreign
-from spin_composer.data.faults import BadRow, Where
+from spin_composer.data.bad_row import BadRow, Location
 from spin_composer.data.foreign import SYSTEMS
 from spin_composer.data.rows import Row, Turn
-from spin_composer.data.tool_calls import parsed
-from spin_composer.errors import shown
+from spin_composer.data.tool_calls import parse_json
+from spin_composer.errors import format_value
 
 _BESIDE_MESSAGES = ("prompt", "response", "completion", "output", "chosen")
 _THOUGHTS = ("reasoning_content", "reasoning", "thinking", "rationale", "chain_of_thought", "cot")
@@ -21,7 +21,7 @@ _BESIDE_PLAIN = (
 )  # fmt: skip
 
 
-def refuse_twins(row: Mapping, where: Where) -> None:
+def check_duplicate_columns(row: Mapping, where: Location) -> None:
     """Refuse columns that differ in case or spaces only: which is meant cannot be told."""
     seen: dict[str, object] = {}
     for key in (key for key, value in row.items() if value is not None):
@@ -31,13 +31,14 @@ def refuse_twins(row: Mapping, where: Where) -> None:
         ):  # fmt: skip
             raise BadRow(
                 where, "two columns of one name",
-                f"the fields {twin}={shown(row[twin], 40)} and {key}={shown(row[key], 40)} differ "
-                "in case or spaces only", "Remove or rename one of them.",
+                f"the fields {twin}={format_value(row[twin], 40)} and "
+                f"{key}={format_value(row[key], 40)} differ in case or spaces "
+                "only", "Remove or rename one of them.",
             )  # fmt: skip
 
 
-def refuse_other_texts(
-    row: Mapping, form: str | tuple[str, str], turns: list[Turn], where: Where
+def check_other_texts(
+    row: Mapping, form: str | tuple[str, str], turns: list[Turn], where: Location
 ) -> None:
     """Refuse a prompt, response or thought beside the turns that is none of theirs.
 
@@ -55,14 +56,14 @@ def refuse_other_texts(
         if not any(" ".join(text.split()) in one for one in texts):
             raise BadRow(
                 where, "two formats in one row",
-                f"{key}={shown(text)} stands beside {' and '.join(own)}, and is in none of their "
-                "turns",
+                f"{key}={format_value(text)} stands beside {' and '.join(own)}, and is in none of "
+                "their turns",
                 "Join it to the turns, or leave it out with dataset.preprocessing_fn: "
                 "spin_composer.data.mappings:messages_only.",
             )  # fmt: skip
 
 
-def refuse_lost(row: Mapping, form: tuple[str, str], made: Row, where: Where) -> None:
+def check_unused_columns(row: Mapping, form: tuple[str, str], made: Row, where: Location) -> None:
     """Refuse a plain row with a column that the model was to read, and that would be lost."""
     for key in _BESIDE_PLAIN:
         value = row.get(key)
@@ -74,20 +75,20 @@ def refuse_lost(row: Mapping, form: tuple[str, str], made: Row, where: Where) ->
                 continue
             if key in _THOUGHTS and len(text.split()) == 1:
                 continue
-            if parsed(value) in ([], {}):
+            if parse_json(value) in ([], {}):
                 continue
         pair = f"{{prompt: {form[0]}, response: {form[1]}}}"
         function = "module:function" if key in ("documents", "rationale", "chain_of_thought", "cot",
                     "functions") else "spin_composer.data.mappings:as_chat"  # fmt: skip
         raise BadRow(
             where, f"{key} column",
-            f"{key}={shown(value)} stands beside {form[0]} and {form[1]}, and would be lost",
+            f"{key}={format_value(value)} stands beside {form[0]} and {form[1]}, and would be lost",
             f"Make it a part of the row with dataset.preprocessing_fn: {function}, or leave it out "
             f"with preprocessing_fn: {pair}.",
         )  # fmt: skip
 
 
-def refuse_surrogates(row: Row, where: Where) -> None:
+def check_surrogates(row: Row, where: Location) -> None:
     """Refuse half of a surrogate pair, which JSON can spell and no tokenizer encodes."""
     text = json.dumps(row, ensure_ascii=False)
     try:
@@ -95,6 +96,7 @@ def refuse_surrogates(row: Row, where: Where) -> None:
     except UnicodeEncodeError as error:
         near = text[max(0, error.start - 20) : error.end + 20]
         raise BadRow(
-            where, "lone surrogate", f"{shown(near)} holds half of a surrogate pair, which is no "
+            where, "lone surrogate",
+            f"{format_value(near)} holds half of a surrogate pair, which is no "
             "character", "Write the whole pair, or remove it.",
         ) from error  # fmt: skip

@@ -29,7 +29,7 @@ from transformers import (
     PreTrainedTokenizerBase,
 )
 
-from spin_composer.errors import InputError, shown
+from spin_composer.errors import InputError, format_value
 
 if TYPE_CHECKING:
     from peft import PeftModel
@@ -45,7 +45,7 @@ _PROBE_CHAT = (
 )
 
 
-def rehearse_tokenizer(tokenizer: PreTrainedTokenizerBase, config: PretrainedConfig) -> None:
+def dry_run_tokenizer(tokenizer: PreTrainedTokenizerBase, config: PretrainedConfig) -> None:
     """Save tokenizer and config as checkpoints and exports do, and read both back.
 
     Args:
@@ -56,7 +56,7 @@ def rehearse_tokenizer(tokenizer: PreTrainedTokenizerBase, config: PretrainedCon
         InputError: If they cannot be saved or read, or the tokenizer read back is another one.
     """
     stand_in = SimpleNamespace(config=config, tokenizer=tokenizer, using_peft=False, model=None)
-    rehearse_metadata(cast(Any, stand_in))
+    dry_run_metadata(cast(Any, stand_in))
     with tempfile.TemporaryDirectory(prefix="spin-rehearsal-") as scratch:
         folder = Path(scratch)
         with _saving(tokenizer, "an export", "the tokenizer's files"):
@@ -66,7 +66,7 @@ def rehearse_tokenizer(tokenizer: PreTrainedTokenizerBase, config: PretrainedCon
         _compare(tokenizer, again, "an export's")
 
 
-def rehearse_metadata(model: HuggingFaceModel) -> None:
+def dry_run_metadata(model: HuggingFaceModel) -> None:
     """Make a checkpoint's metadata of model and tokenizer, and read the tokenizer back from it.
 
     Raises:
@@ -85,7 +85,7 @@ def rehearse_metadata(model: HuggingFaceModel) -> None:
         _compare(tokenizer, again, "a checkpoint's")
 
 
-def rehearse_generation_config(config: GenerationConfig | None, name: str) -> None:
+def dry_run_generation_config(config: GenerationConfig | None, name: str) -> None:
     """Write a model's generation config as an export does.
 
     Raises:
@@ -106,7 +106,7 @@ def rehearse_generation_config(config: GenerationConfig | None, name: str) -> No
             ) from error
 
 
-def rehearse_export(
+def dry_run_export(
     model: PreTrainedModel | PeftModel,
     transform_config: Callable[[PretrainedConfig], PretrainedConfig],
 ) -> None:
@@ -121,7 +121,7 @@ def rehearse_export(
     """
     inner: Any = maybe_get_underlying_model(model)
     name = type(inner).__name__
-    rehearse_generation_config(getattr(inner, "generation_config", None), name)
+    dry_run_generation_config(getattr(inner, "generation_config", None), name)
     tiny: dict[int, torch.Tensor] = {}  # what is tied stays tied
     with tempfile.TemporaryDirectory(prefix="spin-rehearsal-") as scratch:
         try:
@@ -181,8 +181,8 @@ def _saving(tokenizer: PreTrainedTokenizerBase | None, when: str, what: str) -> 
         said = " ".join(str(error).split())[:300]
         name = getattr(tokenizer, "name_or_path", "")
         raise InputError(
-            f"tokenizer {shown(name, 200)}: {what} cannot be saved or read, so {when} would fail "
-            f"({type(error).__name__}: {said}). {_remedy(name, files, said)}"
+            f"tokenizer {format_value(name, 200)}: {what} cannot be saved or read, so {when} would "
+            f"fail ({type(error).__name__}: {said}). {_remedy(name, files, said)}"
         ) from error
 
 
@@ -202,7 +202,7 @@ def _compare(
     tokenizer: PreTrainedTokenizerBase, again: PreTrainedTokenizerBase, whose: str
 ) -> None:
     """Refuse a tokenizer that was read back as another one."""
-    name = shown(getattr(tokenizer, "name_or_path", ""), 200)
+    name = format_value(getattr(tokenizer, "name_or_path", ""), 200)
     remedy = (
         "Save it to a folder by its save_pretrained and give tokenizer.name=<folder> (without the "
         "kwargs that are lost): the run is then trained on what its exports hold."
@@ -210,7 +210,7 @@ def _compare(
     if tokenizer.chat_template != again.chat_template:
         raise InputError(
             f"tokenizer {name}: its chat template is not in {whose} files: read back, it is "
-            f"{shown(again.chat_template)}. {remedy}"
+            f"{format_value(again.chat_template)}. {remedy}"
         )
     texts = [*_PROBES, *_rendered(tokenizer)]
     for text in texts:
@@ -220,7 +220,7 @@ def _compare(
         if before != after:
             raise InputError(
                 f"tokenizer {name}: {whose} tokenizer, read back, makes other ids of "
-                f"{shown(text)}: {_pieces(again, after)}, not {_pieces(tokenizer, before)}. "
+                f"{format_value(text)}: {_pieces(again, after)}, not {_pieces(tokenizer, before)}. "
                 f"{remedy}"
             )
 
@@ -237,4 +237,4 @@ def _rendered(tokenizer: PreTrainedTokenizerBase) -> list[str]:
 
 
 def _pieces(tokenizer: Any, ids: list[int]) -> str:
-    return shown(tokenizer.convert_ids_to_tokens(ids[:12]), 200)
+    return format_value(tokenizer.convert_ids_to_tokens(ids[:12]), 200)

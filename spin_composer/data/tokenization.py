@@ -1,4 +1,4 @@
-"""From raw rows to examples: format, tokenise, end with the stop token, keep to the limits.
+"""From raw rows to examples: format, tokenize, end with the stop token, keep to the limits.
 
 ``tokenize: rendering`` encodes the whole row at once, as TRL, axolotl and most others tune models;
 ``turns`` encodes each turn by itself, as llm-foundry does. Added to both: one stop token
@@ -18,20 +18,20 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from spin_composer.data.bad_row import BadRow, Location
 from spin_composer.data.counts import DataReport
 from spin_composer.data.examples import Example, ExampleDataset
-from spin_composer.data.faults import BadRow, Where
 from spin_composer.data.files import RawRow
 from spin_composer.data.formats import Kind, to_foundry_row
+from spin_composer.data.full_text import BoundaryError, boundary_failures_message
 from spin_composer.data.hints import hints
 from spin_composer.data.origin import KEPT_ROWS, Origin
 from spin_composer.data.preprocess import make_preprocessor, preprocess_row
-from spin_composer.data.rendered import RowTokeniser
+from spin_composer.data.row_tokenizer import RowTokenizer
 from spin_composer.data.rows import Row
 from spin_composer.data.stop import StopRule, stop_rule
-from spin_composer.data.turn_ids import TurnTokeniser
-from spin_composer.data.whole import BorderFault, most_fail
-from spin_composer.errors import InputError, shown
+from spin_composer.data.turn_tokenizer import TurnTokenizer
+from spin_composer.errors import InputError, format_value
 from spin_composer.settings.dataset import FORMER_TOKENIZATION, DatasetConfig
 
 if TYPE_CHECKING:
@@ -50,13 +50,13 @@ def build_examples(
     config: DatasetConfig,
     old: bool = False,
 ) -> ExampleDataset:
-    """Format, tokenise and limit every row.
+    """Format, tokenize and limit every row.
 
     Args:
         rows: Places and raw rows, from ``read_rows``.
         tokenizer: The model's tokenizer.
         config: The checked ``dataset:`` block.
-        old: Read and tokenise as before ``tokenize`` was a setting, for stores played then.
+        old: Read and tokenize as before ``tokenize`` was a setting, for stores played then.
 
     Returns:
         The examples in the order of the rows.
@@ -67,13 +67,13 @@ def build_examples(
     if old:
         config = replace(config, tokenize=FORMER_TOKENIZATION)
     preprocess = make_preprocessor(config)
-    tokenise = Tokeniser(tokenizer, config, old)
+    builder = ExampleBuilder(tokenizer, config, old)
     examples: list[Example] = []
     report = DataReport()
     origin = Origin(tokenizer, config)
     start = time.monotonic()
 
-    def made(where: Where, row: object, report: DataReport) -> Example:
+    def made(where: Location, row: object, report: DataReport) -> Example:
         if isinstance(row, BadRow):
             raise row
         if preprocess is not None:
@@ -81,9 +81,9 @@ def build_examples(
         kind, formatted = to_foundry_row(row, where, report, old=old)
         if len(origin.rows) < KEPT_ROWS:
             origin.rows.append((where, kind, formatted))
-        return tokenise(kind, formatted, where, report)
+        return builder(kind, formatted, where, report)
 
-    borders: list[BorderFault] = []
+    boundaries: list[BoundaryError] = []
     rows = iter(rows)
     with _without_length_warnings():
         for where, row in rows:
@@ -93,25 +93,29 @@ def build_examples(
             try:
                 examples.append(made(where, row, report))
             except BadRow as fault:
-                if isinstance(fault, BorderFault):
-                    borders.append(fault)
+                if isinstance(fault, BoundaryError):
+                    boundaries.append(fault)
                     if config.on_bad_row == "error":
-                        failed, tried = _tried(rows, made, len(examples))
+                        failed, tried = _count_boundary_errors(rows, made, len(examples))
                         if 2 * failed > tried:
                             raise InputError(
-                                most_fail(tokenizer, tokenise.kind, fault, failed, tried)
+                                boundary_failures_message(
+                                    tokenizer, builder.kind, fault, failed, tried
+                                )
                             ) from fault
                 if config.on_bad_row == "error":
                     raise
                 report.drop(fault)
     report.kept = len(examples)
-    if borders and len(borders) > len(examples):
-        report.note(most_fail(
-            tokenizer, tokenise.kind, borders[0], len(borders), len(borders) + len(examples)
+    if boundaries and len(boundaries) > len(examples):
+        report.note(boundary_failures_message(
+            tokenizer, builder.kind, boundaries[0], len(boundaries), len(boundaries) + len(examples)
         ))  # fmt: skip
     if not examples:
-        seen = next(iter([*report.notes[-1:], *report.faults]), "") if borders else (
-            report.faults[0] if report.faults else ""
+        seen = (
+            next(iter([*report.notes[-1:], *report.faults]), "")
+            if boundaries
+            else (report.faults[0] if report.faults else "")
         )
         raise InputError(
             f"train_loader.dataset: none of the {report.rows} rows of {config.source} can be "
@@ -120,24 +124,24 @@ def build_examples(
         )
     if not old:
         kept = [row for _, _, row in origin.rows]
-        for hint in hints(tokenizer, config, tokenise.kind, tokenise.rule, kept):
+        for hint in hints(tokenizer, config, builder.kind, builder.rule, kept):
             report.note(hint)
     _log_counts(report)
     return ExampleDataset.from_examples(
-        examples, tokenise.rule.token_id, tokenise.kind, report, origin
+        examples, builder.rule.token_id, builder.kind, report, origin
     )
 
 
-def _tried(
-    rows: Iterator[RawRow], made: Callable[[Where, object, DataReport], Example], good: int
+def _count_boundary_errors(
+    rows: Iterator[RawRow], made: Callable[[Location, object, DataReport], Example], good: int
 ) -> tuple[int, int]:
-    """Try some rows after the first that fails at the border: failed, and tried in all."""
+    """Try some rows after the first that fails at the boundary: failed, and tried in all."""
     failed, tried, aside = 1, good + 1, DataReport()
     with contextlib.suppress(InputError):
         for where, row in islice(rows, _ROWS_TRIED):
             try:
                 made(where, row, aside)
-            except BorderFault:
+            except BoundaryError:
                 failed += 1
             except BadRow:
                 continue
@@ -149,7 +153,7 @@ def _log_progress(rows: int, seconds: float) -> None:
     from composer.utils import dist
 
     if dist.get_global_rank() == 0:
-        log.info("SPIN data: %d rows tokenised, %.0f rows/s.", rows, rows / max(seconds, 1e-9))
+        log.info("SPIN data: %d rows tokenized, %.0f rows/s.", rows, rows / max(seconds, 1e-9))
 
 
 def _log_counts(report: DataReport) -> None:
@@ -177,7 +181,7 @@ def _is_no_length_warning(record: logging.LogRecord) -> bool:
     return _TOO_LONG not in record.getMessage()
 
 
-class Tokeniser:
+class ExampleBuilder:
     """Makes an Example of a formatted row; the first row fixes the data set's kind."""
 
     def __init__(
@@ -185,13 +189,11 @@ class Tokeniser:
     ) -> None:
         self._tokenizer: Any = tokenizer
         self._config, self._old = config, old
-        self._ids: RowTokeniser | TurnTokeniser | None = None
+        self._ids: RowTokenizer | TurnTokenizer | None = None
         self.kind: Kind = "plain"
         self.rule = StopRule(-1, 0)
 
-    def __call__(
-        self, kind: Kind, row: Row, where: Where, report: DataReport
-    ) -> Example:
+    def __call__(self, kind: Kind, row: Row, where: Location, report: DataReport) -> Example:
         """Return the row's example.
 
         Raises:
@@ -228,14 +230,14 @@ class Tokeniser:
         if kind == "chat" and self._tokenizer.chat_template is None:
             log.warning(
                 "The tokenizer %s has no chat template: llm-foundry's default (ChatML) is used.",
-                shown(self._tokenizer.name_or_path),
+                format_value(self._tokenizer.name_or_path),
             )
         if self._config.tokenize == "turns":
-            self._ids = TurnTokeniser(self._tokenizer, self._config, kind, self.rule, self._old)
+            self._ids = TurnTokenizer(self._tokenizer, self._config, kind, self.rule, self._old)
         else:
-            self._ids = RowTokeniser(self._tokenizer, self._config, kind, self.rule)
+            self._ids = RowTokenizer(self._tokenizer, self._config, kind, self.rule)
 
-    def _ended(self, response: list[int], where: Where) -> list[int]:
+    def _ended(self, response: list[int], where: Location) -> list[int]:
         """Cut what the template puts after the stop token, or append the stop token."""
         stop, expected = self.rule.token_id, self.rule.per_response
         count = response.count(stop)
@@ -251,7 +253,7 @@ class Tokeniser:
             fault = "holds the stop token within" if early else "does not end with the stop token"
             raise BadRow(
                 where, "stop token within the response" if early else "no stop token",
-                f"the response {shown(self._tokenizer.decode(response))} {fault} ({name!r})",
+                f"the response {format_value(self._tokenizer.decode(response))} {fault} ({name!r})",
                 "Remove it from the text: generation would end there." if early
                 else "SPIN has one stop token per data set: if such turns end with another one, as "
                 "calls of tools do in some templates, drop them with on_bad_row: skip; else "
@@ -261,7 +263,7 @@ class Tokeniser:
             raise BadRow(where, "empty response", "the response has no tokens", "Give it a text.")
         return [*body, stop]
 
-    def _shortened(self, prompt: list[int], limit: int, where: Where) -> list[int]:
+    def _shortened(self, prompt: list[int], limit: int, where: Location) -> list[int]:
         if self._config.truncate_prompt == "none":
             raise BadRow(
                 where, "prompt too long",

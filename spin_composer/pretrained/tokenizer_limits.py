@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
-from spin_composer.errors import InputError, shown
+from spin_composer.errors import InputError, format_value
 from spin_composer.pretrained.limits import ModelLimits
 
 if TYPE_CHECKING:
@@ -25,12 +25,12 @@ def check_tokenizer(
     Raises:
         InputError: A line for each problem.
     """
-    lines = list(_misfits(tokenizer, limits, may_resize))
+    lines = list(_find_problems(tokenizer, limits, may_resize))
     if lines:
         raise InputError("\n".join(lines))
 
 
-def _misfits(
+def _find_problems(
     tokenizer: PreTrainedTokenizerBase, limits: ModelLimits, may_resize: bool
 ) -> Iterator[str]:
     size, pad = limits.vocabulary_size, limits.pad_token_id
@@ -53,6 +53,7 @@ def _misfits(
         token = getattr(tokenizer, f"{name}_id", None)
         if token is not None and not 0 <= token < size:
             yield (
-                f"tokenizer: its {name} {shown(getattr(tokenizer, name))} has id {token}, and the "
-                f"model's embedding {size} tokens. Set tokenizer.kwargs.{name} to one that it has."
+                f"tokenizer: its {name} {format_value(getattr(tokenizer, name))} has id {token}, "
+                f"and the model's embedding {size} tokens. Set tokenizer.kwargs.{name} to one that "
+                "it has."
             )

@@ -11,13 +11,13 @@ from typing import Any
 from rich.console import Console
 
 from spin_composer.demo.scoring import Score
-from spin_composer.report.books import ACCURACY, BATCHES, MARGIN, PAIRS
 from spin_composer.report.curves import Curve, draw_panels
+from spin_composer.report.history import ACCURACY, BATCHES, MARGIN, PAIRS
 from spin_composer.report.table import Column, make_table
 
 
 @dataclass(frozen=True)
-class Model:
+class ModelResult:
     """What was measured of a model on held-out prompts."""
 
     held_out_nll: float
@@ -33,13 +33,13 @@ class Model:
 
 
 @dataclass(frozen=True)
-class Figures:
+class DemoResults:
     """Everything that the demo measured."""
 
-    base: Model
-    spin: Sequence[Model]
+    base: ModelResult
+    spin: Sequence[ModelResult]
     """After each iteration."""
-    sft: Sequence[Model]
+    sft: Sequence[ModelResult]
     """After as many steps of SFT."""
     records: Sequence[Mapping[str, float]]
     """The books of the game's iterations."""
@@ -66,38 +66,38 @@ class Figures:
         ]
 
 
-_MEASURED = (
+_EVALUATION_COLUMNS = (
     Column("held-out NLL", "held_out_nll"),
     Column("valid", "valid", "{:.1%}"),
     Column("length", "generated_length", "{:.1f}"),
 )
-_TRAINED = (
+_TRAINING_COLUMNS = (
     Column("steps", "steps", "{:.0f}"),
     Column("accuracy", "accuracy"),
     Column("margin", "margin"),
 )
 
 
-def report(figures: Figures, picture: Path) -> None:
+def report(figures: DemoResults, picture: Path) -> None:
     """Print the table and what is compared, draw the picture, and print the line of JSON."""
     console = Console()
     iterations = figures.iterations()
     base = figures.base.figures()
-    table = make_table("SPIN", "after iteration", [*_TRAINED, *_MEASURED], [
+    table = make_table("SPIN", "after iteration", [*_TRAINING_COLUMNS, *_EVALUATION_COLUMNS], [
         ("base", base), *[(str(it["iteration"]), it) for it in iterations]
     ])  # fmt: skip
     console.print(table)
-    rival = make_table("SFT continued instead", "after as many steps", _MEASURED, [
+    rival = make_table("SFT continued instead", "after as many steps", _EVALUATION_COLUMNS, [
         ("base", base), *[(str(it["iteration"]), it["sft_continuation"]) for it in iterations]
     ])  # fmt: skip
     console.print(rival)
     console.print(_explanation(figures), highlight=False, soft_wrap=True)
     draw(figures, picture)
     console.print(f"curves: {picture}", highlight=False, soft_wrap=True)
-    print(json.dumps(_rounded(_summary(figures, picture))), flush=True)
+    print(json.dumps(_round_numbers(_summary(figures, picture))), flush=True)
 
 
-def _explanation(figures: Figures) -> str:
+def _explanation(figures: DemoResults) -> str:
     tokens = figures.tokens
     responses = figures.base.score.responses
     se = 0.5 / responses**0.5
@@ -115,7 +115,7 @@ def _explanation(figures: Figures) -> str:
     )
 
 
-def _summary(figures: Figures, picture: Path) -> dict[str, object]:
+def _summary(figures: DemoResults, picture: Path) -> dict[str, object]:
     return {
         "base": figures.base.figures(),
         "iterations": figures.iterations(),
@@ -125,16 +125,16 @@ def _summary(figures: Figures, picture: Path) -> dict[str, object]:
     }
 
 
-def _rounded(value: object) -> object:
+def _round_numbers(value: object) -> object:
     """Return the structure with numbers of five significant digits."""
     if isinstance(value, Mapping):
-        return {key: _rounded(item) for key, item in value.items()}
+        return {key: _round_numbers(item) for key, item in value.items()}
     if isinstance(value, list):
-        return [_rounded(item) for item in value]
+        return [_round_numbers(item) for item in value]
     return float(f"{value:.5g}") if isinstance(value, float) else value
 
 
-def draw(figures: Figures, picture: Path) -> None:
+def draw(figures: DemoResults, picture: Path) -> None:
     """Draw held-out NLL, score and length of both runs, and the game's accuracy and margin."""
     base, iterations = figures.base.figures(), figures.iterations()
 

@@ -11,38 +11,42 @@ from typing import Literal
 from composer.utils import dist
 
 from spin_composer.data.examples import ExampleDataset
-from spin_composer.data.origin import goes_on_with
+from spin_composer.data.origin import original_tokenize_warning
 from spin_composer.distributed import from_rank_zero
 from spin_composer.settings.dataset import FORMER_TOKENIZATION
 from spin_composer.settings.spin import SpinSettings
 from spin_composer.store.base import Store
 from spin_composer.store.layout import MANIFESTS
-from spin_composer.store.manifest import Manifest, meaning
+from spin_composer.store.manifest import Manifest, manifest_value
 
 log = logging.getLogger(__name__)
 
 
 def started_with_turns(settings: SpinSettings, run_name: str) -> bool:
-    """Tell whether a run began when rows were tokenised turn by turn and no setting said so.
+    """Tell whether a run began when rows were tokenized turn by turn and no setting said so.
 
     Its rows are then read as they were. A store in an object store is not asked here: see
-    :func:`spin_composer.store.begun.with_original_tokenization`.
+    :func:`spin_composer.store.original_tokenization.with_original_tokenization`.
     """
     if settings.remote_store is not None:
         return False
     root = Path(settings.store.format(run_name=run_name))
-    return tokenize_of(map(_read, sorted(root.glob(MANIFESTS)))) is None
+    return recorded_tokenize(map(_read, sorted(root.glob(MANIFESTS)))) is None
 
 
-def tokenize_of(manifests: Iterable[Manifest | None]) -> Literal["rendering", "turns", ""] | None:
-    """Return how the rows of these manifests were tokenised; ``""`` if there are none.
+def recorded_tokenize(
+    manifests: Iterable[Manifest | None],
+) -> Literal["rendering", "turns", ""] | None:
+    """Return how the rows of these manifests were tokenized; ``""`` if there are none.
 
     None if one of them, however early, does not say: the run began before it was a setting.
     """
     found = [manifest for manifest in manifests if manifest]
     if not found:
         return ""
-    return None if any("tokenize" not in m for m in found) else meaning(found[-1], "tokenize")
+    return (
+        None if any("tokenize" not in m for m in found) else manifest_value(found[-1], "tokenize")
+    )
 
 
 def _read(path: Path) -> Manifest | None:
@@ -56,7 +60,7 @@ def _read(path: Path) -> Manifest | None:
 def with_original_tokenization(
     examples: ExampleDataset, store: Store, iteration: int, trained: Manifest
 ) -> ExampleDataset:
-    """Return the rows tokenised as they were when the run began, where the YAML does not say.
+    """Return the rows tokenized as they were when the run began, where the YAML does not say.
 
     A collective.
 
@@ -71,12 +75,12 @@ def with_original_tokenization(
 
     def begun() -> Literal["rendering", "turns", ""] | None:
         iterations = sorted({0, max(0, iteration - 1), iteration})
-        return tokenize_of([*map(store.find_manifest, iterations), trained])
+        return recorded_tokenize([*map(store.find_manifest, iterations), trained])
 
     found = from_rank_zero(begun)
     tokenize = FORMER_TOKENIZATION if found is None else found
     if not tokenize or tokenize == examples.tokenize:
         return examples
     if dist.get_global_rank() == 0:
-        log.warning(goes_on_with(tokenize))
-    return examples.retokenised(tokenize)
+        log.warning(original_tokenize_warning(tokenize))
+    return examples.retokenized(tokenize)

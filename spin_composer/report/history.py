@@ -12,9 +12,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from spin_composer.errors import StoreError
-from spin_composer.store.layout import BOOKS
+from spin_composer.store.layout import HISTORY
 
-Figures = Mapping[str, float]
+Metrics = Mapping[str, float]
 
 ITERATION, BATCHES = "iteration", "batches"
 """Names of an iteration's own figures: its number, and the batches that it trained on."""
@@ -50,12 +50,12 @@ ACCURACY, MARGIN = in_training("SpinAccuracy"), in_training("SpinMargin")
 
 
 @dataclass(frozen=True)
-class Books:
+class RunHistory:
     """What a run noted: the evaluation before the first iteration, and a record per iteration."""
 
-    baseline: Figures
+    baseline: Metrics
     """Evaluation metrics of the model that the run began with; empty if there was no evaluation."""
-    iterations: Sequence[Figures]
+    iterations: Sequence[Metrics]
     """Figures of the closed iterations, in order, by the names they are logged under."""
     ended: str = ""
     """Who ended the run before its time, and where; empty if nobody did."""
@@ -68,7 +68,7 @@ class Books:
         return json.dumps(content, indent=1) + "\n"
 
 
-def read_books(store: Path) -> Books:
+def read_history(store: Path) -> RunHistory:
     """Return the books of the run whose self-play store is ``store``.
 
     Args:
@@ -77,11 +77,11 @@ def read_books(store: Path) -> Books:
     Raises:
         StoreError: If there are none yet, or the file is damaged.
     """
-    path = store / BOOKS if store.is_dir() else store
+    path = store / HISTORY if store.is_dir() else store
     return parse_books(_text(path), path)
 
 
-def parse_books(text: str | None, where: object) -> Books:
+def parse_books(text: str | None, where: object) -> RunHistory:
     """Return the books that a text holds.
 
     Args:
@@ -98,8 +98,8 @@ def parse_books(text: str | None, where: object) -> Books:
         )
     try:
         found = json.loads(text)
-        iterations = [_figures(record) for record in found[_ITERATIONS]]
-        return Books(_figures(found[_BASELINE]), iterations, str(found.get(_ENDED, "")))
+        iterations = [_to_metrics(record) for record in found[_ITERATIONS]]
+        return RunHistory(_to_metrics(found[_BASELINE]), iterations, str(found.get(_ENDED, "")))
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise StoreError(
             f"{where} is damaged ({error!r}). Restore it; the next iteration's end writes it "
@@ -107,7 +107,7 @@ def parse_books(text: str | None, where: object) -> Books:
         ) from None
 
 
-def find_books(path: Path) -> Books | None:
+def find_history(path: Path) -> RunHistory | None:
     """Return the books in a file; None if no iteration of the run is finished.
 
     Raises:
@@ -124,5 +124,5 @@ def _text(path: Path) -> str | None:
         return None
 
 
-def _figures(record: Figures) -> dict[str, float]:
+def _to_metrics(record: Metrics) -> dict[str, float]:
     return {str(name): float(value) for name, value in record.items()}
