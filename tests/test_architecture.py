@@ -228,7 +228,7 @@ def test_report_reads_files_only():
 @pytest.mark.parametrize(
     "module",
     [
-        *("cli", "errors", "loss", "report.books", "report.status", "save_folder"),
+        *("cli", "errors", "loss", "report.history", "report.status", "save_folder"),
         "settings.yaml",
     ],
 )

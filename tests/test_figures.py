@@ -10,7 +10,7 @@ from fixtures.runs import tiny_trainer
 
 from spin_composer.play.player import Player
 from spin_composer.report.spans import union_seconds
-from spin_composer.store.durable import dump_with_hash, load_with_hash
+from spin_composer.store.durable import dump_hashed, load_hashed
 from spin_composer.store.local import LocalStore
 
 
@@ -66,9 +66,9 @@ def test_a_store_that_noted_no_times_is_taken_up_and_counts_none(tmp_path):
     short = {"iteration_length": "1ep"}
     tiny_trainer(tmp_path, spin=short, max_duration="1iter").fit()
     for path in (tmp_path / "self-play/iter-000/units").glob("unit-*/unit.json"):
-        report = load_with_hash(path.read_text())
+        report = load_hashed(path.read_text())
         path.write_text(
-            dump_with_hash(
+            dump_hashed(
                 {k: v for k, v in report.items() if k not in ("began", "ended", "server_gap")}
             )
         )

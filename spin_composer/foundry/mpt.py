@@ -37,7 +37,7 @@ class MPTSpinLM(SpinLM, ComposerMPTCausalLM):
         ComposerMPTCausalLM.__init__(
             self, tokenizer=tokenizer, use_train_metrics=False, loss_fn=loss_fn, **kwargs
         )
-        self._prepare_for_spin(bool(use_train_metrics))
+        self.prepare_for_spin(bool(use_train_metrics))
 
     def flops_per_batch(self, batch: Batch) -> float:
         """Return the forward and backward FLOPs of a batch, as llm-foundry counts them."""

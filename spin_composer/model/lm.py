@@ -63,7 +63,7 @@ class SpinLM(HuggingFaceModel):
     tokenizer: PreTrainedTokenizerBase  # pyright: ignore[reportIncompatibleVariableOverride]
     """The run's; the algorithm refuses a model without one."""
 
-    def _prepare_for_spin(
+    def prepare_for_spin(
         self, use_train_metrics: bool, more_metrics: Sequence[PairMetric] = ()
     ) -> None:
         """Install the head and switch dropout off; embeddings and LoRA must be final by now."""
@@ -248,7 +248,7 @@ class HFSpinLM(SpinLM):
             should_save_peft_only=should_save_peft_only,
         )
         prepare_for_fsdp(self.model)
-        self._prepare_for_spin(use_train_metrics, more)
+        self.prepare_for_spin(use_train_metrics, more)
 
     @classmethod
     def from_model(
@@ -284,5 +284,5 @@ class HFSpinLM(SpinLM):
             should_save_peft_only=should_save_peft_only,
         )
         prepare_for_fsdp(self.model)
-        self._prepare_for_spin(use_train_metrics)
+        self.prepare_for_spin(use_train_metrics)
         return self

@@ -25,7 +25,7 @@ log = logging.getLogger(__name__)
 _ZERO_CENTERED = ("Gemma", "RecurrentGemma")
 """Beginnings of the names of transformers 4.51's norms that multiply by one more than a weight."""
 
-_ALONE = "_spin_wrapped_alone"
+_ALONE = "spin_wrapped_alone"
 """Marks a module that is a unit of its own."""
 
 

@@ -19,7 +19,11 @@ from transformers import AutoModelForCausalLM, GenerationConfig, PretrainedConfi
 from spin_composer.distributed import on_each_node_in_turn
 from spin_composer.errors import InputError, UserError, explain, format_value
 from spin_composer.pretrained.config import DEFAULT_ATTENTION, DTYPE, read_config, weights_dtype
-from spin_composer.settings.model import check_model_settings
+from spin_composer.settings.model import (
+    META_LOADS_NOTHING,
+    NO_FLASH_ATTENTION,
+    check_model_settings,
+)
 
 if TYPE_CHECKING:
     from peft import LoraConfig, PeftModel
@@ -59,14 +63,12 @@ class Source:
             )
         if self.init_device == "meta" and self.pretrained:
             raise InputError(
-                "model.init_device=meta loads no weights, and model.pretrained is true. Set "
-                "model.init_device=mixed, or model.pretrained=false."
+                f"{META_LOADS_NOTHING}, or model.pretrained=false."
             )
         flash = self.attn_implementation == "flash_attention_2"
         if flash and importlib.util.find_spec("flash_attn") is None:
             raise InputError(
-                "model.attn_implementation=flash_attention_2, and flash-attn is not installed. "
-                "Install it, or set model.attn_implementation=sdpa."
+                f"model.attn_implementation=flash_attention_2, {NO_FLASH_ATTENTION}"
             )
         if self.name.startswith("mosaicml/mpt"):
             raise InputError(

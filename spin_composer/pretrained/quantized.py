@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 from spin_composer.errors import InputError
-from spin_composer.settings.model import QUANTISED_BASES
+from spin_composer.settings.model import QUANTIZED_BASES
 
 if TYPE_CHECKING:
     from peft import PeftModel
@@ -34,7 +34,7 @@ def check_config(config: PretrainedConfig | Mapping[str, object], name: object) 
 
 def _refused(name: object, method: str = "") -> InputError:
     return InputError(
-        f"the model {name} is quantized{method}: {QUANTISED_BASES}. Use the model that it was made "
+        f"the model {name} is quantized{method}: {QUANTIZED_BASES}. Use the model that it was made "
         "of."
     )
 

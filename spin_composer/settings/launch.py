@@ -17,7 +17,11 @@ from pathlib import Path
 from spin_composer.errors import InputError, format_value
 from spin_composer.save_folder import try_to_write
 from spin_composer.settings.fields import is_int, is_number, suggest_key
-from spin_composer.settings.model import lora_on_output_layer
+from spin_composer.settings.model import (
+    META_LOADS_NOTHING,
+    NO_FLASH_ATTENTION,
+    lora_on_output_layer,
+)
 from spin_composer.settings.section import Config
 from spin_composer.settings.server import FOREIGN_CLASS, cannot_serve
 from spin_composer.settings.spin import SpinSettings
@@ -157,10 +161,7 @@ def _model(cfg: Config, world_size: int) -> Problems:
     # Without FSDP llm-foundry takes cpu in place of meta.
     named = "pretrained_model_name_or_path" in model
     if init == "meta" and not whole and named and model.get("pretrained", True):
-        yield (
-            "model.init_device=meta loads no weights, and model.pretrained is true. Set "
-            "model.init_device=mixed."
-        )
+        yield f"{META_LOADS_NOTHING}."
     version = importlib.metadata.version("transformers")
     if str(model.get("name")).startswith("mpt_") and int(version.partition(".")[0]) >= 5:
         yield (
@@ -169,10 +170,7 @@ def _model(cfg: Config, world_size: int) -> Problems:
         )
     asks = model.get("use_flash_attention_2") or model.get("attn_implementation")
     if asks in (True, "flash_attention_2") and importlib.util.find_spec("flash_attn") is None:
-        yield (
-            "model asks for flash_attention_2, and flash-attn is not installed. Install it, or set "
-            "model.attn_implementation=sdpa."
-        )
+        yield f"model asks for flash_attention_2, {NO_FLASH_ATTENTION}"
 
 
 def _adapters(peft: object) -> Problems:

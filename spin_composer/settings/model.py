@@ -13,7 +13,14 @@ _FLAGS = ("load_in_8bit", "load_in_4bit", "quantization_config")
 _LOW = {"bfloat16", "float16", "half", "bf16", "fp16", "torch.bfloat16", "torch.float16"}
 
 
-QUANTISED_BASES = "quantized bases, QLoRA's too, are not supported"
+META_LOADS_NOTHING = (
+    "model.init_device=meta loads no weights, and model.pretrained is true. Set "
+    "model.init_device=mixed"
+)
+NO_FLASH_ATTENTION = (
+    "and flash-attn is not installed. Install it, or set model.attn_implementation=sdpa."
+)
+QUANTIZED_BASES = "quantized bases, QLoRA's too, are not supported"
 
 
 def lora_on_output_layer(layer: str) -> str:
@@ -39,7 +46,7 @@ def check_model_settings(model: Config, allow_low_precision: bool = False) -> No
             if section.get(name):
                 value = "true" if section[name] is True else format_value(section[name])
                 raise InputError(
-                    f"{where}.{name}={value} is for inference only: {QUANTISED_BASES}. "
+                    f"{where}.{name}={value} is for inference only: {QUANTIZED_BASES}. "
                     "Remove it; LoRA over an unquantized base trains "
                     "little too."
                 )

@@ -45,16 +45,16 @@ def _written_aside(path: Path, text: str) -> Iterator[Path]:
         aside.unlink(missing_ok=True)
 
 
-def dump_with_hash(content: Mapping[str, object]) -> str:
+def dump_hashed(content: Mapping[str, object]) -> str:
     """Return ``content`` as JSON with a hash of itself."""
     text = json.dumps(content)
     return json.dumps({**content, "xxh64": xxhash.xxh64(text.encode()).hexdigest()})
 
 
-def load_with_hash(text: str) -> dict[str, Any]:
-    """Return what :func:`dump_with_hash` was given; ValueError if a byte of it differs."""
+def load_hashed(text: str) -> dict[str, Any]:
+    """Return what :func:`dump_hashed` was given; ValueError if a byte of it differs."""
     content = json_object(text)
-    if dump_with_hash({k: v for k, v in content.items() if k != "xxh64"}) != text:
+    if dump_hashed({k: v for k, v in content.items() if k != "xxh64"}) != text:
         raise ValueError("its hash differs")
     content.pop("xxh64")
     return content

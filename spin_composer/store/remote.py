@@ -19,12 +19,7 @@ from pathlib import Path
 from spin_composer.data.pairs import Pair
 from spin_composer.errors import StoreError
 from spin_composer.store.base import REMAKE
-from spin_composer.store.durable import (
-    dump_with_hash,
-    json_object,
-    load_with_hash,
-    write_atomically,
-)
+from spin_composer.store.durable import dump_hashed, json_object, load_hashed, write_atomically
 from spin_composer.store.layout import (
     COMPLETE,
     MANIFEST,
@@ -231,7 +226,7 @@ class RemoteStore(LocalStore):
         text = self.remote.read_text(name)
         if text is not None:
             try:
-                settled = load_with_hash(text)["units"]
+                settled = load_hashed(text)["units"]
             except (ValueError, KeyError, TypeError):
                 # Another attempt may have been trained on than would be chosen now.
                 raise StoreError(
@@ -247,7 +242,7 @@ class RemoteStore(LocalStore):
                 folder = f"{self._url(iteration)}/{UNITS}/{unit_name(unit)}"
                 raise StoreError(f"{folder} is missing. {remedy.format(folder=folder)}")
         chosen = [made[unit][0] for unit in range(num_units)]
-        self.remote.write_text(name, dump_with_hash({"units": chosen}))
+        self.remote.write_text(name, dump_hashed({"units": chosen}))
         return chosen
 
     def fetch(

@@ -18,10 +18,10 @@ import numpy as np
 
 from spin_composer.data.pairs import Ids, Pair
 from spin_composer.store.durable import (
-    dump_with_hash,
+    dump_hashed,
     fsync,
     hash_file,
-    load_with_hash,
+    load_hashed,
     write_atomically,
 )
 from spin_composer.store.layout import INDEX, REPORT, temporary_name
@@ -109,7 +109,7 @@ def write_unit(folder: Path, pairs: Sequence[Pair], report: UnitReport) -> None:
     }
     content = asdict(report)
     content[_GAP] = content.pop("logprob_gap")
-    write_atomically(folder / REPORT, dump_with_hash({**content, "files": files}))
+    write_atomically(folder / REPORT, dump_hashed({**content, "files": files}))
     fsync_folder(folder)
 
 
@@ -126,12 +126,12 @@ def unit_files(text: str) -> dict[str, FileFacts]:
     Raises:
         ValueError: If a byte of it differs from what was written.
     """
-    return load_with_hash(text)["files"]
+    return load_hashed(text)["files"]
 
 
 def read_report(folder: Path) -> UnitReport:
     """Return the report of a complete unit."""
-    found = load_with_hash((folder / REPORT).read_text(encoding="utf-8"))
+    found = load_hashed((folder / REPORT).read_text(encoding="utf-8"))
     found.pop("files")
     gap = found.pop(_GAP, None)
     return UnitReport(**found, logprob_gap=gap)

@@ -8,10 +8,10 @@ import pytest
 
 from spin_composer.store.durable import (
     create_atomically,
-    dump_with_hash,
+    dump_hashed,
     hash_file,
     json_object,
-    load_with_hash,
+    load_hashed,
 )
 
 CONTENT = {"pairs": 3, "noise": 1e-7, "files": {"a": {"bytes": 1}}}
@@ -26,16 +26,16 @@ def test_of_two_that_create_a_file_the_first_ones_stays(tmp_path: Path) -> None:
 
 
 def test_what_was_sealed_is_returned() -> None:
-    assert load_with_hash(dump_with_hash(CONTENT)) == CONTENT
+    assert load_hashed(dump_hashed(CONTENT)) == CONTENT
 
 
 def test_a_seal_that_any_byte_differs_in_is_refused() -> None:
-    text = dump_with_hash(CONTENT)
+    text = dump_hashed(CONTENT)
     for i in range(len(text)):
         with pytest.raises(ValueError, match=r".*"):
-            load_with_hash(f"{text[:i]}{chr(ord(text[i]) ^ 1)}{text[i + 1 :]}")
+            load_hashed(f"{text[:i]}{chr(ord(text[i]) ^ 1)}{text[i + 1 :]}")
         with pytest.raises(ValueError, match=r".*"):
-            load_with_hash(text[:i])
+            load_hashed(text[:i])
 
 
 @pytest.mark.parametrize("text", ["", "{", "[]", "3", "null"])

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from spin_composer.store.durable import dump_with_hash, load_with_hash
+from spin_composer.store.durable import dump_hashed, load_hashed
 from spin_composer.store.layout import REPORT
 from spin_composer.store.unit import (
     read_report,
@@ -46,16 +46,16 @@ def test_the_engines_gap_has_its_first_name_in_the_file_which_every_version_read
     folder = tmp_path / "unit-00000"
     report = replace(make_report(3), logprob_gap=0.25)
     write_unit(folder, make_rows(3), report)
-    assert load_with_hash((folder / REPORT).read_text())["server_gap"] == 0.25
+    assert load_hashed((folder / REPORT).read_text())["server_gap"] == 0.25
     assert read_report(folder) == report
 
 
 def test_a_report_without_later_figures_is_read_and_its_unit_is_whole(tmp_path: Path) -> None:
     folder = tmp_path / "unit-00000"
     write_unit(folder, make_rows(3), make_report(3))
-    content = load_with_hash((folder / REPORT).read_text())
+    content = load_hashed((folder / REPORT).read_text())
     for later in ("began", "ended", "server_gap"):
         del content[later]
-    (folder / REPORT).write_text(dump_with_hash(content))
+    (folder / REPORT).write_text(dump_hashed(content))
     assert read_report(folder) == make_report(3)
     assert unit_problem(folder) is None
