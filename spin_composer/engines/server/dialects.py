@@ -136,20 +136,23 @@ def _all(settings: GenerationSettings, none: int) -> int:
 
 def _vllm(settings: GenerationSettings, stop_token_id: int) -> dict[str, object]:
     # return_token_ids since 0.10.2; older ones give the ids as the names of the log-probs' tokens.
+    # A watermark that the server was given (0.33) is on unless a request says no.
     return {
         "top_k": _all(settings, -1), "min_p": 0.0, "repetition_penalty": 1.0,
         "presence_penalty": 0.0, "frequency_penalty": 0.0, "min_tokens": 0,
         "stop_token_ids": [stop_token_id], "skip_special_tokens": False,
         "return_token_ids": True, "return_tokens_as_token_ids": True, "logprobs": 1,
+        "watermarking": False,
     }  # fmt: skip
 
 
 def _sglang(settings: GenerationSettings, stop_token_id: int) -> dict[str, object]:
+    # Read in 0.5.23: seed is sampling_seed there; a watermark may be the server's default.
     return {
         "top_k": _all(settings, -1), "min_p": 0.0, "repetition_penalty": 1.0,
         "presence_penalty": 0.0, "frequency_penalty": 0.0, "min_tokens": 0,
         "stop_token_ids": [stop_token_id], "skip_special_tokens": False,
-        "return_token_ids": True, "logprobs": 1,
+        "return_token_ids": True, "logprobs": 1, "watermark": {"enabled": False},
     }  # fmt: skip
 
 

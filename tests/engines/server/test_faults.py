@@ -204,6 +204,13 @@ def test_vllm_is_asked_for_ids_and_neutral_sampling() -> None:
     assert body["repetition_penalty"] == 1.0
     assert body["stop_token_ids"] == [0]
     assert body["return_token_ids"] is True
+    assert body["watermarking"] is False  # of the server's own configuration (0.33)
+
+
+def test_sglang_is_asked_for_no_watermark() -> None:
+    ids, _, body = first(lambda b, _: good(b), "sglang")
+    assert ids == [5, 6, 0]
+    assert body["watermark"] == {"enabled": False}
 
 
 def test_an_older_vllm_names_ids_in_its_log_probs() -> None:
