@@ -134,8 +134,8 @@ class Contenders:
             for first in range(0, len(ordered), self.size)
         )
 
-    def table(self, static: bool) -> dict[str, tuple[Run, Any]]:
-        """Return the contenders by name, each with the context that it runs in."""
+    def table(self, static: bool, only: str = "") -> dict[str, tuple[Run, Any]]:
+        """Return the contenders by name, or those of ``only``, and the context of each."""
         none = nullcontext
         table: dict[str, tuple[Run, Any]] = {
             PLAIN: (self.generate, none),
@@ -154,7 +154,11 @@ class Contenders:
         if static:
             run = lambda p, s: self.sorted(p, s, cache_implementation="static")  # noqa: E731
             table["generate, sorted, static cache"] = (run, none)
-        return table
+        wanted = only.split(";") if only else list(table)
+        unknown = [name for name in wanted if name not in table]
+        if unknown or PLAIN not in wanted:
+            sys.exit(f"--contenders must hold {PLAIN!r} and be of {list(table)}, got {wanted}.")
+        return {name: table[name] for name in wanted}
 
 
 def _length(row: np.ndarray) -> int:
@@ -179,7 +183,7 @@ def _with(module: Any, name: str, value: Any) -> Iterator[None]:
 def timed(args: argparse.Namespace) -> dict[str, dict[str, float]]:
     """Return each contender's median tokens per second, and its ratio to plain generate."""
     contenders, prompts = Contenders(args), prompts_of(args)
-    table = contenders.table(args.static)
+    table = contenders.table(args.static, args.contenders)
     rates: dict[str, list[float]] = {name: [] for name in table}
     lengths: dict[str, float] = {}
     for turn in range(-1, args.rounds):  # the first turn warms up
@@ -238,6 +242,7 @@ def main() -> None:
     parser.add_argument("--dtype", choices=("float32", "bfloat16"), default="float32")
     parser.add_argument("--attention", choices=("eager", "sdpa"), default="sdpa")
     parser.add_argument("--static", action="store_true", help="also generate with a static cache")
+    parser.add_argument("--contenders", default="", help="names, separated by ';'; all")
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--out", type=Path)
     args = parser.parse_args()
