@@ -11,7 +11,7 @@ UV     := uv==0.13.9
 OFFLINE := HF_HUB_OFFLINE=1 HF_DATASETS_OFFLINE=1 TRANSFORMERS_OFFLINE=1 WANDB_MODE=offline TOKENIZERS_PARALLELISM=false
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo docs test test-odd test-all test-foundry test-wheel chaos lint bench bench-generation simulate parity gpu lock clean
+.PHONY: help install demo docs test test-odd test-all test-foundry test-wheel chaos lint bench bench-generation simulate parity gpu gpu-kernels gpu-tests gpu-peers gpu-product gpu-step lock clean
 
 help: ## show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "  make %-16s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -106,16 +106,37 @@ parity: install ## our loss curves beside those of TRL's DPOTrainer (a few minut
 	$(OFFLINE) OMP_NUM_THREADS=1 $(BIN)/python benchmarks/parity_trl.py --peer-python $(PEER)/bin/python \
 		--out benchmarks/results/parity_trl.json
 
-# On a machine that has its own torch for CUDA and no network: make gpu GPU_PYTHON=python3. Nothing is
-# installed then; peers that are missing are named in the result. Its two lines take some ten minutes
-# each: where a command may not last as long, give them one by one.
+# On a machine that has its own torch for CUDA and no network: make gpu GPU_PYTHON=python3, with what
+# benchmarks/gpu/wheels.txt names first on PYTHONPATH. Nothing is installed then; peers that are
+# missing are named in the results. Each command ends within nine minutes and can be given alone:
+# gpu-tests, gpu-peers (both: gpu-kernels), gpu-product, gpu-step. GPU_FLAGS=--tiny rehearses the last
+# three on a CPU.
 GPU_PYTHON ?= $(BIN)/python
-GPU_OUT    ?= benchmarks/results/spin_kernels
-GPU_ENV    := $(OFFLINE) TRITON_INTERPRET=0 PYTHONPATH=kernels:$(PYTHONPATH)
-gpu: $(if $(filter $(BIN)/python,$(GPU_PYTHON)),install) ## tests marked gpu, then the kernels beside their peers; needs a CUDA GPU
+GPU_FLAGS  ?=
+GPU_DEVICE  = $(shell $(GPU_PYTHON) -c 'import re, torch; \
+	print(re.sub("[^a-z0-9]+", "_", torch.cuda.get_device_name().lower()) if torch.cuda.is_available() else "cpu")')
+GPU_OUT    ?= benchmarks/results
+GPU_ENV    := $(OFFLINE) TRITON_INTERPRET=0 PYTHONPATH=$(PYTHONPATH):.:kernels
+GPU_NEEDS  := $(if $(filter $(BIN)/python,$(GPU_PYTHON)),install)
+NINE_MINUTES := timeout --signal INT --kill-after 20 530
+gpu: ## kernels' tests and peers, the product end to end, a training step beside TRL's; needs a CUDA GPU
 	@$(GPU_PYTHON) -c 'import sys, torch; sys.exit(0 if torch.cuda.is_available() else "make gpu needs a CUDA GPU, and torch sees none on this machine.")'
-	$(GPU_ENV) $(GPU_PYTHON) -m pytest -o addopts=-ra -m gpu tests/kernels; tests=$$?; \
-	$(GPU_ENV) $(GPU_PYTHON) kernels/benchmarks/gpu.py --out $(GPU_OUT) && exit $$tests
+	@status=0; for part in gpu-kernels gpu-product gpu-step; do $(MAKE) $$part || status=1; done; exit $$status
+
+gpu-kernels: ## of make gpu: the kernels' tests, then the kernels beside their peers
+	@status=0; for part in gpu-tests gpu-peers; do $(MAKE) $$part || status=1; done; exit $$status
+
+gpu-tests: $(GPU_NEEDS) ## of make gpu: tests marked gpu
+	$(GPU_ENV) $(NINE_MINUTES) $(GPU_PYTHON) -m pytest -o addopts=-ra -m gpu tests/kernels
+
+gpu-peers: $(GPU_NEEDS) ## of make gpu: the kernels beside their peers
+	$(GPU_ENV) $(NINE_MINUTES) $(GPU_PYTHON) kernels/benchmarks/gpu.py $(GPU_FLAGS) --out $(GPU_OUT)/spin_kernels_$(GPU_DEVICE)
+
+gpu-product: $(GPU_NEEDS) ## of make gpu: SFT rows to exports, resuming, generation, LoRA, FSDP
+	$(GPU_ENV) $(GPU_PYTHON) benchmarks/gpu/product.py $(GPU_FLAGS) --out $(GPU_OUT)/product_$(GPU_DEVICE).json
+
+gpu-step: $(GPU_NEEDS) ## of make gpu: an optimizer step beside that of TRL's DPOTrainer
+	$(GPU_ENV) $(NINE_MINUTES) $(GPU_PYTHON) benchmarks/gpu/training_step.py $(GPU_FLAGS) --out $(GPU_OUT)/training_step_$(GPU_DEVICE).json
 
 # Python versions and platform as in pyproject.toml; what is locked and still fits stays. The platform's
 # markers are left out, being the same on every line.
