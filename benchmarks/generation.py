@@ -148,7 +148,7 @@ class Contenders:
             ),
             "engine hf, cache copied per token": (self.ours, lambda: _with(cache, "BLOCK", 1)),
             "engine hf, torch.multinomial": (
-                self.ours, lambda: _with(sampling, "invert", _multinomial)
+                self.ours, lambda: _with(sampling, "sample_inverse_cdf", _multinomial)
             ),
         }  # fmt: skip
         if static:

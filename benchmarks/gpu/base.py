@@ -25,16 +25,19 @@ from torch.nn import functional
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from spin_composer.data.sources import read_rows
-from spin_composer.data.tokenise import build_examples
-from spin_composer.demo.base import Schooling, Size, make_base
+from spin_composer.data.tokenization import build_examples
+from spin_composer.demo.base import ModelSize, SFTConfig, make_base
 from spin_composer.demo.sft import SftResult, sft
 from spin_composer.demo.world import make_world, write_rows
 from spin_composer.settings.dataset import read_config
 
 MAX_SEQ_LEN = 64
 FIGURES = "base.json"
-SIZES = {False: Size(width=512, layers=8, heads=8), True: Size(width=32, layers=2, heads=2)}
-SCHOOLING = {False: Schooling(epochs=3, learning_rate=1e-3), True: Schooling(epochs=3)}
+SIZES = {
+    False: ModelSize(width=512, layers=8, heads=8),
+    True: ModelSize(width=32, layers=2, heads=2),
+}
+SCHOOLING = {False: SFTConfig(epochs=3, learning_rate=1e-3), True: SFTConfig(epochs=3)}
 ROWS = {False: (6000, 1280, 300), True: (600, 48, 32)}
 """Of the base model, of the game, and held out from each; by ``--tiny``."""
 GENTLE = {"lr": 1e-5, "betas": (0.9, 0.98), "weight_decay": 0.0}

@@ -35,9 +35,9 @@ from spin_composer import (
     build_spin_evaluator,
 )
 from spin_composer.engines.hf.generator import HFGenerator
-from spin_composer.fsdp import each_whole
+from spin_composer.fsdp import iter_full_parameters
 from spin_composer.model.unwrap import composer_model
-from spin_composer.report.books import LOSS, NLL
+from spin_composer.report.history import LOSS, NLL
 from tests.chaos.compare import JOURNAL
 
 FIGURES = "figures.json"
@@ -226,7 +226,10 @@ def export_figures(trainer: Trainer, spec: Spec) -> dict[str, Any]:
     policy: Any = model.model
     if not spec.lora:
         # The weights that the optimizer has: FSDP runs forwards with copies in lower precision.
-        own = {w.name.removeprefix("model."): w.tensor.detach().clone() for w in each_whole(model)}
+        own = {
+            w.name.removeprefix("model."): w.tensor.detach().clone()
+            for w in iter_full_parameters(model)
+        }
         saved = dict(loaded.named_parameters())
         same = own.keys() == saved.keys() and all(torch.equal(own[n], saved[n]) for n in saved)
         found["weights_equal"] = same
