@@ -45,8 +45,9 @@ test-all: install ## every combination (without a GPU)
 
 # The versions that llm-foundry itself pins, in an environment of their own.
 FOUNDRY := .venv-foundry
-FOUNDRY_TESTS := tests/foundry tests/model tests/pretrained tests/engines/hf tests/data/test_turn_ids.py \
-	tests/store/test_local.py tests/test_before.py tests/test_resume.py
+FOUNDRY_TESTS := tests/test_before.py tests/test_yaml_runs.py tests/foundry tests/model tests/pretrained \
+	tests/engines/hf/test_decode.py tests/engines/hf/test_generator.py tests/data/test_turn_encoder.py \
+	tests/data/test_held_out.py tests/store/test_local.py tests/test_new_families.py
 $(FOUNDRY)/.installed: requirements-foundry.lock pyproject.toml | install
 	@$(PYTHON) -c 'import sys; v = sys.version_info[:2]; sys.exit(0 if (3, 10) <= v <= (3, 12) else \
 		"requirements-foundry.lock needs Python 3.10, 3.11 or 3.12, and $(PYTHON) is %d.%d. Give another one: make test-foundry PYTHON=python3.12" % v)'
@@ -61,11 +62,14 @@ test-foundry: $(FOUNDRY)/.installed ## a sample of the tests with the versions t
 
 # What `pip install` of the wheel resolves, without llm-foundry and without any override.
 WHEEL := .venv-wheel
-test-wheel: install ## the demo and the quickstart from an installed wheel, in the versions that Composer pins
+WHEEL_TESTS := tests/test_examples.py tests/test_versions.py tests/model/test_without_foundry.py \
+	tests/engines/hf/test_generator.py tests/export/test_callback.py
+test-wheel: install ## the demo from an installed wheel, then a few tests, in the versions that Composer pins (8 minutes)
 	rm -rf $(WHEEL) && $(PYTHON) -m venv $(WHEEL)
 	$(BIN)/uv build --quiet --wheel --python $(PYTHON) --out-dir $(WHEEL)/wheel .
-	$(BIN)/uv pip install --quiet --python $(WHEEL)/bin/python $(WHEEL)/wheel/*.whl
+	$(BIN)/uv pip install --quiet --python $(WHEEL)/bin/python "$$(ls $(WHEEL)/wheel/*.whl)[test]"
 	cd $(WHEEL) && $(OFFLINE) bin/spin-composer demo
+	$(OFFLINE) $(WHEEL)/bin/python -m pytest -n $(TEST_WORKERS) --dist loadfile -m "not slow and not gpu" $(WHEEL_TESTS)
 
 chaos: install ## kill -9 a tiny run 30 times at moments drawn from a printed seed, two ranks 12 times, launched ones 3 times
 	$(BIN)/python tests/chaos --kills 30
