@@ -161,11 +161,11 @@ from spin_composer import interrupt
 interrupt.LIMIT_SECONDS = 0.0
 interrupt.install(owned=True)
 threading.Thread(target=threading.Event().wait).start()
-interrupt.hold(True, patient=True)
-interrupt.note(signal.SIGTERM)
-interrupt.hold(False)
+interrupt.set_deferred(True, patient=True)
+interrupt.record_signal(signal.SIGTERM)
+interrupt.set_deferred(False)
 interrupt.uninstall()
-interrupt.leave(143)
+interrupt.exit_process(143)
 """
     done = subprocess.run([sys.executable, "-c", code], check=False, timeout=600)
     assert done.returncode == 143
@@ -180,7 +180,7 @@ resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
 held = [os.dup(0) for _ in range(1100)]  # more than select.select takes
 interrupt.LIMIT_SECONDS = 0.0
 interrupt.install(owned=True)
-interrupt.hold(True)
+interrupt.set_deferred(True)
 os.kill(os.getpid(), signal.SIGTERM)
 time.sleep(60)
 """

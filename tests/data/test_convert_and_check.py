@@ -86,12 +86,12 @@ def test_source_is_looked_at_before_anything_slow(content, tmp_path):
         (tmp_path / "rows.jsonl").write_text(content)
     code = f"""
 import sys
-from spin_composer.data.check import check_config
+from spin_composer.data.check import inspect_config
 from spin_composer.data.convert import convert_config
 from spin_composer.errors import InputError
 from spin_composer.settings.dataset import read_config
 block = {{"hf_name": {str(tmp_path / "rows.jsonl")!r}, "max_seq_len": 8}}
-for call in (check_config, convert_config):
+for call in (inspect_config, convert_config):
     try:
         call(read_config(block), {str(tmp_path / "to")!r})
     except InputError as error:

@@ -7,11 +7,11 @@ import re
 import pytest
 
 from spin_composer.data.counts import DataReport
-from spin_composer.data.formats import BadRow, Where, to_foundry_row
+from spin_composer.data.formats import BadRow, Location, to_foundry_row
 from spin_composer.data.preprocess import make_preprocessor
 from spin_composer.settings.dataset import read_config
 
-HERE = Where("data.jsonl", 7)
+HERE = Location("data.jsonl", 7)
 U, A = {"role": "user", "content": "Hi there"}, {"role": "assistant", "content": "Hello"}
 BAD_ANSWER = {"role": "assistant", "content": "Go away"}
 CHAT = ("chat", {"messages": [U, A]})

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import pytest
 
-from spin_composer.data.formats import BadRow, Where, to_foundry_row
+from spin_composer.data.formats import BadRow, Location, to_foundry_row
 from spin_composer.errors import InputError
 from tests.data.rows import CHAT, PLAIN, load, nemo_chat
 
-HERE = Where("data.jsonl", 7)
+HERE = Location("data.jsonl", 7)
 USER = {"role": "user", "content": "Hi"}
 ANSWER = {"role": "assistant", "content": "Hello"}
 

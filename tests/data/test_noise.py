@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from spin_composer.data.counts import DataReport
-from spin_composer.data.formats import BadRow, Where, to_foundry_row
+from spin_composer.data.formats import BadRow, Location, to_foundry_row
 
 COLUMNS = (
     "prompt", "response", "completion", "input", "output", "messages", "conversations", "chosen",
@@ -54,7 +54,7 @@ def turn(r: random.Random, depth: int):
 @pytest.mark.parametrize("filled", [False, True])
 @pytest.mark.parametrize("old", [False, True])
 def test_rows_of_noise_are_read_or_bad(filled, old):
-    where = Where("noise", 1, "row", filled=filled)
+    where = Location("noise", 1, "row", filled=filled)
     kinds, lines = set(), []
     for seed in range(4000):
         r = random.Random(seed)

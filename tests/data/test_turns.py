@@ -8,12 +8,12 @@ import datasets
 import pytest
 
 from spin_composer.data.counts import DataReport
-from spin_composer.data.formats import BadRow, Where, to_foundry_row
+from spin_composer.data.formats import BadRow, Location, to_foundry_row
 from spin_composer.data.sources import read_rows
 from spin_composer.data.tool_calls import with_text_arguments
 from spin_composer.settings.dataset import read_config
 
-HERE = Where("data.jsonl", 7)
+HERE = Location("data.jsonl", 7)
 USER = {"role": "user", "content": "Weather in Paris and Rome?"}
 ANSWER = {"role": "assistant", "content": "Sun in both."}
 TOOL = {"type": "function", "function": {"name": "weather", "parameters": {"type": "object"}}}

@@ -107,7 +107,7 @@ def test_tensors_that_share_memory_unknown_to_the_model_are_refused_as_the_expor
     layers[1].mlp.up_proj.weight = layers[0].mlp.up_proj.weight
     with pytest.raises(InputError, match="a LlamaForCausalLM cannot be exported, so the first"):
         dry_run_export(model, exporter(tmp_path).exported_config)
-    monkeypatch.setattr("spin_composer.algorithm.rehearse_outputs", lambda *_: None)
+    monkeypatch.setattr("spin_composer.algorithm.dry_run_outputs", lambda *_: None)
     callbacks = [exporter(tmp_path / "hf")]
     trainer = tiny_trainer(tmp_path, model, callbacks=callbacks, max_duration="1iter")
     with pytest.raises(RuntimeError, match="contained shared tensors"):

@@ -34,7 +34,7 @@ SHORT = {"batch_size": 3, "max_new_tokens": 14}
 def _small_steps(monkeypatch: pytest.MonkeyPatch) -> None:
     """Let rows come and go, and the cache grow, within a few tokens."""
     monkeypatch.setattr(cache, "BLOCK", 4)
-    monkeypatch.setattr(decode, "LOOK_EVERY", 3)
+    monkeypatch.setattr(decode, "SYNC_EVERY", 3)
 
 
 @pytest.fixture
@@ -215,7 +215,7 @@ def test_rows_that_join_and_leave_change_nothing(
     model = tiny_model("llama", vocab_size=VOCAB)
     runs = []
     for batch_size, look, change, tokens in ((64, 30, 1, 8192), (3, 1, 99, 1), (5, 7, 1, 20)):
-        monkeypatch.setattr(decode, "LOOK_EVERY", look)
+        monkeypatch.setattr(decode, "SYNC_EVERY", look)
         monkeypatch.setattr(decode, "CHANGE_AT", change)
         monkeypatch.setattr(decode, "PREFILL_TOKENS", tokens)
         hf = engine(model=model, batch_size=batch_size, max_new_tokens=24, **settings)

@@ -99,8 +99,8 @@ def test_a_rank_that_is_killed_takes_its_server_with_it(tmp_path: Path) -> None:
     log = tmp_path / "log"
     code = (
         "import time; from pathlib import Path;"
-        "from spin_composer.engines.server.process import running;"
-        f"\nwith running({python(CHILD)!r}, Path('.'), 1, Path({str(log)!r})): time.sleep(60)"
+        "from spin_composer.engines.server.process import run_server;"
+        f"\nwith run_server({python(CHILD)!r}, Path('.'), 1, Path({str(log)!r})): time.sleep(60)"
     )
     rank = subprocess.Popen([sys.executable, "-c", code])
     pid = pid_in(log)
