@@ -8,12 +8,17 @@ from typing import Any
 
 import numpy as np
 import pytest
+import transformers
 from before.record import HERE, RECORD, make
 
 CHANGED: dict[str, dict[str, str | None]] = json.loads(
     (HERE / "changed.json").read_text(encoding="utf-8")
 )
 LINES = ("help", "settings", "rows", "arguments", "stores", "surface")
+RECORDED_ON = "4.51."
+"""The transformers of the record: others add otherwise, name other files, say other words."""
+FOREIGN_TEXTS = {("arguments", "check with a tokenizer that is not there")}
+"""What transformers says of it is part of the line."""
 RUNS = {"full": 5e-3, "lora": 5e-2}
 """The runs, and what rounding may make of their weights: a few of RMSprop's steps."""
 
@@ -23,6 +28,21 @@ def recorded(name: str, folder: Path = RECORD) -> Any:
 
 
 CASES = [(name, case) for name in LINES for case in recorded(name)]
+
+
+def as_recorded() -> bool:
+    return transformers.__version__.startswith(RECORDED_ON)
+
+
+def without_tokenizers(files: dict[str, list[str]]) -> dict[str, list[str]]:
+    """Return a run's files, of exports the model's alone: the tokenizer's are transformers'."""
+    return {
+        part: [
+            name for name in names
+            if not name.startswith("huggingface/") or "/adapter" in name or "/model" in name
+        ]
+        for part, names in files.items()
+    }  # fmt: skip
 
 
 @pytest.fixture(scope="module")
@@ -35,8 +55,8 @@ def today(tmp_path_factory) -> Path:
 
 @pytest.fixture(scope="module")
 def same_sums(today) -> bool:
-    """Whether this machine's sums are those of the machine that recorded."""
-    return (today / "probe.txt").read_text() == (RECORD / "probe.txt").read_text()
+    """Whether this environment's sums are those of the one that recorded."""
+    return as_recorded() and (today / "probe.txt").read_text() == (RECORD / "probe.txt").read_text()
 
 
 def replaced(lines: list[str]) -> list[str]:
@@ -50,6 +70,8 @@ def replaced(lines: list[str]) -> list[str]:
 
 @pytest.mark.parametrize(("name", "case"), CASES, ids=[": ".join(case) for case in CASES])
 def test_the_commands_say_what_they_said(today, name, case):
+    if (name, case) in FOREIGN_TEXTS and not as_recorded():
+        pytest.skip("another transformers says it in other words")
     assert recorded(name, today)[case] == replaced(recorded(name)[case])
 
 
@@ -67,7 +89,9 @@ def test_what_was_changed_on_purpose_was_recorded_and_has_a_reason():
 @pytest.mark.parametrize("run", RUNS)
 def test_a_run_leaves_and_logs_the_same_names(today, run):
     found, wanted = (recorded(f"run_{run}", folder) for folder in (today, RECORD))
-    assert found["files"] == wanted["files"]
+    if as_recorded():
+        assert found["files"] == wanted["files"]
+    assert without_tokenizers(found["files"]) == without_tokenizers(wanted["files"])
     assert list(found["metrics"]) == list(wanted["metrics"])
     for name, entries in wanted["metrics"].items():
         assert [entry[:2] for entry in found["metrics"][name]] == [e[:2] for e in entries], name

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from fixtures import models
 from fixtures.yaml_run import books, launch, save_model, tiny_config, write_config
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
@@ -171,6 +172,7 @@ def test_validation_runs_before_the_first_iteration_and_at_each_iterations_end(o
     assert len(set(values)) == 3
 
 
+@pytest.mark.skipif(models.NO_MPT is not None, reason=str(models.NO_MPT))
 def test_mpt_plays_and_exports_with_equal_logits(tmp_path):
     mpt = {
         "name": "mpt_spin_lm",
