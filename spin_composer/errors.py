@@ -103,12 +103,12 @@ _TRUNCATED_FILE = "unexpected pos "
 """What torch.save says of a file that it could not write to its end: it opened the file itself, or
 the system's own error was left behind on another rank."""
 _CONNECTION_LOST = (
-    "Connection closed by peer",
-    "Connection reset by peer",
-    "Broken pipe",
+    "connection closed by peer",
+    "connection reset by peer",
+    "broken pipe",
     "failed to recv, got 0 bytes",
 )
-"""What gloo and the key-value store say when a rank at the other end has died."""
+"""What gloo and the key-value store say, in small letters, when a rank has died."""
 _MISSING_KEY = re.compile(r"Missing key in checkpoint state_dict: state\.model\.([\w.]+\w)")
 """What torch says of a sharded checkpoint."""
 
@@ -121,6 +121,7 @@ _NOT_FOUND = (
     "Can't load tokenizer for",
     "does not appear to have a file named",
     "We couldn't connect to",
+    "Couldn't instantiate the backend tokenizer",  # transformers 5, of a folder without one
     "must have an eos_token",
 )
 """What transformers, and llm-foundry's builder of tokenizers, say of a name or folder."""
@@ -186,7 +187,9 @@ def _explain_environment(error: BaseException) -> str | None:
     for cause in causes:
         if (number := _find_errno(cause)) and (line := _explain_errno(cause, number)):
             return line
-        if isinstance(cause, RuntimeError) and any(text in str(cause) for text in _CONNECTION_LOST):
+        if isinstance(cause, RuntimeError) and any(
+            text in str(cause).lower() for text in _CONNECTION_LOST
+        ):
             said = str(cause).splitlines()[0]
             return f"a rank was lost ({said}). {AGAIN}"
     if any(isinstance(cause, RuntimeError) and _TRUNCATED_FILE in str(cause) for cause in causes):

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import pytest
 import torch
+import transformers
 from fixtures import old_run
 from make_run import probe
 from omegaconf import OmegaConf
@@ -52,6 +53,8 @@ def test_it_goes_on_with_the_same_pairs(gone_on):
 
 
 def same_sums(kept) -> bool:
+    if not transformers.__version__.startswith("4.51."):  # of the run that was kept
+        return False
     return probe(kept / "model") == (kept / "probe.txt").read_text().strip()
 
 

@@ -68,6 +68,6 @@ def test_the_peer_stands_by_itself_and_its_versions_are_pinned() -> None:
     lines = (ROOT / "benchmarks" / "parity_trl.txt").read_text(encoding="utf-8").splitlines()
     pins = [line for line in lines if not line.startswith("#")]
     assert all("==" in line for line in pins)
-    locked = (ROOT / "requirements.lock").read_text(encoding="utf-8")
+    locked = (ROOT / "requirements-foundry.lock").read_text(encoding="utf-8")
     (torch,) = [line for line in pins if line.startswith("torch==")]
     assert torch in locked, "another torch would be downloaded again"

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from fixtures import models
 from fixtures.yamls import HF_CLASS, REAL, load, plain, tiny
 from omegaconf import OmegaConf
 
@@ -58,8 +59,14 @@ def test_held_out_rows_are_made_into_ids_as_the_trained_ones_are(name: str, capl
     assert "held-out" not in caplog.text
 
 
+def skip_without_mpt(name: str) -> None:
+    if name.startswith("mpt") and models.NO_MPT is not None:
+        pytest.skip(models.NO_MPT)
+
+
 @pytest.mark.foundry
 def test_yaml_builds_its_tiny_twin(name: str, tmp_path: Path):
+    skip_without_mpt(name)
     from composer import ComposerModel
     from llmfoundry.utils.builders import (
         build_algorithm,
@@ -89,6 +96,7 @@ def test_yaml_builds_its_tiny_twin(name: str, tmp_path: Path):
 
 @pytest.mark.foundry
 def test_yaml_plays_its_iterations_with_the_tiny_twin(name: str, tmp_path: Path):
+    skip_without_mpt(name)
     from llmfoundry.command_utils.train import train
 
     trainer = train(OmegaConf.create(tiny(name, tmp_path)))
