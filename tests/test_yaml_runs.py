@@ -134,6 +134,7 @@ def test_rank_0_warns_of_ranks_that_play_nothing(one_rank, tmp_path):
     assert (result.stdout + result.stderr).count(warning) == 1
 
 
+@pytest.mark.slow
 def test_a_finished_run_started_again_says_so_and_exits_0(one_rank):
     folder, _ = one_rank
     last = folder / "checkpoints/ep4-ba36-rank0.pt"

@@ -29,6 +29,7 @@ def sft_config(folder: Path) -> dict:
     }
 
 
+@pytest.mark.slow  # llmfoundry train of a SPIN run is a quick one: tests/test_yaml_runs.py
 def test_its_command_fine_tunes_without_spin_and_exports(tmp_path: Path):
     path = write_config(sft_config(tmp_path), tmp_path / "sft.yaml")
     done = launch("llmfoundry", "train", str(path))
