@@ -110,6 +110,8 @@ def tiny(family: str, vocab_size: int) -> Any:
     config_class, model_class, settings, _ = FAMILIES[family]
     if not hasattr(transformers, model_class):
         pytest.skip(f"transformers {transformers.__version__} has no {model_class}")
+    if family == "llama4_text" and transformers.__version__.startswith("4.51."):
+        pytest.skip("Llama 4 of transformers 4.51 computes in two dtypes where weights are fp32")
     config = getattr(transformers, config_class)(**{**_BASE, **settings, "vocab_size": vocab_size})
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
