@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import multiprocessing
 import shutil
 import time
 from pathlib import Path
 
 import pytest
 import torch
+from fixtures.processes import forkserver
 from fixtures.runs import tiny_trainer
 from test_resume import weights
 
@@ -143,7 +143,7 @@ def test_a_store_in_use_is_refused_before_any_checkpoint_is_touched(finished, co
     folder = copy("ep3-ba27.pt", iterations=2)
     partial = folder / "checkpoints/ep3-ba30.pt"
     partial.write_bytes(b"PK\3\4 being written")
-    context = multiprocessing.get_context("spawn")
+    context = forkserver()
     ready = context.Event()
     process = context.Process(target=hold, args=(folder / "self-play", ready), daemon=True)
     process.start()

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import os
-import socket
+from functools import partial
 from types import SimpleNamespace
 
 import pytest
 import torch
 import torch.distributed as dist
-import torch.multiprocessing as mp
+from fixtures.ranks import on_ranks
 from torch import nn
 from torch.distributed.algorithms._checkpoint.checkpoint_wrapper import checkpoint_wrapper
 from torch.distributed.fsdp import (
@@ -63,9 +62,7 @@ def shard(net: Net, kind: str, dtype: torch.dtype | None = None) -> None:
         fully_shard(net, **policy)
 
 
-def on_rank(rank: int, kind: str, port: int, results) -> None:
-    os.environ.update(MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port))
-    dist.init_process_group("gloo", rank=rank, world_size=2)
+def on_rank(rank: int, kind: str) -> tuple:
     net, x = Net(), torch.arange(16.0).view(2, 8) / 16
     wanted, mark = net(x).detach(), fingerprint(net)
     shard(net, kind)
@@ -79,13 +76,10 @@ def on_rank(rank: int, kind: str, port: int, results) -> None:
     net.zero_grad()
     net(x).sum().backward()  # still shards and reduces after
     gradient = next(net.parameters()).grad
-    results[rank] = (same_mark, gap, gradient is not None and bool(torch.isfinite(gradient).all()))
-    dist.destroy_process_group()
+    return (same_mark, gap, gradient is not None and bool(torch.isfinite(gradient).all()))
 
 
-def in_bf16(rank: int, kind: str, port: int, results) -> None:
-    os.environ.update(MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port))
-    dist.init_process_group("gloo", rank=rank, world_size=2)
+def in_bf16(rank: int, kind: str) -> tuple:
     net, x = Net(), torch.arange(6)
     net.model.insert(0, nn.Embedding(6, 8))  # FSDP casts what floats; a model's inputs are ids
     mark = fingerprint(net)
@@ -102,8 +96,7 @@ def in_bf16(rank: int, kind: str, port: int, results) -> None:
     masters = {p.dtype for p in net.parameters()}
     exact = torch.equal(trained, played) and torch.equal(trained, again)
     right = trained.dtype == torch.bfloat16 and exact and all(same_marks)
-    results[rank] = (right, masters == {torch.float32})
-    dist.destroy_process_group()
+    return (right, masters == {torch.float32})
 
 
 class Tied(Net):
@@ -123,9 +116,7 @@ def whole_bytes(net: nn.Module) -> int:
     return sum(p.untyped_storage().nbytes() for p in whole)
 
 
-def one_at_a_time(rank: int, kind: str, port: int, results) -> None:
-    os.environ.update(MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port))
-    dist.init_process_group("gloo", rank=rank, world_size=2)
+def one_at_a_time(rank: int, kind: str) -> tuple:
     net, ids = Tied(), torch.arange(5)
     wanted = {whole.name: whole.tensor.clone() for whole in iter_full_parameters(net)}
     assert wanted.keys() == dict(net.named_parameters()).keys()
@@ -139,19 +130,15 @@ def one_at_a_time(rank: int, kind: str, port: int, results) -> None:
         tied = sum(len(whole.owners) for whole in iter_full_parameters(net)) - len(found)
         same = found.keys() == wanted.keys()
         same = same and all(torch.equal(found[name], wanted[name]) for name in wanted)
-        results[rank] = (same, tied, freed, torch.equal(net(ids), before))
-    dist.destroy_process_group()
+        return (same, tied, freed, torch.equal(net(ids), before))
 
 
-def reduced_gradients(rank: int, port: int, results) -> None:
+def reduced_gradients(rank: int) -> float:
     from composer.core import State  # noqa: F401  (composer.utils.dist must see the group)
     from composer.devices import DeviceCPU
 
     from spin_composer.fsdp import correct_gloo_average
 
-    os.environ.update(MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port))
-    os.environ.update(RANK=str(rank), WORLD_SIZE="2", LOCAL_RANK=str(rank), LOCAL_WORLD_SIZE="2")
-    dist.init_process_group("gloo", rank=rank, world_size=2)
     x = torch.arange(16.0).view(2, 8) / 16
     alone = Net()
     alone(x).mean().backward()  # the mean of both ranks' losses
@@ -163,23 +150,16 @@ def reduced_gradients(rank: int, port: int, results) -> None:
         float((a.grad - b.grad.full_tensor()).abs().max())
         for a, b in zip(alone.parameters(), net.parameters(), strict=True)
     ]
-    results[rank] = max(gaps)
-    dist.destroy_process_group()
+    return max(gaps)
 
 
-def spawn(function, *arguments) -> dict:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-    with mp.Manager() as manager:
-        results = manager.dict()
-        mp.spawn(function, args=(*arguments, port, results), nprocs=2)
-        return dict(results)
+def on_two_ranks(body, **arguments) -> dict:
+    return on_ranks(partial(body, **arguments), timeout_seconds=600, one_node=True)
 
 
 @pytest.mark.parametrize("kind", ["fsdp1", "fsdp2"])
 def test_a_rank_runs_the_gathered_model_alone_and_training_goes_on(kind):
-    for rank, (same_mark, gap, trains) in spawn(on_rank, kind).items():
+    for rank, (same_mark, gap, trains) in on_two_ranks(on_rank, kind=kind).items():
         assert same_mark, rank
         assert gap < 1e-6
         assert trains
@@ -187,14 +167,14 @@ def test_a_rank_runs_the_gathered_model_alone_and_training_goes_on(kind):
 
 @pytest.mark.parametrize("kind", ["fsdp1", "fsdp2"])
 def test_mixed_precision_plays_exactly_as_it_trains(kind):
-    for rank, (exact, masters_kept) in spawn(in_bf16, kind).items():
+    for rank, (exact, masters_kept) in on_two_ranks(in_bf16, kind=kind).items():
         assert exact, rank
         assert masters_kept
 
 
 @pytest.mark.parametrize("kind", ["fsdp1", "fsdp2"])
 def test_parameters_are_read_one_at_a_time_whole_under_their_plain_names(kind):
-    for rank, (same, tied, freed, trains) in spawn(one_at_a_time, kind).items():
+    for rank, (same, tied, freed, trains) in on_two_ranks(one_at_a_time, kind=kind).items():
         assert same, rank
         assert tied == 1
         assert freed
@@ -202,7 +182,7 @@ def test_parameters_are_read_one_at_a_time_whole_under_their_plain_names(kind):
 
 
 def test_gradients_are_averaged_where_gloos_reduce_scatter_sums():
-    assert max(spawn(reduced_gradients).values()) < 1e-6
+    assert max(on_two_ranks(reduced_gradients).values()) < 1e-6
 
 
 def test_plain_names_are_those_of_the_model_before_activation_checkpointing():

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import itertools
-import multiprocessing
 import os
 from pathlib import Path
 from typing import Any
 
 import pytest
+from fixtures.processes import forkserver
 from fixtures.yaml_run import launch, tiny_config, write_config
 
 from spin_composer.errors import EnvironmentFailure
@@ -46,8 +46,7 @@ def _program(folder: Path, number: int, together: Any, answers: Any) -> None:
 
 
 def test_programs_that_make_data_sets_at_the_same_moment_do_not_meet(tmp_path: Path) -> None:
-    context = multiprocessing.get_context("forkserver")  # this process may have threads
-    context.set_forkserver_preload(["streaming", "spin_composer.shared_memory"])
+    context = forkserver()
     answers = context.Queue()
     together = context.Barrier(NUM_PROGRAMS + 1)
     programs = [

@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 import json
-import multiprocessing
 import os
 import signal
+import subprocess
 import threading
 import time
 from pathlib import Path
 
 import psutil
 import pytest
-from fixtures.processes import until
+from fixtures.processes import forkserver, until
 
 from spin_composer.errors import EnvironmentFailure, StoreError
 from spin_composer.play.sharing import SharedWork
@@ -26,6 +26,11 @@ def write_lock(root: Path, **owner: object) -> Path:
     path = root / LOCK
     path.write_text(json.dumps({**this_process(), "run": "other", "token": "t", **owner}))
     return path
+
+
+def started(pid: int | str) -> str:
+    """Return a process's start in ticks since boot, as locks hold it and /proc/PID/stat has it."""
+    return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[19]
 
 
 @pytest.fixture
@@ -49,7 +54,7 @@ def hold(root: Path, ready) -> None:
 @pytest.fixture
 def other_run(tmp_path):
     """Another process that holds the lock of ``tmp_path``; its id."""
-    context = multiprocessing.get_context("spawn")
+    context = forkserver()
     ready = context.Event()
     process = context.Process(target=hold, args=(tmp_path, ready), daemon=True)
     process.start()
@@ -85,9 +90,7 @@ def test_a_process_id_used_again_is_not_the_owner(tmp_path):
 
 
 def test_a_process_is_identified_as_the_former_version_did():
-    # Its locks hold the start time in ticks since boot, as /proc/PID/stat has it.
-    fields = Path("/proc/self/stat").read_text().rpartition(")")[2].split()
-    assert this_process()["started"] == fields[19]
+    assert this_process()["started"] == started("self")
 
 
 def test_a_lock_of_a_running_process_is_its_own_as_long_as_nothing_tells_it_is_not(
@@ -98,11 +101,17 @@ def test_a_lock_of_a_running_process_is_its_own_as_long_as_nothing_tells_it_is_n
         StoreLock(tmp_path).acquire("second")
 
 
-def test_a_zombie_holds_no_lock(tmp_path, lease, other_run):
+def test_a_zombie_holds_no_lock(tmp_path, lease):
     lease(600)
-    os.kill(other_run.pid, signal.SIGKILL)
-    os.waitid(os.P_PID, other_run.pid, os.WEXITED | os.WNOWAIT)  # dead, not yet reaped
-    StoreLock(tmp_path).acquire("second")
+    owner = subprocess.Popen(["sleep", "600"])
+    write_lock(tmp_path, pid=owner.pid, started=started(owner.pid))
+    with pytest.raises(StoreError, match="in use by run 'other'"):
+        StoreLock(tmp_path).acquire("second")
+    owner.kill()
+    os.waitid(os.P_PID, owner.pid, os.WEXITED | os.WNOWAIT)  # dead, not yet reaped
+    assert started(owner.pid)
+    StoreLock(tmp_path).acquire("third")
+    owner.wait()
 
 
 @pytest.mark.parametrize("pid", [-5, 2**22 + 1, 2**70])

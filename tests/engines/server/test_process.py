@@ -9,11 +9,10 @@ import signal
 import socket
 import subprocess
 import sys
-import time
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from fixtures.processes import until
 
 from spin_composer.engines.server import process as server_process
 from spin_composer.engines.server.client import HTTPClient
@@ -30,13 +29,6 @@ WITH_CHILD = (
 
 def python(code: str) -> str:
     return shlex.join([sys.executable, "-c", code])
-
-
-def until(ready: Callable[[], object], seconds: float = 20.0) -> None:
-    deadline = time.monotonic() + seconds
-    while not ready():
-        assert time.monotonic() < deadline
-        time.sleep(0.05)
 
 
 def pid_in(log: Path) -> int:
