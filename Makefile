@@ -33,8 +33,8 @@ demo: install ## three iterations of SPIN on a small text world, on CPU (under 6
 	$(OFFLINE) $(BIN)/spin-composer demo
 
 # Whole files are given to a worker, since their tests share runs; the longest first (conftest.py), or one
-# worker would end alone. One worker takes 1 to 2 GB.
-TEST_WORKERS ?= 2
+# worker would end alone. Three workers keep 2 cores busy: many tests wait for other processes. One takes 1 to 2 GB.
+TEST_WORKERS ?= 3
 TEST := $(OFFLINE) $(BIN)/python -m pytest -n $(TEST_WORKERS) --dist loadfile --no-loadscope-reorder
 test: install ## the tests that need no GPU, combinations sampled (under 10 minutes on 2 cores)
 	$(TEST) -m "not slow and not gpu"

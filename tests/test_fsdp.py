@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from functools import partial
 from types import SimpleNamespace
 
 import pytest
 import torch
 import torch.distributed as dist
-from fixtures.ranks import on_ranks
+from fixtures.ranks import on_two_ranks
 from torch import nn
 from torch.distributed.algorithms._checkpoint.checkpoint_wrapper import checkpoint_wrapper
 from torch.distributed.fsdp import (
@@ -151,10 +150,6 @@ def reduced_gradients(rank: int) -> float:
         for a, b in zip(alone.parameters(), net.parameters(), strict=True)
     ]
     return max(gaps)
-
-
-def on_two_ranks(body, **arguments) -> dict:
-    return on_ranks(partial(body, **arguments), timeout_seconds=600, one_node=True)
 
 
 @pytest.mark.parametrize("kind", ["fsdp1", "fsdp2"])

@@ -6,15 +6,14 @@ of them would hang, or mix up one's with another's.
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable
-from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from fixtures.ranks import on_two_ranks
 from torch import distributed as dist
 
 from spin_composer.data.pairs import STOP
@@ -35,7 +34,6 @@ from tests.play.test_player import (
     stored,
     sums_of_tokens,
 )
-from tests.test_fsdp import spawn
 
 SETTINGS = SpinSettings(unit_size=4)  # units of 4, 4, 4 and 1 of 13 prompts
 
@@ -96,16 +94,14 @@ def failing_commit(player: Player) -> Player:
     return player
 
 
-def on_rank(rank: int, folder: str, port: int, results: Any) -> None:
-    os.environ.update(MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port))
-    os.environ.update(RANK=str(rank), WORLD_SIZE="2", LOCAL_RANK=str(rank), LOCAL_WORLD_SIZE="2")
-    dist.init_process_group("gloo", rank=rank, world_size=2, timeout=timedelta(seconds=120))
+def on_rank(rank: int, folder: str) -> dict[Any, Any]:
+    results: dict[Any, Any] = {}
     for count in (1, 3, 4):  # a rank with nothing to do; uneven; rounds that are full
         player, rounds, freed = player_in(Path(folder) / f"units-{count}")
         report = open_and_play(player, rounds, 0, count)
-        results[rank, count] = (report.prompts, len(freed))
+        results[count] = (report.prompts, len(freed))
     player, rounds, _ = player_in(Path(folder) / "units-4")
-    results[rank, "replay"] = open_and_play(player, rounds, 1, 8).metrics()[
+    results["replay"] = open_and_play(player, rounds, 1, 8).metrics()[
         "spin/replayed_pairs"
     ]
     for fail in (failing_engine, failing_collate, failing_commit):
@@ -115,15 +111,15 @@ def on_rank(rank: int, folder: str, port: int, results: Any) -> None:
         try:
             open_and_play(player, rounds, 0, 4)
         except Exception as error:
-            results[rank, fail.__name__] = f"{type(error).__name__}: {error}"
+            results[fail.__name__] = f"{type(error).__name__}: {error}"
         dist.barrier()  # no collective of play is left over
-    dist.destroy_process_group()
+    return results
 
 
 @pytest.fixture(scope="module")
-def played(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[Any, Any]]:
+def played(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[int, Any]]:
     folder = tmp_path_factory.mktemp("rounds")
-    return folder, spawn(on_rank, str(folder))
+    return folder, on_two_ranks(on_rank, folder=str(folder))
 
 
 def test_uneven_units_and_idle_ranks_make_the_store_of_one_rank(
@@ -138,12 +134,12 @@ def test_uneven_units_and_idle_ranks_make_the_store_of_one_rank(
         assert content(found) == content(wanted)
         assert [r.opponent_real for r in found] == [r.opponent_real for r in wanted]
         # What a forward leaves gathered is freed once a round, on a rank without a unit too.
-        assert results[0, count] == results[1, count] == (prompts, -(-count // 2))
+        assert results[0][count] == results[1][count] == (prompts, -(-count // 2))
 
 
 def test_replayed_units_are_rescored_in_step(played: Any) -> None:
     _, results = played
-    assert results[0, "replay"] == results[1, "replay"] == 13
+    assert results[0]["replay"] == results[1]["replay"] == 13
 
 
 @pytest.mark.parametrize(
@@ -158,9 +154,9 @@ def test_a_rank_that_fails_ends_the_other_with_its_error(
     played: Any, fail: Callable[..., Any], said: str
 ) -> None:
     _, results = played
-    assert said in results[1, fail.__name__]
-    assert "rank 1 failed in play" in results[0, fail.__name__]
-    assert said in results[0, fail.__name__]
+    assert said in results[1][fail.__name__]
+    assert "rank 1 failed in play" in results[0][fail.__name__]
+    assert said in results[0][fail.__name__]
 
 
 def test_one_process_alone_plays_in_rounds_too(tmp_path: Path) -> None:

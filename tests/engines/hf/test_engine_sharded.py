@@ -2,20 +2,19 @@
 
 from __future__ import annotations
 
-import os
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
 import torch.distributed as dist
+from fixtures.ranks import on_two_ranks
 from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
 
 from spin_composer.engines.hf.generator import HFGenerator
 from spin_composer.fsdp import gathered
 from spin_composer.settings.generation import GenerationSettings
 from tests.fixtures.models import tiny_model
-from tests.test_fsdp import spawn
 
 PROMPTS = [np.array(ids, np.int32) for ids in ([5, 3], [4, 7, 1, 9, 8], [6], [3, 3, 10])] * 3
 SETTINGS = GenerationSettings(max_new_tokens=20, batch_size=4)
@@ -34,9 +33,7 @@ def answers(model: Any) -> list[tuple[list[int], int]]:
     return [(r.ids.tolist(), r.finish) for r in hf.generate(PROMPTS, seed=6)]
 
 
-def play(rank: int, family: str, dtype: torch.dtype, port: int, results: Any) -> None:
-    os.environ.update(MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port))
-    dist.init_process_group("gloo", rank=rank, world_size=2)
+def play(rank: int, family: str, dtype: torch.dtype) -> bool:
     model = tiny_model(family, vocab_size=11)
     model.config._attn_implementation = "sdpa"
     wanted = answers(tiny_model(family, vocab_size=11).to(dtype))
@@ -49,8 +46,7 @@ def play(rank: int, family: str, dtype: torch.dtype, port: int, results: Any) ->
     with gathered(Wrapped(model)):
         got = answers(model) if rank == 0 else None  # no collective in here
     dist.barrier()
-    results[rank] = got == wanted if rank == 0 else True
-    dist.destroy_process_group()
+    return got == wanted if rank == 0 else True
 
 
 @pytest.mark.slow
@@ -58,6 +54,4 @@ def play(rank: int, family: str, dtype: torch.dtype, port: int, results: Any) ->
     ("family", "dtype"), [("llama", torch.float32), ("qwen2", torch.bfloat16)]
 )
 def test_a_rank_answers_alone_what_one_process_answers(family: str, dtype: torch.dtype) -> None:
-    results = spawn(play, family, dtype)
-    for rank, same in results.items():
-        assert same, rank
+    assert on_two_ranks(play, family=family, dtype=dtype) == {0: True, 1: True}

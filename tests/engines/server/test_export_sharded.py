@@ -7,13 +7,13 @@ from __future__ import annotations
 
 import itertools
 import json
-import os
 import shutil
 from pathlib import Path
 from typing import Any
 
 import torch
 from fixtures import tokenizers
+from fixtures.ranks import on_two_ranks
 from torch import distributed as dist
 from torch.distributed.fsdp import FullyShardedDataParallel, fully_shard
 from torch.distributed.fsdp.wrap import ModuleWrapPolicy
@@ -22,7 +22,6 @@ from transformers.models.llama.modeling_llama import LlamaDecoderLayer
 
 from spin_composer.engines.server.export import export_opponent
 from spin_composer.export.state import plain_state
-from tests.test_fsdp import spawn
 
 IDS = torch.tensor([[5, 9, 33, 7, 120, 4]])
 TINY = {
@@ -41,13 +40,12 @@ def logps(model: Any) -> torch.Tensor:
         return model.eval()(input_ids=IDS).logits.double().log_softmax(-1)
 
 
-def on_rank(rank: int, folder: str, port: int, results: Any) -> None:
-    os.environ.update(MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port))
-    dist.init_process_group("gloo", rank=rank, world_size=2)
+def on_rank(rank: int, folder: str) -> dict[Any, Any]:
+    found = {}
     for kind, tied in itertools.product(("fsdp1", "fsdp2"), (False, True)):
         target = Path(folder) / f"{kind}-{tied}"
-        results[rank, kind, tied] = exported_when_sharded(rank, kind, tied, target)
-    dist.destroy_process_group()
+        found[kind, tied] = exported_when_sharded(rank, kind, tied, target)
+    return found
 
 
 def exported_when_sharded(rank: int, kind: str, tied: bool, target: Path) -> tuple[bool, str, Any]:
@@ -87,7 +85,6 @@ def exported_when_sharded(rank: int, kind: str, tied: bool, target: Path) -> tup
 
 
 def test_a_sharded_policy_is_exported_whole(tmp_path: Path) -> None:
-    found = spawn(on_rank, str(tmp_path))
-    assert len(found) == 8
-    for case, result in found.items():
-        assert result == (True, "LlamaForCausalLM", ["LlamaForCausalLM"]), case
+    whole = (True, "LlamaForCausalLM", ["LlamaForCausalLM"])
+    wanted = dict.fromkeys(itertools.product(("fsdp1", "fsdp2"), (False, True)), whole)
+    assert on_two_ranks(on_rank, folder=str(tmp_path)) == {0: wanted, 1: wanted}
