@@ -19,9 +19,8 @@ from spin_composer.metrics import PAIR_METRICS
 from spin_composer.play.metrics import PLAY_METRICS
 from spin_composer.settings.dataset import DatasetConfig
 from spin_composer.settings.fields import describe_type
-from spin_composer.settings.generation import GenerationSettings
+from spin_composer.settings.generation import ENGINE_SECTIONS, GenerationSettings
 from spin_composer.settings.scheduler import SchedulerSettings
-from spin_composer.settings.server import ServerSettings
 from spin_composer.settings.spin import PlayOnly, SpinSettings
 
 HERE = Path(__file__).parent
@@ -114,7 +113,8 @@ Logged when its training starts, and kept in the store's `iterations.json`.
 
 
 SECTIONS: tuple[Any, ...] = (
-    SpinSettings, GenerationSettings, ServerSettings, PlayOnly, SchedulerSettings, DatasetConfig,
+    SpinSettings, GenerationSettings, *ENGINE_SECTIONS.values(), PlayOnly, SchedulerSettings,
+    DatasetConfig,
 )  # fmt: skip
 
 
@@ -152,7 +152,8 @@ those of `scheduler`, and `build_spin_dataloader` those of `train_loader.dataset
 [a page of their own](losses.md).
 """
     for section in SECTIONS:
-        described = docstrings(section)
+        described = {name: f"Settings of engine `{name}`." for name in ENGINE_SECTIONS}
+        described |= docstrings(section)
         rows = [
             (f"`{field.name}`", words(section, field.name), default(field), described[field.name])
             for field in fields(section)

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +18,7 @@ from spin_composer.errors import InputError
 from spin_composer.loss import LOSSES, register_loss
 from spin_composer.metrics import PAIR_METRICS, PairMetric, register_pair_metric
 from spin_composer.play.metrics import PLAY_METRICS, PlayReport, register_play_metric
-from spin_composer.settings.generation import ENGINES
+from spin_composer.settings.engines import ENGINES, EngineEntry
 from spin_composer.settings.spin import STORES, SpinSettings
 from spin_composer.store.local import LocalStore
 
@@ -45,7 +48,7 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Any:
     folder = tmp_path_factory.mktemp("toys")
     pair_metrics, losses, play_metrics = list(PAIR_METRICS), dict(LOSSES), dict(PLAY_METRICS)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setitem(ENGINES, "echo", "fixtures.echo_engine:EchoEngine")
+        patch.setitem(ENGINES, "echo", EngineEntry("fixtures.echo_engine:EchoEngine"))
         patch.setitem(STORES, "tape", "fixtures.tape_store:TapeStore")
         try:
             register_loss("linear")(linear)
@@ -77,6 +80,36 @@ def test_the_toy_engine_answers_and_says_what_its_responses_depend_on(run: Any) 
         assert pair.generated.tolist() == echo.ids.tolist()
         assert pair.finish == echo.finish
     assert store.manifest(0)["generation"]["engine"] == "echo"
+
+
+def test_an_engine_declares_its_settings_in_its_own_package() -> None:
+    code = """
+from spin_composer.settings.engines import ENGINES, EngineEntry
+ENGINES["dial"] = EngineEntry("nowhere:Dial", "fixtures.dial_settings:DialSettings")
+from spin_composer.errors import InputError
+from spin_composer.settings.spin import SpinSettings
+def said(**generation):
+    try:
+        return SpinSettings(generation=generation).generation.dial.volume
+    except InputError as error:
+        return error
+print(said(engine="dial", dial={"volume": 3}))
+print(said(engine="dial", dial={"volume": 11}))
+print(said(engine="dial", dial={"volum": 1}))
+print(said(dial={}))
+"""
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, check=True,
+        env={**os.environ, "PYTHONPATH": os.pathsep.join(map(str, sys.path))},
+    )  # fmt: skip
+    where = "algorithms.spin.generation.dial"
+    assert done.stdout.splitlines() == [
+        "3",
+        f"{where}.volume must be an integer in [0, 10], got 11.",
+        f"{where}.volum is not a setting. Did you mean 'volume'?",
+        f"{where} must be absent with hf, got 'a section'. Set engine: dial, or remove the "
+        "section.",
+    ]
 
 
 def test_the_toy_store_gets_every_unit_once(run: Any) -> None:

@@ -27,9 +27,11 @@ import tempfile
 import time
 from pathlib import Path
 
-import torch
+sys.path.append(str(Path(__file__).resolve().parents[2] / "kernels" / "benchmarks"))
+
 from parts import PARTS, Bench, PartFailure
-from record import about, write
+from provenance import provenance, require_gpu, require_known
+from record import PACKAGES, write
 
 MIN_SECONDS = 20.0
 """With less left a part does not begin."""
@@ -49,11 +51,8 @@ def arguments() -> argparse.Namespace:
     given.parts = given.parts.split(",")
     given.seconds = given.seconds or (3600 if given.tiny else 520)
     given.part_seconds = given.part_seconds or (1200 if given.tiny else 240)
-    for name in given.parts:
-        if name not in PARTS:
-            sys.exit(f"product.py: unknown part {name!r}; there are {', '.join(PARTS)}.")
-    if not given.tiny and not torch.cuda.is_available():
-        sys.exit("product.py needs a CUDA GPU and torch sees none; --tiny runs it on the CPU.")
+    require_known("product.py", "part", given.parts, PARTS)
+    require_gpu("product.py", given.tiny)
     if given.model is not None and not (given.model / "config.json").exists():
         sys.exit(f"product.py: --model={given.model} is no folder of a model: no config.json.")
     return given
@@ -61,7 +60,7 @@ def arguments() -> argparse.Namespace:
 
 def run(given: argparse.Namespace, folder: Path) -> bool:
     """Run the parts, write the results as they come, and tell whether all held."""
-    result = about(given.tiny) | {"parts": {}}
+    result = {**provenance(PACKAGES, given.tiny), "parts": {}}
     bench = Bench(folder, given.tiny, given.model)
     end, good = time.monotonic() + given.seconds, True
     for name in given.parts:

@@ -1,39 +1,17 @@
-"""What a result says of itself: the machine, the versions and the command that gives it again."""
+"""The JSON result of a program in this folder."""
 
 from __future__ import annotations
 
-import importlib.metadata
 import json
-import platform
-import shlex
-import sys
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
-
-sys.path.append(str(Path(__file__).resolve().parents[2] / "kernels" / "benchmarks"))
-
-from timing import machine
-
-ROOT = Path(__file__).resolve().parents[2]
 
 PACKAGES = (
     "mosaicml", "mosaicml-streaming", "transformers", "tokenizers", "accelerate", "datasets",
     "numpy", "peft", "trl", "liger-kernel", "llm-foundry",
 )  # fmt: skip
-
-
-def about(tiny: bool) -> dict[str, Any]:
-    """Return command, machine and versions of this process."""
-    versions = {"python": platform.python_version()}
-    for name in PACKAGES:
-        try:
-            versions[name] = importlib.metadata.version(name)
-        except importlib.metadata.PackageNotFoundError:
-            versions[name] = "not installed"
-    program = Path(sys.argv[0]).resolve().relative_to(ROOT)
-    command = shlex.join(["python", str(program), *sys.argv[1:]])
-    return {"command": command, "machine": machine(), "versions": versions, "tiny": tiny}
+"""The distributions whose versions a result names."""
 
 
 def write(found: Mapping[str, Any], out: Path | None) -> None:

@@ -30,12 +30,14 @@ from typing import Any
 sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "kernels"))
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 sys.path.append(str(Path(__file__).resolve().parents[1]))
+sys.path.append(str(Path(__file__).resolve().parents[2] / "kernels" / "benchmarks"))
 
 import numpy as np
 import torch
 from composer.core import Precision, get_precision_context
 from generation import SHAPES
-from record import about, write
+from provenance import provenance, require_gpu
+from record import PACKAGES, write
 from tokenizers import Tokenizer, models
 from torch import nn
 from transformers import AutoModelForCausalLM, LlamaConfig, PreTrainedTokenizerFast
@@ -285,8 +287,7 @@ def arguments() -> argparse.Namespace:
     for name, value in zip(("shape", "pairs", "mean_tokens", "rounds"), defaults, strict=True):
         if getattr(given, name) is None:
             setattr(given, name, value)
-    if not given.tiny and not torch.cuda.is_available():
-        sys.exit("training_step.py needs a CUDA GPU and torch sees none; --tiny runs on the CPU.")
+    require_gpu("training_step.py", given.tiny)
     return given
 
 
@@ -300,7 +301,8 @@ def main() -> int:
         contenders |= trl_contenders(setting, Path("runs/training_step"))
     found = measured(setting, contenders, given.rounds, given.seconds)
     largest = max(abs(x["first_loss"] - found[OURS]["first_loss"]) for x in found.values())
-    result = about(given.tiny) | {
+    result = {
+        **provenance(PACKAGES, given.tiny),
         "model": SHAPES[given.shape],
         "pairs": given.pairs,
         "mean_tokens": given.mean_tokens,

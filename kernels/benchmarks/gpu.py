@@ -21,32 +21,18 @@ in it (after its fifth), and the table says of how many rounds a median is.
 from __future__ import annotations
 
 import argparse
-import importlib.metadata
-import platform
-import shlex
 import sys
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # spin_kernels, where not installed
 
-import torch
 from peers import PACKAGES
+from provenance import provenance, require_gpu, require_known
 from results import Report
 from sections import Bench
-from timing import ContextLostError, machine, one_line
+from timing import ContextLostError, one_line
 
 SECTIONS = ("ceilings", "a", "b", "c")
-
-
-def versions() -> dict[str, str]:
-    """Return the versions of the peers' packages."""
-    found = {"python": platform.python_version()}
-    for name in PACKAGES:
-        try:
-            found[name] = importlib.metadata.version(name)
-        except importlib.metadata.PackageNotFoundError:
-            found[name] = "not installed"
-    return found
 
 
 def arguments(given: list[str] | None = None) -> argparse.Namespace:
@@ -62,19 +48,15 @@ def arguments(given: list[str] | None = None) -> argparse.Namespace:
     found = parser.parse_args(given)
     found.sections = found.sections.split(",")
     found.repeats = found.repeats or (2 if found.tiny else 30)
-    for name in found.sections:
-        if name not in SECTIONS:
-            sys.exit(f"gpu.py: unknown section {name!r}; there are {', '.join(SECTIONS)}.")
-    if not found.tiny and not torch.cuda.is_available():
-        sys.exit("gpu.py needs a CUDA GPU and torch sees none; --tiny runs it on the CPU.")
+    require_known("gpu.py", "section", found.sections, SECTIONS)
+    require_gpu("gpu.py", found.tiny)
     return found
 
 
 def main() -> None:
     """Run the sections, write the results and print the tables."""
     given = arguments()
-    command = shlex.join(["python", *sys.argv])
-    report = Report(given.out, command, machine(), versions(), given.tiny)
+    report = Report(given.out, provenance(PACKAGES, given.tiny))
     bench = Bench(given, report)
     lost = None
     for name in given.sections:

@@ -8,6 +8,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, TypedDict
 
+from provenance import Provenance
 from timing import Measured
 
 GEMM = "bare GEMM"
@@ -59,18 +60,11 @@ class Ceilings(TypedDict, total=False):
 class Report:
     """Collects results, and writes them to ``out``.json and ``out``.md."""
 
-    def __init__(
-        self,
-        out: Path | None,
-        command: str,
-        machine: dict[str, str],
-        versions: dict[str, str],
-        tiny: bool,
-    ) -> None:
+    def __init__(self, out: Path | None, about: Provenance) -> None:
         self.out = out
         if out is not None:
             out.parent.mkdir(parents=True, exist_ok=True)
-        self.about = {"command": command, "machine": machine, "versions": versions, "tiny": tiny}
+        self.about = about
         self.ceilings: Ceilings = {}
         self.records: list[Record] = []
 
@@ -108,8 +102,8 @@ class Report:
     def markdown(self) -> str:
         """Return the readable text."""
         lines = ["# Benchmark of spin_kernels", "", f"    {self.about['command']}", ""]
-        for group in ("machine", "versions"):
-            lines.append("; ".join(f"{key}: {value}" for key, value in self.about[group].items()))
+        for group in (self.about["machine"], self.about["versions"]):
+            lines.append("; ".join(f"{key}: {value}" for key, value in group.items()))
         if self.about["tiny"]:
             lines += ["", "Tiny shapes on a CPU: a test of the script, no measurement."]
         lines += ["", NOTES, "", *self._targets(), *self._ceilings()]

@@ -7,7 +7,6 @@ them alike. A candidate that fails drops out with its reason and the others go o
 from __future__ import annotations
 
 import statistics
-import subprocess
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -199,24 +198,3 @@ class Timer:
             ) from None
         torch.cuda.empty_cache()
 
-
-def machine() -> dict[str, str]:
-    """Return what the figures depend on: the card, the driver and the versions under it."""
-    found = {"torch": torch.__version__, "cuda": str(torch.version.cuda)}
-    try:
-        import triton
-
-        found["triton"] = triton.__version__
-    except ImportError:
-        found["triton"] = "not installed"
-    if not torch.cuda.is_available():
-        return {"device": f"CPU, {torch.get_num_threads()} threads", "driver": "none", **found}
-    card = torch.cuda.get_device_properties(0)
-    memory = f"{card.total_memory / 2**30:.0f} GiB, {card.multi_processor_count} multiprocessors"
-    query = ["nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader"]
-    try:
-        done = subprocess.run(query, capture_output=True, text=True, check=True, timeout=20)
-        driver = done.stdout.split()[0]
-    except (OSError, subprocess.SubprocessError, IndexError) as error:
-        driver = f"unknown ({one_line(error)})"
-    return {"device": f"{card.name}, {memory}", "driver": driver, **found}

@@ -2,7 +2,7 @@
 
 An :class:`Engine` is made from a run's settings; :meth:`Engine.open` makes it ready for an
 opponent and yields the :class:`Generator` that answers. To add an engine, write both in a package
-of their own and name the engine in ``settings.generation.ENGINES``.
+of their own and register the engine in ``settings.engines.ENGINES``.
 """
 
 from __future__ import annotations
@@ -11,7 +11,6 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
-from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, ClassVar, Protocol
 
@@ -19,8 +18,9 @@ import torch
 from composer.core import Precision
 
 from spin_composer.data.pairs import Ids, Pair
+from spin_composer.settings.engines import ENGINES, import_class
 from spin_composer.settings.fields import SECTION, check
-from spin_composer.settings.generation import ENGINES, GenerationSettings
+from spin_composer.settings.generation import GenerationSettings
 
 if TYPE_CHECKING:
     from spin_composer.model.lm import SpinLM
@@ -188,8 +188,7 @@ class Engine(ABC):
 
 def engine_class(settings: GenerationSettings) -> type[Engine]:
     """Return the class of a run's engine."""
-    module, _, name = ENGINES[settings.engine].partition(":")
-    return getattr(import_module(module), name)
+    return import_class(ENGINES[settings.engine].engine)
 
 
 def make_engine(settings: GenerationSettings) -> Engine:

@@ -11,6 +11,7 @@ import transformers
 
 from spin_composer.errors import InputError
 from spin_composer.foundry.installed import require_foundry
+from spin_composer.settings.model import mpt_refusal, mpt_runs_on
 
 if TYPE_CHECKING:
     from llmfoundry.models.mpt import MPTConfig
@@ -23,12 +24,8 @@ def check_mpt_runs() -> None:
         InputError: Names what to install.
     """
     require_foundry("model: MPT (mpt_spin_lm)")
-    if int(transformers.__version__.split(".")[0]) >= 5:
-        raise InputError(
-            f"model: llm-foundry's MPT (mpt_spin_lm) does not run under transformers "
-            f"{transformers.__version__}. Install what requirements-foundry.lock holds, or take a "
-            "Hugging Face model (hf_spin_lm)."
-        )
+    if not mpt_runs_on(transformers.__version__):
+        raise InputError(mpt_refusal("model: MPT (mpt_spin_lm)", transformers.__version__))
 
 
 def mpt_config(**settings: Any) -> MPTConfig:

@@ -1,4 +1,4 @@
-"""The settings of generation: how the opponent answers, and by which engine."""
+"""The settings of generation: the sampling parameters, and the engine that generates."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from typing import Annotated
 from pydantic import Field, model_validator
 from typing_extensions import Self
 
+from spin_composer.settings.engines import ENGINES, EngineSettings, engine_sections
 from spin_composer.settings.fields import (
     SECTION,
     Count,
@@ -18,19 +19,15 @@ from spin_composer.settings.fields import (
     Requirement,
     require,
 )
-from spin_composer.settings.section import section, section_validator
-from spin_composer.settings.server import ServerSettings
+from spin_composer.settings.section import section
 
-ENGINES = {
-    "hf": "spin_composer.engines.hf.engine:HFEngine",
-    "server": "spin_composer.engines.server.engine:ServerEngine",
-}
-"""Engines by their names, imported when a run opens one."""
+ENGINE_SECTIONS = engine_sections()
+"""Settings classes by engine: each is an optional field of :class:`GenerationSettings`."""
 
 _NonEmpty = Annotated[str, Field(min_length=1)]
 
 
-@section(f"{SECTION}.generation")
+@section(f"{SECTION}.generation", subsections=ENGINE_SECTIONS)
 class GenerationSettings:
     """How the opponent answers the prompts (``algorithms.spin.generation``)."""
 
@@ -58,13 +55,11 @@ class GenerationSettings:
     """Prompts per generation batch of one rank. NeMo-Aligner's ``rollout_micro_batch_size``."""
     merge_adapters: bool = True
     """Generate with LoRA adapters merged into copies of the weights, which is faster; false saves
-    the copies' memory. Engine ``server`` always merges, and refuses it; an iteration that has begun
-    goes on as it began."""
+    the copies' memory. Engines that always merge (``server``) refuse false. An iteration that was
+    started with one value is finished with it."""
     engine: Annotated[str, OneOf(ENGINES)] = "hf"
     """Who generates: ``hf``, the policy itself in the training processes, or ``server``, a
     completion server."""
-    server: Annotated[ServerSettings | None, section_validator(ServerSettings)] = None
-    """The completion server of engine ``server``."""
 
     @model_validator(mode="after")
     def _fit_together(self) -> Self:
@@ -72,25 +67,26 @@ class GenerationSettings:
         ok = self.min_new_tokens <= most
         wanted = f"at most max_new_tokens ({most})"
         require(ok, ".min_new_tokens", self.min_new_tokens, wanted)
-        if self.engine != "server":
-            remedy = "Set engine: server, or remove the section."
-            wanted = f"absent with {self.engine}"
-            require(self.server is None, ".server", "a section", wanted, remedy)
-            return self
-        wanted, remedy = "a section with command or base_url", "yamls/ has an example for vLLM."
-        require(self.server is not None, ".server", None, wanted, remedy)
-        for name, neutral in (("min_new_tokens", 0), ("repetition_penalty", 1)):
-            value, wanted = getattr(self, name), f"{neutral} with engine server"
-            remedy = "Servers do not agree on what it means; remove it, or use engine: hf."
-            require(value == neutral, f".{name}", value, wanted, remedy)
+        for name in ENGINE_SECTIONS:
+            if name != self.engine:
+                remedy = f"Set engine: {name}, or remove the section."
+                wanted = f"absent with {self.engine}"
+                require(getattr(self, name) is None, f".{name}", "a section", wanted, remedy)
+        if self.engine in ENGINE_SECTIONS:
+            ENGINE_SECTIONS[self.engine].check_generation(self)
         return self
+
+    @property
+    def engine_section(self) -> EngineSettings | None:
+        """The chosen engine's own section; None if it is absent or the engine has none."""
+        return getattr(self, self.engine, None)
 
     def sampling_fields(self) -> dict[str, object]:
         """Return what a response depends on, for an iteration's manifest.
 
-        Where a server listens, and how it is asked, may change when a run is resumed.
+        An engine's own section (a server's address, timeouts) may change when a run is resumed.
         """
-        left_out = ("server", "merge_adapters")
+        left_out = (*ENGINE_SECTIONS, "merge_adapters")
         return {name: value for name, value in asdict(self).items() if name not in left_out}
 
     @property

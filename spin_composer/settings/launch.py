@@ -9,8 +9,6 @@ import importlib.metadata
 import importlib.util
 import os
 import re
-import shlex
-import shutil
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 
@@ -21,9 +19,10 @@ from spin_composer.settings.model import (
     META_LOADS_NOTHING,
     NO_FLASH_ATTENTION,
     lora_on_output_layer,
+    mpt_refusal,
+    mpt_runs_on,
 )
 from spin_composer.settings.section import Config
-from spin_composer.settings.server import FOREIGN_CLASS, cannot_serve
 from spin_composer.settings.spin import SpinSettings
 
 _INTERVAL = re.compile(r"[\d_]+(\.\d*)?(e-?\d+)?\s*(iter|ep|ba|sp|tok|dur|sec)", re.IGNORECASE)
@@ -55,7 +54,7 @@ def launch_checks(
         _model(cfg, world_size),
         _adapters(cfg["model"].get("peft_config")),
         _loaded(cfg),
-        _server(cfg, settings),
+        _engine(cfg, settings),
     ]
     return [lambda problems=problems: _raise(problems) for problems in found]
 
@@ -163,11 +162,8 @@ def _model(cfg: Config, world_size: int) -> Problems:
     if init == "meta" and not whole and named and model.get("pretrained", True):
         yield f"{META_LOADS_NOTHING}."
     version = importlib.metadata.version("transformers")
-    if str(model.get("name")).startswith("mpt_") and int(version.partition(".")[0]) >= 5:
-        yield (
-            f"model.name={model['name']} does not run on transformers {version}: llm-foundry's MPT "
-            "asks for an older one. Install requirements-foundry.lock, or train another model."
-        )
+    if str(model.get("name")).startswith("mpt_") and not mpt_runs_on(version):
+        yield mpt_refusal(f"model.name={model['name']}", version)
     asks = model.get("use_flash_attention_2") or model.get("attn_implementation")
     if asks in (True, "flash_attention_2") and importlib.util.find_spec("flash_attn") is None:
         yield f"model asks for flash_attention_2, {NO_FLASH_ATTENTION}"
@@ -205,19 +201,7 @@ def _loaded(cfg: Config) -> Problems:
     yield f"load_path={path} does not exist. Give a checkpoint's file or folder."
 
 
-def _server(cfg: Config, settings: SpinSettings) -> Problems:
-    server = settings.generation.server
-    if server is not None and cfg["model"]["name"] == "mpt_spin_lm":
-        yield cannot_serve("llm-foundry's MPT", FOREIGN_CLASS)
-    if server is None or (os.environ.get("RANK") or "0") != "0":  # rank 0's machine runs it
-        return
-    for key in ("command", "reload_command"):
-        command = getattr(server, key)
-        words = shlex.split(command) if command else []
-        if words[:1] == ["env"]:
-            words = [word for word in words[1:] if "=" not in word and not word.startswith("-")]
-        if words and shutil.which(words[0]) is None:
-            yield (
-                f"algorithms.spin.generation.server.{key} starts {words[0]}, which is not found on "
-                "this machine (no shell runs it). Install it, or give its whole path."
-            )
+def _engine(cfg: Config, settings: SpinSettings) -> Problems:
+    section = settings.generation.engine_section
+    if section is not None:
+        yield from section.launch_problems(cfg)

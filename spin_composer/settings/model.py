@@ -31,6 +31,19 @@ def lora_on_output_layer(layer: str) -> str:
     )
 
 
+def mpt_runs_on(transformers_version: str) -> bool:
+    """Tell whether llm-foundry's MPT runs on a version of transformers."""
+    return int(transformers_version.partition(".")[0]) < 5
+
+
+def mpt_refusal(what: str, transformers_version: str) -> str:
+    """Return the line that refuses llm-foundry's MPT; ``what`` names the setting or the model."""
+    return (
+        f"{what} does not run on transformers {transformers_version}: llm-foundry's MPT needs an "
+        "older version. Install requirements-foundry.lock, or train another model (hf_spin_lm)."
+    )
+
+
 def check_model_settings(model: Config, allow_low_precision: bool = False) -> None:
     """Refuse a YAML's ``model`` that quantizes, or that trains weights of low precision.
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import field, fields
-from typing import Any, TypeVar
+from typing import Annotated, Any, TypeVar
 
 from pydantic import BeforeValidator, ConfigDict, ValidationError
 from pydantic.dataclasses import dataclass
@@ -33,7 +33,9 @@ _CONFIG = ConfigDict(strict=True, extra="forbid", allow_inf_nan=False, validate_
 
 
 @dataclass_transform(field_specifiers=(field,))
-def section(where: str, frozen: bool = False) -> Callable[[type[T]], type[T]]:
+def section(
+    where: str, frozen: bool = False, subsections: Mapping[str, type] | None = None
+) -> Callable[[type[T]], type[T]]:
     """Make a class the dataclass of a section of settings.
 
     Its fields' types say what they accept (see :mod:`spin_composer.settings.fields`). A validator
@@ -43,9 +45,14 @@ def section(where: str, frozen: bool = False) -> Callable[[type[T]], type[T]]:
     Args:
         where: Dotted name of the section, for messages.
         frozen: Instances cannot be changed.
+        subsections: Classes made by :func:`section`; each becomes a field of the given name that
+            is None unless it is set.
     """
 
-    def made(cls: type[T]) -> type[T]:
+    def decorate(cls: type[T]) -> type[T]:
+        for name, inner in (subsections or {}).items():
+            cls.__annotations__[name] = Annotated[inner | None, section_validator(inner)]
+            setattr(cls, name, None)
         settings: Any = dataclass(config=_CONFIG, frozen=frozen)(cls)
 
         def __init__(self: Any, *args: Any, **given: Any) -> None:
@@ -57,7 +64,7 @@ def section(where: str, frozen: bool = False) -> Callable[[type[T]], type[T]]:
         settings.__where__ = where
         return settings
 
-    return made
+    return decorate
 
 
 def fill(cls: type[T], given: Config | T, where: str | None = None) -> T:

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from importlib import import_module
 from pathlib import Path
 
+from spin_composer.settings.engines import import_class
 from spin_composer.settings.fields import check
 from spin_composer.settings.spin import LOCAL, STORES, SpinSettings, url_schemes
 from spin_composer.store.base import Store
@@ -40,6 +40,5 @@ def store_at(root: Path, url: str | None) -> Store:
     known = url_schemes()
     wanted = f"one of {', '.join(f'{name}://' for name in known)}"
     check(url is None or scheme in known, "the object store's URL", url, wanted)
-    module, _, name = STORES[scheme].partition(":")
-    store: type[Store] = getattr(import_module(module), name)
+    store: type[Store] = import_class(STORES[scheme])
     return store.open(root, url)

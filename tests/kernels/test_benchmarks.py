@@ -75,7 +75,7 @@ def test_results_name_the_machine_the_versions_and_the_command(
 def test_an_unknown_section_is_an_error_in_one_line(module: Any) -> None:
     with pytest.raises(SystemExit) as stopped:
         module("gpu").arguments(["--tiny", "--sections", "a,d"])
-    assert stopped.value.code == "gpu.py: unknown section 'd'; there are ceilings, a, b, c."
+    assert stopped.value.code == "gpu.py: unknown section 'd'; known: ceilings, a, b, c."
 
 
 def test_a_machine_without_a_gpu_is_an_error_in_one_line(

@@ -20,6 +20,7 @@ from spin_composer.engines.server.export import (
 from spin_composer.engines.server.generator import ServerGenerator
 from spin_composer.engines.server.lifecycle import Export, serve_opponent
 from spin_composer.engines.server.logprob_gap import default_tolerance
+from spin_composer.engines.server.settings import ServerSettings
 from spin_composer.export.state import plain_state
 
 if TYPE_CHECKING:
@@ -52,8 +53,7 @@ class ServerEngine(Engine):
     @contextmanager
     def open(self, opponent: Opponent) -> Iterator[ServerGenerator]:
         """See :class:`Engine`; rank 0 exports, starts and ends the server."""
-        settings = self.settings.server
-        assert settings is not None
+        settings = ServerSettings.of(self.settings)
         model, folder = opponent.model, opponent.folder / "opponent"
         dtype = _EXPORTED_DTYPE.get(opponent.precision)
         what = (opponent.stop_token_id, opponent.fingerprint, dtype, folder)

@@ -11,12 +11,12 @@ import torch
 from torch import Tensor
 from transformers import GenerationConfig
 
+from spin_composer.engines.server.settings import FOREIGN_CLASS, cannot_serve
 from spin_composer.errors import InputError
 from spin_composer.export.folder import save_model, written_aside
 from spin_composer.export.state import plain_state
 from spin_composer.model.adapters import unsupported_adapters
 from spin_composer.model.unwrap import inner_model, plain_class
-from spin_composer.settings.server import FOREIGN_CLASS, cannot_serve
 
 if TYPE_CHECKING:
     from peft import PeftModel

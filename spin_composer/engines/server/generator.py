@@ -19,6 +19,7 @@ from spin_composer.engines.base import OnProgress, Response, ignore_progress
 from spin_composer.engines.server.client import HTTPClient
 from spin_composer.engines.server.dialects import ANY, DIALECTS, Dialect, Reply
 from spin_composer.engines.server.logprob_gap import FP32_TOLERANCE, LogprobGap
+from spin_composer.engines.server.settings import ServerSettings
 from spin_composer.errors import EngineError, format_value
 from spin_composer.settings.generation import GenerationSettings
 
@@ -47,7 +48,7 @@ class ServerGenerator:
         base_url: ``http://host:port`` of the server, which serves the opponent.
         tokenizer: The run's, for stop strings and for servers that give text only.
         stop_token_id: The one token that ends a response.
-        settings: Sampling settings, with ``settings.server``.
+        settings: Sampling settings, with the engine's section.
         check_alive: Raises an EngineError if the server is known to be gone.
         api_key: The server's, or empty.
         logp_tolerance: Nats per token by which its log-probs may differ from ours.
@@ -63,12 +64,11 @@ class ServerGenerator:
         api_key: str = "",
         logp_tolerance: float = FP32_TOLERANCE,
     ):
-        assert settings.server is not None
         self.tokenizer = tokenizer
         self.stop_token_id = stop_token_id
         self.settings = settings
-        self.concurrency = settings.server.concurrency
-        server = settings.server
+        server = ServerSettings.of(settings)
+        self.concurrency = server.concurrency
         self.client = HTTPClient(
             base_url, server.request_timeout_seconds, server.retries, check_alive, api_key
         )

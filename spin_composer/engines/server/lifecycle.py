@@ -17,8 +17,8 @@ from spin_composer.distributed import from_rank_zero, on_all_ranks
 from spin_composer.engines.server.client import HTTPClient
 from spin_composer.engines.server.generator import ServerGenerator
 from spin_composer.engines.server.process import free_port, run_server, run_to_end
+from spin_composer.engines.server.settings import ServerSettings
 from spin_composer.errors import InputError
-from spin_composer.settings.server import ServerSettings
 
 log = logging.getLogger(__name__)
 

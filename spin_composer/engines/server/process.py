@@ -13,8 +13,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
+from spin_composer.engines.server.settings import API_KEY, HOST, MODEL, PORT
 from spin_composer.errors import EngineError, InputError, format_value
-from spin_composer.settings.server import API_KEY, HOST, MODEL, PORT
 
 _GRACE_SECONDS = 30.0
 _POLL_SECONDS = 0.1

@@ -16,6 +16,7 @@ from spin_composer.engines.server.client import HTTPClient
 from spin_composer.engines.server.export import export_opponent
 from spin_composer.engines.server.generator import ServerGenerator
 from spin_composer.engines.server.process import split_command
+from spin_composer.engines.server.settings import ServerSettings
 from spin_composer.errors import EngineError, InputError
 
 PROMPTS = [np.array([45, 50], np.int32)] * 2
@@ -39,9 +40,9 @@ def test_a_started_server_answers_with_the_runs_key_only_and_the_key_is_written_
         return ServerGenerator(url, tokenizer, tokenizer.eos_token_id, ours, check_alive, api_key)
 
     ours = settings()
-    assert ours.server is not None
     caplog.set_level(logging.DEBUG)
-    with lifecycle.serve_opponent(ours.server, lifecycle.Export(folder, export), make) as engine:
+    exported = lifecycle.Export(folder, export)
+    with lifecycle.serve_opponent(ServerSettings.of(ours), exported, make) as engine:
         assert len(engine.generate(PROMPTS, seed=1)) == 2
         url = engine.client.base_url  # pyright: ignore
         assert HTTPClient(url, 10, 0).requires_key()
@@ -66,8 +67,7 @@ def test_the_key_of_a_server_that_runs_already_comes_from_the_environment(
     section = {"reload_command": "true {model}", "api_key_env": "MY_SERVERS_KEY"}
     monkeypatch.delenv("MY_SERVERS_KEY", raising=False)
     with served(tmp_path / "served", KEY) as llama:
-        server = settings({"base_url": llama.url, **section}).server
-        assert server is not None
+        server = ServerSettings.of(settings({"base_url": llama.url, **section}))
         opponent = lifecycle.Export(tmp_path / "opponent", (tmp_path / "opponent").mkdir)
 
         def make(url: str, check_alive: Any, api_key: str) -> Any:

@@ -17,6 +17,7 @@ from fixtures.yaml_run import books, launch, save_model, tiny_config, write_conf
 from spin_composer.engines.server import lifecycle
 from spin_composer.engines.server.lifecycle import Export
 from spin_composer.engines.server.process import ServerProcess
+from spin_composer.engines.server.settings import ServerSettings
 from spin_composer.errors import EngineError
 from spin_composer.store.local import LocalStore
 
@@ -109,14 +110,13 @@ def test_two_sharded_ranks_play_in_rounds_what_one_rank_plays(tmp_path: Path) ->
 
 def play(llama: Served, folder: Path, reload_command: str) -> list[Any]:
     generation = settings({"base_url": llama.url, "reload_command": reload_command})
-    assert generation.server is not None
     opponent = Export(folder / "opponent", (folder / "opponent").mkdir)
 
     def make(url: str, check_alive: Callable[[], None], api_key: str) -> Any:
         assert (url, api_key) == (llama.url, "")
         return llama.engine()
 
-    with lifecycle.serve_opponent(generation.server, opponent, make) as engine:
+    with lifecycle.serve_opponent(ServerSettings.of(generation), opponent, make) as engine:
         assert opponent.folder.exists()
         return engine.generate([np.array([45, 50], np.int32)] * 3, seed=1)
 

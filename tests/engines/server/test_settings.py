@@ -8,10 +8,10 @@ import pytest
 
 from spin_composer.algorithm import SPIN
 from spin_composer.engines.base import make_engine
+from spin_composer.engines.server.settings import ServerSettings
 from spin_composer.errors import InputError
 from spin_composer.settings.generation import GenerationSettings
 from spin_composer.settings.section import fill
-from spin_composer.settings.server import ServerSettings
 from spin_composer.settings.spin import SpinSettings
 
 COMMAND = "vllm serve {model} --port {port}"

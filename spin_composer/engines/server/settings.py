@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import os
 import shlex
-from typing import Annotated
+import shutil
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, Annotated
 
 from pydantic import AfterValidator, Field, model_validator
 from typing_extensions import Self
 
+from spin_composer.settings.engines import EngineSettings
 from spin_composer.settings.fields import (
     SECTION,
     Count,
@@ -17,7 +21,10 @@ from spin_composer.settings.fields import (
     Text,
     require,
 )
-from spin_composer.settings.section import section
+from spin_composer.settings.section import Config, section
+
+if TYPE_CHECKING:
+    from spin_composer.settings.generation import GenerationSettings
 
 MODEL, PORT, HOST, API_KEY = "{model}", "{port}", "{host}", "{api_key}"
 """What a command template has in place of the opponent's folder, port, address and key."""
@@ -53,7 +60,7 @@ def _splits(command: str) -> bool:
 
 
 @section(f"{SECTION}.generation.server")
-class ServerSettings:
+class ServerSettings(EngineSettings):
     """A completion server (``algorithms.spin.generation.server``).
 
     Either each iteration starts one with its opponent (``command``), or it is there already
@@ -93,6 +100,41 @@ class ServerSettings:
     from ours; beyond, it serves another model and the run stops. null: 0.01 in fp32, else 0.05."""
     keep_export: bool = False
     """Keep the exported opponent (``iter-<k>/opponent`` of the store) after play."""
+
+    @classmethod
+    def of(cls, generation: GenerationSettings) -> ServerSettings:
+        """Return the section of a run whose engine is ``server``."""
+        section = generation.engine_section
+        assert isinstance(section, cls)
+        return section
+
+    @classmethod
+    def check_generation(cls, generation: GenerationSettings) -> None:
+        """See :class:`EngineSettings`."""
+        section, wanted = generation.engine_section, "a section with command or base_url"
+        remedy = "yamls/ has an example for vLLM."
+        require(section is not None, ".server", None, wanted, remedy)
+        for name, neutral in (("min_new_tokens", 0), ("repetition_penalty", 1)):
+            value, wanted = getattr(generation, name), f"{neutral} with engine server"
+            remedy = "Servers do not agree on what it means; remove it, or use engine: hf."
+            require(value == neutral, f".{name}", value, wanted, remedy)
+
+    def launch_problems(self, cfg: Config) -> Iterator[str]:
+        """See :class:`EngineSettings`; only rank 0's machine runs the commands."""
+        if cfg["model"]["name"] == "mpt_spin_lm":
+            yield cannot_serve("llm-foundry's MPT", FOREIGN_CLASS)
+        if (os.environ.get("RANK") or "0") != "0":
+            return
+        for key in ("command", "reload_command"):
+            command = getattr(self, key)
+            words = shlex.split(command) if command else []
+            if words[:1] == ["env"]:
+                words = [word for word in words[1:] if "=" not in word and word[0] != "-"]
+            if words and shutil.which(words[0]) is None:
+                yield (
+                    f"{SECTION}.generation.server.{key} starts {words[0]}, which is not found on "
+                    "this machine (no shell runs it). Install it, or give its whole path."
+                )
 
     @model_validator(mode="after")
     def _one_server(self) -> Self:
