@@ -144,7 +144,7 @@ class Contenders:
             "engine hf, no rows join": (self.by_batch, none),
             "engine hf, no rows join or leave": (
                 self.by_batch,
-                lambda: _with(decode.Decoder, "_is_due", lambda _, rows, num_kept: num_kept == 0),
+                lambda: _with(decode.Decoder, "_should_compact", lambda _, rows, kept: kept == 0),
             ),
             "engine hf, cache copied per token": (self.ours, lambda: _with(cache, "BLOCK", 1)),
             "engine hf, torch.multinomial": (

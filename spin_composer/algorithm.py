@@ -18,7 +18,7 @@ from spin_composer.distributed import from_rank_zero, on_all_ranks
 from spin_composer.engines.base import engine_class, make_engine
 from spin_composer.errors import InputError
 from spin_composer.export.exporters import exporters
-from spin_composer.foundry.exporter import name_exports
+from spin_composer.foundry.exporter import set_export_names
 from spin_composer.fsdp import correct_gloo_average, reshard
 from spin_composer.game import Game, check_play_only
 from spin_composer.hooks.checkpoints import repair_checkpoints
@@ -35,19 +35,19 @@ from spin_composer.hooks.intervals import (
     save_at_iteration_ends,
 )
 from spin_composer.hooks.iteration_log import IterationLog
-from spin_composer.hooks.offline_wandb import expect_no_artifacts, log_tables_offline
+from spin_composer.hooks.offline_wandb import disable_artifact_lookup, log_tables_offline
 from spin_composer.hooks.stopping import GracefulStop
 from spin_composer.model.lm import SpinLM
 from spin_composer.model.unwrap import composer_model
 from spin_composer.preflight.checkpoint import (
     check_is_self_play,
     check_restored,
-    note_missing_weights,
+    track_missing_weights,
 )
-from spin_composer.preflight.held_out import warn_of_other_ids
+from spin_composer.preflight.held_out import warn_about_tokenization_mismatch
 from spin_composer.preflight.outputs import check_writable, dry_run_outputs
 from spin_composer.preflight.rows import check_rows_fit, short_pair_batch
-from spin_composer.preflight.sampling import warn_unfaithful
+from spin_composer.preflight.sampling import warn_off_policy
 from spin_composer.preflight.tokenization import check_tokenize
 from spin_composer.preflight.trainable import check_trainable
 from spin_composer.schedule import refresh_learning_rates, require_spin_scheduler
@@ -57,7 +57,7 @@ from spin_composer.store.layout import HISTORY
 from spin_composer.store.lock import StoreLock
 from spin_composer.store.open import open_store
 from spin_composer.store.original_tokenization import with_original_tokenization
-from spin_composer.versions import warn_of_versions
+from spin_composer.versions import warn_about_versions
 
 
 class SPIN(Algorithm):
@@ -95,7 +95,7 @@ class SPIN(Algorithm):
             reproducibility.configure_deterministic_mode()
         log_tables_offline()
         self.game: Game | None = None
-        self.books = IterationLog()
+        self.history = IterationLog()
         self._locks: list[StoreLock] = []
         self._saved: dict[str, Any] = {}
         self._first_batch = FirstBatchMonitor()
@@ -116,8 +116,8 @@ class SPIN(Algorithm):
         getattr(self, self.HANDLERS[event])(state, logger)
 
     def _init(self, state: State, logger: Logger) -> None:
-        warn_of_versions()
-        expect_no_artifacts(logger)
+        warn_about_versions()
+        disable_artifact_lookup(logger)
         self._early_end.watch(state)
         if not isinstance(composer_model(state), SpinLM):
             raise InputError(
@@ -133,11 +133,11 @@ class SPIN(Algorithm):
         del logger
         epochs = self.settings.epochs_per_iteration
         self.settings.check_iterations(count_iterations(state.max_duration, epochs))
-        warn_unfaithful(self.settings)
+        warn_off_policy(self.settings)
         if state.train_dataloader is not None:  # else fit() is given it
             loader = cast("DataLoader[Example]", state.train_dataloader)
             check_rows_fit(self.settings, loader, composer_model(state))
-        self._missing_weights = note_missing_weights(state)
+        self._missing_weights = track_missing_weights(state)
         if self.settings.play_only is None:
             self._take_locks(state)  # before the save folder is touched: it may be another run's
             check_writable(state)
@@ -151,7 +151,7 @@ class SPIN(Algorithm):
         def take() -> None:
             if not self._locks:
                 store = open_store(self.settings, state.run_name)
-                self._locks = [StoreLock(place) for place in store.lock_places()]
+                self._locks = [StoreLock(place) for place in store.lock_backends()]
             for lock in self._locks:
                 lock.acquire(state.run_name)
 
@@ -174,7 +174,7 @@ class SPIN(Algorithm):
 
     def _fit_start(self, state: State, logger: Logger) -> None:
         del logger
-        self._early_end.require_begun(state)
+        self._early_end.require_started(state)
         self._stopping.begin(state)
         # Composer runs them backward after a batch: ours, first, sees gradients before clipping.
         state.algorithms[:] = sorted(state.algorithms, key=lambda algorithm: algorithm is self)
@@ -196,14 +196,14 @@ class SPIN(Algorithm):
             self._take_locks(state)  # fit() may be called again
         if self.game is None:  # else a second fit() goes on where the first one stopped
             self.game = self._new_game(state, loader)
-        warn_of_other_ids(state.evaluators, self.game.examples)
-        self.books.open(self.game.store.root, state)
+        warn_about_tokenization_mismatch(state.evaluators, self.game.examples)
+        self.history.open(self.game.store.root, state)
         self._attach_to_trainer(state)
         self._check_scores(state, self.game)
         if int(state.timestamp.epoch_in_iteration) or int(state.timestamp.batch_in_epoch):
             self.game.resume_iteration(state)
         if self._saved.get("ended"):
-            self._write_books()  # it goes on after all
+            self._write_history()  # it goes on after all
 
     def _new_game(self, state: State, loader: DataLoader[Example]) -> Game:
         """Return the game of this run, as its checkpoint left it."""
@@ -220,9 +220,9 @@ class SPIN(Algorithm):
     def _attach_to_trainer(self, state: State) -> None:
         """Change what the Trainer does at iterations' ends, and with its loader."""
         evaluate_at_iteration_ends(state, self.settings.epochs_per_iteration)
-        save_at_iteration_ends(state, self.settings.epochs_per_iteration, self._wants_save)
+        save_at_iteration_ends(state, self.settings.epochs_per_iteration, self._should_save)
         export_at_the_end(state)
-        name_exports(state)
+        set_export_names(state)
         correct_gloo_average(state)
         # The SFT loader's batches are never trained on, so the Trainer must not spin it either;
         # the loader of the pairs is set to its position by Game.resume_iteration.
@@ -250,10 +250,10 @@ class SPIN(Algorithm):
         assert self.game is not None
         self._stopping.iteration_start(state, logger)
         from_rank_zero(self._check_locks)
-        name_exports(state)
-        self.books.start(self.game.start_iteration(state, logger))
+        set_export_names(state)
+        self.history.start(self.game.start_iteration(state, logger))
         self._clock -= self.game.earlier_play_seconds  # other processes', but the run's
-        self._first_batch.expect(self.game.noise)
+        self._first_batch.start_iteration(self.game.noise)
 
     def _before_dataloader(self, state: State, logger: Logger) -> None:
         self._stopping.before_dataloader(state, logger)
@@ -278,7 +278,7 @@ class SPIN(Algorithm):
 
     def _batch_end(self, state: State, logger: Logger) -> None:
         self._check_locks()
-        self.books.tally(state)
+        self.history.add_batch(state)
         self._stopping.batch_end(state, logger)
 
     def _batch_checkpoint(self, state: State, logger: Logger) -> None:
@@ -292,14 +292,14 @@ class SPIN(Algorithm):
     def _eval_batch_end(self, state: State, logger: Logger) -> None:
         self._stopping.eval_batch_end(state, logger)
 
-    def _wants_save(self, event: Event) -> bool:
-        return self._stopping.wants_save(event) or self._early_end.wants_save(event)
+    def _should_save(self, event: Event) -> bool:
+        return self._stopping.should_save(event) or self._early_end.should_save(event)
 
     def _fit_end(self, state: State, logger: Logger) -> None:
         del state, logger
         self._stopping.fit_end()
         if self._early_end.record:
-            self._write_books(self._early_end.record["line"])
+            self._write_history(self._early_end.record["line"])
         for lock in self._locks:
             lock.release()
 
@@ -307,13 +307,13 @@ class SPIN(Algorithm):
         assert self.game is not None
         share = self.game.play_seconds / (time.perf_counter() - self._clock)
         logger.log_metrics({"spin/play_time_share": share})
-        self.books.close(state, {"play_time_share": share})
-        self._write_books()
+        self.history.close(state, {"play_time_share": share})
+        self._write_history()
 
-    def _write_books(self, ended: str = "") -> None:
+    def _write_history(self, ended: str = "") -> None:
         assert self.game is not None
         if dist.get_global_rank() == 0:
-            self.books.write(ended)
+            self.history.write(ended)
             self.game.store.publish(HISTORY)
 
     HANDLERS: ClassVar[Mapping[Event, str]] = {
@@ -346,14 +346,14 @@ class SPIN(Algorithm):
             "play_seconds": game.play_seconds if game else 0.0,
             "seconds": time.perf_counter() - self._clock if game else 0.0,
             "manifest": game.manifest if game else {},
-            "books": self.books.state_dict(),
+            "books": self.history.state_dict(),
             "ended": self._early_end.record,
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Restore :meth:`state_dict`."""
         self._saved = state
-        self.books.load_state_dict(state.get("books", {}))
+        self.history.load_state_dict(state.get("books", {}))
 
     def __repr__(self) -> str:
         """Name the algorithm and its settings."""

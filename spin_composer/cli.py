@@ -64,22 +64,22 @@ def report(
     from spin_composer.report.history import read_history
     from spin_composer.report.table import print_table
 
-    books = read_history(Path(store)) if "://" not in store else _books_behind(store)
+    history = read_history(Path(store)) if "://" not in store else _remote_history(store)
     console = Console()
     # In 80 columns rich would cut the figures themselves; a long line is better than "0.6…".
-    print_table(books, Console(width=max(console.width, _REPORT_COLUMNS)))
+    print_table(history, Console(width=max(console.width, _REPORT_COLUMNS)))
     if plot is not None:
-        draw(books, plot)
+        draw(history, plot)
 
 
-def _books_behind(url: str) -> RunHistory:
-    from spin_composer.report.history import parse_books
+def _remote_history(url: str) -> RunHistory:
+    from spin_composer.report.history import parse_history
     from spin_composer.store.layout import HISTORY
     from spin_composer.store.open import store_at
 
     with TemporaryDirectory() as folder:
         store = store_at(Path(folder), url)
-        return parse_books(store.published(HISTORY), f"{url.rstrip('/')}/{HISTORY}")
+        return parse_history(store.read_published(HISTORY), f"{url.rstrip('/')}/{HISTORY}")
 
 
 @app.command()
@@ -100,7 +100,7 @@ def status(
         from spin_composer.store.open import store_at
 
         with TemporaryDirectory() as folder:
-            records = store_at(outline.store, outline.remote).records(Path(folder))
+            records = store_at(outline.store, outline.remote).fetch_records(Path(folder))
             found = read_status(outline, records)
     print_status(found, Console(width=max(console.width, _REPORT_COLUMNS)))
     broken = [one for one in found.iterations if one.problem]

@@ -84,7 +84,7 @@ def on_all_ranks(make: Callable[[], T]) -> T:
 
     What it raises is raised there; the other ranks, which would wait for that one, raise its words.
     """
-    return _if_on_all(*_tried(make))
+    return _raise_from_any_rank(*_capture(make))
 
 
 def on_each_node_in_turn(make: Callable[[], T]) -> T:
@@ -106,17 +106,17 @@ def on_each_node_in_turn(make: Callable[[], T]) -> T:
     while not leads and not store.check(first):
         next(wait)
     if leads or store.get(first[0]) == b"made":
-        made, failure = _tried(make)
+        made, failure = _capture(make)
     if leads:
         store.set(first[0], "made" if failure is None else "failed")
     ended, wait = store.add(done, 1), poll_intervals()
     while ended < dist.get_world_size():
         next(wait)
         ended = store.add(done, 0)
-    return _if_on_all(made, failure)
+    return _raise_from_any_rank(made, failure)
 
 
-def _tried(make: Callable[[], T]) -> tuple[list[T], BaseException | None]:
+def _capture(make: Callable[[], T]) -> tuple[list[T], BaseException | None]:
     """Return what ``make`` returns, or what it raises."""
     try:
         return [make()], None
@@ -124,7 +124,7 @@ def _tried(make: Callable[[], T]) -> tuple[list[T], BaseException | None]:
         return [], error
 
 
-def _if_on_all(made: list[T], failure: BaseException | None) -> T:
+def _raise_from_any_rank(made: list[T], failure: BaseException | None) -> T:
     said = None if failure is None else explain(failure) or (1, repr(failure))
     for rank, other in enumerate(dist.all_gather_object(said)):
         if other is not None:

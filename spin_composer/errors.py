@@ -18,7 +18,7 @@ from typing import Any, ClassVar
 
 from spin_composer import interrupt
 
-AGAIN = "Give the same command again: the run goes on."
+RESUME_REMEDY = "Give the same command again: the run goes on."
 OTHER_WEIGHTS = (
     "it was saved by a run that trained other weights, or by a version that left out what is "
     "trained beside adapters"
@@ -136,7 +136,7 @@ def explain(error: BaseException) -> tuple[int, str] | None:
     if isinstance(error, UserError):
         return error.exit_code, str(error)
     if isinstance(error, interrupt.Interrupted):
-        return 128 + error.number, interrupt.LINE
+        return 128 + error.number, interrupt.MESSAGE
     if (line := _explain_checkpoint(error)) is not None:
         return InputError.exit_code, line
     if (line := _explain_foundry(error)) is not None:
@@ -145,7 +145,7 @@ def explain(error: BaseException) -> tuple[int, str] | None:
     return None if line is None else (EnvironmentFailure.exit_code, line)
 
 
-def registered_already(what: str) -> ValueError:
+def already_registered(what: str) -> ValueError:
     """Return the error of a name that another of its kind has."""
     return ValueError(f"{what} is registered already. Choose another name.")
 
@@ -191,7 +191,7 @@ def _explain_environment(error: BaseException) -> str | None:
             text in str(cause).lower() for text in _CONNECTION_LOST
         ):
             said = str(cause).splitlines()[0]
-            return f"a rank was lost ({said}). {AGAIN}"
+            return f"a rank was lost ({said}). {RESUME_REMEDY}"
     if any(isinstance(cause, RuntimeError) and _TRUNCATED_FILE in str(cause) for cause in causes):
         return (
             "a checkpoint could not be written to its end. See that the disk has space and works, "
@@ -226,7 +226,7 @@ def _explain_errno(error: BaseException, number: int) -> str | None:
     if number == errno.EEXIST and _SHARED_MEMORY.fullmatch(str(at)):
         return (
             f"another program on this machine took the shared memory {at} of Streaming at the same "
-            f"moment. {AGAIN}"
+            f"moment. {RESUME_REMEDY}"
         )
     a_file = number == errno.EEXIST and os.path.isfile(at)  # where a folder was to be made
     if number in _UNWRITABLE or a_file:
@@ -252,8 +252,8 @@ def _iter_causes(error: BaseException) -> Iterator[BaseException]:
             continue
         seen.add(id(error))
         yield error
-        came_from = error.__cause__ or error.__context__
+        cause = error.__cause__ or error.__context__
         failures = getattr(error, "failures", None)
         ranks = failures.values() if isinstance(failures, dict) else ()
-        causes = [came_from, *(part for failure in ranks for part in failure)]
+        causes = [cause, *(part for failure in ranks for part in failure)]
         pending += [cause for cause in causes if isinstance(cause, BaseException)]

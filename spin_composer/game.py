@@ -35,8 +35,8 @@ from spin_composer.play.degenerate import duplicate_check_for
 from spin_composer.play.iteration import (
     IterationPlan,
     RunContext,
+    build_manifest,
     existing_manifest,
-    manifest_of,
     plan_iteration,
 )
 from spin_composer.play.lockstep import Lockstep
@@ -45,8 +45,8 @@ from spin_composer.play.plan import too_few_units_warning
 from spin_composer.play.player import Player, Schedule, finish_play, make_units, run_independently
 from spin_composer.play.prepare import resume_remedy
 from spin_composer.report.spans import union_seconds
-from spin_composer.settings.spin import SpinSettings, of_iteration
-from spin_composer.store.base import AT_START, Store
+from spin_composer.settings.spin import SpinSettings, value_for_iteration
+from spin_composer.store.base import RESUME_AT_START, Store
 from spin_composer.store.manifest import FIXED_AT_START, Manifest, differing_fields, manifest_value
 from spin_composer.store.pair_loader import build_pair_loader, resume_at
 
@@ -150,13 +150,13 @@ class Game:
         }
         from_rank_zero(lambda: self.store.manifest(iteration))  # or it says that it is missing
         found = from_rank_zero(lambda: existing_manifest(self.store, self.settings, iteration))
-        manifest, units = manifest_of(self.store, self._facts(state), iteration, found)
+        manifest, units = build_manifest(self.store, self._run_context(state), iteration, found)
         wanted = manifest | known
         from_rank_zero(lambda: self.store.check_manifest(wanted))
         if fields := differing_fields(self.manifest, wanted):
             raise StoreError(
                 f"the checkpoint was trained on another play of iteration {iteration}: it differs "
-                f"in {', '.join(fields)}. Give the settings of that run, or {AT_START}"
+                f"in {', '.join(fields)}. Give the settings of that run, or {RESUME_AT_START}"
             )
         remedy = resume_remedy(iteration, self.settings.epochs_per_iteration)
         report = finish_play(self.store, iteration, len(units), remedy)
@@ -176,7 +176,7 @@ class Game:
         model = composer_model(state)
         plan = plan_iteration(
             self.store,
-            self._facts(state),
+            self._run_context(state),
             int(state.timestamp.iteration),
             fingerprint(model),
             self.engine.merges_adapters(model),
@@ -187,7 +187,7 @@ class Game:
             log.warning(f"iteration {plan.iteration}: {said}")
         return plan
 
-    def _facts(self, state: State) -> RunContext:
+    def _run_context(self, state: State) -> RunContext:
         return RunContext(
             self.settings,
             self.seed,
@@ -258,7 +258,7 @@ class Game:
             self.examples,
             self.seed,
             score_batch_size=max(1, self.settings.generation.batch_size // 2),  # pairs, not rows
-            same=duplicate_check_for(
+            is_duplicate=duplicate_check_for(
                 manifest_value(plan.manifest, "degenerate"), model.tokenizer, stop
             ),
             before_commit=unchanged if is_job else lambda: None,
@@ -319,7 +319,7 @@ def pair_loss(settings: SpinSettings, iteration: int) -> PairLoss:
     """Return the loss of an iteration."""
     return PairLoss(
         kind=settings.loss,
-        beta=of_iteration(settings.beta, iteration),
+        beta=value_for_iteration(settings.beta, iteration),
         nll_weight=settings.nll_weight,
         length_normalised=settings.length_normalised,
     )

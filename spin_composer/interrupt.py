@@ -23,7 +23,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from types import FrameType
 
-LINE = "interrupted; the same command goes on"
+MESSAGE = "interrupted; the same command goes on"
 LIMIT_SECONDS = 15.0
 """From a signal to the end of a process that has not stopped by itself."""
 _LEAST_TO_LEAVE_SECONDS = 2.0
@@ -47,35 +47,35 @@ class Interrupted(SystemExit):
 class _SignalWatch:
     """The signals of this process, from :meth:`install` to :meth:`uninstall`."""
 
-    leave_by: float | None = None
+    exit_deadline: float | None = None
     """When the process of the last interruption is to have ended; None if it may take its time."""
 
     def __init__(self) -> None:
         self.installed: dict[int, Callable[[int, FrameType | None], object] | int | None] = {}
         """The handler before ours, by signal."""
-        self.owned = False
+        self.owns_process = False
         """The process is ours from the command line to its exit."""
         self.number = 0
         self.since = 0.0
-        self.line = LINE
-        self.said = False
+        self.message = MESSAGE
+        self.announced = False
         self.raised = False
         self.deferred = 0
-        self.held = False
-        self.patient = False
+        self.between_events = False
+        self.no_deadline = False
         """Set while a checkpoint is still to be saved, however long that takes."""
-        self.tell: Callable[[int], None] = lambda number: None
+        self.publish: Callable[[int], None] = lambda number: None
         """Lets the other ranks know, that one which loses this rank may say why."""
-        self.ask: Callable[[], int] = lambda: 0
+        self.poll: Callable[[], int] = lambda: 0
         """Returns the signal that another rank has told of, or 0."""
         self._first_at: float | None = None
         self._pipe: tuple[int, int] | None = None
         self._old_wakeup = -1
 
-    def install(self, numbers: tuple[int, ...], owned: bool) -> None:
+    def install(self, numbers: tuple[int, ...], owns_process: bool) -> None:
         if threading.current_thread() is not threading.main_thread() or hasattr(sys, "ps1"):
             return  # only the main thread may; in an interactive session Ctrl-C ends no process
-        self.owned = self.owned or owned
+        self.owns_process = self.owns_process or owns_process
         for number in numbers:
             old = signal.getsignal(number)
             if old != self._handle:  # Composer installs its own when it is imported
@@ -90,8 +90,8 @@ class _SignalWatch:
 
     def uninstall(self) -> None:
         # What was saved for this signal may have to be uploaded yet.
-        _SignalWatch.leave_by = (
-            self.since + LIMIT_SECONDS if self.number and not self.patient else None
+        _SignalWatch.exit_deadline = (
+            self.since + LIMIT_SECONDS if self.number and not self.no_deadline else None
         )
         for number, old in self.installed.items():
             if signal.getsignal(number) == self._handle:
@@ -118,15 +118,15 @@ class _SignalWatch:
         announce()
         # llm-foundry's log level is debug unless told: Composer tells of each callback it closes.
         logging.getLogger("composer").setLevel(logging.INFO)
-        self.tell(number)
-        if not self.owned:
+        self.publish(number)
+        if not self.owns_process:
             self.uninstall()  # what comes now is the caller's
         return Interrupted(number)
 
     def _handle(self, number: int, frame: object) -> None:
         del frame
         self.note(number)
-        if not (self.deferred or self.held or self.raised):
+        if not (self.deferred or self.between_events or self.raised):
             raise self.exception(number)
 
     def _listen(self, read_end: int, write_end: int) -> None:
@@ -142,14 +142,14 @@ class _SignalWatch:
                 break
             for number in heard:
                 if number in self.installed:
-                    self._heard(number)
+                    self._on_signal(number)
             left = self._seconds_left()
             if left is not None and left <= 0:
                 self.end()
         selector.close()
         os.close(read_end)
 
-    def _heard(self, number: int) -> None:
+    def _on_signal(self, number: int) -> None:
         now = time.monotonic()
         if self._first_at is None:
             self._first_at = now
@@ -163,33 +163,33 @@ class _SignalWatch:
         """Return the time until the process is ended; None if nothing ends it."""
         if not self.number:
             return None
-        if self.patient:
+        if self.no_deadline:
             return 1.0  # then look again
         return max(0.0, self.since + LIMIT_SECONDS - time.monotonic())
 
     def end(self) -> None:
         """End the process now."""
-        if not self.said and _is_rank_zero():
-            os.write(2, f"{self.line}\n".encode())  # another thread may hold Python's own stream
+        if not self.announced and _is_rank_zero():
+            os.write(2, f"{self.message}\n".encode())  # another thread may hold Python's own stream
         os._exit(128 + self.number)
 
 
 _watch = _SignalWatch()
 
 
-def install(*more: int, owned: bool = False) -> None:
+def install(*more: int, owns_process: bool = False) -> None:
     """Listen for Ctrl-C and SIGTERM, and for the signals given; again after Composer is imported.
 
     Args:
         more: Other signals.
-        owned: The process is ours up to its exit; else what comes after the stop is the caller's.
+        owns_process: The process is ours until it exits; else the caller decides what follows.
     """
-    _watch.install((*_FATAL, *more), owned)
+    _watch.install((*_FATAL, *more), owns_process)
 
 
-def is_owned() -> bool:
+def owns_process() -> bool:
     """Tell whether the process is ours up to its exit."""
-    return _watch.owned
+    return _watch.owns_process
 
 
 def uninstall() -> None:
@@ -232,50 +232,50 @@ def deferred() -> Iterator[None]:
         _watch.deferred = max(0, _watch.deferred - 1)
 
 
-def set_deferred(on: bool, patient: bool = False) -> None:
+def set_deferred(on: bool, no_deadline: bool = False) -> None:
     """Begin or end a :func:`deferred` that lies between two events.
 
     Args:
         on: Begin it.
-        patient: Meanwhile the process is not ended however far away a place to stop is.
+        no_deadline: Meanwhile the process is not ended however far away a place to stop is.
     """
-    if _watch.patient and not on:
+    if _watch.no_deadline and not on:
         _watch.since = time.monotonic()
-    _watch.held, _watch.patient = on, on and patient
+    _watch.between_events, _watch.no_deadline = on, on and no_deadline
 
 
-def connect_ranks(tell: Callable[[int], None], ask: Callable[[], int]) -> None:
+def connect_ranks(publish: Callable[[int], None], poll: Callable[[], int]) -> None:
     """Give the ways by which ranks learn of one another's signals."""
-    _watch.tell, _watch.ask = tell, ask
+    _watch.publish, _watch.poll = publish, poll
 
 
-def signal_behind(error: BaseException) -> int:
+def signal_causing(error: BaseException) -> int:
     """Return the number of the signal of which an error is the consequence, or 0.
 
     What goes wrong after a signal (a rank that is gone, a file cut short) is taken to be.
     """
     if isinstance(error, Interrupted):
         return error.number
-    return _watch.number or _watch.ask()
+    return _watch.number or _watch.poll()
 
 
 def announce() -> None:
     """Print, once and on rank 0, that the run was interrupted."""
-    if not _watch.said and _is_rank_zero():
-        _watch.said = True
-        print(_watch.line, file=sys.stderr, flush=True)
+    if not _watch.announced and _is_rank_zero():
+        _watch.announced = True
+        print(_watch.message, file=sys.stderr, flush=True)
 
 
 def set_resume_checkpoint(checkpoint: str) -> None:
     """Let the line name the checkpoint that was saved for this interruption."""
-    _watch.line = f"{LINE} from {checkpoint}, which was saved before"
+    _watch.message = f"{MESSAGE} from {checkpoint}, which was saved before"
 
 
 def exit_process(code: int | str | None) -> None:
     """Exit; after an interruption the process ends soon, whatever its threads still wait for."""
     if isinstance(code, int) and code > 128:
-        if _watch.leave_by is not None:
-            left = max(_LEAST_TO_LEAVE_SECONDS, _watch.leave_by - time.monotonic())
+        if _watch.exit_deadline is not None:
+            left = max(_LEAST_TO_LEAVE_SECONDS, _watch.exit_deadline - time.monotonic())
             timer = threading.Timer(left, os._exit, [code])
             timer.daemon = True
             timer.start()
@@ -288,7 +288,7 @@ def _is_rank_zero() -> bool:
     return os.environ.get("RANK", "0") == "0"
 
 
-def _in_child() -> None:
+def _reset_in_child() -> None:
     """Make a forked process none of ours: it would write to our pipe, and ignore its parent."""
     if not _watch.installed:
         return
@@ -296,7 +296,7 @@ def _in_child() -> None:
         signal.set_wakeup_fd(-1)
         for number in _watch.installed:
             # A loader's worker goes on until the batch under way is done; its parent ends it.
-            busy = _watch.deferred or _watch.held
+            busy = _watch.deferred or _watch.between_events
             ignored = number not in _FATAL or (number == signal.SIGINT and busy)
             signal.signal(number, signal.SIG_IGN if ignored else signal.SIG_DFL)
     for end in _watch._pipe or ():
@@ -304,4 +304,4 @@ def _in_child() -> None:
     _watch.__init__()
 
 
-os.register_at_fork(after_in_child=_in_child)
+os.register_at_fork(after_in_child=_reset_in_child)

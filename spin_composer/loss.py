@@ -15,7 +15,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Protocol, TypeVar
 
-from spin_composer.errors import InputError, registered_already
+from spin_composer.errors import InputError, already_registered
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -58,7 +58,7 @@ def register_loss(name: str) -> Callable[[_Function], _Function]:
 
     def register(function: _Function) -> _Function:
         if name in LOSSES:
-            raise registered_already(f"the loss {name!r}")
+            raise already_registered(f"the loss {name!r}")
         LOSSES[name] = function
         return function
 
@@ -73,12 +73,12 @@ def margin(
     beta: float,
 ) -> Tensor:
     """Return m = r_real - r_generated [B], where r = beta * (policy - opponent) of a side."""
-    real = _wide(policy_real_logps) - _wide(opponent_real_logps)
-    generated = _wide(policy_generated_logps) - _wide(opponent_generated_logps)
+    real = _at_least_fp32(policy_real_logps) - _at_least_fp32(opponent_real_logps)
+    generated = _at_least_fp32(policy_generated_logps) - _at_least_fp32(opponent_generated_logps)
     return beta * (real - generated)
 
 
-def _wide(sums: Tensor) -> Tensor:
+def _at_least_fp32(sums: Tensor) -> Tensor:
     """Return sums in fp32, or in fp64 where they are fp64 already."""
     import torch
 

@@ -16,7 +16,7 @@ from torch import Tensor
 from torchmetrics import Metric
 from typing_extensions import override
 
-from spin_composer.errors import registered_already
+from spin_composer.errors import already_registered
 from spin_composer.loss import PairLoss
 
 
@@ -76,7 +76,7 @@ def register_pair_metric(cls: _Metric) -> _Metric:
         ValueError: The name belongs to another metric.
     """
     if cls.__name__ in {metric.__name__ for metric in PAIR_METRICS}:
-        raise registered_already(f"the metric {cls.__name__}")
+        raise already_registered(f"the metric {cls.__name__}")
     PAIR_METRICS.append(cls)
     return cls
 

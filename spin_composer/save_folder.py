@@ -97,7 +97,7 @@ def repair_folder(folder: Path, pattern: re.Pattern[str], latest: Path) -> None:
         else:
             whole.append(found)
     whole.sort(key=lambda found: found.counts)
-    current = next((c for c in whole if _same(c.path, latest)), None)
+    current = next((c for c in whole if _links_to(c.path, latest)), None)
     if latest.is_file() and not latest.is_symlink() and not structure_problem(latest):
         return  # downloaded, or copied without links
     while whole:
@@ -221,7 +221,7 @@ def set_aside(path: Path, problem: str) -> Path:
     return aside
 
 
-def _same(path: Path, link: Path) -> bool:
+def _links_to(path: Path, link: Path) -> bool:
     return link.is_symlink() and link.exists() and os.path.samefile(path, link)
 
 

@@ -18,7 +18,7 @@ from torch.optim.lr_scheduler import LRScheduler
 from spin_composer.errors import InputError
 from spin_composer.settings.scheduler import SchedulerSettings
 from spin_composer.settings.section import fill
-from spin_composer.settings.spin import SpinSettings, of_iteration
+from spin_composer.settings.spin import SpinSettings, value_for_iteration
 
 
 class SpinScheduler(ComposerScheduler):
@@ -47,11 +47,11 @@ class SpinScheduler(ComposerScheduler):
     ):
         fill(SchedulerSettings, {"t_warmup": t_warmup, "decay": decay, "alpha_f": alpha_f})
         if decay == "constant":
-            self.within: ComposerScheduler = ConstantWithWarmupScheduler(t_warmup=t_warmup)
+            self.schedule: ComposerScheduler = ConstantWithWarmupScheduler(t_warmup=t_warmup)
         elif decay == "cosine":
-            self.within = CosineAnnealingWithWarmupScheduler(t_warmup=t_warmup, alpha_f=alpha_f)
+            self.schedule = CosineAnnealingWithWarmupScheduler(t_warmup=t_warmup, alpha_f=alpha_f)
         else:
-            self.within = LinearWithWarmupScheduler(t_warmup=t_warmup, alpha_f=alpha_f)
+            self.schedule = LinearWithWarmupScheduler(t_warmup=t_warmup, alpha_f=alpha_f)
 
     def __call__(self, state: State, ssr: float = 1.0) -> float:
         """Return the multiplier of the optimizer's learning rate at the state's timestamp."""
@@ -66,11 +66,11 @@ class SpinScheduler(ComposerScheduler):
             max_duration=Time(per_epoch * settings.epochs_per_iteration, TimeUnit.BATCH),
             dataloader_len=Time(per_epoch, TimeUnit.BATCH),
         )
-        multiplier = self.within(clock, ssr)
+        multiplier = self.schedule(clock, ssr)
         if settings.learning_rate is not None:
             assert isinstance(settings.learning_rate, list)
             group = state.optimizers[0].param_groups[0]
-            peak = of_iteration(settings.learning_rate, int(t.iteration))
+            peak = value_for_iteration(settings.learning_rate, int(t.iteration))
             multiplier *= peak / group.get("initial_lr", group["lr"])
         return multiplier
 

@@ -49,7 +49,7 @@ def train_config(config: DictConfig) -> Trainer:
     require_foundry("a run's YAML")
     from spin_composer.foundry.command import train
 
-    if interrupt.is_owned():
+    if interrupt.owns_process():
         interrupt.install()  # Composer, just imported, has installed its own
     return train(config)
 
@@ -66,12 +66,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def exit_code(run: Callable[[], object], name: str) -> int:
     """Do a run, print in one line what a user can correct, and return the exit code."""
     try:
-        interrupt.install(owned=True)
+        interrupt.install(owns_process=True)
         run()
     except (PlayDone, RunEnded) as done:
         print(f"{name}: {done}", file=sys.stderr)
     except BaseException as error:  # that of a failed sharded save is no Exception
-        if number := interrupt.signal_behind(error):
+        if number := interrupt.signal_causing(error):
             interrupt.announce()
             return 128 + number
         if isinstance(error, (KeyboardInterrupt, SystemExit)):

@@ -12,7 +12,7 @@ log = logging.getLogger(__name__)
 
 _Minor = tuple[int, int]
 
-RUN_ON: Mapping[str, tuple[tuple[_Minor, _Minor], ...]] = {
+TESTED_VERSIONS: Mapping[str, tuple[tuple[_Minor, _Minor], ...]] = {
     "torch": (((2, 7), (2, 15)),),
     "transformers": (((4, 51), (4, 57)), ((5, 17), (5, 24))),
 }
@@ -26,7 +26,7 @@ def version_warnings(installed: Mapping[str, str] | None = None) -> list[str]:
         installed: Versions by package; those of this environment unless given.
     """
     lines = []
-    for package, ranges in RUN_ON.items():
+    for package, ranges in TESTED_VERSIONS.items():
         found = installed[package] if installed is not None else version(package)
         numbers = re.match(r"(\d+)\.(\d+)", found)
         minor = (int(numbers[1]), int(numbers[2])) if numbers else None
@@ -39,7 +39,7 @@ def version_warnings(installed: Mapping[str, str] | None = None) -> list[str]:
     return lines
 
 
-def warn_of_versions() -> None:
+def warn_about_versions() -> None:
     """Log what :func:`version_warnings` returns, on the first rank."""
     if os.environ.get("RANK", "0") == "0":
         for line in version_warnings():

@@ -20,7 +20,7 @@ from spin_composer.errors import InputError, explain, rebuild_error
 from spin_composer.settings.yaml import validate
 
 TESTS = Path(__file__).parent
-LINE = "interrupted; the same command goes on"
+MESSAGE = "interrupted; the same command goes on"
 
 
 def results_of(cases: list[Case], folder: Path) -> dict[str, Any]:
@@ -48,11 +48,11 @@ def more_results(tmp_path_factory) -> dict[str, Any]:
 def check(case: Case, found: dict[str, Any]) -> None:
     assert "failed" not in found, found["failed"]
     assert found["codes"] == [128 + case.number] * case.ranks, found["outputs"]
-    assert [output.count(LINE) for output in found["outputs"]] == [1] + [0] * (case.ranks - 1)
+    assert [output.count(MESSAGE) for output in found["outputs"]] == [1] + [0] * (case.ranks - 1)
     for output in found["outputs"]:
         assert "Traceback" not in output
         assert "error:" not in output  # neither the disk nor a lost rank is blamed
-        assert "DEBUG" not in output.partition(LINE)[2]
+        assert "DEBUG" not in output.partition(MESSAGE)[2]
     assert found["lock"] == case.stuck  # else given back
     assert not found.get("problems")  # no checkpoint is half
     if case.resumes:  # and the result was compared
@@ -97,7 +97,7 @@ def test_ctrl_c_in_a_terminal_reaches_launcher_and_ranks_and_is_one_interruption
         os.killpg(run.pid, signal.SIGINT)  # as a terminal does
         assert run.wait(120) != 0
     text = (tmp_path / "output.txt").read_text()
-    assert text.count(LINE) == 1, text
+    assert text.count(MESSAGE) == 1, text
     assert "error:" not in text
     for problem in ("cut short", "a rank was lost", "SIGKILL"):
         assert problem not in text
@@ -121,7 +121,7 @@ def test_a_save_that_a_signal_meets_is_finished_first(results):
 def test_a_signal_is_answered_by_a_checkpoint_of_that_batch_if_told_to(results):
     for name in ("saved", "two ranks, saved"):
         assert "ep1-ba8-rank0.pt" in results[name]["checkpoints"]
-        line = f"{LINE} from epoch 1, batch 8, which was saved before\n"
+        line = f"{MESSAGE} from epoch 1, batch 8, which was saved before\n"
         assert line in results[name]["outputs"][0]
 
 
@@ -147,7 +147,7 @@ def test_saving_at_a_signal_needs_a_folder_and_a_job_that_only_plays_does_not(tm
 
 def test_an_interruption_travels_between_ranks_as_its_exit_code():
     code, line = explain(interrupt.Interrupted(15))  # pyright: ignore[reportGeneralTypeIssues]
-    assert (code, line) == (143, LINE)
+    assert (code, line) == (143, MESSAGE)
     again = rebuild_error(code, line)
     interrupt.uninstall()
     assert isinstance(again, interrupt.Interrupted)
@@ -189,7 +189,7 @@ time.sleep(60)
 
 
 def test_a_forked_child_dies_of_the_signals_that_its_parent_notes(monkeypatch):
-    interrupt.install(owned=True)
+    interrupt.install(owns_process=True)
     try:
         interrupt.set_deferred(True)
         pid = os.fork()

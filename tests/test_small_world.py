@@ -49,7 +49,7 @@ def play(
 ) -> Game:
     trainer = world_trainer(folder, copy.deepcopy(model), iterations, epochs, beta=BETA, **kwargs)
     trainer.fit()
-    books = trainer.state.algorithms[0].books.state_dict()["records"]
+    books = trainer.state.algorithms[0].history.state_dict()["records"]
     (memory,) = trainer.logger.destinations
     losses = [float(loss) for _, loss in memory.data["loss/train/total"]]
     game = Game(

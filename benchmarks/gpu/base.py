@@ -37,7 +37,7 @@ SIZES = {
     False: ModelSize(width=512, layers=8, heads=8),
     True: ModelSize(width=32, layers=2, heads=2),
 }
-SCHOOLING = {False: SFTConfig(epochs=3, learning_rate=1e-3), True: SFTConfig(epochs=3)}
+TRAINING = {False: SFTConfig(epochs=3, learning_rate=1e-3), True: SFTConfig(epochs=3)}
 ROWS = {False: (6000, 1280, 300), True: (600, 48, 32)}
 """Of the base model, of the game, and held out from each; by ``--tiny``."""
 GENTLE = {"lr": 1e-5, "betas": (0.9, 0.98), "weight_decay": 0.0}
@@ -60,7 +60,7 @@ def train(folder: Path, tiny: bool, given: Path | None) -> tuple[Path, SftResult
     rows, held_out = folder / "data/careless.jsonl", folder / "data/careless_heldout.jsonl"
     if given is None:
         base = folder / "base"
-        return base / "untrained", make_base(rows, held_out, base, SIZES[tiny], SCHOOLING[tiny])
+        return base / "untrained", make_base(rows, held_out, base, SIZES[tiny], TRAINING[tiny])
     result = sft(
         given, rows, held_out, folder / "base",
         duration="20ba", batch_size=64, microbatch_size=16, optimizer=GENTLE, t_warmup="0.1dur",

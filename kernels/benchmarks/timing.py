@@ -197,4 +197,3 @@ class Timer:
                 f"{result.name} broke the CUDA context: {result.reason}"
             ) from None
         torch.cuda.empty_cache()
-

@@ -28,7 +28,7 @@ class Location:
 
 DROP_SUCH_ROWS = "or drop such rows with dataset.on_bad_row: skip."
 FILL_OR_DROP = f"Give it a text, {DROP_SUCH_ROWS}"
-BOUNDARIES_ARE_LOST = "tokenized already, and the prompt's and response's boundaries are lost"
+BOUNDARIES_LOST = "tokenized already, and the prompt's and response's boundaries are lost"
 
 
 class BadRow(InputError):
@@ -50,7 +50,7 @@ class BadRow(InputError):
         return type(self), (self.where, self.reason, self.problem, self.remedy)
 
 
-def refused_by_template(
+def template_error(
     where: Location,
     said: object,
     messages: object,
@@ -73,7 +73,7 @@ def refused_by_template(
     )  # fmt: skip
 
 
-def refused_by_tokenizer(where: Location, row: str, error: Exception) -> BadRow:
+def tokenizer_error(where: Location, row: str, error: Exception) -> BadRow:
     """Return the fault of a row, as messages show it, that the tokenizer cannot encode."""
     return BadRow(
         where, "tokenizer fails",

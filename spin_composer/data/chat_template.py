@@ -60,13 +60,13 @@ class ChatTemplate:
             Exception: The template's own words, or jinja's: it cannot render these turns.
         """
         template = None if self._tokenizer.chat_template is not None else DEFAULT_CHAT_TEMPLATE
-        if self._date.in_template(self.source):
+        if self._date.patch_template(self.source):
             # A tokenizer may have several, one of them for turns with tools.
             template = self._tokenizer.get_chat_template(None, tools)
-            template = self._date.in_template(template) or template
+            template = self._date.patch_template(template) or template
         render = partial(
             self._tokenizer.apply_chat_template, messages, tokenize=False, tools=tools,
             add_generation_prompt=generation_prompt, chat_template=template,
         )  # fmt: skip
         given = arguments or {}
-        return self._date.rendered(lambda **date: render(**{**date, **given}), self.source)
+        return self._date.render(lambda **date: render(**{**date, **given}), self.source)

@@ -110,7 +110,7 @@ def inspect_config(
     tokenizer = load_tokenizer(tokenizer_name, tokenizer_kwargs)
     examples = build_examples(chain(first, rows), tokenizer, counting)
     report = make_report(examples, tokenizer, title, config.on_bad_row, row)
-    report.differences = diff_tokenizations(examples.both_ways(limit=None), tokenizer)
+    report.differences = diff_tokenizations(examples.tokenized_both_ways(limit=None), tokenizer)
     return report
 
 
@@ -202,7 +202,7 @@ def print_report(report: CheckReport, console: Console) -> None:
     counts.add_row("responses cut at max_seq_len", str(rows.truncated_responses))
     if report.generation_prompt is not None:
         counts.add_row("generation prompt", escape(repr(report.generation_prompt)))
-    if where := rows.where_responses_begin():
+    if where := rows.response_start_summary():
         counts.add_row("responses begin", escape(where))
     counts.add_row("the example's prompt ends with", escape(" ".join(map(repr, report.prompt_end))))
     counts.add_row("its response begins with", escape(" ".join(map(repr, report.response_start))))
@@ -210,8 +210,8 @@ def print_report(report: CheckReport, console: Console) -> None:
     for name, tokens in report.special_tokens.items():
         text = ", ".join(f"{token} {count}" for token, count in tokens.items()) or "none"
         counts.add_row(f"special tokens in {name}", escape(text))
-    if rows.unread:
-        counts.add_row("columns not read", escape(", ".join(sorted(rows.unread))))
+    if rows.unread_columns:
+        counts.add_row("columns not read", escape(", ".join(sorted(rows.unread_columns))))
     if rows.ignored:
         counts.add_row("keys not read", escape(rows.ignored_keys()))
     counts.add_row("fingerprint", report.fingerprint)

@@ -160,7 +160,7 @@ class TextEncoder:
     def __init__(self, tokenizer: PreTrainedTokenizerBase, control: dict[str, int]) -> None:
         self._name = format_value(tokenizer.name_or_path)
         if not tokenizer.is_fast:
-            raise self._cannot("it has no fast tokenizer")
+            raise self._unsupported("it has no fast tokenizer")
         from tokenizers import Tokenizer
 
         self._texts = sorted(control, key=len, reverse=True)
@@ -168,23 +168,23 @@ class TextEncoder:
         self._number = {text: str(n) for n, text in enumerate(self._texts)}
         content = json.loads(tokenizer.backend_tokenizer.to_str())  # pyright: ignore
         content |= {"post_processor": None, "truncation": None, "padding": None}
-        old: dict[str, int] = {}
+        by_name: dict[str, int] = {}
         for token in content["added_tokens"]:
             text = token["content"]
             name = self._mark(text) if text in control else text
-            old[name], token["content"] = token["id"], name
+            by_name[name], token["content"] = token["id"], name
         self._inner = Tokenizer.from_str(json.dumps(content))
-        self._old: dict[int, int] = {
-            cast(int, self._inner.token_to_id(name)): i for name, i in old.items()
+        self._original_ids: dict[int, int] = {
+            cast(int, self._inner.token_to_id(name)): i for name, i in by_name.items()
         }
         ids = set(control.values())
         for text in self._texts:
             if ids & set(self(f"a {text} a")):
-                raise self._cannot(f"its vocabulary holds {text!r} as text, too")
+                raise self._unsupported(f"its vocabulary holds {text!r} as text, too")
             if self(self._mark(text)) != [control[text]]:
-                raise self._cannot(f"{text!r} cannot be told from text")
+                raise self._unsupported(f"{text!r} cannot be told from text")
 
-    def _cannot(self, why: str) -> InputError:
+    def _unsupported(self, why: str) -> InputError:
         return InputError(
             f"train_loader.dataset.special_tokens_in_text='text': the tokenizer {self._name} "
             f"cannot encode control tokens as text ({why}). Set it to warn or error."
@@ -199,7 +199,7 @@ class TextEncoder:
             return text
         return self._pattern.sub(lambda m: f"{_PLACE}{self._number[m[0]]}{_PLACE}", text)
 
-    def shown_again(self, rendered: str) -> str:
+    def restore(self, rendered: str) -> str:
         """Mark the template's own control tokens of a rendering, and restore the contents'."""
         if self._pattern is None:
             return rendered
@@ -209,4 +209,4 @@ class TextEncoder:
     def __call__(self, text: str) -> list[int]:
         """Return the ids: marked control tokens are control tokens, spelled ones are text."""
         ids: list[int] = self._inner.encode(text, add_special_tokens=False).ids
-        return [self._old.get(i, i) for i in ids]
+        return [self._original_ids.get(i, i) for i in ids]

@@ -28,15 +28,15 @@ class DataReport:
     """Kept rows whose prompt was cut at its start."""
     spelled_prompts: int = 0
     """Kept rows whose prompt spells out a control token."""
-    cut_answers: int = 0
+    truncated_answers: int = 0
     """Kept rows of whose answer the chat template leaves out a part."""
-    begins: dict[str, int] = field(default_factory=dict)
+    response_starts: dict[str, int] = field(default_factory=dict)
     """With generation_prompt: response, kept rows by what of the generation prompt they lack."""
     faults: list[str] = field(default_factory=list)
     """The messages of the first bad rows."""
     ignored: dict[str, int] = field(default_factory=dict)
     """Keys of turns that were not read, by name: how often."""
-    unread: set[str] = field(default_factory=set)
+    unread_columns: set[str] = field(default_factory=set)
     """Columns that were not read."""
     notes: list[str] = field(default_factory=list)
     """What the user should know of the data besides, a line each."""
@@ -68,17 +68,17 @@ class DataReport:
             text += f"; {self.truncated_prompts} prompts cut at their start"
         if self.spelled_prompts:
             text += f"; {self.spelled_prompts} prompts spell out control tokens"
-        if self.cut_answers:
-            text += f"; of {self.cut_answers} answers the chat template leaves out a part"
-        if where := self.where_responses_begin():
+        if self.truncated_answers:
+            text += f"; of {self.truncated_answers} answers the chat template leaves out a part"
+        if where := self.response_start_summary():
             text += f"; responses begin {where}"
         if self.ignored:
             text += f"; not read: {self.ignored_keys()}"
         return text
 
-    def where_responses_begin(self) -> str:
+    def response_start_summary(self) -> str:
         """Return in how many rows the response begins where; empty where that is no question."""
-        named = sorted(self.begins.items(), key=lambda item: (-item[1], item[0]))
+        named = sorted(self.response_starts.items(), key=lambda item: (-item[1], item[0]))
         places = {lacks: f"before {lacks!r}, the generation prompt's end," for lacks, _ in named}
         places[""] = "after the generation prompt"
         return ", ".join(f"{places[lacks]} in {count} rows" for lacks, count in named)

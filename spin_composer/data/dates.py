@@ -60,17 +60,17 @@ class TemplateDate:
                 f"train_loader.dataset.date_string={format_value(date)} is no date that the chat "
                 "template could print as '"
             )
-        self._written = {} if day is None else _written(day)
+        self._format_directives = {} if day is None else _format_directives(day)
 
-    def in_template(self, source: str) -> str | None:
+    def patch_template(self, source: str) -> str | None:
         """Return a template with our ``strftime_now``; None for one that does not call it."""
         return _MACRO + source if _FUNCTION in source else None
 
-    def rendered(self, render: Callable[..., str], source: str) -> str:
+    def render(self, render: Callable[..., str], source: str) -> str:
         """Render with the date, and warn of today's if that is what the template prints.
 
         Args:
-            render: Renders by the template of :meth:`in_template`, given further arguments.
+            render: Renders by the template of :meth:`patch_template`, given further arguments.
             source: The template.
 
         Raises:
@@ -86,7 +86,7 @@ class TemplateDate:
             raise
         if self._text is None and not self._warned and _FUNCTION in source:
             # A template may hold the call and not reach it: then all days are alike to it.
-            other = {**self._arguments(source), "spin_date": _written(_OTHER_DAY)}
+            other = {**self._arguments(source), "spin_date": _format_directives(_OTHER_DAY)}
             if render(**other) != text:
                 self._warned = True
                 log.warning("The chat template prints today's date (strftime_now), %s", ANOTHER_DAY)
@@ -95,11 +95,11 @@ class TemplateDate:
     def _arguments(self, source: str) -> dict[str, object]:
         given: dict[str, object] = {} if self._text is None else {"date_string": self._text}
         if _FUNCTION in source:
-            given |= {"spin_date": self._written, "spin_no_date": self._refusal}
+            given |= {"spin_date": self._format_directives, "spin_no_date": self._refusal}
         return given
 
 
-def _written(day: datetime) -> dict[str, str]:
+def _format_directives(day: datetime) -> dict[str, str]:
     """Return how a day is written by each directive, in the order in which to replace them."""
     texts = {directive: day.strftime(directive) for directive in _DIRECTIVES}
     return {"%%": _PERCENT, **texts, _PERCENT: "%"}

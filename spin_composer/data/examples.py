@@ -130,10 +130,10 @@ class ExampleDataset(Dataset):
             )
         return self._origin.retokenized(tokenize)
 
-    def both_ways(self, limit: int | None = 64) -> Iterator[RenderingVsTurns]:
+    def tokenized_both_ways(self, limit: int | None = 64) -> Iterator[RenderingVsTurns]:
         """Yield rows in both ways of tokenizing: the first ``limit``, or all, read again."""
         if self._origin is not None:
-            yield from self._origin.both_ways(limit)
+            yield from self._origin.tokenized_both_ways(limit)
 
     @property
     def max_prompt_tokens(self) -> int:

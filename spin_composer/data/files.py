@@ -36,7 +36,7 @@ def known_endings() -> str:
     return f"{', '.join(_TEXT)} (also with {' or '.join(_PACKED)}) or .parquet"
 
 
-def no_such(what: object, kind: str = "file") -> InputError:
+def not_found_error(what: object, kind: str = "file") -> InputError:
     """Return the error of a path, or a setting with one, behind which there is nothing."""
     return InputError(f"{what}: no such {kind}. Check the path (it is relative to {Path.cwd()}).")
 
@@ -60,7 +60,7 @@ def read_file(
     """
     path = Path(path)
     if not path.is_file():
-        raise no_such(path)
+        raise not_found_error(path)
     ending = suffix(path)
     if ending not in READABLE:
         raise InputError(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
-from spin_composer.data.bad_row import BOUNDARIES_ARE_LOST, BadRow, Location
+from spin_composer.data.bad_row import BOUNDARIES_LOST, BadRow, Location
 from spin_composer.errors import format_value
 
 KEY_PAIRS = (("prompt", "response"), ("prompt", "completion"), ("input", "output"))
@@ -57,19 +57,19 @@ def ends_with_answer(turns: Sequence[object]) -> bool:
     return str(speaker).lower() not in ("user", "human", "prompter", "tool", "system")
 
 
-def unknown_format(row: Mapping, where: Location) -> BadRow:
+def unknown_format_error(row: Mapping, where: Location) -> BadRow:
     """Return the error of a row that has none of the formats' keys."""
     special = _tokens(row, where) or _tree(row, where) or _turns_as_text(row, where)
     if special is not None:
         return special
     if row.get("chosen") is not None:
-        return no_prompt(row, where)
+        return missing_prompt_error(row, where)
     for first, second in KEY_PAIRS:
         for have, lack, others in ((first, second, ANSWERS), (second, first, PROMPTS)):
             if have in row:
                 near = [key for key in others if _is_text(row.get(key)) and key != have]
                 if near and _is_text(row[have]):
-                    return single_turn(row, near[0] if lack == first else have, where)
+                    return single_turn_error(row, near[0] if lack == first else have, where)
                 return BadRow(
                     where,
                     f"missing {lack}",
@@ -91,7 +91,7 @@ def _is_text(value: object) -> bool:
     return isinstance(value, str) and bool(value.strip())
 
 
-def single_turn(row: Mapping, prompt: str, where: Location) -> BadRow:
+def single_turn_error(row: Mapping, prompt: str, where: Location) -> BadRow:
     """Return the error of a question and an answer under other names (Alpaca, Dolly, OpenOrca).
 
     Args:
@@ -125,12 +125,12 @@ def single_turn(row: Mapping, prompt: str, where: Location) -> BadRow:
     )  # fmt: skip
 
 
-def no_prompt(row: Mapping, where: Location) -> BadRow:
+def missing_prompt_error(row: Mapping, where: Location) -> BadRow:
     """Return the error of preferences whose prompt is missing, or within both texts."""
     chosen = row["chosen"]
     for key in PROMPTS:
         if _is_text(row.get(key)) and _is_text(chosen):
-            return single_turn(row, key, where)
+            return single_turn_error(row, key, where)
     if isinstance(chosen, str) and "\n\nHuman:" in chosen:
         remedy = f"Set dataset.preprocessing_fn: {_MAPPINGS}:human_assistant, which splits it."
     else:
@@ -149,7 +149,7 @@ def _tokens(row: Mapping, where: Location) -> BadRow | None:
     return BadRow(
         where, "tokenized row",
         f"{key}={format_value(row[key])}: the row is "
-        f"{BOUNDARIES_ARE_LOST}", "Give the rows as text.",
+        f"{BOUNDARIES_LOST}", "Give the rows as text.",
     )  # fmt: skip
 
 
@@ -186,7 +186,7 @@ def _turns_as_text(row: Mapping, where: Location) -> BadRow | None:
             )  # fmt: skip
         if key != "text" and not is_empty(value):
             if isinstance(value, (list, tuple)) and all(map(_is_text, value)):
-                return texts_for_turns(key, value, where)
+                return list_of_texts_error(key, value, where)
             return BadRow(
                 where, "wrong type", f"{key}={format_value(value)} is no list of turns",
                 'Write [{"role": "user", "content": "..."}, {"role": "assistant", "content": '
@@ -195,7 +195,7 @@ def _turns_as_text(row: Mapping, where: Location) -> BadRow | None:
     return None
 
 
-def texts_for_turns(key: str, value: object, where: Location) -> BadRow:
+def list_of_texts_error(key: str, value: object, where: Location) -> BadRow:
     """Return the error of a list of texts where turns should stand (LIMA)."""
     return BadRow(
         where, "wrong type", f"{key}={format_value(value)} is a list of texts, and not of turns",
@@ -213,7 +213,7 @@ def _by_names(row: Mapping, where: Location) -> BadRow:
         (texts[name] for name in ANSWERS if name in texts and texts[name] != prompt), None
     )
     if prompt in PROMPTS and answer in ANSWERS:
-        return single_turn(row, prompt, where)
+        return single_turn_error(row, prompt, where)
     remedy = (
         f"Known are {_FORMATS}; other columns need "
         "dataset.preprocessing_fn: {prompt: ..., response: ...}."

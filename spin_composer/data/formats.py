@@ -47,7 +47,7 @@ _BESIDE_CHAT = (*SYSTEMS, "tools", "functions", "chat_template_kwargs", "mask", 
 
 
 def to_foundry_row(
-    row: object, where: Location, report: DataReport | None = None, old: bool = False
+    row: object, where: Location, report: DataReport | None = None, legacy: bool = False
 ) -> tuple[Kind, Row]:
     """Turn one raw row of any supported format into llm-foundry's.
 
@@ -55,7 +55,7 @@ def to_foundry_row(
         row: The decoded row.
         where: Its place, for error messages.
         report: Counts the keys that are not read.
-        old: Read and lose what was lost before turns' further keys, systems and tools had a
+        legacy: Read and lose what was lost before turns' further keys, systems and tools had a
             meaning: for stores that were played then.
 
     Returns:
@@ -71,7 +71,7 @@ def to_foundry_row(
             f"the row is {format_value(row)}, not an object with named fields",
             'Write one object per line, such as {"prompt": "...", "response": "..."}.',
         )
-    if not old:
+    if not legacy:
         check_duplicate_columns(row, where)
         if (key := untrained_mark(row, of_row=True)) is not None:
             raise BadRow(
@@ -90,27 +90,27 @@ def to_foundry_row(
         None,
     )
     if form is None:
-        raise foreign.unknown_format(row, where)
-    if not old:
+        raise foreign.unknown_format_error(row, where)
+    if not legacy:
         _check_desired(row, form, where)
     if isinstance(form, str):
-        kind, made = "chat", _read_chat(row, form, where, report, old)
+        kind, made = "chat", _read_chat(row, form, where, report, legacy)
     elif form[1] == "chosen":
         kind, made = _read_preference(row, form[0], where, report)
     else:
         kind, made = _read_pair(row, form, where, report)
-    if kind == "chat" and (form == "conversations" or not old):
-        keys = ("system",) if old else SYSTEMS
+    if kind == "chat" and (form == "conversations" or not legacy):
+        keys = ("system",) if legacy else SYSTEMS
         made["messages"] = _with_system(row, made["messages"], where, keys)
-    if kind == "chat" and not old:
+    if kind == "chat" and not legacy:
         check_other_texts(row, form, made["messages"], where)
         made |= _for_template(row, where)
-    elif not old and not isinstance(form, str):
+    elif not legacy and not isinstance(form, str):
         check_unused_columns(row, form, made, where)
     check_surrogates(made, where)
     if report is not None:
         read = {form, *_BESIDE_CHAT} if kind == "chat" and isinstance(form, str) else set(form)
-        report.unread.update(str(key) for key in present - read)
+        report.unread_columns.update(str(key) for key in present - read)
     return kind, made
 
 
@@ -124,7 +124,7 @@ def _detect_format(keys: set[object], row: Mapping, where: Location) -> Form | N
             found.append(key)
     pairs = [pair for pair in foreign.KEY_PAIRS if keys.issuperset(pair)]
     if ("input", "output") in pairs and "instruction" in keys:
-        raise foreign.single_turn(row, "instruction", where)
+        raise foreign.single_turn_error(row, "instruction", where)
     if not pairs and keys.issuperset(("chosen", "rejected")):
         turns = parse_json(row[found[0]]) if found else None
         # A whole conversation is what SFT trains on: UltraFeedback has it beside the pair.
@@ -156,7 +156,7 @@ def _same_turns(row: Mapping, forms: list[Form], where: Location) -> bool:
 
 
 def _read_chat(
-    row: Mapping, field: str, where: Location, report: DataReport | None, old: bool
+    row: Mapping, field: str, where: Location, report: DataReport | None, legacy: bool
 ) -> Row:
     """Read a column of turns, with the system text that stands beside it."""
     mask = None
@@ -170,7 +170,7 @@ def _read_chat(
             )
         if (mask := row.get("mask")) is not None:
             mask = validate_text(mask, "mask", "wrong type", where)
-    turns = read_turns(row[field], field, where, report, mask, old)
+    turns = read_turns(row[field], field, where, report, mask, legacy)
     check_order(turns, field, where)
     return {"messages": turns}
 
@@ -269,7 +269,7 @@ def _read_preference(
     turns = parse_json(chosen)
     if foreign.is_empty(prompt):
         if not foreign.are_turns(turns):
-            raise foreign.no_prompt(row, where)
+            raise foreign.missing_prompt_error(row, where)
         read = read_turns(turns, "chosen", where, report)
         check_order(read, "chosen", where)
         return "chat", {"messages": read}

@@ -15,7 +15,7 @@ from spin_composer.errors import format_value
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
-_TUNED_BY_TURNS = "For a model that llm-foundry tuned, set train_loader.dataset.tokenize: turns"
+_USE_TURNS_REMEDY = "For a model that llm-foundry tuned, set train_loader.dataset.tokenize: turns"
 _BEFORE, _AFTER = 3, 4
 _SHOWN_TOKENS = 12
 Encode = Callable[[str], list[int]]
@@ -57,17 +57,19 @@ class FullTextTokenizer:
             BoundaryError: The whole's ids do not begin with the prompt's.
         """
         encode = encode or self.encode
-        ids, all_ids = (self._once(self._before + encode(text)) for text in (prompt, whole))
+        ids, all_ids = (
+            self._drop_duplicate_bos(self._before + encode(text)) for text in (prompt, whole)
+        )
         if all_ids[: len(ids)] != ids:
-            raise self._fault(ids, all_ids, where)
+            raise self._boundary_error(ids, all_ids, where)
         return ids, all_ids[len(ids) :]
 
-    def _once(self, ids: list[int]) -> list[int]:
+    def _drop_duplicate_bos(self, ids: list[int]) -> list[int]:
         # A text that spells out BOS where the tokenizer or the template puts one as well.
         bos = self._tokenizer.bos_token_id
         return ids[1:] if bos is not None and ids[:2] == [bos, bos] else ids
 
-    def _fault(self, ids: list[int], all_ids: list[int], where: Location) -> BoundaryError:
+    def _boundary_error(self, ids: list[int], all_ids: list[int], where: Location) -> BoundaryError:
         pairs = enumerate(zip(ids, all_ids, strict=False))
         at = next((i for i, (a, b) in pairs if a != b), min(len(ids), len(all_ids)))
         part = slice(max(0, at - _BEFORE), at + _AFTER)
@@ -76,7 +78,7 @@ class FullTextTokenizer:
             where, "a token spans prompt and response",
             f"the prompt by itself ends in the tokens {alone}, but the whole row has {inside}",
             "Let the prompt end where a token ends (a space belongs to the response's start), "
-            f"{DROP_SUCH_ROWS} {_TUNED_BY_TURNS}.",
+            f"{DROP_SUCH_ROWS} {_USE_TURNS_REMEDY}.",
         )  # fmt: skip
 
 
@@ -97,5 +99,5 @@ def boundary_failures_message(
     )  # fmt: skip
     return (
         f"{fault.where}: {fault.problem}. So it is in {failed} of {tried} rows: {what} within a "
-        f"token. {_TUNED_BY_TURNS}; else end the prompt where a token ends (no space at its end)."
+        f"token. {_USE_TURNS_REMEDY}; else end the prompt where a token ends (no space at its end)."
     )

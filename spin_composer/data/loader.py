@@ -31,7 +31,7 @@ from spin_composer.data.tokenization import build_examples
 from spin_composer.errors import InputError, format_value
 from spin_composer.pretrained.check import LoaderRun, check_run
 from spin_composer.settings.dataset import (
-    FORMER_TOKENIZATION,
+    LEGACY_TOKENIZATION,
     check_loader_keys,
     dataset_block,
     read_config,
@@ -97,7 +97,7 @@ def build_spin_dataloader(
     size = _batch_size(device_batch_size, evaluation)
     limits = None if run is None else check_run(run, tokenizer)
     start = time.monotonic()
-    examples = _examples(dataset, tokenizer, where, (run or {}).get("by_turns", False))
+    examples = _examples(dataset, tokenizer, where, (run or {}).get("legacy_turns", False))
     log.info("SPIN data: %d examples in %.1f s.", len(examples), time.monotonic() - start)
     if not evaluation:
         samples = (run or {}).get("samples_per_iteration", ALL)
@@ -170,14 +170,14 @@ def _batch_size(given: int | float, evaluation: bool) -> int:
 
 
 def _examples(
-    dataset: Config, tokenizer: PreTrainedTokenizerBase, where: str, by_turns: bool
+    dataset: Config, tokenizer: PreTrainedTokenizerBase, where: str, legacy_turns: bool
 ) -> ExampleDataset:
     try:
         config = read_config(dataset, f"{where}.dataset")
-        old = by_turns and config.tokenize != "rendering"
-        if old:
-            log.warning(original_tokenize_warning(FORMER_TOKENIZATION))
-        return build_examples(read_rows(config), tokenizer, config, old=old)
+        legacy = legacy_turns and config.tokenize != "rendering"
+        if legacy:
+            log.warning(original_tokenize_warning(LEGACY_TOKENIZATION))
+        return build_examples(read_rows(config), tokenizer, config, legacy=legacy)
     except InputError as error:
         if where == "train_loader":
             raise

@@ -11,7 +11,7 @@ import os
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
-from spin_composer.data.bad_row import BOUNDARIES_ARE_LOST, Location
+from spin_composer.data.bad_row import BOUNDARIES_LOST, Location
 from spin_composer.data.files import RawRow
 from spin_composer.errors import InputError, format_value
 from spin_composer.settings.dataset import DatasetConfig
@@ -110,7 +110,7 @@ def _prepared_shards(stream: Stream, root: str, config: DatasetConfig) -> list[R
     for column in _columns(shards[0]):
         if column in _TOKENIZED:
             raise InputError(
-                f"{root}: column={column!r}: the rows are {BOUNDARIES_ARE_LOST}. Give them as text."
+                f"{root}: column={column!r}: the rows are {BOUNDARIES_LOST}. Give them as text."
             )
     return shards
 

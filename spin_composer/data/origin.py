@@ -13,7 +13,7 @@ from spin_composer.data.bad_row import BadRow, Location
 from spin_composer.data.counts import DataReport
 from spin_composer.data.rows import Row
 from spin_composer.errors import InputError
-from spin_composer.settings.dataset import FORMER_TOKENIZATION
+from spin_composer.settings.dataset import LEGACY_TOKENIZATION
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -58,10 +58,10 @@ class Origin:
         from spin_composer.data.sources import read_rows
         from spin_composer.data.tokenization import build_examples
 
-        config, old = replace(self.config, tokenize=tokenize), tokenize == FORMER_TOKENIZATION
-        return build_examples(read_rows(config), self.tokenizer, config, old=old)
+        config, legacy = replace(self.config, tokenize=tokenize), tokenize == LEGACY_TOKENIZATION
+        return build_examples(read_rows(config), self.tokenizer, config, legacy=legacy)
 
-    def both_ways(self, limit: int | None) -> Iterator[RenderingVsTurns]:
+    def tokenized_both_ways(self, limit: int | None) -> Iterator[RenderingVsTurns]:
         """Yield the rows in both ways."""
         from spin_composer.data.tokenization import ExampleBuilder
 

@@ -17,7 +17,7 @@ from spin_composer.settings.dataset import DatasetConfig
 Preprocess = Callable[[Any], Any]
 
 _KEY = "train_loader.dataset.preprocessing_fn"
-MADE_BY_FOUNDRY = frozenset(
+FOUNDRY_DATASETS = frozenset(
     {"tatsu-lab/alpaca", "HuggingFaceH4/databricks_dolly_15k", "bigscience/P3", "Muennighoff/P3"}
     | {"Muennighoff/flan", "teknium/OpenHermes-2.5", "math-ai/StackMathQA"}
     | {"AI-MO/NuminaMath-CoT"}
@@ -51,7 +51,7 @@ def _of_hub(name: str | None) -> Preprocess | None:
         from spin_composer.foundry.finetuning import registered_preprocessor
 
         return registered_preprocessor(name)
-    if name in MADE_BY_FOUNDRY:
+    if name in FOUNDRY_DATASETS:
         raise InputError(
             f"train_loader.dataset.hf_name={format_value(name)} is read by a function of "
             f"llm-foundry's, which is not installed. Install {EXTRA}, or set preprocessing_fn: "

@@ -16,7 +16,7 @@ from spin_composer.data.bad_row import (
     FILL_OR_DROP,
     BadRow,
     Location,
-    refused_by_template,
+    template_error,
 )
 from spin_composer.data.chat_template import ChatTemplate
 from spin_composer.data.rows import Row, Turn
@@ -26,7 +26,7 @@ from spin_composer.errors import InputError, format_value
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
-CARRY_NO_TEXT = frozenset({"role", "content", "name", "tool_call_id"})
+KEYS_WITHOUT_TEXT = frozenset({"role", "content", "name", "tool_call_id"})
 """Keys of a turn that a template may leave out: no text that is trained on is lost."""
 _OURS = frozenset({"messages", "tools", "add_generation_prompt", "tokenize", "chat_template"})
 # Stands for an answer of which no character agrees with what a template writes.
@@ -76,10 +76,10 @@ class Renderer:
     def _as_spelled(self, message: Turn) -> Turn:
         """Return a turn under its row's own role where the template has a word for that role."""
         spelled = getattr(message["role"], "spelled", None)
-        known = spelled is not None and self.knows_role(spelled)
+        known = spelled is not None and self.supports_role(spelled)
         return {**message, "role": spelled} if known else {**message, "role": str(message["role"])}
 
-    def knows_role(self, word: str) -> bool:
+    def supports_role(self, word: str) -> bool:
         """Tell whether the template compares roles with a word, or has a token for it."""
         quoted = rf"""['"]{re.escape(word)}['"]"""
         return re.search(quoted, self._template.source) is not None or any(
@@ -110,8 +110,8 @@ class Renderer:
                 otherwise once an answer follows.
         """
         self._check_arguments(row, where)
-        messages, whole = self._whole(row, where)
-        prompt = self._try(messages[:-1], row, where, generation_prompt=True)
+        messages, whole = self._render_row(row, where)
+        prompt = self._render(messages[:-1], row, where, generation_prompt=True)
         self._check_keys(messages, row, whole, where)
         end = len(prompt)
         if not whole.startswith(prompt):
@@ -121,7 +121,7 @@ class Renderer:
 
     def _check_arguments(self, row: Row, where: Location) -> None:
         for key, value in (row.get("chat_template_kwargs") or {}).items():
-            if key in _OURS or not self._knows(key):
+            if key in _OURS or not self._template_mentions(key):
                 raise BadRow(
                     where, "unused template argument",
                     f"chat_template_kwargs.{key}={format_value(value)} is not used by the chat "
@@ -129,10 +129,10 @@ class Renderer:
                     "Remove it, or use the template that the data was made for.",
                 )  # fmt: skip
 
-    def _knows(self, key: str) -> bool:
+    def _template_mentions(self, key: str) -> bool:
         return re.search(rf"\b{re.escape(key)}\b", self._template.source) is not None
 
-    def _whole(self, row: Row, where: Location) -> tuple[list[Turn], str]:
+    def _render_row(self, row: Row, where: Location) -> tuple[list[Turn], str]:
         """Return the turns in the spelling that the template can render, and their rendering."""
         given = list(row["messages"])
         spellings = [given]
@@ -144,7 +144,7 @@ class Renderer:
         first: BadRow | None = None
         for messages in spellings:
             try:
-                whole = self._try(messages, row, where)
+                whole = self._render(messages, row, where)
             except BadRow as fault:
                 first = first or fault
                 continue
@@ -154,16 +154,16 @@ class Renderer:
                 blank = [_without_null(message) for message in messages]
                 try:
                     # A template that knows nothing of null content prints Python's word for it.
-                    if whole.count("None") > self._try(blank, row, where).count("None"):
+                    if whole.count("None") > self._render(blank, row, where).count("None"):
                         continue
                 except BadRow:
                     pass
             return messages, whole
         if first is None:  # neither spelling is right: the one that can be rendered
-            return given, self._try(given, row, where)
+            return given, self._render(given, row, where)
         raise first
 
-    def _try(
+    def _render(
         self,
         messages: Sequence[Turn],
         row: Row,
@@ -178,7 +178,7 @@ class Renderer:
             raise
         except Exception as error:
             name = "" if type(error) is TemplateError else f"{type(error).__name__}: "
-            raise refused_by_template(where, f"{name}{error}", messages) from error
+            raise template_error(where, f"{name}{error}", messages) from error
 
     def _check_keys(
         self,
@@ -191,15 +191,15 @@ class Renderer:
         last = len(messages) - 1
         used = False
         for i, message in enumerate(messages):
-            for key in message.keys() - CARRY_NO_TEXT:
-                if i < last and self._knows(key):
+            for key in message.keys() - KEYS_WITHOUT_TEXT:
+                if i < last and self._template_mentions(key):
                     continue  # the template knows it, and may drop it from earlier turns
                 less = _without_null({k: v for k, v in message.items() if k != key})
-                if self._same([*messages[:i], less, *messages[i + 1 :]], row, whole):
-                    raise _unused(f"messages[{i}].{key}", message[key], where)
+                if self._renders_same([*messages[:i], less, *messages[i + 1 :]], row, whole):
+                    raise _unused_error(f"messages[{i}].{key}", message[key], where)
                 used |= i == last
-        if row.get("tools") and self._same(messages, {**row, "tools": None}, whole):
-            raise _unused("tools", row["tools"], where)
+        if row.get("tools") and self._renders_same(messages, {**row, "tools": None}, whole):
+            raise _unused_error("tools", row["tools"], where)
         content = messages[-1]["content"]
         if not (content or "").strip():
             if not used:
@@ -210,8 +210,8 @@ class Renderer:
                 )  # fmt: skip
         elif used and content.strip() not in whole:
             less = {**messages[-1], "content": ""}
-            if self._same([*messages[:-1], less], row, whole):
-                raise _unused(f"messages[{last}].content", content, where)
+            if self._renders_same([*messages[:-1], less], row, whole):
+                raise _unused_error(f"messages[{last}].content", content, where)
 
     def check_contents(
         self,
@@ -235,7 +235,7 @@ class Renderer:
             if message["role"] in _ALWAYS_WRITTEN and content in whole:
                 continue
             less = {**message, "content": ""}
-            if self._same([*messages[:i], less, *messages[i + 1 :]], row, whole):
+            if self._renders_same([*messages[:i], less, *messages[i + 1 :]], row, whole):
                 raise BadRow(
                     where, f"{message['role']} turn not written",
                     f"messages[{i}].content={format_value(message['content'])}, of role "
@@ -244,7 +244,7 @@ class Renderer:
                     f"dataset.preprocessing_fn, {DROP_SUCH_ROWS}",
                 )  # fmt: skip
 
-    def _same(self, messages: Sequence[Turn], row: Row, whole: str) -> bool:
+    def _renders_same(self, messages: Sequence[Turn], row: Row, whole: str) -> bool:
         try:
             return self.text(messages, row) == whole
         except Exception:  # without the key the template cannot render the row: it reads it
@@ -259,7 +259,7 @@ class Renderer:
         where: Location,
     ) -> int:
         """Return where the generation prompt and the whole part, if the prompt may end there."""
-        parts = _common(prompt, whole)
+        parts = _common_prefix_length(prompt, whole)
         try:
             before = self.text(messages[:-1], row)
         except Exception:
@@ -268,15 +268,15 @@ class Renderer:
             raise BadRow(
                 where, "the prompt is rewritten",
                 f"the chat template writes the turns before the answer otherwise once the answer "
-                f"follows: {_around(prompt, parts)} becomes {_around(whole, parts)}",
+                f"follows: {_excerpt(prompt, parts)} becomes {_excerpt(whole, parts)}",
                 "Mend the template: it must write them alike (a system text that moves to the last "
                 "turn does not), or drop such rows.",
             )  # fmt: skip
         # The answer's own first characters may agree by chance: they are no part of the prompt.
-        unlike = self._try(
+        unlike = self._render(
             [*messages[:-1], {"role": "assistant", "content": _UNLIKE_ANYTHING}], row, where
         )
-        parts = min(parts, max(_common(prompt, unlike), len(before)))
+        parts = min(parts, max(_common_prefix_length(prompt, unlike), len(before)))
         if self._ends_at == "response":
             return parts
         raise BadRow(
@@ -305,16 +305,16 @@ def _prints_objects(messages: Sequence[Turn], whole: str) -> bool:
     )  # fmt: skip
 
 
-def _common(a: str, b: str) -> int:
+def _common_prefix_length(a: str, b: str) -> int:
     pairs = enumerate(zip(a, b, strict=False))
     return next((i for i, (x, y) in pairs if x != y), min(len(a), len(b)))
 
 
-def _around(text: str, at: int) -> str:
+def _excerpt(text: str, at: int) -> str:
     return repr(text[max(0, at - _SHOWN // 2) : at + _SHOWN])
 
 
-def _unused(field: str, value: object, where: Location) -> BadRow:
+def _unused_error(field: str, value: object, where: Location) -> BadRow:
     return BadRow(
         where, f"unused {field.rpartition('.')[2]}",
         f"{field}={format_value(value)} is not used {_LOST}",

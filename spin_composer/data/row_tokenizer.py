@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 from typing import TYPE_CHECKING
 
-from spin_composer.data.bad_row import Location, refused_by_tokenizer
+from spin_composer.data.bad_row import Location, tokenizer_error
 from spin_composer.data.control_tokens import (
     ControlTokenFinder,
     TextEncoder,
@@ -44,7 +44,7 @@ class RowTokenizer:
         self, tokenizer: PreTrainedTokenizerBase, config: DatasetConfig, kind: str, rule: StopRule
     ) -> None:
         self._config, self._kind = config, kind
-        self._whole = FullTextTokenizer(tokenizer, with_special=kind == "plain")
+        self._full_text = FullTextTokenizer(tokenizer, with_special=kind == "plain")
         self._renderer = (
             Renderer(tokenizer, config.date_string, config.generation_prompt)
             if kind == "chat" else None
@@ -83,11 +83,11 @@ class RowTokenizer:
                 row = {**row, "response": row["response"].removesuffix(self._stop_text)}
         try:
             prompt, whole, lacks = self._texts(row, where, encode)
-            ids, response = self._whole(prompt, whole, where, encode)
+            ids, response = self._full_text(prompt, whole, where, encode)
         except InputError:
             raise
         except Exception as error:
-            raise refused_by_tokenizer(where, f"the row {format_value(row)}", error) from error
+            raise tokenizer_error(where, f"the row {format_value(row)}", error) from error
         if self._renderer is not None:
             self._count_cut_answer(row, prompt, whole, where, report)
             self._note_other_roles(row, where, report)
@@ -101,7 +101,7 @@ class RowTokenizer:
         if encoder is None:
             return self._renderer(row, where)
         prompt, whole, lacks = self._renderer(map_texts(row, encoder.hide), where)
-        return encoder.shown_again(prompt), encoder.shown_again(whole), lacks
+        return encoder.restore(prompt), encoder.restore(whole), lacks
 
     def _count_cut_answer(
         self, row: Row, prompt: str, whole: str, where: Location, report: DataReport
@@ -118,8 +118,8 @@ class RowTokenizer:
         start = len(before) if prompt.startswith(before) else len(prompt)
         if "".join(content.split()) in "".join(whole[start:].split()):
             return
-        report.cut_answers += 1
-        if report.cut_answers == 1:
+        report.truncated_answers += 1
+        if report.truncated_answers == 1:
             report.note(
                 f"{where}: the chat template does not write the whole answer "
                 f"{format_value(content)}: what it leaves out is not trained on."
@@ -129,7 +129,11 @@ class RowTokenizer:
         assert self._renderer is not None
         for i, turn in enumerate(row["messages"]):
             word = getattr(turn["role"], "spelled", None)
-            if word is not None and word not in self._said and not self._renderer.knows_role(word):
+            if (
+                word is not None
+                and word not in self._said
+                and not self._renderer.supports_role(word)
+            ):
                 self._said.add(word)
                 report.note(
                     f"{where}: messages[{i}].role={word!r} is rendered as {str(turn['role'])!r}: "

@@ -11,7 +11,14 @@ from pathlib import Path
 from typing import Any
 
 from spin_composer.data.bad_row import Location
-from spin_composer.data.files import READABLE, RawRow, known_endings, no_such, read_file, suffix
+from spin_composer.data.files import (
+    READABLE,
+    RawRow,
+    known_endings,
+    not_found_error,
+    read_file,
+    suffix,
+)
 from spin_composer.data.mds import read_mds
 from spin_composer.data.splits import split_rows
 from spin_composer.errors import InputError, format_value
@@ -67,7 +74,7 @@ def read_rows(config: DatasetConfig) -> Iterator[RawRow]:
         if files is not None and all(suffix(file) in _BUILDERS[name] for file in files):
             return _read_files(files, config)
     elif name not in ("text", *_BUILDERS) and _looks_like_a_path(name):
-        raise no_such(f"{_WHERE}.hf_name={format_value(name, 200)}", "file or folder")
+        raise not_found_error(f"{_WHERE}.hf_name={format_value(name, 200)}", "file or folder")
     return _load_dataset(name, config)
 
 
@@ -156,7 +163,7 @@ def _local_data_files(config: DatasetConfig) -> list[str] | None:
         pattern = os.path.join(root, os.path.expanduser(pattern))
         found = [pattern] if os.path.isfile(pattern) else sorted(glob.glob(pattern, recursive=True))
         if not found:
-            raise no_such(f"{_WHERE}.hf_kwargs.data_files={format_value(pattern)}")
+            raise not_found_error(f"{_WHERE}.hf_kwargs.data_files={format_value(pattern)}")
         files += found
     return files
 

@@ -56,7 +56,7 @@ def stop_rule(
     tokenizer: PreTrainedTokenizerBase,
     kind: Kind,
     date_string: str | None = None,
-    old: bool = False,
+    legacy: bool = False,
 ) -> StopRule:
     """Find the stop token and how it comes into a tokenized response.
 
@@ -64,14 +64,14 @@ def stop_rule(
         tokenizer: The model's.
         kind: plain or chat.
         date_string: For the template.
-        old: A closing tag may be one, as it was before.
+        legacy: A closing tag may be one, as it was before.
 
     Raises:
         InputError: The tokenizer has neither an end-of-turn token nor EOS.
     """
     if kind == "chat":
         tail = _template_tail_ids(tokenizer, date_string)
-        marks = _mark_ids(tokenizer, old)
+        marks = _mark_ids(tokenizer, legacy)
         found = next((token for token in tail if token in marks), None)
         if found is not None:
             return StopRule(found, tail.count(found))
@@ -111,13 +111,13 @@ def _template_tail_ids(tokenizer: PreTrainedTokenizerBase, date_string: str | No
     return tokenizer(tail, add_special_tokens=False)["input_ids"] if tail else []  # type: ignore
 
 
-def _mark_ids(tokenizer: PreTrainedTokenizerBase, old: bool) -> set[int]:
+def _mark_ids(tokenizer: PreTrainedTokenizerBase, legacy: bool) -> set[int]:
     """Return the ids that stand for a mark rather than for text: special and added tokens.
 
     A tag of a pair, such as ``</answer>``, is a part of the answer that it closes.
     """
     texts = {token.content: i for i, token in tokenizer.added_tokens_decoder.items()}
-    added = {i for text, i in texts.items() if text.strip() and (old or not is_tag(text, texts))}
+    added = {i for text, i in texts.items() if text.strip() and (legacy or not is_tag(text, texts))}
     return added | set(tokenizer.all_special_ids)
 
 

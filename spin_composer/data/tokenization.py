@@ -32,7 +32,7 @@ from spin_composer.data.rows import Row
 from spin_composer.data.stop import StopRule, stop_rule
 from spin_composer.data.turn_tokenizer import TurnTokenizer
 from spin_composer.errors import InputError, format_value
-from spin_composer.settings.dataset import FORMER_TOKENIZATION, DatasetConfig
+from spin_composer.settings.dataset import LEGACY_TOKENIZATION, DatasetConfig
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -48,7 +48,7 @@ def build_examples(
     rows: Iterable[RawRow],
     tokenizer: PreTrainedTokenizerBase,
     config: DatasetConfig,
-    old: bool = False,
+    legacy: bool = False,
 ) -> ExampleDataset:
     """Format, tokenize and limit every row.
 
@@ -56,7 +56,7 @@ def build_examples(
         rows: Places and raw rows, from ``read_rows``.
         tokenizer: The model's tokenizer.
         config: The checked ``dataset:`` block.
-        old: Read and tokenize as before ``tokenize`` was a setting, for stores played then.
+        legacy: Read and tokenize as before ``tokenize`` was a setting, for stores played then.
 
     Returns:
         The examples in the order of the rows.
@@ -64,10 +64,10 @@ def build_examples(
     Raises:
         InputError: A bad row (with ``on_bad_row: error``), rows of both kinds, no row left.
     """
-    if old:
-        config = replace(config, tokenize=FORMER_TOKENIZATION)
+    if legacy:
+        config = replace(config, tokenize=LEGACY_TOKENIZATION)
     preprocess = make_preprocessor(config)
-    builder = ExampleBuilder(tokenizer, config, old)
+    builder = ExampleBuilder(tokenizer, config, legacy)
     examples: list[Example] = []
     report = DataReport()
     origin = Origin(tokenizer, config)
@@ -78,7 +78,7 @@ def build_examples(
             raise row
         if preprocess is not None:
             row = preprocess_row(preprocess, row, where)
-        kind, formatted = to_foundry_row(row, where, report, old=old)
+        kind, formatted = to_foundry_row(row, where, report, legacy=legacy)
         if len(origin.rows) < KEPT_ROWS:
             origin.rows.append((where, kind, formatted))
         return builder(kind, formatted, where, report)
@@ -122,7 +122,7 @@ def build_examples(
             f"trained on ({report.summary()}). Check the data with spin-composer data check."
             + (f" First: {seen}" if seen else "")
         )
-    if not old:
+    if not legacy:
         kept = [row for _, _, row in origin.rows]
         for hint in hints(tokenizer, config, builder.kind, builder.rule, kept):
             report.note(hint)
@@ -159,7 +159,7 @@ def _log_progress(rows: int, seconds: float) -> None:
 def _log_counts(report: DataReport) -> None:
     lossy = (
         report.dropped or report.truncated_prompts or report.truncated_responses
-        or report.spelled_prompts or report.cut_answers or len(report.begins) > 1
+        or report.spelled_prompts or report.truncated_answers or len(report.response_starts) > 1
     )  # fmt: skip
     log.log(logging.WARNING if lossy else logging.INFO, "SPIN data: %s.", report.summary())
     for note in report.notes:
@@ -185,10 +185,10 @@ class ExampleBuilder:
     """Makes an Example of a formatted row; the first row fixes the data set's kind."""
 
     def __init__(
-        self, tokenizer: PreTrainedTokenizerBase, config: DatasetConfig, old: bool = False
+        self, tokenizer: PreTrainedTokenizerBase, config: DatasetConfig, legacy: bool = False
     ) -> None:
         self._tokenizer: Any = tokenizer
-        self._config, self._old = config, old
+        self._config, self._old = config, legacy
         self._ids: RowTokenizer | TurnTokenizer | None = None
         self.kind: Kind = "plain"
         self.rule = StopRule(-1, 0)
@@ -210,16 +210,16 @@ class ExampleBuilder:
         prompt, response, lacks = self._ids(row, where, report)
         if not prompt:
             raise BadRow(where, "empty prompt", "the prompt has no tokens", "Give it a text.")
-        response = self._ended(response, where)
+        response = self._end_with_stop_token(response, where)
         limit = self._config.prompt_limit
         if len(prompt) > limit:
-            prompt = self._shortened(prompt, limit, where)
+            prompt = self._truncate_prompt(prompt, limit, where)
             report.truncated_prompts += 1
         room = self._config.max_seq_len - len(prompt)
         truncated = len(response) > room
         report.truncated_responses += truncated
         if kind == "chat" and self._config.generation_prompt == "response":
-            report.begins[lacks] = report.begins.get(lacks, 0) + 1
+            report.response_starts[lacks] = report.response_starts.get(lacks, 0) + 1
         return Example(
             np.array(prompt, dtype=np.int32), np.array(response[:room], dtype=np.int32), truncated
         )
@@ -237,7 +237,7 @@ class ExampleBuilder:
         else:
             self._ids = RowTokenizer(self._tokenizer, self._config, kind, self.rule)
 
-    def _ended(self, response: list[int], where: Location) -> list[int]:
+    def _end_with_stop_token(self, response: list[int], where: Location) -> list[int]:
         """Cut what the template puts after the stop token, or append the stop token."""
         stop, expected = self.rule.token_id, self.rule.per_response
         count = response.count(stop)
@@ -263,7 +263,7 @@ class ExampleBuilder:
             raise BadRow(where, "empty response", "the response has no tokens", "Give it a text.")
         return [*body, stop]
 
-    def _shortened(self, prompt: list[int], limit: int, where: Location) -> list[int]:
+    def _truncate_prompt(self, prompt: list[int], limit: int, where: Location) -> list[int]:
         if self._config.truncate_prompt == "none":
             raise BadRow(
                 where, "prompt too long",

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from spin_composer.data.bad_row import BadRow, Location, refused_by_template, refused_by_tokenizer
+from spin_composer.data.bad_row import BadRow, Location, template_error, tokenizer_error
 from spin_composer.data.control_tokens import ControlTokenFinder, control_tokens, iter_texts
 from spin_composer.data.counts import DataReport
 from spin_composer.data.dates import ANOTHER_DAY
-from spin_composer.data.rendering import CARRY_NO_TEXT, Renderer
+from spin_composer.data.rendering import KEYS_WITHOUT_TEXT, Renderer
 from spin_composer.data.rows import Row
 from spin_composer.data.stop import StopRule
 from spin_composer.data.turn_encoder import TurnEncoder, TurnFault
@@ -29,7 +29,7 @@ class TurnTokenizer:
         config: The checked ``dataset:`` block.
         kind: plain or chat.
         rule: How responses end.
-        old: Lose what earlier versions lost, and check nothing that they did not.
+        legacy: Lose what earlier versions lost, and check nothing that they did not.
     """
 
     def __init__(
@@ -38,16 +38,16 @@ class TurnTokenizer:
         config: DatasetConfig,
         kind: str,
         rule: StopRule,
-        old: bool,
+        legacy: bool,
     ) -> None:
         self._encode = TurnEncoder(tokenizer, config.date_string)
-        self._tokenizer, self._old = tokenizer, old
+        self._tokenizer, self._old = tokenizer, legacy
         self._kind, self._config = kind, config
         self._spelled = ControlTokenFinder(tokenizer, control_tokens(tokenizer))
         self._stop_text = str(tokenizer.convert_ids_to_tokens(rule.token_id))  # pyright: ignore
         self._renderer = (
             Renderer(tokenizer, config.date_string, quiet=True)
-            if kind == "chat" and not old else None
+            if kind == "chat" and not legacy else None
         )  # fmt: skip
         if kind == "plain" and tokenizer("a")["input_ids"][-1] == rule.token_id:  # pyright: ignore
             _log().warning(
@@ -76,7 +76,7 @@ class TurnTokenizer:
         try:
             turns = self._encode(row)
         except Exception as error:
-            raise self._fault(row, where, error) from error
+            raise self._encoding_error(row, where, error) from error
         if not self._old:
             check_control_tokens(
                 row,
@@ -108,7 +108,7 @@ class TurnTokenizer:
             keys = {
                 f"messages[{i}].{key}"
                 for i, message in enumerate(row["messages"])
-                for key in message.keys() - CARRY_NO_TEXT
+                for key in message.keys() - KEYS_WITHOUT_TEXT
             }
             keys |= row.keys() - {"messages"}
             for key in sorted(keys):
@@ -123,17 +123,17 @@ class TurnTokenizer:
             ]
         }
 
-    def _fault(self, row: Row, where: Location, error: Exception) -> BadRow:
+    def _encoding_error(self, row: Row, where: Location, error: Exception) -> BadRow:
         if self._kind == "plain":
             texts = (
                 f"prompt={format_value(row['prompt'])} and response={format_value(row['response'])}"
             )
-            return refused_by_tokenizer(where, texts, error)
+            return tokenizer_error(where, texts, error)
         who = "the chat template refuses"
         if isinstance(error, TurnFault):
             who = "tokenize: turns cannot encode"
         more = "; with tokenize: turns no turn may change once others follow, with rendering it may"
-        return refused_by_template(where, error, row.get("messages"), who, more)
+        return template_error(where, error, row.get("messages"), who, more)
 
 
 def _log() -> logging.Logger:

@@ -11,7 +11,7 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
 from spin_composer.data.bad_row import DROP_SUCH_ROWS, FILL_OR_DROP, BadRow, Location
-from spin_composer.data.foreign import TWO_SIDES, texts_for_turns
+from spin_composer.data.foreign import TWO_SIDES, list_of_texts_error
 from spin_composer.data.rows import Turn
 from spin_composer.data.tool_calls import (
     parse_function_call,
@@ -44,7 +44,7 @@ _MAY_FOLLOW: dict[str, tuple[str | None, ...]] = {
 _ROLE_KEYS = ("role", "from", "speaker")
 _CONTENT_KEYS = ("content", "value", "text")
 _TEXT_PARTS = ("text", "input_text", "output_text")
-_HANDED_ON = ("name", "tool_call_id")
+_PASSED_THROUGH = ("name", "tool_call_id")
 # Names of a turn's keys that hold what the model is to write or to read.
 _CARRIES_TEXT = re.compile(
     r"think|thought|reasoning|rationale|analysis|scratchpad|(^|_)cot$|tool|function|refusal"
@@ -86,7 +86,7 @@ def read_turns(
     where: Location,
     report: DataReport | None = None,
     mask: str | None = None,
-    old: bool = False,
+    legacy: bool = False,
 ) -> list[Turn]:
     """Return the turns of a list, each checked; :func:`check_order` checks how they follow.
 
@@ -97,7 +97,7 @@ def read_turns(
         report: Counts the keys that are not read.
         mask: NeMo-Aligner's: the speaker whose turns are not trained on; all others but the
             system answer. Without it the speakers are known by name.
-        old: Only role and content of each turn, and no marks of what not to train on: what was
+        legacy: Only role and content of each turn, and no marks of what not to train on: what was
             read before the other keys had a meaning.
 
     Raises:
@@ -113,7 +113,7 @@ def read_turns(
             'Write [{"role": "user", "content": "..."}, {"role": "assistant", "content": "..."}].',
         )
     if all(isinstance(turn, str) and turn.strip() for turn in given):
-        raise texts_for_turns(field, turns, where)
+        raise list_of_texts_error(field, turns, where)
     checked = []
     for i, turn in enumerate(given):
         name = f"{field}[{i}]"
@@ -122,15 +122,15 @@ def read_turns(
                 where, "wrong type", f"{name}={format_value(turn)} is not an object",
                 'Write {"role": "...", "content": "..."}.',
             )  # fmt: skip
-        checked.append(_turn(turn, name, where, report, mask, old))
-    if not old:
+        checked.append(_turn(turn, name, where, report, mask, legacy))
+    if not legacy:
         _check_is_trained_on([parse_json(turn) for turn in given], field, where)
     return checked
 
 
 def _turn(
     turn: Mapping, name: str, where: Location, report: DataReport | None, mask: str | None,
-    old: bool,
+    legacy: bool,
 ) -> Turn:  # fmt: skip
     """Return one turn; a key that is null is absent (Arrow fills them in)."""
     role_key = next((key for key in _ROLE_KEYS if turn.get(key) is not None), None)
@@ -139,9 +139,9 @@ def _turn(
         raise _missing("from" if content_key == "value" else "role", turn, name, where)
     speaker = validate_text(turn[role_key], f"{name}.{role_key}", "empty role", where)
     role = _role_of(speaker, mask, f"{name}.{role_key}", where)
-    if role_key == "role" and not old and mask is None:
+    if role_key == "role" and not legacy and mask is None:
         role = Role.of(role, speaker)
-    more = {} if old else _extra_keys(turn, role_key, content_key, name, where, report)
+    more = {} if legacy else _extra_keys(turn, role_key, content_key, name, where, report)
     content = turn[content_key] if content_key is not None else None
     if role == _CALLER:
         more["tool_calls"] = parse_function_call(content, f"{name}.{content_key}", where)
@@ -252,7 +252,7 @@ def _extra_keys(
                 kept[key] = calls
         elif key == "function_call":
             kept["tool_calls"] = parse_function_call(value, field, where)
-        elif key in _HANDED_ON and isinstance(value, str):
+        elif key in _PASSED_THROUGH and isinstance(value, str):
             kept[key] = value
         elif carries_text(str(key), value):
             value = validate_json(value, field, where)

@@ -48,7 +48,7 @@ def make_base(
     held_out_rows: Path,
     folder: Path,
     size: ModelSize,
-    schooling: SFTConfig,
+    training: SFTConfig,
     progress_bar: bool = False,
 ) -> SftResult:
     """Train a tokenizer and a model on rows by SFT; save both to ``folder``.
@@ -58,25 +58,25 @@ def make_base(
         held_out_rows: The same, for the held-out NLL.
         folder: Where model and tokenizer go; the untrained ones go to ``untrained`` in it.
         size: Of the model.
-        schooling: Of the training.
+        training: Of the training.
         progress_bar: Show one.
     """
     untrained = folder / "untrained"
     texts = (row.prompt + row.response for row in read_rows(train_rows))
-    _save_untrained(texts, untrained, size, schooling.seed)
+    _save_untrained(texts, untrained, size, training.seed)
     return sft(
         untrained,
         train_rows,
         held_out_rows,
         folder,
-        duration=f"{schooling.epochs}ep",
-        batch_size=schooling.batch_size,
-        microbatch_size=schooling.microbatch_size,
-        optimizer={"lr": schooling.learning_rate, "betas": (0.9, 0.98), "weight_decay": 0.0},
+        duration=f"{training.epochs}ep",
+        batch_size=training.batch_size,
+        microbatch_size=training.microbatch_size,
+        optimizer={"lr": training.learning_rate, "betas": (0.9, 0.98), "weight_decay": 0.0},
         t_warmup="0.1dur",
         gradient_clipping=1.0,
         max_seq_len=size.max_seq_len,
-        seed=schooling.seed,
+        seed=training.seed,
         progress_bar=progress_bar,
     )
 
@@ -141,8 +141,8 @@ def main(
         print(f"error: {folder} holds a model already. Delete it to train anew.", file=sys.stderr)
         raise typer.Exit(2)
     size = ModelSize(vocab_size, width, layers, heads, max_seq_len)
-    schooling = SFTConfig(epochs, batch_size, microbatch_size, learning_rate, seed)
-    result = make_base(train_rows, held_out_rows, folder, size, schooling, progress_bar=True)
+    training = SFTConfig(epochs, batch_size, microbatch_size, learning_rate, seed)
+    result = make_base(train_rows, held_out_rows, folder, size, training, progress_bar=True)
     print(
         f"{result.folder}: {result.steps} steps, {result.tokens} tokens, held-out NLL "
         f"{result.held_out_nll:.3f} nats per token"

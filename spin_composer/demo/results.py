@@ -87,10 +87,10 @@ def report(figures: DemoResults, picture: Path) -> None:
         ("base", base), *[(str(it["iteration"]), it) for it in iterations]
     ])  # fmt: skip
     console.print(table)
-    rival = make_table("SFT continued instead", "after as many steps", _EVALUATION_COLUMNS, [
+    sft_baseline = make_table("SFT continued instead", "after as many steps", _EVALUATION_COLUMNS, [
         ("base", base), *[(str(it["iteration"]), it["sft_continuation"]) for it in iterations]
     ])  # fmt: skip
-    console.print(rival)
+    console.print(sft_baseline)
     console.print(_explanation(figures), highlight=False, soft_wrap=True)
     draw(figures, picture)
     console.print(f"curves: {picture}", highlight=False, soft_wrap=True)

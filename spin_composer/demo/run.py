@@ -63,7 +63,7 @@ class Paths:
         """Return the jsonl of a set of rows."""
         return self.folder / "data" / f"{name}.jsonl"
 
-    def rival(self, iteration: int) -> Path:
+    def sft_baseline(self, iteration: int) -> Path:
         """Return the folder of SFT's model after an iteration's number of steps."""
         return self.folder / "sft" / f"{iteration}"
 
@@ -98,22 +98,26 @@ def main(folder: Path, seed: int = 17) -> None:
             SFTConfig(seed=seed),
         )
     with stage(f"playing three iterations of SPIN ({paths.yaml})"):
-        spin_tokens, books = _play(paths, seed)
-    steps = [int(record["batches"]) for record in books.iterations]
+        spin_tokens, history = _play(paths, seed)
+    steps = [int(record["batches"]) for record in history.iterations]
     with stage("continuing SFT instead, for as many steps"):
-        rival = _continue_sft(paths, seed, steps)
+        sft_baseline = _continue_sft(paths, seed, steps)
     with stage("scoring samples of all models"):
         exports = [paths.export(iteration) for iteration in range(len(steps))]
         base_score, *scores = [_score(m, held_out) for m in (base.folder, *exports)]
-        rival_scores = [_score(r.folder, held_out) for r in rival]
+        baseline_scores = [_score(r.folder, held_out) for r in sft_baseline]
     figures = DemoResults(
-        base=ModelResult(books.baseline[_NLL], base_score),
+        base=ModelResult(history.baseline[_NLL], base_score),
         spin=[
-            ModelResult(record[_NLL], s) for record, s in zip(books.iterations, scores, strict=True)
+            ModelResult(record[_NLL], s)
+            for record, s in zip(history.iterations, scores, strict=True)
         ],
-        sft=[ModelResult(r.held_out_nll, s) for r, s in zip(rival, rival_scores, strict=True)],
-        records=books.iterations,
-        tokens={"spin": spin_tokens, "sft_continuation": sum(r.tokens for r in rival)},
+        sft=[
+            ModelResult(r.held_out_nll, s)
+            for r, s in zip(sft_baseline, baseline_scores, strict=True)
+        ],
+        records=history.iterations,
+        tokens={"spin": spin_tokens, "sft_continuation": sum(r.tokens for r in sft_baseline)},
         seconds=stage.seconds,
     )
     report(figures, folder / "curves.png")
@@ -188,7 +192,7 @@ def _continue_sft(paths: Paths, seed: int, steps: list[int]) -> list[SftResult]:
                 results[-1].folder if results else paths.base,
                 paths.data("train"),
                 paths.data("heldout"),
-                paths.rival(iteration),
+                paths.sft_baseline(iteration),
                 duration=f"{count}ba",
                 batch_size=2 * config.global_train_batch_size,
                 microbatch_size=2 * config.device_train_microbatch_size,

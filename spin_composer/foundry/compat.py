@@ -1,6 +1,6 @@
 """llm-foundry 0.22 under transformers 5, which is newer than it: what breaks there is mended here.
 
-Each mend names its cause. MPT is not mended: settings/launch.py refuses it.
+Each patch_foundry names its cause. MPT is not mended: settings/launch.py refuses it.
 """
 
 from __future__ import annotations
@@ -59,7 +59,7 @@ def _init_empty_weights(include_buffers: bool = False) -> Iterator[None]:
         nn.Module.register_parameter = register
 
 
-def mend() -> None:
+def patch_foundry() -> None:
     """Mend llm-foundry, if it is there beside transformers 5; another time changes nothing."""
     if int(transformers.__version__.partition(".")[0]) < 5 or not foundry_is_installed():
         return

@@ -9,7 +9,7 @@ from typing import Any
 from composer.core import Event, State
 from transformers import PretrainedConfig
 
-from spin_composer.foundry.compat import mend
+from spin_composer.foundry.compat import patch_foundry
 
 _ITERATION = "{iteration}"
 
@@ -48,7 +48,7 @@ def _checkpointers(state: State) -> list[Any]:
     module = sys.modules.get("llmfoundry.callbacks.hf_checkpointer")
     if module is None:  # no callback can be one whose class was never imported
         return []
-    mend()
+    patch_foundry()
     return [c for c in state.callbacks if isinstance(c, module.HuggingFaceCheckpointer)]
 
 
@@ -57,7 +57,7 @@ def foundry_exporters(state: State) -> list[FoundryExporter]:
     return [FoundryExporter(callback) for callback in _checkpointers(state)]
 
 
-def name_exports(state: State) -> None:
+def set_export_names(state: State) -> None:
     """Put the iteration that is in training into the names of llm-foundry's exports to come.
 
     Composer's format strings know no ``{iteration}``, and at an iteration's end, when the folder is

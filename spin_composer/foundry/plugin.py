@@ -13,7 +13,7 @@ from spin_composer.settings.launch import EVALUATIONS, EXPORTERS
 from spin_composer.settings.section import Config
 from spin_composer.settings.spin import SpinSettings
 from spin_composer.settings.yaml import check_launch, is_spin, validate
-from spin_composer.store.original_tokenization import started_with_turns
+from spin_composer.store.original_tokenization import started_with_legacy_turns
 
 
 def transform(cfg: dict[str, Any]) -> dict[str, Any]:
@@ -25,9 +25,9 @@ def transform(cfg: dict[str, Any]) -> dict[str, Any]:
     Raises:
         InputError: If a setting cannot work; see :func:`validate`.
     """
-    from spin_composer.foundry.compat import mend  # imports transformers
+    from spin_composer.foundry.compat import patch_foundry  # imports transformers
 
-    mend()
+    patch_foundry()
     _measure_icl_tasks(cfg)
     if not is_spin(cfg):
         check_eval_loaders(cfg, training=None)  # of SFT beside SPIN, measured alike
@@ -85,7 +85,7 @@ def _pass_limits_to_loaders(cfg: dict[str, Any], settings: SpinSettings) -> None
         "samples_per_iteration": settings.samples_per_iteration,
         "max_eval_tokens": max((limit for limit in limits if is_int(limit)), default=0),
         "saves": bool(saves or EXPORTERS & set(cfg.get("callbacks") or {})),
-        "by_turns": started_with_turns(settings, str(cfg.get("run_name") or "")),
+        "legacy_turns": started_with_legacy_turns(settings, str(cfg.get("run_name") or "")),
     }
     cfg["train_loader"]["run"] = run
     for loader in evaluated:

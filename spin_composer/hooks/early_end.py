@@ -57,7 +57,7 @@ class EarlyEnd:
         if dist.get_global_rank() == 0:
             log.warning(f"{self.record['line']}; the same command will not train on.")
 
-    def wants_save(self, event: Event) -> bool:
+    def should_save(self, event: Event) -> bool:
         """Tell whether a checkpoint is to be saved since the run ends here."""
         return bool(self.record) and event in (Event.BATCH_CHECKPOINT, Event.EPOCH_CHECKPOINT)
 
@@ -88,7 +88,7 @@ class EarlyEnd:
         state.max_duration = Time(int(state.timestamp.batch), TimeUnit.BATCH)
         return True
 
-    def require_begun(self, state: State) -> None:
+    def require_started(self, state: State) -> None:
         """Stop if the run was ended before anything was played; at ``FIT_START``.
 
         Raises:

@@ -36,7 +36,7 @@ class FirstBatchMonitor:
         """Of scoring, in nats per token; None when there is nothing to compare."""
         self._sums: Tensor | None = None
 
-    def expect(self, noise: float) -> None:
+    def start_iteration(self, noise: float) -> None:
         """Compare at the next batch. ``noise``: of scoring, in nats per token, measured at play."""
         self.noise = noise
 

@@ -37,7 +37,7 @@ class IterationLog:
         """Open an iteration with its play's figures."""
         self._play, self._sums, self._batches = dict(play), {}, 0
 
-    def tally(self, state: State) -> None:
+    def add_batch(self, state: State) -> None:
         """Add a trained batch."""
         values = {in_training(name): value for name, value in state.train_metric_values.items()}
         values |= dict(getattr(state, "total_loss_dict", None) or {})
@@ -55,8 +55,8 @@ class IterationLog:
 
     def write(self, ended: str = "") -> None:
         """Write the books; call it on rank 0. ``ended`` says who ended the run early, and where."""
-        books = RunHistory(self._baseline, self._records, ended)
-        write_atomically(self._path, books.as_json())
+        history = RunHistory(self._baseline, self._records, ended)
+        write_atomically(self._path, history.as_json())
 
     def state_dict(self) -> dict[str, object]:
         """Return the books so far, the open iteration included."""

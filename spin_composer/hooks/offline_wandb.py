@@ -19,7 +19,7 @@ def log_tables_offline() -> None:
         os.environ.setdefault("WANDB_ALLOW_OFFLINE_ARTIFACTS", "false")
 
 
-def expect_no_artifacts(logger: Logger) -> None:
+def disable_artifact_lookup(logger: Logger) -> None:
     """Have W&B loggers that reach no server answer that they hold no checkpoint; a collective.
 
     Looking for a checkpoint to go on from, Composer asks every logger. Without a server W&B's has

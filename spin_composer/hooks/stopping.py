@@ -56,7 +56,7 @@ class GracefulStop:
         key = from_rank_zero(lambda: f"spin/interrupted/{uuid.uuid4()}")
         _connect(key_value_store(), key)
 
-    def wants_save(self, event: Event) -> bool:
+    def should_save(self, event: Event) -> bool:
         """Tell whether a checkpoint is to be saved at a batch's end because of a signal."""
         return event == Event.BATCH_CHECKPOINT and bool(self.signal_number) and self.save
 
@@ -68,7 +68,7 @@ class GracefulStop:
         """
         del logger
         self._in_training = True
-        interrupt.set_deferred(True, patient=self.save)
+        interrupt.set_deferred(True, no_deadline=self.save)
         if self.signal_number:
             self._stop_if_saved(state)
 
@@ -80,7 +80,7 @@ class GracefulStop:
         """
         del logger
         if self._in_training and not self.signal_number:
-            self._agree(state)
+            self._sync_signal(state)
             if self.signal_number and not self.save:
                 raise interrupt.exception_for(self.signal_number)
 
@@ -97,23 +97,23 @@ class GracefulStop:
         """
         del logger
         if self._in_training:
-            self._agree(state)
+            self._sync_signal(state)
             if self.signal_number:
                 self._stop_if_saved(state)
                 raise interrupt.exception_for(self.signal_number)
-        self._let_go()
+        self._reset()
 
     def fit_end(self) -> None:
         """Hear no more signals, unless the command line does."""
-        self._let_go()
-        if not interrupt.is_owned():
+        self._reset()
+        if not interrupt.owns_process():
             interrupt.uninstall()
 
-    def _let_go(self) -> None:
+    def _reset(self) -> None:
         self._in_training = False
         interrupt.set_deferred(False)
 
-    def _agree(self, state: State) -> None:
+    def _sync_signal(self, state: State) -> None:
         noted = state.device.tensor_to_device(torch.tensor([interrupt.pending_signal()]))
         dist.all_reduce(noted, reduce_operation="MAX")
         self.signal_number = int(noted.item())
@@ -130,14 +130,14 @@ class GracefulStop:
 def _connect(store: Any, key: str) -> None:
     """Let a rank that a signal ends alone say so to those that lose it."""
 
-    def tell(number: int) -> None:
+    def publish(number: int) -> None:
         with suppress(RuntimeError):  # rank 0, which holds the store, may be gone
             store.set(key, str(number))
 
-    def ask() -> int:
+    def poll() -> int:
         with suppress(RuntimeError):
             if store.check([key]):
                 return int(store.get(key))
         return 0
 
-    interrupt.connect_ranks(tell, ask)
+    interrupt.connect_ranks(publish, poll)

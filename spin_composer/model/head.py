@@ -50,7 +50,7 @@ class _Request:
     softcap: float | None
     temperature: float
     pairs: PairRequest | None
-    answers: int = 0
+    calls: int = 0
 
 
 class ScoringHead(nn.Module):
@@ -60,10 +60,10 @@ class ScoringHead(nn.Module):
     _request: _Request | None
     _transforms: list[InstalledTransform]
 
-    def _answer(self, hidden: Tensor, bias: Tensor | None) -> Tensor:
+    def _score(self, hidden: Tensor, bias: Tensor | None) -> Tensor:
         request = self._request
         assert request is not None
-        request.answers += 1
+        request.calls += 1
         hidden = hidden.reshape(-1, hidden.shape[-1])
         if hidden.shape[0] != request.num_positions:
             raise RuntimeError(
@@ -106,7 +106,7 @@ class LogProbLinear(ScoringHead, nn.Linear):
     def forward(self, input: Tensor) -> Tensor:
         if self._request is None:
             return nn.Linear.forward(self, input)
-        return self._answer(input, self.bias)
+        return self._score(input, self.bias)
 
 
 class LogProbSharedEmbedding(ScoringHead):
@@ -116,7 +116,7 @@ class LogProbSharedEmbedding(ScoringHead):
     def forward(self, input: Tensor, unembed: bool = False) -> Tensor:
         if self._request is None or not unembed:
             return super().forward(input, unembed)
-        return self._answer(input, None)
+        return self._score(input, None)
 
 
 def _head_class(layer: nn.Module) -> type[ScoringHead] | None:
@@ -211,9 +211,9 @@ def scoring(
         head._request = None
         for step, value in taken:
             step.restore(value)
-    if request.answers != 1:
+    if request.calls != 1:
         raise RuntimeError(
-            f"The output layer ran {request.answers} times in one forward, not once: "
+            f"The output layer ran {request.calls} times in one forward, not once: "
             "this model cannot be scored."
         )
 

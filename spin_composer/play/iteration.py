@@ -83,7 +83,7 @@ def plan_iteration(
         EnvironmentFailure: If the disk has not the space that it takes.
     """
     found = from_rank_zero(lambda: existing_manifest(store, run.settings, iteration))
-    manifest, units = manifest_of(store, run, iteration, found)
+    manifest, units = build_manifest(store, run, iteration, found)
     manifest = manifest | {"opponent": opponent}
     if found is None:
         manifest["merged"] = merged
@@ -103,7 +103,7 @@ def plan_iteration(
     return IterationPlan(iteration, manifest, units, wanted, missing, verified[0])
 
 
-def manifest_of(
+def build_manifest(
     store: Store, run: RunContext, iteration: int, found: Manifest | None
 ) -> tuple[Manifest, list[Unit]]:
     """Return an iteration's manifest, without its opponent, and its units; a collective.

@@ -48,10 +48,10 @@ class Lockstep:
                     yield None
                 else:
                     drafts.append(player.draft(iteration, *job))
-            work.wait_for_all()
+            work.barrier()
             step = _LockstepScorer(player.score, self.to_device)
             try:
-                done = [replace(player, score=step).scored(draft) for draft in drafts]
+                done = [replace(player, score=step).score_draft(draft) for draft in drafts]
                 step.finish()
             except (Exception, Interrupted) as error:
                 work.check()  # what another rank's failure broke here is that rank's to say
@@ -62,7 +62,7 @@ class Lockstep:
             yield from (player.commit(iteration, unit) for unit in done)
 
 
-_DONE, _GOES_ON, _FAILED = 0, 1, 2
+_DONE, _CONTINUES, _FAILED = 0, 1, 2
 
 
 class _LockstepScorer:
@@ -76,17 +76,17 @@ class _LockstepScorer:
         self._in_forward = False
 
     def __call__(self, batch: PairBatch) -> Tensor:
-        self._any_goes_on(_GOES_ON)
+        self._any_continues(_CONTINUES)
         return self._forward(batch)
 
     def finish(self) -> None:
-        while self._any_goes_on(_DONE):
+        while self._any_continues(_DONE):
             self._forward(_dummy_batch())
 
     def abort(self) -> None:
         """Keep the others, to whom the failure is told, from one more forward."""
         if not self._in_forward:
-            self._largest(_FAILED)
+            self._all_reduce_max(_FAILED)
 
     def _forward(self, batch: PairBatch) -> Tensor:
         self._in_forward = True
@@ -94,13 +94,13 @@ class _LockstepScorer:
         self._in_forward = False
         return logps
 
-    def _any_goes_on(self, this_one: int) -> bool:
-        found = self._largest(this_one)
+    def _any_continues(self, own_state: int) -> bool:
+        found = self._all_reduce_max(own_state)
         if found == _FAILED:
             raise RuntimeError("another rank failed while it scored")
-        return found == _GOES_ON
+        return found == _CONTINUES
 
-    def _largest(self, value: int) -> int:
+    def _all_reduce_max(self, value: int) -> int:
         flag = self.to_device(torch.tensor([value]))
         dist.all_reduce(flag, reduce_operation="MAX")
         return int(flag)

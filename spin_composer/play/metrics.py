@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import TypeVar
 
-from spin_composer.errors import registered_already
+from spin_composer.errors import already_registered
 from spin_composer.play.plan import PLAY, REPLAY
 from spin_composer.report.history import (
     DEGENERATE_FRACTION,
@@ -111,7 +111,7 @@ def register_play_metric(
 
     def register(value: _Value) -> _Value:
         if name in PLAY_METRICS:
-            raise registered_already(f"the metric {name!r}")
+            raise already_registered(f"the metric {name!r}")
         PLAY_METRICS[name] = PlayMetric(value, unit, nemo_aligner)
         return value
 

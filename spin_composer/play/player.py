@@ -25,10 +25,10 @@ from spin_composer.play.degenerate import Comparison, same_ids
 from spin_composer.play.iteration import IterationPlan
 from spin_composer.play.metrics import PlayReport
 from spin_composer.play.plan import PLAY, REPLAY, PlayUnit, ReplayUnit, Unit, unit_seed
-from spin_composer.play.prepare import remedy_in_replay
+from spin_composer.play.prepare import replay_remedy
 from spin_composer.play.progress import Meter, Progress, Totals
 from spin_composer.play.sharing import SharedWork, on_every_node
-from spin_composer.store.base import REMAKE, Store
+from spin_composer.store.base import REGENERATE_UNIT, Store
 from spin_composer.store.unit import UnitReport
 
 _NOISE_PAIRS = 8
@@ -47,7 +47,7 @@ class Draft:
     """The engine's log-prob sum of each pair's response, where it gave one."""
     seconds: float
     """What answering took."""
-    began: float = 0.0
+    started_at: float = 0.0
     """When, in seconds since the epoch."""
 
 
@@ -73,7 +73,7 @@ class Player:
         seed: Seed of play.
         score_batch_size: Pairs scored at once.
         meter: Counts what is done.
-        same: Tells which generated responses equal the real ones.
+        is_duplicate: Tells which generated responses equal the real ones.
         before_commit: Called before each unit is stored; raises if it must not be.
         verify_lock: Called now and then on rank 0; raises if the store became another run's.
     """
@@ -85,25 +85,25 @@ class Player:
     seed: int
     score_batch_size: int
     meter: Meter = field(default_factory=Meter)
-    same: Comparison = same_ids
+    is_duplicate: Comparison = same_ids
     before_commit: Callable[[], object] = lambda: None
     verify_lock: Callable[[], None] = lambda: None
 
     def make(self, iteration: int, index: int, unit: Unit) -> UnitReport:
         """Make one unit and commit it; return its report."""
-        return self.commit(iteration, self.scored(self.draft(iteration, index, unit)))
+        return self.commit(iteration, self.score_draft(self.draft(iteration, index, unit)))
 
     def draft(self, iteration: int, index: int, unit: Unit) -> Draft:
         """Answer a unit's prompts, or read the unit that is replayed."""
-        started, began = time.perf_counter(), time.time()
+        started, started_at = time.perf_counter(), time.time()
         if isinstance(unit, ReplayUnit):
             pairs = list(self.store.read_unit(unit.iteration, unit.unit))
-            return Draft(index, unit, pairs, [], [None] * len(pairs), 0.0, began)
+            return Draft(index, unit, pairs, [], [None] * len(pairs), 0.0, started_at)
         pairs, logps, responses = self._answer(iteration, index, unit)
         seconds = time.perf_counter() - started
-        return Draft(index, unit, pairs, responses, logps, seconds, began)
+        return Draft(index, unit, pairs, responses, logps, seconds, started_at)
 
-    def scored(self, draft: Draft) -> Scored:
+    def score_draft(self, draft: Draft) -> Scored:
         """Score a draft with the current opponent."""
         started = time.perf_counter()
         with self.meter.scoring():
@@ -122,7 +122,7 @@ class Player:
             generation_seconds=draft.seconds,
             scoring_seconds=time.perf_counter() - started,
             noise=noise,
-            began=draft.began,
+            began=draft.started_at,
             ended=time.time(),
         )
         return Scored(draft, pairs, report)
@@ -159,10 +159,10 @@ class Player:
         seed = unit_seed(self.seed, iteration, index)
         with self.meter.answering():
             prompts = [example.prompt for example in examples]
-            responses = self.generator.generate(prompts, seed, self.meter.answered)
-            self.meter.answered(len(responses), sum(len(r.ids) for r in responses))
-        same = self.same([e.response for e in examples], [r.ids for r in responses])
-        made = zip(unit.indices, examples, responses, same, strict=True)
+            responses = self.generator.generate(prompts, seed, self.meter.record_answered)
+            self.meter.record_answered(len(responses), sum(len(r.ids) for r in responses))
+        is_duplicate = self.is_duplicate([e.response for e in examples], [r.ids for r in responses])
+        made = zip(unit.indices, examples, responses, is_duplicate, strict=True)
         kept = [(int(i), e, r) for i, e, r, is_same in made if not is_same]
         pairs = [Pair(e.prompt, e.response, r.ids, index=i, finish=r.finish) for i, e, r in kept]
         return pairs, [r.logp for _, _, r in kept], responses
@@ -176,7 +176,7 @@ class Player:
             interrupt.check()
             batch = pairs[first : first + size]
             sums[first : first + size] = self.score(collate_pairs(batch)).double().cpu().numpy()
-            self.meter.scored(len(batch))
+            self.meter.record_scored(len(batch))
             if first == 0:
                 few = batch[:_NOISE_PAIRS]
                 noise = self._noise(few, sums[: len(few)])
@@ -272,7 +272,7 @@ def finish_play(
     store: Store,
     iteration: int,
     num_units: int,
-    remedy: str = REMAKE,
+    remedy: str = REGENERATE_UNIT,
     verified: Collection[int] = (),
 ) -> PlayReport:
     """Verify and merge an iteration whose units are all there; return their figures.
@@ -308,26 +308,26 @@ def fetch_units(
     Raises:
         StoreError: If one is missing or damaged.
     """
-    settled = from_rank_zero(lambda: store.settle(iteration, num_units, remedy))
+    selected = from_rank_zero(lambda: store.select_attempts(iteration, num_units, remedy))
 
-    def bring() -> None:
-        store.fetch(iteration, num_units, settled, remedy, verified)
+    def fetch() -> None:
+        store.fetch(iteration, num_units, selected, remedy, verified)
         if merge:
             store.merge(iteration, num_units)
 
     if store.shared:
-        from_rank_zero(bring)
+        from_rank_zero(fetch)
     else:
-        on_every_node(bring)
+        on_every_node(fetch)
 
 
-def _totals(store: Store, jobs: Sequence[Job], units_there: int) -> Totals:
+def _totals(store: Store, jobs: Sequence[Job], existing_units: int) -> Totals:
     """Return what is to be done."""
     units = [unit for _, unit in jobs]
     prompts = sum(len(unit.indices) for unit in units if isinstance(unit, PlayUnit))
     replayed = [unit for unit in units if isinstance(unit, ReplayUnit)]
     pairs = sum(store.report(unit.iteration, unit.unit).pairs for unit in replayed)
-    return Totals(len(units), prompts, prompts + pairs, units_there)
+    return Totals(len(units), prompts, prompts + pairs, existing_units)
 
 
 def _fetch_replayed(store: Store, units: Sequence[Unit]) -> None:
@@ -337,4 +337,4 @@ def _fetch_replayed(store: Store, units: Sequence[Unit]) -> None:
         if isinstance(unit, ReplayUnit):
             counts[unit.iteration] = max(counts.get(unit.iteration, 0), unit.unit + 1)
     for iteration, count in counts.items():
-        fetch_units(store, iteration, count, remedy_in_replay(iteration))
+        fetch_units(store, iteration, count, replay_remedy(iteration))

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING
 
 from spin_composer.errors import StoreError
 from spin_composer.play.plan import PlayUnit, ReplayUnit, Unit
-from spin_composer.store.base import REMAKE, Store
+from spin_composer.store.base import REGENERATE_UNIT, Store
 from spin_composer.store.durable import json_object
 from spin_composer.store.layout import MANIFEST, SET_ASIDE, UNITS, is_temporary
 from spin_composer.store.local import set_aside
@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
-_OF_THE_RUN = ("data", "tokenizer", "tokenize", "stop_token_id", "seed")
+_RUN_FIELDS = ("data", "tokenizer", "tokenize", "stop_token_id", "seed")
 """Fields in which an iteration that is replayed must agree with the one that replays it."""
 _TOKEN_BYTES = 4
 _ROW_BYTES = 128
@@ -84,7 +84,7 @@ def check_iteration(
     complete = store.complete_units(iteration)
     store.check_open(manifest, complete)
     for earlier in sorted({unit.iteration for unit in units if isinstance(unit, ReplayUnit)}):
-        same = {field: manifest[field] for field in _OF_THE_RUN if field in manifest}
+        same = {field: manifest[field] for field in _RUN_FIELDS if field in manifest}
         store.check_manifest(store.manifest(earlier) | same)
     verified = _check_units(store, iteration, len(units), repair)
     if repair:  # which may have set some of them aside
@@ -114,12 +114,12 @@ def needed_bytes(
         else:
             replayed.setdefault(unit.iteration, []).append(unit.unit)
     return needed + sum(
-        store.unit_bytes(iteration, numbers, remedy_in_replay(iteration))
+        store.unit_bytes(iteration, numbers, replay_remedy(iteration))
         for iteration, numbers in replayed.items()
     )
 
 
-def remedy_in_replay(iteration: int) -> str:
+def replay_remedy(iteration: int) -> str:
     """Return the remedy for an earlier iteration that is damaged when it is replayed."""
     again = _restore_or_play("all checkpoints after that iteration's start")
     return f"It is replayed, and the opponent that played iteration {iteration} is gone: {again}."
@@ -151,7 +151,7 @@ def _check_units(store: Store, iteration: int, num_units: int, repair: bool) -> 
         while problem := store.damage(iteration, unit, thorough=repair):
             if not repair:
                 folder = store.unit_folder(iteration, unit)
-                raise StoreError(f"{problem}. {REMAKE.format(folder=folder)}")
+                raise StoreError(f"{problem}. {REGENERATE_UNIT.format(folder=folder)}")
             aside = store.set_unit_aside(iteration, unit)
             sound.discard(unit)
             log.warning(

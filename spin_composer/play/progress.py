@@ -63,12 +63,12 @@ class Meter:
 
     @contextmanager
     def answering(self) -> Iterator[None]:
-        """Within, a unit's prompts are answered; :meth:`answered` tells how far that is."""
+        """Within, a unit's prompts are answered; :meth:`record_answered` tells how far that is."""
         self._before = (self.counts.answered, self.counts.tokens)
         with self._timed("answering_ms"):
             yield
 
-    def answered(self, answered: int, tokens: int) -> None:
+    def record_answered(self, answered: int, tokens: int) -> None:
         """Count the prompts of this unit that are answered, and the tokens made for it so far."""
         with self._lock:
             self.counts.answered = self._before[0] + answered
@@ -80,7 +80,7 @@ class Meter:
         with self._timed("scoring_ms"):
             yield
 
-    def scored(self, pairs: int) -> None:
+    def record_scored(self, pairs: int) -> None:
         """Count pairs that are scored."""
         with self._lock:
             self.counts.scored += pairs
@@ -91,7 +91,7 @@ class Meter:
             self.counts.skipped_prompts += prompts
             self.counts.skipped_pairs += pairs
 
-    def take(self) -> dict[str, int]:
+    def pop_changes(self) -> dict[str, int]:
         """Return what has been added since the last time; a token count may also fall."""
         with self._lock:
             self._tick()
@@ -126,7 +126,7 @@ class Totals:
     units: int
     prompts: int
     pairs: int
-    units_there: int = 0
+    existing_units: int = 0
     """Made before, and in none of the other numbers."""
 
 
@@ -218,8 +218,8 @@ class Progress:
                 return
             self._last = (counts, units)
             if self._bar is not None:
-                spared = counts.skipped_prompts + counts.skipped_pairs
-                self._bar.n = min(self._bar.total, counts.answered + counts.scored + spared)
+                skipped = counts.skipped_prompts + counts.skipped_pairs
+                self._bar.n = min(self._bar.total, counts.answered + counts.scored + skipped)
                 self._bar.set_postfix_str(self.text(counts, units), refresh=True)
             elif self.clock() >= self._next_line and units < self.totals.units:
                 self._next_line = self.clock() + _LINE_SECONDS
@@ -233,21 +233,21 @@ class Progress:
             speed = f"{counts.tokens} tokens, {counts.tokens / elapsed:.0f}/s"
             parts.append(f"{counts.answered} of {prompts} prompts answered ({speed})")
         parts.append(f"{counts.scored} of {totals.pairs - counts.skipped_pairs} pairs scored")
-        if totals.units_there:
-            parts.append(f"{totals.units_there} units were there")
+        if totals.existing_units:
+            parts.append(f"{totals.existing_units} units were there")
         if units >= totals.units:
-            return ", ".join([*parts, f"done in {_clock_text(elapsed)}"])
+            return ", ".join([*parts, f"done in {_format_duration(elapsed)}"])
         left = seconds_left(totals, counts, units, elapsed)
         if left is None:
             return ", ".join(parts)
         more = "" if counts.scored else "more than "
-        return ", ".join([*parts, f"{more}{_clock_text(left)} left"])
+        return ", ".join([*parts, f"{more}{_format_duration(left)} left"])
 
     def _print(self, text: str) -> None:
         print(f"{self.name}: {text}", file=self.stream, flush=True)
 
 
-def _clock_text(seconds: float) -> str:
+def _format_duration(seconds: float) -> str:
     minutes, rest = divmod(round(seconds), 60)
     hours, minutes = divmod(minutes, 60)
     return f"{hours}:{minutes:02}:{rest:02}" if hours else f"{minutes:02}:{rest:02}"

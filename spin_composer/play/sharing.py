@@ -13,15 +13,15 @@ from torch.distributed import DistNetworkError, DistStoreError
 
 from spin_composer import interrupt
 from spin_composer.distributed import from_rank_zero, key_value_store, poll_intervals
-from spin_composer.errors import AGAIN, EnvironmentFailure, explain, rebuild_error
+from spin_composer.errors import RESUME_REMEDY, EnvironmentFailure, explain, rebuild_error
 from spin_composer.play.progress import FIELDS, Counts, Progress
 from spin_composer.store.layout import HEARTBEAT_SECONDS
 
-SHOW_SECONDS = 1.0
-RANKS_PER_SHOW_SECOND = 100
-SILENT_SECONDS = 180.0
+PROGRESS_SECONDS = 1.0
+RANKS_PER_PROGRESS_SECOND = 100
+HEARTBEAT_TIMEOUT_SECONDS = 180.0
 """A rank that was not heard for so long is taken to be dead."""
-_LOST = (DistNetworkError, DistStoreError)
+_STORE_GONE_ERRORS = (DistNetworkError, DistStoreError)
 """What the key-value store raises where the process at its other end is gone."""
 
 
@@ -48,11 +48,11 @@ class SharedWork:
         self.count = count
         self._on_heartbeat = on_heartbeat
         self._progress = progress
-        self._pushing = threading.Lock()
+        self._push_lock = threading.Lock()
         self._key = from_rank_zero(lambda: f"spin/{uuid.uuid4()}")
         self._store = key_value_store()
         self._rank = dist.get_global_rank()
-        self._met = 0
+        self._barrier_arrivals = 0
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._send_heartbeats, daemon=True)
 
@@ -65,7 +65,7 @@ class SharedWork:
 
     def done(self) -> None:
         """Count a piece as done."""
-        self._push()  # so that rank 0 has it when it learns that all is done
+        self._push_counts()  # so that rank 0 has it when it learns that all is done
         self._store.add(f"{self._key}/done", 1)
         self._show()
 
@@ -111,23 +111,23 @@ class SharedWork:
         if error is not None:
             self.report_failure(error)
 
-    def wait_for_all(self) -> None:
+    def barrier(self) -> None:
         """Return when all ranks have come here, however long it takes; no collective.
 
         Raises:
             InputError, StoreError, EnvironmentFailure, RuntimeError: As :meth:`check`, if one of
                 them fails instead.
         """
-        self._met += dist.get_world_size()
+        self._barrier_arrivals += dist.get_world_size()
         self._store.add(f"{self._key}/met", 1)
         wait = poll_intervals()
-        while self._store.add(f"{self._key}/met", 0) < self._met:
+        while self._store.add(f"{self._key}/met", 0) < self._barrier_arrivals:
             self._check_interrupted()
             next(wait)
 
     def report_failure(self, error: BaseException) -> None:
         """Tell the other ranks that this one failed, unless another failure was reported before."""
-        with suppress(*_LOST):  # the store's process may be what failed
+        with suppress(*_STORE_GONE_ERRORS):  # the store's process may be what failed
             if not self._store.check([f"{self._key}/failed"]):
                 code, said = explain(error) or (1, error)
                 self._fail(code, f"rank {self._rank} failed in play: {said}")
@@ -135,43 +135,45 @@ class SharedWork:
     def _fail(self, code: int, text: str) -> None:
         self._store.set(f"{self._key}/failed", f"{code} {text}")
 
-    def _push(self) -> None:
+    def _push_counts(self) -> None:
         """Add this rank's counts to those of all."""
         if self._progress is not None:
-            with self._pushing:  # the heartbeat's thread and the rank's own
-                for name, more in self._progress.meter.take().items():
+            with self._push_lock:  # the heartbeat's thread and the rank's own
+                for name, more in self._progress.meter.pop_changes().items():
                     self._store.add(f"{self._key}/counts/{name}", more)
 
     def _show(self) -> None:
         done = self._store.add(f"{self._key}/done", 0) if self._rank == 0 else 0
         if self._on_heartbeat is not None and self._rank == 0:
             self._on_heartbeat()
-        self._push()
+        self._push_counts()
         if self._progress is not None and self._rank == 0:
             sums = {name: self._store.add(f"{self._key}/counts/{name}", 0) for name in FIELDS}
             self._progress.show(Counts(**sums), done)
 
     def _heartbeat_seconds(self) -> float:
         """Often where a user looks on, and never more often than one process can answer."""
-        shown = max(SHOW_SECONDS, dist.get_world_size() / RANKS_PER_SHOW_SECOND)
-        return min(HEARTBEAT_SECONDS if self._progress is None else shown, SILENT_SECONDS / 4)
+        shown = max(PROGRESS_SECONDS, dist.get_world_size() / RANKS_PER_PROGRESS_SECOND)
+        return min(
+            HEARTBEAT_SECONDS if self._progress is None else shown, HEARTBEAT_TIMEOUT_SECONDS / 4
+        )
 
     def _send_heartbeats(self) -> None:
         seen: dict[int, tuple[int, float]] = {}
         while not self._stop.wait(self._heartbeat_seconds()):
             try:
                 self._store.add(self._heartbeat_key(self._rank), 1)
-                self._note_signals_of_others()
+                self._check_remote_signals()
                 self._show()
                 if self._rank == 0:
                     self._check_heartbeats(seen)
-            except _LOST:
+            except _STORE_GONE_ERRORS:
                 return  # the store's process is gone, which the rank's own thread meets as well
             except Exception as error:  # the thread stops, which is not the silence of a dead rank
                 self.report_failure(error)
                 return
 
-    def _note_signals_of_others(self) -> None:
+    def _check_remote_signals(self) -> None:
         """Stop this rank's work, wherever it is, if another rank was interrupted."""
         failed = f"{self._key}/failed"
         if self._store.check([failed]):
@@ -183,14 +185,14 @@ class SharedWork:
         """Compare every rank's pulse with the last one heard; end the work if one is silent."""
         now = time.monotonic()
         for rank in range(dist.get_world_size()):
-            pulse = self._store.add(self._heartbeat_key(rank), 0)
-            if rank not in seen or seen[rank][0] != pulse:
-                seen[rank] = (pulse, now)
-            elif now - seen[rank][1] > SILENT_SECONDS:
+            beat = self._store.add(self._heartbeat_key(rank), 0)
+            if rank not in seen or seen[rank][0] != beat:
+                seen[rank] = (beat, now)
+            elif now - seen[rank][1] > HEARTBEAT_TIMEOUT_SECONDS:
                 self._fail(
                     EnvironmentFailure.exit_code,
-                    f"rank {rank} was not heard for {SILENT_SECONDS:g} s in play: its "
-                    f"process or its machine is gone. {AGAIN}",
+                    f"rank {rank} was not heard for {HEARTBEAT_TIMEOUT_SECONDS:g} s in play: its "
+                    f"process or its machine is gone. {RESUME_REMEDY}",
                 )
 
     def _heartbeat_key(self, rank: int) -> str:

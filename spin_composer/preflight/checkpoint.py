@@ -36,7 +36,7 @@ def check_is_self_play(state: State, restored: bool) -> None:
         )
 
 
-def note_missing_weights(state: State) -> set[str]:
+def track_missing_weights(state: State) -> set[str]:
     """Have the names of trained parameters noted that a checkpoint, loaded next, lacks.
 
     Returns:
@@ -46,13 +46,13 @@ def note_missing_weights(state: State) -> set[str]:
     missing: set[str] = set()
     load = state.load_model_state
 
-    def noting(state_dict: dict[str, Any], *args: Any, **kwargs: Any) -> None:
+    def tracking_load(state_dict: dict[str, Any], *args: Any, **kwargs: Any) -> None:
         held = state_dict["model"]
         if held is not None:
             missing.update(trainable_names(state.model) - set(held))
         load(state_dict, *args, **kwargs)
 
-    state.load_model_state = noting
+    state.load_model_state = tracking_load
     return missing
 
 

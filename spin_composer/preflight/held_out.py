@@ -16,7 +16,9 @@ from spin_composer.data.held_out import HeldOutRows
 log = logging.getLogger(__name__)
 
 
-def warn_of_other_ids(evaluators: Sequence[Evaluator], examples: ExampleDataset) -> None:
+def warn_about_tokenization_mismatch(
+    evaluators: Sequence[Evaluator], examples: ExampleDataset
+) -> None:
     """Warn of evaluations whose likelihood is of other ids than training's.
 
     Args:
@@ -28,14 +30,14 @@ def warn_of_other_ids(evaluators: Sequence[Evaluator], examples: ExampleDataset)
         rows = getattr(loader, "dataset", None)
         found = None
         if isinstance(rows, HeldOutRows):
-            found = _of_ours(rows.examples, examples)
-        elif _is_llm_foundrys(loader):
-            found = _of_llm_foundry(examples)
+            found = _spin_mismatch(rows.examples, examples)
+        elif _is_foundry_loader(loader):
+            found = _foundry_mismatch(examples)
         if found:
             log.warning(f"metrics/{evaluator.label}: held-out rows are measured by other {found}")
 
 
-def _is_llm_foundrys(loader: object) -> bool:
+def _is_foundry_loader(loader: object) -> bool:
     if sys.modules.get("llmfoundry") is None:
         return False  # nothing of it can be here
     from spin_composer.foundry.finetuning import Seq2SeqFinetuningCollator
@@ -46,7 +48,7 @@ def _is_llm_foundrys(loader: object) -> bool:
     return isinstance(collator, Seq2SeqFinetuningCollator)
 
 
-def _of_ours(held_out: ExampleDataset, examples: ExampleDataset) -> str:
+def _spin_mismatch(held_out: ExampleDataset, examples: ExampleDataset) -> str:
     if held_out.tokenize != examples.tokenize:
         return (
             f"ids than are trained on: tokenize is {held_out.tokenize} there and "
@@ -61,10 +63,10 @@ def _of_ours(held_out: ExampleDataset, examples: ExampleDataset) -> str:
     return ""
 
 
-def _of_llm_foundry(examples: ExampleDataset) -> str:
+def _foundry_mismatch(examples: ExampleDataset) -> str:
     if examples.tokenize == "turns":
         return ""
-    rows = list(examples.both_ways())
+    rows = list(examples.tokenized_both_ways())
     differ = sum(row.differ for row in rows)
     if not differ:
         return ""

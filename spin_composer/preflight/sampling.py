@@ -12,7 +12,7 @@ from spin_composer.settings.spin import SpinSettings
 log = logging.getLogger(__name__)
 
 
-def warn_unfaithful(settings: SpinSettings) -> None:
+def warn_off_policy(settings: SpinSettings) -> None:
     """Warn of sampling settings under which responses are not the policy's samples."""
     generation = settings.generation
     if generation.off_policy_settings and dist.get_global_rank() == 0:

@@ -31,7 +31,7 @@ def differing_starts(examples: ExampleDataset) -> list[tuple[Pair, Pair]]:
     found = (
         (way.rendering, way.turns) if examples.tokenize == "rendering"
         else (way.turns, way.rendering)
-        for way in examples.both_ways() if way.differ
+        for way in examples.tokenized_both_ways() if way.differ
     )  # fmt: skip
     return list(islice((starts for ways in found if (starts := _starts(*ways))), ROWS))
 

@@ -36,7 +36,7 @@ class LoaderRun(TypedDict):
     """Of the longest row that llm-foundry's own evaluation loaders may make; 0: there is none."""
     saves: bool
     """The run writes checkpoints or exports."""
-    by_turns: bool
+    legacy_turns: bool
     """It began when rows were tokenized turn by turn, and goes on so."""
 
 

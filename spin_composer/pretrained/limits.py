@@ -21,9 +21,9 @@ _ROTARY = ("rope_theta", "rope_parameters", "rotary_pct", "rotary_dim", "alibi")
 """Names of settings of models whose positions are computed; transformers 5 has the second."""
 _RELATIVE = ("bloom", "mamba", "mamba2", "rwkv", "t5")
 """Model types whose attention has no last position."""
-_COUNTED_ALREADY = ("llama3", "longrope", "su", "mrope", "default")
+_ALREADY_SCALED = ("llama3", "longrope", "su", "mrope", "default")
 """Rope scalings of models whose ``max_position_embeddings`` holds what the scaling gives."""
-_NOT_OF_A_CONFIG = (
+_NOT_CONFIG_KEYS = (
     "name", "tokenizer", "use_train_metrics", "additional_train_metrics",
     "additional_eval_metrics", "loss_fn", "master_weights_dtype",
 )  # fmt: skip
@@ -67,7 +67,7 @@ def _positions(config: PretrainedConfig) -> int | None:
     if positions is None or not isinstance(scaling, Mapping):
         return positions
     kind = scaling.get("rope_type", scaling.get("type", "default"))
-    if kind in _COUNTED_ALREADY:
+    if kind in _ALREADY_SCALED:
         return positions
     before = scaling.get("original_max_position_embeddings") or positions
     return max(positions, int(before * float(scaling.get("factor") or 1.0)))
@@ -97,7 +97,7 @@ def build_config(model: Config) -> PretrainedConfig:
     Raises:
         InputError: If it cannot be read.
     """
-    given = {key: value for key, value in model.items() if key not in _NOT_OF_A_CONFIG}
+    given = {key: value for key, value in model.items() if key not in _NOT_CONFIG_KEYS}
     name = given.get("pretrained_model_name_or_path")
     try:
         if name is None:

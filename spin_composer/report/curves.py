@@ -20,16 +20,16 @@ class Curve:
     style: str = "o-"
 
 
-def draw(books: RunHistory, path: Path) -> None:
+def draw(history: RunHistory, path: Path) -> None:
     """Draw the run's curves to a PNG: held-out NLL, accuracy, margin and response length."""
-    records = (books.baseline, *books.iterations)
+    records = (history.baseline, *history.iterations)
 
     def curve(label: str, key: str) -> Curve:
         return Curve(label, [record.get(key) for record in records])
 
     panels = {
         "held-out NLL (nats per token)": [
-            curve(column.title, column.key) for column in held_out_columns(books)
+            curve(column.title, column.key) for column in held_out_columns(history)
         ],
         "accuracy in training": [curve("SPIN", ACCURACY)],
         "margin in training": [curve("SPIN", MARGIN)],

@@ -78,10 +78,10 @@ def read_history(store: Path) -> RunHistory:
         StoreError: If there are none yet, or the file is damaged.
     """
     path = store / HISTORY if store.is_dir() else store
-    return parse_books(_text(path), path)
+    return parse_history(_text(path), path)
 
 
-def parse_books(text: str | None, where: object) -> RunHistory:
+def parse_history(text: str | None, where: object) -> RunHistory:
     """Return the books that a text holds.
 
     Args:
@@ -114,7 +114,7 @@ def find_history(path: Path) -> RunHistory | None:
         StoreError: If the file is damaged.
     """
     text = _text(path)
-    return None if text is None else parse_books(text, path)
+    return None if text is None else parse_history(text, path)
 
 
 def _text(path: Path) -> str | None:

@@ -88,9 +88,9 @@ def read_status(outline: RunOutline, records: Path | None = None) -> Status:
             f"{store} does not exist: the run has not begun, or it is another run's name. "
             f"{GIVE_THE_STORE}"
         )
-    books = find_history(store / HISTORY)
-    ended = books.ended if books else ""
-    closed = {int(record[ITERATION]) for record in books.iterations} if books else set()
+    history = find_history(store / HISTORY)
+    ended = history.ended if history else ""
+    closed = {int(record[ITERATION]) for record in history.iterations} if history else set()
     iterations = [
         _read_iteration(folder, number, number in closed, store == outline.store)
         for folder in sorted(store.iterdir())

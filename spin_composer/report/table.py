@@ -53,9 +53,11 @@ _RESPONSES = (
 )
 
 
-def held_out_columns(books: RunHistory) -> list[Column]:
+def held_out_columns(history: RunHistory) -> list[Column]:
     """Return a column of negative log-likelihood per evaluation loader of the run."""
-    names = dict.fromkeys(name for record in (books.baseline, *books.iterations) for name in record)
+    names = dict.fromkeys(
+        name for record in (history.baseline, *history.iterations) for name in record
+    )
     keys = [name for name in names if name.startswith(EVALUATION) and name.endswith(NLL)]
     labels = [key.split("/")[1] for key in keys]
     return [
@@ -64,11 +66,11 @@ def held_out_columns(books: RunHistory) -> list[Column]:
     ]
 
 
-def print_table(books: RunHistory, console: Console) -> None:
+def print_table(history: RunHistory, console: Console) -> None:
     """Print a row per iteration below the row of the model that the run began with."""
-    columns = [*held_out_columns(books), *_PLAY, *_TRAINING, *_RESPONSES]
-    rows = [("base", books.baseline)]
-    rows += [(f"{record[ITERATION]:.0f}", record) for record in books.iterations]
+    columns = [*held_out_columns(history), *_PLAY, *_TRAINING, *_RESPONSES]
+    rows = [("base", history.baseline)]
+    rows += [(f"{record[ITERATION]:.0f}", record) for record in history.iterations]
     table = make_table("SPIN, iteration by iteration", "iteration", columns, rows)
     console.print(table)
     console.print(
@@ -77,8 +79,8 @@ def print_table(books: RunHistory, console: Console) -> None:
         "at its start.",
         style="dim",
     )
-    if books.ended:
-        console.print(f"The run is finished: {books.ended}.", soft_wrap=True, markup=False)
+    if history.ended:
+        console.print(f"The run is finished: {history.ended}.", soft_wrap=True, markup=False)
 
 
 def make_table(

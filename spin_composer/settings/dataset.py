@@ -33,18 +33,18 @@ log = logging.getLogger(__name__)
 Tokenization = Literal["rendering", "turns"]
 """The ways to tokenize a row: whole, as the template renders it, or turn by turn."""
 DEFAULT_TOKENIZATION: Tokenization = "rendering"
-FORMER_TOKENIZATION: Tokenization = "turns"
+LEGACY_TOKENIZATION: Tokenization = "turns"
 """That of stores that were played before ``tokenize`` was a setting."""
 
 # Keys of llm-foundry's loader that only order, cache or pad.
-_WITHOUT_MEANING = {
+_IGNORED_KEYS = {
     "allow_pad_trimming", "pad_to_longest", "shuffle", "shuffle_seed", "shuffle_algo",
     "shuffle_block_size", "num_canonical_nodes", "predownload", "partition_algo", "cache_limit",
     "sampling_method", "sampling_granularity", "batching_method", "token_encoding_type",
     "auto_packing_replication", "batch_size",
 }  # fmt: skip
 # Key -> (values that mean "off", what to do about any other value).
-_REFUSED: dict[str, tuple[tuple[object, ...], str]] = {
+_UNSUPPORTED_KEYS: dict[str, tuple[tuple[object, ...], str]] = {
     "packing_ratio": (
         (None, 1, 1.0), "SPIN does not pack rows: remove it (its batches carry no padding anyway)"
     ),
@@ -143,7 +143,7 @@ class DatasetConfig:
     """Control tokens that prompts spell out: a bad row, counted, or encoded as plain text."""
 
     @model_validator(mode="after")
-    def _one_source(self) -> Self:
+    def _exactly_one_source(self) -> Self:
         given = [key for key in ("hf_name", "streams") if getattr(self, key) is not None]
         if self.remote is not None or self.local is not None:
             given.append("remote/local")
@@ -203,19 +203,19 @@ def read_config(dataset: Config, where: str = "train_loader.dataset") -> Dataset
     """
     given = {str(key): to_plain(value) for key, value in dataset.items()}
     known = {f.name for f in fields(DatasetConfig)}
-    for key, (harmless, remedy) in _REFUSED.items():
+    for key, (neutral_values, remedy) in _UNSUPPORTED_KEYS.items():
         value = given.get(key)
         if isinstance(value, str):
             value = value.lower()
-        if value not in harmless:
+        if value not in neutral_values:
             raise InputError(f"{where}.{key}={format_value(given[key])} cannot be used: {remedy}.")
-    idle = sorted(key for key in given if key in _WITHOUT_MEANING and given[key] is not None)
-    if idle:
+    ignored = sorted(key for key in given if key in _IGNORED_KEYS and given[key] is not None)
+    if ignored:
         log.info(
             "%s: %s have no effect here: SPIN shuffles anew in each iteration and its batches "
-            "carry no padding.", where, ", ".join(idle),
+            "carry no padding.", where, ", ".join(ignored),
         )  # fmt: skip
-    not_ours = _WITHOUT_MEANING | set(_REFUSED) | {k for k in known if given.get(k) is None}
+    not_ours = _IGNORED_KEYS | set(_UNSUPPORTED_KEYS) | {k for k in known if given.get(k) is None}
     config = fill(DatasetConfig, {key: given[key] for key in given if key not in not_ours}, where)
     _check_turns(config, where)
     return config

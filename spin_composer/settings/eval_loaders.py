@@ -19,13 +19,13 @@ from spin_composer.settings.section import Config
 
 log = logging.getLogger(__name__)
 
-_IDS_DEPEND_ON = ("tokenize", "generation_prompt", "date_string", "special_tokens_in_text")
+_TOKENIZATION_KEYS = ("tokenize", "generation_prompt", "date_string", "special_tokens_in_text")
 """Keys of the dataset block that say how a row becomes ids."""
 _LIMITS = ("max_seq_len", "max_prompt_len", "truncate_prompt")
 """Keys that say what is left of a long row."""
-_NOT_THE_LOADERS = ("label", "evaluation", "run")
+_INTERNAL_KEYS = ("label", "evaluation", "run")
 """The evaluation's own key, and those that the config transform sets."""
-_PLAIN_TEXT = ("special_tokens_in_text", "text")
+_TEXT_MODE = ("special_tokens_in_text", "text")
 """The one value of that key that changes ids; the others say what is done about such a row."""
 
 
@@ -56,7 +56,7 @@ def check_eval_loaders(cfg: Config, training: DatasetConfig | None) -> None:
     for where, loader in ours:
         if where != "eval_loader" and not loader.get("label"):
             raise InputError(f"{where}.label is not set. Name each of several evaluation sets.")
-        check_loader_keys((key for key in loader if key not in _NOT_THE_LOADERS), where)
+        check_loader_keys((key for key in loader if key not in _INTERNAL_KEYS), where)
         remedy = "Give it the train_loader's dataset block with held-out rows."
         dataset = dataset_block(loader.get("dataset"), where, remedy)
         config = read_config(dataset, f"{where}.dataset")
@@ -95,10 +95,10 @@ def _loaders(cfg: Config) -> list[tuple[str, Any]]:
 
 def _compare(config: DatasetConfig, training: DatasetConfig, where: str) -> None:
     """Refuse other ids than training's; name other limits, which only long rows feel."""
-    for key in _IDS_DEPEND_ON:
+    for key in _TOKENIZATION_KEYS:
         default = DEFAULT_TOKENIZATION if key == "tokenize" else None
         here, there = (getattr(one, key) or default for one in (config, training))
-        name, plain = _PLAIN_TEXT
+        name, plain = _TEXT_MODE
         if here == there or (key == name and plain not in (here, there)):
             continue
         raise InputError(

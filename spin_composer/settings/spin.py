@@ -87,11 +87,11 @@ def _epochs(given: str | int) -> str:
     return f"{int(digits)}ep"
 
 
-def _listed(given: object) -> object:
+def _as_list(given: object) -> object:
     return [given] if is_number(given) else given
 
 
-def _place(given: str, wanted: str) -> str:
+def _check_braces(given: str, wanted: str) -> str:
     """Refuse a text in which anything but ``{run_name}`` stands in braces."""
     try:
         given.format(run_name="")
@@ -103,7 +103,7 @@ def _place(given: str, wanted: str) -> str:
 def _folder(given: str) -> str:
     remedy = f"Give it as {SECTION}.remote_store, and here a folder of each node's own."
     require("://" not in given, "", given, _FOLDER, remedy)
-    return _place(given, _FOLDER)
+    return _check_braces(given, _FOLDER)
 
 
 def _remote(given: str) -> str:
@@ -112,7 +112,7 @@ def _remote(given: str) -> str:
     ok = scheme in schemes and bool(path.strip("/"))
     wanted = " or ".join(f"{known}://bucket/folder" for known in schemes)
     require(ok, "", given, wanted, f"A folder that all nodes mount goes into {SECTION}.store.")
-    return _place(given, _URL)
+    return _check_braces(given, _URL)
 
 
 _Rate = Annotated[float, Field(gt=0)]
@@ -128,10 +128,10 @@ class SpinSettings:
         str | int, AfterValidator(_epochs), Requirement("like '2ep'", "Give it in whole epochs.")
     ] = "2ep"
     """Epochs of training per iteration (``2ep`` or ``2``). NeMo-Aligner's ``spin.max_epochs``."""
-    beta: Annotated[float | _Rates, BeforeValidator(_listed), _PerIteration] = 0.1
+    beta: Annotated[float | _Rates, BeforeValidator(_as_list), _PerIteration] = 0.1
     """Strength of the pull toward the opponent, per iteration or one for all. NeMo-Aligner's
     ``ref_policy_kl_penalty``, the paper's lambda."""
-    learning_rate: Annotated[float | _Rates, BeforeValidator(_listed), _PerIteration] | None = None
+    learning_rate: Annotated[float | _Rates, BeforeValidator(_as_list), _PerIteration] | None = None
     """Peak learning rate, per iteration or one for all; null: the optimizer's."""
     loss: Annotated[str, OneOf(LOSSES)] = "logistic"
     """Which loss of docs/losses.md: ``logistic`` is the paper's."""
@@ -199,7 +199,7 @@ class SpinSettings:
                 )
 
 
-def of_iteration(values: float | Sequence[float], iteration: int) -> float:
+def value_for_iteration(values: float | Sequence[float], iteration: int) -> float:
     """Return the value of an iteration from a list of one per iteration, or one for all."""
     if isinstance(values, (int, float)):
         return values

@@ -12,17 +12,17 @@ from pathlib import Path
 from typing import ClassVar
 
 from spin_composer.data.pairs import Pair
-from spin_composer.store.lock import LockPlace
+from spin_composer.store.lock import LockBackend
 from spin_composer.store.manifest import Manifest
 from spin_composer.store.unit import UnitReport
 
-REMAKE = (
+REGENERATE_UNIT = (
     "Delete {folder} or set algorithms.spin.repair=true; the same command makes it again at the "
     "iteration's start."
 )
 """What to do about a damaged unit; ``{folder}`` becomes the unit's."""
 
-AT_START = "resume from the checkpoint at the iteration's start."
+RESUME_AT_START = "resume from the checkpoint at the iteration's start."
 """What to do where a store does not fit the checkpoint."""
 
 
@@ -58,7 +58,7 @@ class Store(ABC):
         """Return the folder of a unit, which exists once the unit is complete."""
 
     @abstractmethod
-    def lock_places(self) -> list[LockPlace]:
+    def lock_backends(self) -> list[LockBackend]:
         """Return where a run takes the locks of this store."""
 
     # --- manifest ---------------------------------------------------------------------------
@@ -88,9 +88,7 @@ class Store(ABC):
         """
 
     @abstractmethod
-    def check_open(
-        self, manifest: Manifest, complete: Collection[int] | None = None
-    ) -> None:
+    def check_open(self, manifest: Manifest, complete: Collection[int] | None = None) -> None:
         """Check that an iteration can be opened with a manifest; write nothing.
 
         Args:
@@ -152,7 +150,9 @@ class Store(ABC):
         """Yield the pairs of a complete unit, in the order they were written."""
 
     @abstractmethod
-    def unit_bytes(self, iteration: int, units: Collection[int], remedy: str = REMAKE) -> int:
+    def unit_bytes(
+        self, iteration: int, units: Collection[int], remedy: str = REGENERATE_UNIT
+    ) -> int:
         """Return the bytes of complete units' files together; one that is not there has none.
 
         Raises:
@@ -176,7 +176,7 @@ class Store(ABC):
     # --- what is trained on -----------------------------------------------------------------
 
     @abstractmethod
-    def settle(self, iteration: int, num_units: int, remedy: str) -> list[str]:
+    def select_attempts(self, iteration: int, num_units: int, remedy: str) -> list[str]:
         """Settle, once for all nodes, which files of each unit are trained on.
 
         Call it on one rank; :meth:`fetch` takes what it returns.
@@ -190,8 +190,8 @@ class Store(ABC):
         self,
         iteration: int,
         num_units: int,
-        settled: Sequence[str],
-        remedy: str = REMAKE,
+        selected: Sequence[str],
+        remedy: str = REGENERATE_UNIT,
         verified: Collection[int] = (),
     ) -> None:
         """Have every unit in this node's folder, byte for byte what was committed.
@@ -199,7 +199,7 @@ class Store(ABC):
         Args:
             iteration: Whose units.
             num_units: How many it has.
-            settled: Of :meth:`settle`.
+            selected: Of :meth:`select_attempts`.
             remedy: What to do about a damaged unit; ``{folder}`` is replaced by the unit's.
             verified: Units whose files here this process has verified already.
 
@@ -218,12 +218,12 @@ class Store(ABC):
         """Let other machines see a file that people read, by its name in the store."""
         del name
 
-    def published(self, name: str) -> str | None:
+    def read_published(self, name: str) -> str | None:
         """Return the text of a file that people read; None if there is none."""
         path = self.root / name
         return path.read_text(encoding="utf-8", errors="replace") if path.exists() else None
 
-    def records(self, aside: Path) -> Path:
+    def fetch_records(self, aside: Path) -> Path:
         """Return a folder with manifests, units' reports, books and lock, laid out as a store's.
 
         Args:

@@ -16,14 +16,14 @@ from spin_composer.store.layout import temporary_name
 
 def write_atomically(path: Path, text: str) -> None:
     """Write a small file so that it is there whole or not at all, also after a power cut."""
-    with _written_aside(path, text) as aside:
+    with _staged_file(path, text) as aside:
         os.replace(aside, path)
         fsync(path.parent)
 
 
 def create_atomically(path: Path, text: str) -> bool:
     """Write a small file as :func:`write_atomically`, unless there is one; tell which."""
-    with _written_aside(path, text) as aside:
+    with _staged_file(path, text) as aside:
         try:
             os.link(aside, path)  # of two that do so at once, one fails
         except FileExistsError:
@@ -33,7 +33,7 @@ def create_atomically(path: Path, text: str) -> bool:
 
 
 @contextmanager
-def _written_aside(path: Path, text: str) -> Iterator[Path]:
+def _staged_file(path: Path, text: str) -> Iterator[Path]:
     aside = path.with_name(temporary_name(path.name))
     try:
         with open(aside, "w", encoding="utf-8") as file:

@@ -15,7 +15,7 @@ from pathlib import Path
 
 from spin_composer.data.pairs import Pair
 from spin_composer.errors import StoreError
-from spin_composer.store.base import AT_START, REMAKE, Store
+from spin_composer.store.base import REGENERATE_UNIT, RESUME_AT_START, Store
 from spin_composer.store.durable import create_atomically, fsync, json_object, write_atomically
 from spin_composer.store.layout import (
     INDEX,
@@ -27,11 +27,11 @@ from spin_composer.store.layout import (
     unit_name,
     unit_number,
 )
-from spin_composer.store.lock import LockFile, LockPlace
+from spin_composer.store.lock import LockBackend, LockFile
 from spin_composer.store.manifest import (
     Manifest,
     differing_fields,
-    plain_manifest,
+    normalize_manifest,
     require_equal_manifests,
 )
 from spin_composer.store.unit import (
@@ -63,22 +63,20 @@ class LocalStore(Store):
         """Return the folder of a unit, which exists once the unit is complete."""
         return self.folder(iteration) / UNITS / unit_name(unit)
 
-    def lock_places(self) -> list[LockPlace]:
+    def lock_backends(self) -> list[LockBackend]:
         """See :class:`Store`."""
         return [LockFile(self.root)]
 
     # --- manifest ---------------------------------------------------------------------------
 
-    def check_open(
-        self, manifest: Manifest, complete: Collection[int] | None = None
-    ) -> None:
+    def check_open(self, manifest: Manifest, complete: Collection[int] | None = None) -> None:
         """See :class:`Store`; units that are being written count as well."""
         del complete
         folder = self.folder(manifest["iteration"])
         found = self._manifest_here(manifest["iteration"])
         if found is not None:
             if not self.is_unused(manifest["iteration"]):
-                require_equal_manifests(found, plain_manifest(manifest), str(folder))
+                require_equal_manifests(found, normalize_manifest(manifest), str(folder))
         elif (folder / UNITS).exists() and any((folder / UNITS).iterdir()):
             raise StoreError(
                 f"{folder} has units but no {MANIFEST}, so nothing says what they are. "
@@ -88,7 +86,7 @@ class LocalStore(Store):
 
     def open_iteration(self, manifest: Manifest, replace: bool = False) -> None:
         """See :class:`Store`."""
-        manifest = plain_manifest(manifest)
+        manifest = normalize_manifest(manifest)
         iteration = manifest["iteration"]
         self.check_open(manifest)
         folder = self.folder(iteration)
@@ -124,7 +122,7 @@ class LocalStore(Store):
         except FileNotFoundError:
             raise StoreError(
                 f"{path} is missing, but iteration {iteration} is being trained. Restore the "
-                f"self-play store, or {AT_START}"
+                f"self-play store, or {RESUME_AT_START}"
             ) from None
         except ValueError as error:
             raise StoreError(
@@ -162,7 +160,9 @@ class LocalStore(Store):
         """See :class:`Store`."""
         return read_report(self.unit_folder(iteration, unit))
 
-    def unit_bytes(self, iteration: int, units: Collection[int], remedy: str = REMAKE) -> int:
+    def unit_bytes(
+        self, iteration: int, units: Collection[int], remedy: str = REGENERATE_UNIT
+    ) -> int:
         """See :class:`Store`."""
         del remedy
         folders = [self.unit_folder(iteration, unit) for unit in units]
@@ -189,7 +189,7 @@ class LocalStore(Store):
 
     # --- what is trained on -----------------------------------------------------------------
 
-    def settle(self, iteration: int, num_units: int, remedy: str) -> list[str]:
+    def select_attempts(self, iteration: int, num_units: int, remedy: str) -> list[str]:
         """See :class:`Store`; a unit has one set of files."""
         del iteration, num_units, remedy
         return []
@@ -198,12 +198,12 @@ class LocalStore(Store):
         self,
         iteration: int,
         num_units: int,
-        settled: Sequence[str] = (),
-        remedy: str = REMAKE,
+        selected: Sequence[str] = (),
+        remedy: str = REGENERATE_UNIT,
         verified: Collection[int] = (),
     ) -> None:
         """See :class:`Store`; all is here, and verified."""
-        del settled
+        del selected
         for unit in sorted(set(range(num_units)) - set(verified)):
             if problem := self.problem(iteration, unit):
                 folder = self.unit_folder(iteration, unit)

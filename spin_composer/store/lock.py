@@ -31,7 +31,7 @@ log = logging.getLogger(__name__)
 LEASE_SECONDS = 60.0
 """A lock of another machine that is not touched for so long is taken over."""
 
-_held: list[StoreLock] = []
+_active_locks: list[StoreLock] = []
 
 
 def this_process() -> dict[str, object]:
@@ -50,10 +50,10 @@ def this_process() -> dict[str, object]:
     }
 
 
-class LockPlace(Protocol):
+class LockBackend(Protocol):
     """Where a lock is: a file that processes of several machines see, or an object in a store."""
 
-    shown: str
+    name: str
     """Name for messages."""
 
     def prepare(self) -> None:
@@ -68,15 +68,15 @@ class LockPlace(Protocol):
         """Create the lock; return False if another process has it."""
         ...
 
-    def remove(self, held: str) -> None:
-        """Remove the lock whose content is ``held``; leave any other."""
+    def remove(self, content: str) -> None:
+        """Remove the lock whose content is ``content``; leave any other."""
         ...
 
     def touch(self) -> None:
         """Show that the lock is held."""
         ...
 
-    def touched(self) -> object:
+    def last_touched(self) -> object:
         """Return a value that changes when the lock is touched."""
         ...
 
@@ -86,7 +86,7 @@ class LockFile:
 
     def __init__(self, root: Path):
         self.path = root / LOCK
-        self.shown = str(root)
+        self.name = str(root)
 
     def prepare(self) -> None:
         """Create the folder.
@@ -102,14 +102,14 @@ class LockFile:
         self.path.parent.mkdir(parents=True, exist_ok=True)
 
     def read(self) -> str | None:
-        """See :class:`LockPlace`."""
+        """See :class:`LockBackend`."""
         try:
             return self.path.read_text(encoding="utf-8")
         except FileNotFoundError:
             return None
 
     def create(self, content: str) -> bool:
-        """See :class:`LockPlace`."""
+        """See :class:`LockBackend`."""
         aside = self.path.with_name(temporary_name(LOCK))
         try:
             aside.write_text(content, encoding="utf-8")
@@ -120,15 +120,15 @@ class LockFile:
             aside.unlink(missing_ok=True)
         return True
 
-    def remove(self, held: str) -> None:
-        """See :class:`LockPlace`; a lock that another process created meanwhile is put back."""
+    def remove(self, content: str) -> None:
+        """See :class:`LockBackend`; a lock that another process created meanwhile is put back."""
         aside = self.path.with_name(temporary_name(LOCK))
         try:
             os.rename(self.path, aside)
         except FileNotFoundError:
             return
         try:
-            if aside.read_text(encoding="utf-8") != held:
+            if aside.read_text(encoding="utf-8") != content:
                 os.link(aside, self.path)
         except FileExistsError:
             pass  # a third process has it by now
@@ -136,11 +136,11 @@ class LockFile:
             aside.unlink(missing_ok=True)
 
     def touch(self) -> None:
-        """See :class:`LockPlace`."""
+        """See :class:`LockBackend`."""
         os.utime(self.path)
 
-    def touched(self) -> object:
-        """See :class:`LockPlace`."""
+    def last_touched(self) -> object:
+        """See :class:`LockBackend`."""
         try:
             with open(
                 self.path, "rb"
@@ -154,11 +154,11 @@ class StoreLock:
     """The lock of a store. Hold it on one rank only.
 
     Args:
-        place: Where it is; a folder means a file in it.
+        backend: Where the lock is kept; a folder means a file in it.
     """
 
-    def __init__(self, place: Path | LockPlace):
-        self.place = LockFile(place) if isinstance(place, Path) else place
+    def __init__(self, backend: Path | LockBackend):
+        self.backend = LockFile(backend) if isinstance(backend, Path) else backend
         self._content = ""
         self._stop = threading.Event()
         self._lost = False
@@ -171,19 +171,19 @@ class StoreLock:
             StoreError: If another run holds it; names it and the remedy.
             EnvironmentFailure: If a file has the store's name.
         """
-        if self._content and self.place.read() == self._content:
+        if self._content and self.backend.read() == self._content:
             return
-        self.place.prepare()
+        self.backend.prepare()
         owner = {**this_process(), "run": run_name, "token": uuid.uuid4().hex}
         self._content = json.dumps(owner)
-        while not self.place.create(self._content):
-            held = self.place.read()
-            if held is None:
+        while not self.backend.create(self._content):
+            content = self.backend.read()
+            if content is None:
                 continue  # released meanwhile
-            self._require_dead(held)
-            self.place.remove(held)
+            self._require_dead_owner(content)
+            self.backend.remove(content)
         self._lost, self._failure, self._stop = False, None, threading.Event()
-        _held.append(self)
+        _active_locks.append(self)
         threading.Thread(target=self._heartbeat, args=(self._stop,), daemon=True).start()
         atexit.register(self.release)
 
@@ -194,23 +194,23 @@ class StoreLock:
             StoreError: Names the other run.
         """
         if self._failure is not None:
-            raise RuntimeError(f"{self.place.shown} is not touched any more") from self._failure
+            raise RuntimeError(f"{self.backend.name} is not touched any more") from self._failure
         if self._lost:
             raise StoreError(
-                f"{self.place.shown} was taken over by another run ({self.place.read()}) while "
+                f"{self.backend.name} was taken over by another run ({self.backend.read()}) while "
                 "this one did not answer. Let one of them go on."
             )
 
     def release(self) -> None:
         """Give the lock back if it is this object's."""
         self._stop.set()
-        if self in _held:
-            _held.remove(self)
+        if self in _active_locks:
+            _active_locks.remove(self)
         atexit.unregister(self.release)
         # A forked process has this object too, but not the lock.
         content, self._content = self._content, ""
-        if content and self._is_ours(content) and self.place.read() == content:
-            self.place.remove(content)
+        if content and self._is_ours(content) and self.backend.read() == content:
+            self.backend.remove(content)
 
     def _is_ours(self, found: str) -> bool:
         """Tell whether a lock is this process's: this object's, or one of an earlier Trainer."""
@@ -220,9 +220,9 @@ class StoreLock:
         except (ValueError, KeyError, TypeError):
             return False
 
-    def _require_dead(self, held: str) -> None:
+    def _require_dead_owner(self, content: str) -> None:
         try:
-            owner = json.loads(held)
+            owner = json.loads(content)
             pid, machine = int(owner["pid"]), owner["machine"]
         except (ValueError, KeyError, TypeError):
             owner = None
@@ -232,29 +232,29 @@ class StoreLock:
                 return
             alive = _is_running(pid, owner.get("started"))
         else:
-            alive = self._is_touched(held)
+            alive = self._is_live(content)
         if alive:
             raise StoreError(
-                f"{self.place.shown} is in use by {_describe_owner(owner)}. Wait for that run or "
+                f"{self.backend.name} is in use by {_describe_owner(owner)}. Wait for that run or "
                 "stop it; or give this one a run_name or algorithms.spin.store of its own."
             )
         log.warning(
-            f"{self.place.shown}: the lock of {_describe_owner(owner)}, which has died, is taken."
+            f"{self.backend.name}: the lock of {_describe_owner(owner)}, which has died, is taken."
         )
 
-    def _is_touched(self, held: str) -> bool:
+    def _is_live(self, content: str) -> bool:
         """Watch a lock for the lease; clocks of two machines are not compared."""
         log.warning(
-            f"the lock of {self.place.shown} is another machine's; watching it for "
+            f"the lock of {self.backend.name} is another machine's; watching it for "
             f"{LEASE_SECONDS:g} s."
         )
-        before = self.place.touched()
+        before = self.backend.last_touched()
         deadline = time.monotonic() + LEASE_SECONDS
         while time.monotonic() < deadline:
             time.sleep(min(1.0, LEASE_SECONDS / 10))
-            if self.place.read() != held:
+            if self.backend.read() != content:
                 return False  # released, or another successor was quicker: look again
-            if self.place.touched() != before:
+            if self.backend.last_touched() != before:
                 return True
         return False
 
@@ -262,15 +262,15 @@ class StoreLock:
         missed = 0
         while not stop.wait(HEARTBEAT_SECONDS):
             try:
-                found = self.place.read()
+                found = self.backend.read()
                 missed = missed + 1 if found is None else 0
                 if missed > 1 or (found is not None and not self._is_ours(found)):
                     self._lost = not stop.is_set()
                     return
                 if found is not None:
-                    self.place.touch()
+                    self.backend.touch()
             except (OSError, EnvironmentFailure) as error:  # away for a moment: try again
-                log.warning(f"{self.place.shown}: {error}")
+                log.warning(f"{self.backend.name}: {error}")
             except Exception as error:  # others would take the lock for a dead run's
                 self._failure = error
                 return
@@ -281,7 +281,7 @@ def release_all() -> None:
 
     A process that ends does so too, but at its end the clients of object stores cannot write.
     """
-    for lock in list(_held):
+    for lock in list(_active_locks):
         lock.release()
 
 

@@ -10,7 +10,7 @@ import json
 from typing import Any
 
 from spin_composer.errors import StoreError
-from spin_composer.settings.dataset import FORMER_TOKENIZATION
+from spin_composer.settings.dataset import LEGACY_TOKENIZATION
 
 FORMAT_VERSION = 2
 
@@ -18,7 +18,7 @@ Manifest = dict[str, Any]
 """A manifest's fields as JSON holds them; which it has depends on the version that wrote it."""
 
 LEGACY_VALUES: Manifest = {
-    "tokenize": FORMER_TOKENIZATION,
+    "tokenize": LEGACY_TOKENIZATION,
     "degenerate": "ids",
     "merged": None,
     "replayed": None,
@@ -37,7 +37,7 @@ def manifest_value(manifest: Manifest, field: str) -> Any:
     return manifest.get(field, LEGACY_VALUES.get(field))
 
 
-def plain_manifest(manifest: Manifest) -> Manifest:
+def normalize_manifest(manifest: Manifest) -> Manifest:
     """Return a manifest as reading it back gives it."""
     return json.loads(json.dumps({"format_version": FORMAT_VERSION, **manifest}))
 

@@ -91,17 +91,21 @@ class ObjectFolder:
     def __init__(self, url: str):
         self.url = url.rstrip("/")
         self._prefix = f"{parse_uri(self.url)[2].strip('/')}/".lstrip("/")
-        self._client: Any = self._tried("opened", lambda: maybe_create_object_store_from_uri(url))
+        self._client: Any = self._with_retries(
+            "opened", lambda: maybe_create_object_store_from_uri(url)
+        )
 
     def names(self, prefix: str = "") -> list[str]:
         """Return the names of the objects that begin with ``prefix``, sorted."""
         start = self._prefix + prefix
-        keys = self._tried(f"listed ({prefix})", lambda: self._client.list_objects(start))
+        keys = self._with_retries(f"listed ({prefix})", lambda: self._client.list_objects(start))
         return sorted(key.removeprefix(self._prefix) for key in keys)
 
     def upload(self, path: Path, name: str) -> None:
         """Write a file as an object, whole or not at all, replacing one that is there."""
-        self._tried(f"written ({name})", lambda: self._client.upload_object(self._key(name), path))
+        self._with_retries(
+            f"written ({name})", lambda: self._client.upload_object(self._key(name), path)
+        )
 
     def download(self, name: str, path: Path) -> None:
         """Write an object to a file.
@@ -113,7 +117,7 @@ class ObjectFolder:
         def get() -> None:
             self._client.download_object(self._key(name), path, overwrite=True)
 
-        self._tried(f"read ({name})", get)
+        self._with_retries(f"read ({name})", get)
 
     def write_text(self, name: str, text: str) -> None:
         """Write a small object."""
@@ -135,7 +139,7 @@ class ObjectFolder:
     def _key(self, name: str) -> str:
         return self._prefix + name
 
-    def _tried(self, what: str, call: Callable[[], T]) -> T:
+    def _with_retries(self, what: str, call: Callable[[], T]) -> T:
         """Return what ``call`` returns, attempted several times with growing pauses between.
 
         Raises:
@@ -162,7 +166,7 @@ class ObjectFolder:
         except FileNotFoundError:
             raise
         except Exception as error:
-            if not (_is_of_store(error) or _is_permanent(error)):
+            if not (_is_store_error(error) or _is_permanent(error)):
                 raise
             raise EnvironmentFailure(
                 f"{self.url} cannot be {what}: {_error_text(error)}. See that the bucket exists "
@@ -183,7 +187,7 @@ def _is_one_of(error: BaseException, names: Sequence[str]) -> bool:
     return any(f"{kind.__module__}.{kind.__qualname__}" in names for kind in type(error).__mro__)
 
 
-def _is_of_store(error: BaseException) -> bool:
+def _is_store_error(error: BaseException) -> bool:
     """Tell an error of the transport or the store from one of a local file or a defect."""
     if isinstance(error, OSError) and error.filename is not None:
         return False
@@ -210,4 +214,4 @@ def _s3_code(error: BaseException) -> str | None:
 
 def _is_transient(error: BaseException) -> bool:
     absent = isinstance(error, FileNotFoundError)  # the object
-    return _is_of_store(error) and not _is_permanent(error) and not absent
+    return _is_store_error(error) and not _is_permanent(error) and not absent

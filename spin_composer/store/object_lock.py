@@ -14,12 +14,12 @@ import time
 from spin_composer.store.layout import HEARTBEAT, LOCK
 from spin_composer.store.object_folder import ObjectFolder
 
-SETTLE_SECONDS = 3.0
+PROPAGATION_SECONDS = 3.0
 """How long two writes of the same moment may take to be seen."""
 
 
 class LockObject:
-    """A lock that is an object (a :class:`~spin_composer.store.lock.LockPlace`).
+    """A lock that is an object (a :class:`~spin_composer.store.lock.LockBackend`).
 
     Args:
         remote: The store's folder in the object store.
@@ -27,37 +27,37 @@ class LockObject:
 
     def __init__(self, remote: ObjectFolder):
         self.remote = remote
-        self.shown = remote.url
+        self.name = remote.url
         self._beats = 0
 
     def prepare(self) -> None:
-        """See :class:`LockPlace`; a bucket needs no preparation."""
+        """See :class:`LockBackend`; a bucket needs no preparation."""
 
     def read(self) -> str | None:
-        """See :class:`LockPlace`."""
+        """See :class:`LockBackend`."""
         return self.remote.read_text(LOCK) or None
 
     def create(self, content: str) -> bool:
-        """See :class:`LockPlace`."""
+        """See :class:`LockBackend`."""
         if self.read() is not None:
             return False
         self.remote.write_text(LOCK, content)
-        time.sleep(SETTLE_SECONDS)
+        time.sleep(PROPAGATION_SECONDS)
         if self.read() != content:
             return False
         self.touch()
         return True
 
-    def remove(self, held: str) -> None:
-        """See :class:`LockPlace`."""
-        if self.read() == held:
+    def remove(self, content: str) -> None:
+        """See :class:`LockBackend`."""
+        if self.read() == content:
             self.remote.write_text(LOCK, "")
 
     def touch(self) -> None:
-        """See :class:`LockPlace`; the time in it is for people (``spin-composer status``)."""
+        """See :class:`LockBackend`; the time in it is for people (``spin-composer status``)."""
         self._beats += 1
         self.remote.write_text(HEARTBEAT, json.dumps({"beat": self._beats, "time": time.time()}))
 
-    def touched(self) -> object:
-        """See :class:`LockPlace`."""
+    def last_touched(self) -> object:
+        """See :class:`LockBackend`."""
         return self.remote.read_text(HEARTBEAT)

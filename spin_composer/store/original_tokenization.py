@@ -13,7 +13,7 @@ from composer.utils import dist
 from spin_composer.data.examples import ExampleDataset
 from spin_composer.data.origin import original_tokenize_warning
 from spin_composer.distributed import from_rank_zero
-from spin_composer.settings.dataset import FORMER_TOKENIZATION
+from spin_composer.settings.dataset import LEGACY_TOKENIZATION
 from spin_composer.settings.spin import SpinSettings
 from spin_composer.store.base import Store
 from spin_composer.store.layout import MANIFESTS
@@ -22,7 +22,7 @@ from spin_composer.store.manifest import Manifest, manifest_value
 log = logging.getLogger(__name__)
 
 
-def started_with_turns(settings: SpinSettings, run_name: str) -> bool:
+def started_with_legacy_turns(settings: SpinSettings, run_name: str) -> bool:
     """Tell whether a run began when rows were tokenized turn by turn and no setting said so.
 
     Its rows are then read as they were. A store in an object store is not asked here: see
@@ -73,12 +73,12 @@ def with_original_tokenization(
     if examples.config is None or examples.config.tokenize is not None:
         return examples
 
-    def begun() -> Literal["rendering", "turns", ""] | None:
+    def tokenization_at_start() -> Literal["rendering", "turns", ""] | None:
         iterations = sorted({0, max(0, iteration - 1), iteration})
         return recorded_tokenize([*map(store.find_manifest, iterations), trained])
 
-    found = from_rank_zero(begun)
-    tokenize = FORMER_TOKENIZATION if found is None else found
+    found = from_rank_zero(tokenization_at_start)
+    tokenize = LEGACY_TOKENIZATION if found is None else found
     if not tokenize or tokenize == examples.tokenize:
         return examples
     if dist.get_global_rank() == 0:

@@ -37,12 +37,12 @@ def download_records(remote: ObjectFolder, folder: Path) -> None:
             iteration = folder / iteration_name(marker.iteration)
             wanted[marker.name] = iteration / UNITS / unit_name(marker.unit) / REPORT
 
-    def bring(name: str, path: Path) -> None:
+    def download(name: str, path: Path) -> None:
         path.parent.mkdir(parents=True, exist_ok=True)
         remote.download(name, path)
 
     with ThreadPoolExecutor(_TRANSFERS, "records") as pool:
-        list(pool.map(lambda item: bring(*item), wanted.items()))
+        list(pool.map(lambda item: download(*item), wanted.items()))
     lock = folder / LOCK
     if lock.exists() and not lock.stat().st_size:
         lock.unlink()  # given back

@@ -18,7 +18,7 @@ from pathlib import Path
 
 from spin_composer.data.pairs import Pair
 from spin_composer.errors import StoreError
-from spin_composer.store.base import REMAKE
+from spin_composer.store.base import REGENERATE_UNIT
 from spin_composer.store.durable import dump_hashed, json_object, load_hashed, write_atomically
 from spin_composer.store.layout import (
     COMPLETE,
@@ -32,8 +32,8 @@ from spin_composer.store.layout import (
     unit_name,
 )
 from spin_composer.store.local import LocalStore, move_into_place, set_aside
-from spin_composer.store.lock import LockPlace
-from spin_composer.store.manifest import Manifest, plain_manifest, require_equal_manifests
+from spin_composer.store.lock import LockBackend
+from spin_composer.store.manifest import Manifest, normalize_manifest, require_equal_manifests
 from spin_composer.store.object_folder import ObjectFolder
 from spin_composer.store.object_lock import LockObject
 from spin_composer.store.records import download_records
@@ -49,7 +49,7 @@ from spin_composer.store.unit import (
 log = logging.getLogger(__name__)
 
 _TRANSFERS = 8
-_TRIES = 3
+_DOWNLOAD_ATTEMPTS = 3
 _DELETE = "Delete that folder, or set algorithms.spin.remote_store to another one."
 
 
@@ -77,20 +77,18 @@ class RemoteStore(LocalStore):
         assert url is not None
         return cls(root, ObjectFolder(url))
 
-    def lock_places(self) -> list[LockPlace]:
+    def lock_backends(self) -> list[LockBackend]:
         """See :class:`Store`; another run may use the same folder here, or the same one there."""
-        return [*super().lock_places(), LockObject(self.remote)]
+        return [*super().lock_backends(), LockObject(self.remote)]
 
     # --- manifest ---------------------------------------------------------------------------
 
-    def check_open(
-        self, manifest: Manifest, complete: Collection[int] | None = None
-    ) -> None:
+    def check_open(self, manifest: Manifest, complete: Collection[int] | None = None) -> None:
         """See :class:`Store`; the object store's manifest is the one that counts."""
         iteration = manifest["iteration"]
         found = self.find_manifest(iteration)
         if found is not None:
-            require_equal_manifests(found, plain_manifest(manifest), self._url(iteration))
+            require_equal_manifests(found, normalize_manifest(manifest), self._url(iteration))
         elif self.complete_units(iteration) if complete is None else complete:
             raise StoreError(
                 f"{self._url(iteration)} has units but no {MANIFEST}, so nothing says what they "
@@ -101,7 +99,7 @@ class RemoteStore(LocalStore):
 
     def open_iteration(self, manifest: Manifest, replace: bool = False) -> None:
         """See :class:`Store`; the object store's manifest and the node's agree."""
-        wanted = plain_manifest(manifest)
+        wanted = normalize_manifest(manifest)
         iteration = wanted["iteration"]
         self.check_open(wanted)
         found = self.find_manifest(iteration)
@@ -184,7 +182,9 @@ class RemoteStore(LocalStore):
         super().commit_unit(iteration, unit, pairs, report)
         self._upload(iteration, unit)
 
-    def unit_bytes(self, iteration: int, units: Collection[int], remedy: str = REMAKE) -> int:
+    def unit_bytes(
+        self, iteration: int, units: Collection[int], remedy: str = REGENERATE_UNIT
+    ) -> int:
         """See :class:`Store`; what is not on this node is told by the markers, listed once."""
         here = {unit: LocalStore.unit_bytes(self, iteration, [unit]) for unit in units}
         absent = [unit for unit, size in here.items() if not size]
@@ -194,7 +194,9 @@ class RemoteStore(LocalStore):
         ]
         with ThreadPoolExecutor(_TRANSFERS, "sizes") as pool:
             texts = pool.map(self.remote.read_text, names)
-            sizes = [self._bytes(*marker, remedy) for marker in zip(names, texts, strict=True)]
+            sizes = [
+                self._attempt_bytes(*marker, remedy) for marker in zip(names, texts, strict=True)
+            ]
         return sum(here.values()) + sum(sizes)
 
     def damage(self, iteration: int, unit: int, thorough: bool) -> str | None:
@@ -202,7 +204,9 @@ class RemoteStore(LocalStore):
         here = self.unit_folder(iteration, unit).exists()
         whole = here and not self._is_damaged_here(iteration, unit)
         attempts = self._attempts(iteration, unit).get(unit) if thorough else None
-        return None if attempts is None else self._bring(iteration, unit, attempts[0], whole)
+        return (
+            None if attempts is None else self._fetch_attempt(iteration, unit, attempts[0], whole)
+        )
 
     def set_unit_aside(self, iteration: int, unit: int) -> Path:
         """See :class:`Store`; a marker says that the files are damaged; its name."""
@@ -213,7 +217,7 @@ class RemoteStore(LocalStore):
 
     # --- what is trained on -----------------------------------------------------------------
 
-    def settle(self, iteration: int, num_units: int, remedy: str) -> list[str]:
+    def select_attempts(self, iteration: int, num_units: int, remedy: str) -> list[str]:
         """See :class:`Store`; what was settled once stays."""
         # A job without the run's lock may have opened it with another opponent at the same moment.
         found = self.find_manifest(iteration)
@@ -226,17 +230,17 @@ class RemoteStore(LocalStore):
         text = self.remote.read_text(name)
         if text is not None:
             try:
-                settled = load_hashed(text)["units"]
+                selected = load_hashed(text)["units"]
             except (ValueError, KeyError, TypeError):
                 # Another attempt may have been trained on than would be chosen now.
                 raise StoreError(
                     f"{self.remote.url}/{name} is damaged, so nothing says which attempt at each "
                     f"unit is trained on. {remedy.format(folder=f'{self.remote.url}/{name}')}"
                 ) from None
-            if len(settled) >= num_units and all(
-                attempt in made.get(unit, ()) for unit, attempt in enumerate(settled)
+            if len(selected) >= num_units and all(
+                attempt in made.get(unit, ()) for unit, attempt in enumerate(selected)
             ):
-                return settled[:num_units]
+                return selected[:num_units]
         for unit in range(num_units):
             if unit not in made:
                 folder = f"{self._url(iteration)}/{UNITS}/{unit_name(unit)}"
@@ -249,8 +253,8 @@ class RemoteStore(LocalStore):
         self,
         iteration: int,
         num_units: int,
-        settled: Sequence[str],
-        remedy: str = REMAKE,
+        selected: Sequence[str],
+        remedy: str = REGENERATE_UNIT,
         verified: Collection[int] = (),
     ) -> None:
         """See :class:`Store`; each unit is verified as it is downloaded, or where it is here.
@@ -259,10 +263,10 @@ class RemoteStore(LocalStore):
         """
         del num_units
         (self.folder(iteration) / UNITS).mkdir(parents=True, exist_ok=True)
-        names = [self._marker(iteration, unit, attempt) for unit, attempt in enumerate(settled)]
+        names = [self._marker(iteration, unit, attempt) for unit, attempt in enumerate(selected)]
 
-        def bring(unit: int) -> None:
-            if problem := self._bring(iteration, unit, settled[unit], verified=False):
+        def fetch_unit(unit: int) -> None:
+            if problem := self._fetch_attempt(iteration, unit, selected[unit], verified=False):
                 where = f"{self.remote.url}/{names[unit]}"
                 raise StoreError(f"{problem}. {remedy.format(folder=where)}")
 
@@ -271,23 +275,23 @@ class RemoteStore(LocalStore):
             absent = [
                 unit
                 for unit, text in enumerate(texts)
-                if not self._holds(iteration, unit, text, unit in verified)
+                if not self._has_attempt(iteration, unit, text, unit in verified)
             ]
-            sizes = [self._bytes(names[unit], texts[unit], remedy) for unit in absent]
+            sizes = [self._attempt_bytes(names[unit], texts[unit], remedy) for unit in absent]
             what = f"the units of iteration {iteration} that this node lacks are"
             require_space(self.root, sum(sizes), what)
-            list(pool.map(bring, absent))
+            list(pool.map(fetch_unit, absent))
 
     def publish(self, name: str) -> None:
         """Upload a file that people read."""
         if (self.root / name).exists():
             self.remote.upload(self.root / name, name)
 
-    def published(self, name: str) -> str | None:
+    def read_published(self, name: str) -> str | None:
         """See :class:`Store`."""
         return self.remote.read_text(name)
 
-    def records(self, aside: Path) -> Path:
+    def fetch_records(self, aside: Path) -> Path:
         """See :class:`Store`."""
         download_records(self.remote, aside)
         return aside
@@ -317,7 +321,7 @@ class RemoteStore(LocalStore):
                 self.remote.upload(path, f"{made.folder}/{path.name}")
         self.remote.upload(folder / REPORT, made.name)
 
-    def _holds(self, iteration: int, unit: int, marker: str | None, verified: bool) -> bool:
+    def _has_attempt(self, iteration: int, unit: int, marker: str | None, verified: bool) -> bool:
         """Tell whether this node has the attempt at a unit with that marker, whole.
 
         Where what this node has is ``verified``, its files are not hashed again.
@@ -326,7 +330,7 @@ class RemoteStore(LocalStore):
         there = path.exists() and path.read_text(errors="replace") == marker
         return there and (verified or self.problem(iteration, unit) is None)
 
-    def _bring(self, iteration: int, unit: int, attempt: str, verified: bool) -> str | None:
+    def _fetch_attempt(self, iteration: int, unit: int, attempt: str, verified: bool) -> str | None:
         """Download an attempt, verify it, and put it in the unit's place.
 
         Returns:
@@ -335,7 +339,7 @@ class RemoteStore(LocalStore):
         marker = self._marker(iteration, unit, attempt)
         target = self.unit_folder(iteration, unit)
         problem: str | None = None
-        for _ in range(_TRIES):
+        for _ in range(_DOWNLOAD_ATTEMPTS):
             with staging_folder(target) as aside:
                 try:
                     problem = self._download(iteration, unit, attempt, marker, aside)
@@ -343,7 +347,7 @@ class RemoteStore(LocalStore):
                     problem = " ".join(str(error).split())
                 if problem is None:
                     text = (aside / REPORT).read_text(encoding="utf-8")
-                    if self._holds(iteration, unit, text, verified):
+                    if self._has_attempt(iteration, unit, text, verified):
                         return None
                     if target.exists():  # another attempt, or a damaged copy
                         set_aside(target, self.folder(iteration) / SET_ASIDE / target.name)
@@ -369,7 +373,7 @@ class RemoteStore(LocalStore):
         fsync_folder(aside)
         return None if problem is None else problem.replace(f"{aside}/", "")
 
-    def _bytes(self, name: str, marker: str | None, remedy: str) -> int:
+    def _attempt_bytes(self, name: str, marker: str | None, remedy: str) -> int:
         """Return the bytes of a unit's files by its marker.
 
         Raises:

@@ -52,15 +52,15 @@ def turn(r: random.Random, depth: int):
 
 
 @pytest.mark.parametrize("filled", [False, True])
-@pytest.mark.parametrize("old", [False, True])
-def test_rows_of_noise_are_read_or_bad(filled, old):
+@pytest.mark.parametrize("legacy", [False, True])
+def test_rows_of_noise_are_read_or_bad(filled, legacy):
     where = Location("noise", 1, "row", filled=filled)
     kinds, lines = set(), []
     for seed in range(4000):
         r = random.Random(seed)
         row = {r.choice(COLUMNS): value(r) for _ in range(r.randrange(1, 5))}
         try:
-            kind, made = to_foundry_row(row, where, DataReport(), old)
+            kind, made = to_foundry_row(row, where, DataReport(), legacy)
         except BadRow as fault:
             lines.append(str(fault))
             continue

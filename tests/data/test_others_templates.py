@@ -161,7 +161,7 @@ def test_an_answer_that_is_cut_is_counted_though_the_prompt_quotes_it(jsonl):
     )
     row = {"messages": [user("Repeat: a ### b"), answer("a ### b")]}
     examples = load(templates.chatml(template), hf_name=str(jsonl([row])))
-    assert examples.report.cut_answers == 1
+    assert examples.report.truncated_answers == 1
 
 
 def test_a_template_that_demands_a_system_turn_is_probed_with_one(jsonl):

@@ -171,7 +171,7 @@ def test_answer_that_the_template_cuts_is_counted(jsonl):
     )
     row = {"messages": [user("Hi"), answer("<think>so</think>One")]}
     examples = load(templates.chatml(cuts), hf_name=str(jsonl([row])))
-    assert examples.report.cut_answers == 1
+    assert examples.report.truncated_answers == 1
     assert "does not write the whole answer" in examples.report.notes[0]
 
 
@@ -213,10 +213,10 @@ def test_where_responses_begin_is_counted_of_the_rows_that_are_kept(jsonl, caplo
         caplog.clear()
         report = load(tokenizer, 128, hf_name=str(jsonl(rows)), generation_prompt="response",
                       on_bad_row="skip").report  # fmt: skip
-        assert report.begins == counts
+        assert report.response_starts == counts
         line = next(r for r in caplog.records if "responses begin before" in r.message)
         assert line.levelno == level
-    assert load(tokenizer, hf_name=str(jsonl([thinks]))).report.where_responses_begin() == ""
+    assert load(tokenizer, hf_name=str(jsonl([thinks]))).report.response_start_summary() == ""
 
 
 def test_a_date_string_that_is_not_given_is_the_templates_own(jsonl, caplog):
@@ -235,7 +235,7 @@ def test_the_other_way_comes_from_the_same_source(llama, jsonl):
     assert rendering.retokenized("turns").fingerprint == turns.fingerprint
     assert turns.retokenized("rendering").fingerprint == rendering.fingerprint
     for limit, count in ((3, 3), (64, 8), (None, 8)):
-        ways = list(rendering.both_ways(limit))
+        ways = list(rendering.tokenized_both_ways(limit))
         assert len(ways) == count
         for i, way in enumerate(ways):
             assert way.rendering.response.tolist() == rendering[i].response.tolist()

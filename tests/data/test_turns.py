@@ -80,20 +80,20 @@ def test_keys_that_carry_text_are_kept_and_others_counted():
     assert made["messages"][1] == {**ANSWER, "reasoning_content": "Look.", "thinking": "Hm."}
     assert report.ignored == {"a turn's id": 2, "a turn's weight": 1, "a turn's is_reasoning": 1,
                               "a turn's lang": 1}  # fmt: skip
-    assert report.unread == {"source"}
+    assert report.unread_columns == {"source"}
     assert "not read: a turn's id (2 times)" in report.summary()
 
 
 def test_what_a_store_of_before_read_is_read_again():
     turns = [USER, {**ANSWER, "reasoning_content": "Look.", "weight": 0}]
     row = {"messages": turns, "system": "s", "tools": [TOOL], "prompt": "other"}
-    assert to_foundry_row(row, HERE, old=True)[1] == {"messages": [USER, ANSWER]}
+    assert to_foundry_row(row, HERE, legacy=True)[1] == {"messages": [USER, ANSWER]}
     nemo = {"conversations": [{"from": "human", "value": "a"}, {"from": "gpt", "value": "b"}],
             "system": "s", "system_prompt": "t"}  # fmt: skip
-    system = to_foundry_row(nemo, HERE, old=True)[1]["messages"][0]
+    system = to_foundry_row(nemo, HERE, legacy=True)[1]["messages"][0]
     assert system == {"role": "system", "content": "s"}
     plain = {"prompt": "a", "response": "b", "system": "s", "train": False, "Prompt": "c"}
-    assert to_foundry_row(plain, HERE, old=True)[1] == {"prompt": "a", "response": "b"}
+    assert to_foundry_row(plain, HERE, legacy=True)[1] == {"prompt": "a", "response": "b"}
 
 
 def test_nulls_that_arrow_fills_in_are_absent(tmp_path):

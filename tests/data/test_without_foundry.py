@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from spin_composer.data.preprocess import MADE_BY_FOUNDRY, make_preprocessor
+from spin_composer.data.preprocess import FOUNDRY_DATASETS, make_preprocessor
 from spin_composer.data.tokenizers import load_tokenizer
 from spin_composer.errors import InputError
 from spin_composer.settings.dataset import read_config
@@ -69,8 +69,8 @@ def test_what_only_llm_foundry_has_names_the_extra():
 def test_where_it_is_installed_its_functions_are_used():
     tasks = pytest.importorskip("llmfoundry.data.finetuning.tasks")
     registered = tasks.dataset_constructor._task_preprocessing_registry
-    assert set(registered) == MADE_BY_FOUNDRY
-    for name in MADE_BY_FOUNDRY:
+    assert set(registered) == FOUNDRY_DATASETS
+    for name in FOUNDRY_DATASETS:
         assert make_preprocessor(config(hf_name=name)) is registered[name]
         named = config(hf_name="org/set", preprocessing_fn=name)
         assert make_preprocessor(named) is registered[name]

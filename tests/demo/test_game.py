@@ -32,9 +32,9 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> Paths:
 
 @pytest.fixture(scope="module")
 def base(world: Paths) -> SftResult:
-    schooling = SFTConfig(epochs=3, batch_size=16, microbatch_size=8)
+    training = SFTConfig(epochs=3, batch_size=16, microbatch_size=8)
     rows = world.data("careless"), world.data("careless-heldout")
-    return make_base(*rows, world.base, SIZE, schooling)
+    return make_base(*rows, world.base, SIZE, training)
 
 
 def test_sft_trains_whole_epochs_and_leaves_a_model_that_loads(base: SftResult, world: Paths):

@@ -207,7 +207,11 @@ def run_once(stop: str | None) -> None:
             if len(seen) == int(hits):
                 os.kill(os.getpid(), signal.SIGKILL)
 
-        start, commit, tally = Game.start_iteration, LocalStore.commit_unit, IterationLog.tally
+        start, commit, add_batch = (
+            Game.start_iteration,
+            LocalStore.commit_unit,
+            IterationLog.add_batch,
+        )
 
         def started(game: Any, state: Any, logger: Any) -> Any:
             at("iteration", int(state.timestamp.iteration))
@@ -217,13 +221,13 @@ def run_once(stop: str | None) -> None:
             commit(self, iteration, *args)
             at("unit", iteration)
 
-        def tallied(self: Any, state: Any) -> None:
-            tally(self, state)
+        def counted(self: Any, state: Any) -> None:
+            add_batch(self, state)
             at("batch", int(state.timestamp.batch))
 
         Game.start_iteration = started
         LocalStore.commit_unit = committed
-        IterationLog.tally = tallied
+        IterationLog.add_batch = counted
     sys.exit(main(["run.yaml"]))
 
 

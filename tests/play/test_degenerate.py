@@ -119,7 +119,7 @@ def test_play_drops_and_counts_both_and_an_old_iteration_goes_on_by_ids(tmp_path
         store = LocalStore(tmp_path / manifest_says)
         store.open_iteration({"iteration": 0, "num_units": 1})
         same = duplicate_check_for(manifest_says, metaspace(), 2)
-        player = Player(store, Canned(), sums_of_tokens, examples, 0, 2, same=same)
+        player = Player(store, Canned(), sums_of_tokens, examples, 0, 2, is_duplicate=same)
         make_units(player, plan_for(store, 0, units))
         report = finish_play(store, 0, 1)
         kept = [row.index for row in store.read_unit(0, 0)]

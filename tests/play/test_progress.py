@@ -26,7 +26,7 @@ class Terminal(io.StringIO):
 
 
 def counts_of(meter: Meter) -> Counts:
-    meter.take()
+    meter.pop_changes()
     return meter.counts
 
 
@@ -42,11 +42,11 @@ def play_unit(meter: Meter, clock: FakeClock, prompts: int, answer: float, score
     with meter.answering():
         for number in range(prompts):
             wait(answer)
-            meter.answered(number + 1, 10 * (number + 1))
+            meter.record_answered(number + 1, 10 * (number + 1))
     with meter.scoring():
         for _ in range(prompts):
             wait(score)
-            meter.scored(1)
+            meter.record_scored(1)
 
 
 def test_the_time_left_is_true_in_long_units_and_never_far_below():
@@ -82,7 +82,7 @@ def test_while_nothing_is_finished_the_time_left_grows():
     with progress.meter.answering():
         clock.now += 5
         assert seconds_left(progress.totals, counts_of(progress.meter), 0, 5.0) is None
-        progress.meter.answered(16, 100)
+        progress.meter.record_answered(16, 100)
         for second in range(60):
             clock.now += 1
             elapsed = 6.0 + second
@@ -94,11 +94,11 @@ def test_while_nothing_is_finished_the_time_left_grows():
 
 def test_units_that_were_there_neither_count_nor_speed_anything_up():
     clock = FakeClock()
-    totals = Totals(units=1, prompts=8, pairs=8, units_there=99)
+    totals = Totals(units=1, prompts=8, pairs=8, existing_units=99)
     progress = Progress(3, totals, clock, io.StringIO())
     with progress.meter.answering():
         clock.now += 40
-        progress.meter.answered(4, 80)
+        progress.meter.record_answered(4, 80)
     text = progress.text(counts_of(progress.meter), 0)
     assert text == (
         "4 of 8 prompts answered (80 tokens, 2/s), 0 of 8 pairs scored, 99 units were there, "
@@ -108,7 +108,7 @@ def test_units_that_were_there_neither_count_nor_speed_anything_up():
     progress = Progress(3, Totals(units=3, prompts=0, pairs=30), clock, io.StringIO())
     with progress.meter.scoring():
         clock.now += 20
-        progress.meter.scored(10)
+        progress.meter.record_scored(10)
     progress.meter.skip(0, 10)
     text = progress.text(counts_of(progress.meter), 2)
     assert text == "10 of 20 pairs scored, 00:20 left"
@@ -167,14 +167,14 @@ def count_on_rank(folder: str, rank: int) -> object:
     with Progress(0, totals, stream=log) as progress, SharedWork(4, progress=progress) as work:
         for number, _ in enumerate(work.claims()):
             if number == 0:  # each has one before any goes on
-                work.wait_for_all()
+                work.barrier()
             with progress.meter.answering():
-                progress.meter.answered(5, 50 + rank)
+                progress.meter.record_answered(5, 50 + rank)
             with progress.meter.scoring():
-                progress.meter.scored(4)
+                progress.meter.record_scored(4)
             work.done()
         work.wait()
-        work.wait_for_all()
+        work.barrier()
     (Path(folder) / f"{rank}").write_text(log.getvalue())
     return progress.meter.counts.answered
 

@@ -101,7 +101,7 @@ def test_a_failing_node_ends_the_others() -> None:
 
 
 def die(rank: int) -> None:
-    sharing.SILENT_SECONDS = 2.0  # of this rank's process
+    sharing.HEARTBEAT_TIMEOUT_SECONDS = 2.0  # of this rank's process
     with SharedWork(2) as work:
         for _ in work.claims():
             if rank == 1:
@@ -168,7 +168,7 @@ def test_what_one_rank_cannot_make_ends_the_others_at_once() -> None:
 
 
 def slow_but_alive(rank: int) -> bool:
-    sharing.SILENT_SECONDS = 6.0
+    sharing.HEARTBEAT_TIMEOUT_SECONDS = 6.0
     with SharedWork(1) as work:
         for _ in work.claims():
             time.sleep(8)

@@ -11,7 +11,7 @@ from composer.core import Evaluator
 
 from spin_composer import build_spin_dataloader, build_spin_evaluator
 from spin_composer.data.loader import examples_of
-from spin_composer.preflight.held_out import warn_of_other_ids
+from spin_composer.preflight.held_out import warn_about_tokenization_mismatch
 from tests.data import templates
 from tests.fixtures import tokenizers
 
@@ -34,7 +34,7 @@ def files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> dict[str, str]:
 
 def warned(caplog: pytest.LogCaptureFixture, evaluator: Evaluator, spec: Any) -> str:
     caplog.clear()
-    warn_of_other_ids([evaluator], examples_of(spec))
+    warn_about_tokenization_mismatch([evaluator], examples_of(spec))
     return caplog.text
 
 

@@ -11,7 +11,7 @@ import pytest
 from spin_composer.errors import InputError
 from spin_composer.settings.generation import GenerationSettings
 from spin_composer.settings.section import fill
-from spin_composer.settings.spin import SpinSettings, count_iterations, of_iteration
+from spin_composer.settings.spin import SpinSettings, count_iterations, value_for_iteration
 
 
 def refusal(make: Any) -> str:
@@ -144,8 +144,8 @@ def test_lists_hold_one_value_per_iteration(name: str) -> None:
 
 
 def test_one_value_serves_every_iteration() -> None:
-    assert [of_iteration([0.5], k) for k in range(3)] == [0.5] * 3
-    assert [of_iteration([0.1, 0.2, 0.3], k) for k in range(3)] == [0.1, 0.2, 0.3]
+    assert [value_for_iteration([0.5], k) for k in range(3)] == [0.5] * 3
+    assert [value_for_iteration([0.1, 0.2, 0.3], k) for k in range(3)] == [0.1, 0.2, 0.3]
 
 
 def test_settings_need_no_heavy_import() -> None:

@@ -170,7 +170,7 @@ def test_of_two_successors_one_gets_the_lock(tmp_path, lease):
     dead = (tmp_path / LOCK).read_text()
     quick, slow = StoreLock(tmp_path), StoreLock(tmp_path)
     quick.acquire("quick")
-    slow.place.remove(dead)
+    slow.backend.remove(dead)
     assert json.loads((tmp_path / LOCK).read_text())["run"] == "quick"
 
 
@@ -215,7 +215,7 @@ def test_a_heartbeat_that_ends_by_a_defect_is_told(tmp_path, quick_beat, monkeyp
     def broken() -> None:
         raise TypeError("a defect")
 
-    monkeypatch.setattr(lock.place, "touch", broken)
+    monkeypatch.setattr(lock.backend, "touch", broken)
     with pytest.raises(RuntimeError, match="is not touched any more"):
         until(lock.check)
     lock.release()

@@ -30,7 +30,7 @@ def s3(monkeypatch):
 @pytest.fixture(autouse=True)
 def quick(monkeypatch):
     """What a lock waits for is short here."""
-    monkeypatch.setattr(object_lock, "SETTLE_SECONDS", 0.2)
+    monkeypatch.setattr(object_lock, "PROPAGATION_SECONDS", 0.2)
     monkeypatch.setattr(lock_module, "LEASE_SECONDS", 0.5)
     monkeypatch.setattr(lock_module, "HEARTBEAT_SECONDS", 0.1)
 
@@ -87,7 +87,7 @@ def test_a_dead_machines_lock_is_taken_over(s3):
 
 
 def test_of_two_that_take_a_free_lock_at_once_one_has_it(s3, monkeypatch):
-    monkeypatch.setattr(object_lock, "SETTLE_SECONDS", 1.0)
+    monkeypatch.setattr(object_lock, "PROPAGATION_SECONDS", 1.0)
     outcomes: list[str] = []
 
     def take(name: str) -> None:

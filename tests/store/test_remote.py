@@ -27,7 +27,7 @@ PREFIX = "run/self-play/iter-000"
 
 
 def bring(store: RemoteStore, num_units: int = 2, remedy: str = "Do X.") -> None:
-    store.fetch(0, num_units, store.settle(0, num_units, remedy), remedy)
+    store.fetch(0, num_units, store.select_attempts(0, num_units, remedy), remedy)
 
 
 def making(s3: S3, unit: int) -> str:
@@ -93,14 +93,16 @@ def test_passing_failures_of_the_object_store_cost_nothing(a, b, s3):
 def test_two_makings_of_a_unit_do_not_mix_and_one_is_settled_for_all(a, b, s3, tmp_path):
     reopen(b)
     commit(b, 0, make_rows(6, seed=9))  # two jobs made it at once
-    first = b.settle(0, 2, "")
+    first = b.select_attempts(0, 2, "")
     for _ in range(3):
         commit(node(tmp_path, f"late{_}"), 0, make_rows(7, seed=10 + _))
-    assert a.settle(0, 2, "") == first
+    assert a.select_attempts(0, 2, "") == first
     bring(a)
     bring(b)
     assert plain(list(a.read_unit(0, 0))) == plain(list(b.read_unit(0, 0)))
-    assert a.settle(0, 1, "") == first[:1]  # of a later iteration that replays the first unit
+    assert (
+        a.select_attempts(0, 1, "") == first[:1]
+    )  # of a later iteration that replays the first unit
 
 
 # --- what it takes --------------------------------------------------------------------------
@@ -116,7 +118,7 @@ def test_a_unit_that_is_on_a_node_is_hashed_once_from_plan_to_training(a, monkey
     monkeypatch.setattr(unit_module, "hash_file", counting)
     checked = check_iteration(a, MANIFEST, UNITS, EXAMPLES, False, range(2))
     a.open_iteration(MANIFEST)
-    a.fetch(0, 2, a.settle(0, 2, ""), verified=checked.verified)
+    a.fetch(0, 2, a.select_attempts(0, 2, ""), verified=checked.verified)
     files = {path for unit in range(2) for path in a.unit_folder(0, unit).iterdir()}
     assert hashed == dict.fromkeys((path for path in files if path.name != REPORT), 1)
 
@@ -124,7 +126,7 @@ def test_a_unit_that_is_on_a_node_is_hashed_once_from_plan_to_training(a, monkey
 def test_a_verified_unit_gives_way_to_the_attempt_that_was_settled(a, b):
     reopen(b)
     commit(b, 0, make_rows(6, seed=9))
-    settled = a.settle(0, 2, "")
+    settled = a.select_attempts(0, 2, "")
     for store in (a, b):
         store.fetch(0, 2, settled, verified={0, 1})
     assert plain(list(a.read_unit(0, 0))) == plain(list(b.read_unit(0, 0)))
@@ -215,7 +217,7 @@ def test_an_opponent_that_another_job_opened_meanwhile_is_found_before_training(
     key = f"{PREFIX}/manifest.json"
     s3.write(key, json.dumps({**json.loads(s3.read(key)), "opponent": "other"}).encode())
     with pytest.raises(StoreError, match=r"it differs in opponent"):
-        a.settle(0, 2, "")
+        a.select_attempts(0, 2, "")
 
 
 # --- damage -------------------------------------------------------------------------------------
@@ -278,7 +280,7 @@ def test_a_damaged_making_that_was_settled_is_settled_anew_after_repair(a, b, s3
     old = making(s3, 1)
     reopen(b, repair=True)
     commit(b, 1, make_rows(4, seed=2))
-    assert b.settle(0, 2, "")[1] != old
+    assert b.select_attempts(0, 2, "")[1] != old
     bring(a)
     bring(b)
     assert plain(list(a.read_unit(0, 1))) == plain(make_rows(4, seed=2))
@@ -314,7 +316,7 @@ def test_repair_leaves_whole_copies_of_a_node_where_they_are(a):
 
 def test_a_missing_unit_is_named_with_the_remedy(a):
     with pytest.raises(StoreError, match=r"s3://.*units/unit-00002 is missing\. Do X\."):
-        a.settle(0, 3, "Do X.")
+        a.select_attempts(0, 3, "Do X.")
 
 
 def test_a_disk_that_cannot_hold_the_units_is_said_before_they_are_fetched(b, monkeypatch):

@@ -91,8 +91,8 @@ class RowCache(Cache):
             self.capacity = new[0].shape[2]
             return new
         layer = self.tensors[layer_idx]
-        for held, states in zip(layer, new, strict=True):
-            held[:, :, self.length : self.length + states.shape[2]] = states
+        for buffer, states in zip(layer, new, strict=True):
+            buffer[:, :, self.length : self.length + states.shape[2]] = states
         return layer
 
     def reserve(self, columns: int) -> bool:
@@ -119,10 +119,10 @@ class RowCache(Cache):
         for index, layer in enumerate(self.tensors):
             further = (None, None) if other is None else other.tensors[index]
             made = []
-            for held, more in zip(layer, further, strict=True):
+            for buffer, more in zip(layer, further, strict=True):
                 rows = len(keep) + (0 if more is None else more.shape[0])
-                new = held.new_zeros((rows, held.shape[1], capacity, held.shape[3]))
-                tail = held[:, :, self.length - kept_columns : self.length]
+                new = buffer.new_zeros((rows, buffer.shape[1], capacity, buffer.shape[3]))
+                tail = buffer[:, :, self.length - kept_columns : self.length]
                 new[: len(keep), :, length - kept_columns : length] = tail.index_select(0, keep)
                 if more is not None:
                     new[len(keep) :, :, length - added : length] = more[:, :, :added]

@@ -35,7 +35,7 @@ if TYPE_CHECKING:
 
 SYNC_EVERY = 8
 """Steps between two looks of the host at which rows are done."""
-CHANGE_AT = 8
+COMPACTION_RATIO = 8
 """Rows leave when there is one for so many that stay: a change copies the whole cache."""
 PREFILL_TOKENS = 8192
 """Prompt tokens, padding included, that one forward pass takes; a longer prompt goes alone."""
@@ -69,7 +69,7 @@ class Decoder:
         self.dtype = dtype
         self.strings = strings
         self.sampler = Sampler(settings, stop_token_id)
-        self._sound = torch.ones((), dtype=torch.bool, device=device)
+        self._all_finite = torch.ones((), dtype=torch.bool, device=device)
         inner = inner_model(model)
         self._cache_argument = cache_argument(inner)
         takes = inspect.signature(inner.forward).parameters
@@ -102,35 +102,35 @@ class Decoder:
         rows: Rows | None = None
         while True:
             interrupt.check()
-            done = [] if rows is None else self._look(rows)
+            done = [] if rows is None else self._poll_finished(rows)
             keep = [row for row, is_done in enumerate(done) if not is_done]
             if rows is not None:
                 made = sum(map(len, answers.values())) + sum(rows.counts)
                 on_progress(len(answers) + sum(done), made)
-            if rows is None or self._is_due(rows, len(keep)):
+            if rows is None or self._should_compact(rows, len(keep)):
                 answers |= {} if rows is None else rows.responses(done)
-                rows = self._changed(rows, keep, prompts, uniforms, waiting)
+                rows = self._rebatch(rows, keep, prompts, uniforms, waiting)
             if rows is None:
                 return [answers[number] for number in range(len(prompts))]
             left = self.settings.max_new_tokens - min(rows.counts)
             for _ in range(min(SYNC_EVERY, left)):
                 self._step(rows)
 
-    def _look(self, rows: Rows) -> list[bool]:
+    def _poll_finished(self, rows: Rows) -> list[bool]:
         """Return which rows are done: the one place where the host waits for the device."""
-        *done, sound = torch.cat([rows.finished, self._sound[None]]).tolist()
+        *done, sound = torch.cat([rows.finished, self._all_finite[None]]).tolist()
         if not sound:
             raise RuntimeError("the policy's logits are not finite: its weights are broken.")
         return done
 
-    def _is_due(self, rows: Rows, num_kept: int) -> bool:
+    def _should_compact(self, rows: Rows, num_kept: int) -> bool:
         """Tell whether the rows that are done are to leave now."""
-        num_done = len(rows.numbers) - num_kept
+        num_done = len(rows.prompt_indices) - num_kept
         # The cache would be copied anyway; and it never grows for rows that are done.
         grows = rows.cache.length + SYNC_EVERY + 2 > rows.cache.capacity
-        return num_kept == 0 or num_done * CHANGE_AT >= num_kept or (grows and num_done > 0)
+        return num_kept == 0 or num_done * COMPACTION_RATIO >= num_kept or (grows and num_done > 0)
 
-    def _changed(
+    def _rebatch(
         self,
         rows: Rows | None,
         keep: list[int],
@@ -142,27 +142,29 @@ class Decoder:
         rows = rows if keep else None
         changed = False
         while waiting and len(keep) < self.settings.batch_size:
-            numbers = self._next(len(keep), prompts, waiting)
-            new = self._prefill(numbers, prompts, uniforms)
+            prompt_indices = self._next_prefill(len(keep), prompts, waiting)
+            new = self._prefill(prompt_indices, prompts, uniforms)
             rows = new if rows is None else rows.merged(keep, new, uniforms)
-            keep, changed = list(range(len(rows.numbers))), True
+            keep, changed = list(range(len(rows.prompt_indices))), True
         if rows is not None and not changed:
             rows = rows.merged(keep, None, uniforms)
         return rows
 
-    def _next(self, held: int, prompts: Sequence[Ids], waiting: deque[int]) -> list[int]:
-        numbers: list[int] = []
+    def _next_prefill(
+        self, batch_rows: int, prompts: Sequence[Ids], waiting: deque[int]
+    ) -> list[int]:
+        prompt_indices: list[int] = []
         width = 0
-        while waiting and held + len(numbers) < self.settings.batch_size:
+        while waiting and batch_rows + len(prompt_indices) < self.settings.batch_size:
             width = max(width, len(prompts[waiting[0]]))
-            if numbers and width * (len(numbers) + 1) > PREFILL_TOKENS:
+            if prompt_indices and width * (len(prompt_indices) + 1) > PREFILL_TOKENS:
                 break
-            numbers.append(waiting.popleft())
-        return numbers
+            prompt_indices.append(waiting.popleft())
+        return prompt_indices
 
-    def _prefill(self, numbers: list[int], prompts: Sequence[Ids], uniforms: Tensor) -> Rows:
+    def _prefill(self, prompt_indices: list[int], prompts: Sequence[Ids], uniforms: Tensor) -> Rows:
         """Return rows of prompts whose first response token is drawn."""
-        rows = Rows.of_prompts(numbers, prompts, uniforms, self.dtype)
+        rows = Rows.from_prompts(prompt_indices, prompts, uniforms, self.dtype)
         width = max(rows.widths)
         columns = torch.arange(width, device=self.device)
         positions = (columns - rows.starts[:, None]).clamp(min=0)
@@ -200,7 +202,7 @@ class Decoder:
     def _draw(self, rows: Rows, logits: Tensor) -> None:
         """Draw the token of column L from the logits [R, V] of the one before it."""
         column = rows.cache.length
-        counts = column - rows.begins
+        counts = column - rows.response_starts
         # Rows that are done may be behind their last uniform.
         index = counts.clamp(max=rows.uniforms.shape[1] - 1)[:, None]
         uniforms = rows.uniforms.gather(1, index)[:, 0]
@@ -211,5 +213,7 @@ class Decoder:
             counts + 1 >= self.settings.max_new_tokens
         )
         if self.strings is not None:
-            rows.finished |= self.strings.of_rows(rows.ids[:, : column + 1], rows.begins)
-        self._sound &= sound
+            rows.finished |= self.strings.stopped_rows(
+                rows.ids[:, : column + 1], rows.response_starts
+            )
+        self._all_finite &= sound

@@ -117,16 +117,16 @@ class HFGenerator:
         order = sorted(range(len(prompts)), key=lambda i: -len(prompts[i]))
         ordered = [prompts[i] for i in order]
         longest = len(ordered[0]) + self.settings.max_new_tokens
-        obstacle = unsupported_reason(inner_model(self.model), longest)
+        reason = unsupported_reason(inner_model(self.model), longest)
         with ExitStack() as stack:
-            for context in (_evaluating(self.model), _warning_only(), self.precision()):
+            for context in (_eval_mode(self.model), _nondeterministic_allowed(), self.precision()):
                 stack.enter_context(context)
             if self.merge:
                 stack.enter_context(merged_adapters(self.model, autocast_dtype(self.device)))
-            if obstacle is None:
+            if reason is None:
                 answers = self._decode(ordered, order, seed, on_progress)
             else:
-                _log_once(f"engine hf uses Hugging Face generate: {obstacle}.")
+                _log_once(f"engine hf uses Hugging Face generate: {reason}.")
                 stack.enter_context(_seeded(seed, self.device))
                 answers = self._generate(ordered, on_progress)
         return [self._cut(ids) for ids in permute(answers, order)]
@@ -178,7 +178,7 @@ class HFGenerator:
         strings = self.settings.stop_strings
         ends = [StopStrings(self.tokenizer, strings, width)] if strings else []
         rows = len(prompts)
-        watched = _InterruptCriteria(
+        interrupt_criteria = _InterruptCriteria(
             lambda each: on_progress(len(before), made + rows * each), width
         )
         generate: Any = self.model.generate
@@ -188,7 +188,7 @@ class HFGenerator:
                 attention_mask=mask.to(self.device),
                 generation_config=self._config(),
                 synced_gpus=False,  # ranks generate different numbers of tokens
-                stopping_criteria=StoppingCriteriaList([watched, *ends]),
+                stopping_criteria=StoppingCriteriaList([interrupt_criteria, *ends]),
                 **self._cache(),
             )
         return list(output[:, width:].cpu().numpy().astype(np.int32))
@@ -227,7 +227,7 @@ class HFGenerator:
         """Cut a response after its first stop token, which padding repeats."""
         stops = np.flatnonzero(ids == self.stop_token_id)
         end = int(stops[0]) if len(stops) else len(ids)
-        if self._strings is not None and self._strings.holds(ids[:end]):
+        if self._strings is not None and self._strings.contains(ids[:end]):
             return Response(ids[:end], STRING)  # a stop token after it is padding
         return Response(ids[: end + 1], STOP) if len(stops) else Response(ids, LENGTH)
 
@@ -269,7 +269,7 @@ def _seeded(seed: int, device: torch.device) -> Iterator[None]:
 
 
 @contextmanager
-def _warning_only() -> Iterator[None]:
+def _nondeterministic_allowed() -> Iterator[None]:
     """Let sampling run under ``deterministic: true``: top_p's cumsum has no such CUDA kernel."""
     strict = torch.are_deterministic_algorithms_enabled()
     lenient = torch.is_deterministic_algorithms_warn_only_enabled()
@@ -281,7 +281,7 @@ def _warning_only() -> Iterator[None]:
 
 
 @contextmanager
-def _evaluating(model: nn.Module) -> Iterator[None]:
+def _eval_mode(model: nn.Module) -> Iterator[None]:
     """Generate in eval mode: in train mode gradient checkpointing would switch the cache off."""
     modes = [(module, module.training) for module in model.modules()]
     model.eval()

@@ -25,7 +25,7 @@ from spin_composer.engines.hf.cache import RowCache, round_up
 class Rows:
     """Rows whose token at column L is drawn, and not yet in the cache."""
 
-    numbers: list[int]
+    prompt_indices: list[int]
     """[R] which prompts they answer."""
     first: list[int]
     """[R] the column of each row's first token; ``starts`` on the host."""
@@ -37,7 +37,7 @@ class Rows:
     has seen anyway: it looks at padding too."""
     starts: Tensor
     """[R] int64."""
-    begins: Tensor
+    response_starts: Tensor
     """[R] int64, the columns where the responses begin."""
     finished: Tensor
     """[R] bool."""
@@ -47,9 +47,9 @@ class Rows:
     """[R, 1, 1, C], added to attention's scores: 0 in a row's filled columns."""
 
     @classmethod
-    def of_prompts(
+    def from_prompts(
         cls,
-        numbers: list[int],
+        prompt_indices: list[int],
         prompts: Sequence[Ids],
         uniforms: Tensor,
         dtype: torch.dtype,
@@ -57,40 +57,40 @@ class Rows:
         """Return rows of prompts with an empty cache.
 
         Args:
-            numbers: Which of the prompts.
+            prompt_indices: Which of the prompts.
             prompts: All of them, [P] each.
             uniforms: [N, G], of all prompts, on the model's device.
             dtype: That attention computes in.
         """
-        widths = [len(prompts[number]) for number in numbers]
+        widths = [len(prompts[number]) for number in prompt_indices]
         width = max(widths)
-        ids = torch.empty((len(numbers), round_up(width + 1)), dtype=torch.int64)
-        for row, number in enumerate(numbers):
+        ids = torch.empty((len(prompt_indices), round_up(width + 1)), dtype=torch.int64)
+        for row, number in enumerate(prompt_indices):
             ids[row] = int(prompts[number][0])
             ids[row, width - widths[row] : width] = torch.from_numpy(prompts[number]).long()
         first = [width - w for w in widths]
         ids = ids.to(uniforms.device)
-        return cls._of(numbers, first, widths, RowCache(dtype), ids, uniforms)
+        return cls._build(prompt_indices, first, widths, RowCache(dtype), ids, uniforms)
 
     @classmethod
-    def _of(
+    def _build(
         cls,
-        numbers: list[int],
+        prompt_indices: list[int],
         first: list[int],
         widths: list[int],
         cache: RowCache,
         ids: Tensor,
         uniforms: Tensor,
     ) -> Rows:
-        starts, lengths, index = torch.tensor([first, widths, numbers], device=ids.device)
+        starts, lengths, index = torch.tensor([first, widths, prompt_indices], device=ids.device)
         return cls(
-            numbers,
+            prompt_indices,
             first,
             widths,
             cache,
             ids,
             starts,
-            begins=starts + lengths,
+            response_starts=starts + lengths,
             finished=torch.zeros_like(starts, dtype=torch.bool),
             uniforms=uniforms[index],
             mask=_step_mask(starts, cache, ids.shape[1]),
@@ -131,19 +131,19 @@ class Rows:
         kept = torch.tensor(keep, device=self.ids.device)
         tail = max(old - self.first[row] for row in keep)
         cache.merge(kept, tail, None if new is None else new.cache)
-        numbers = [self.numbers[row] for row in keep]
+        prompt_indices = [self.prompt_indices[row] for row in keep]
         first = [self.first[row] + cache.length - old for row in keep]
         widths = [self.widths[row] for row in keep]
         ids = [_align_columns(self.ids[kept], old, tail, cache)]
         finished = [self.finished[kept]]
         if new is not None:
             width = new.cache.length
-            numbers += new.numbers
+            prompt_indices += new.prompt_indices
             first += [column + cache.length - width for column in new.first]
             widths += new.widths
             ids.append(_align_columns(new.ids, width, width, cache))
             finished.append(new.finished)
-        made = self._of(numbers, first, widths, cache, torch.cat(ids), uniforms)
+        made = self._build(prompt_indices, first, widths, cache, torch.cat(ids), uniforms)
         made.finished = torch.cat(finished)
         return made
 
@@ -151,10 +151,12 @@ class Rows:
         """Return, by prompt, some rows' responses [<= G]; stop tokens may fill what is left."""
         longest = self.uniforms.shape[1]
         ids = self.ids[:, : self.cache.length + 1].cpu().numpy().astype(np.int32)
-        begins = zip(self.first, self.widths, strict=True)
+        response_starts = zip(self.first, self.widths, strict=True)
         return {
             number: ids[row, start + width :][:longest].copy()
-            for row, (number, (start, width)) in enumerate(zip(self.numbers, begins, strict=True))
+            for row, (number, (start, width)) in enumerate(
+                zip(self.prompt_indices, response_starts, strict=True)
+            )
             if which[row]
         }
 

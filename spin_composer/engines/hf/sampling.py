@@ -41,28 +41,30 @@ class StopStrings(StoppingCriteria):
     def __init__(
         self, tokenizer: PreTrainedTokenizerBase, strings: list[str], prompt_width: int = 0
     ):
-        self.within: Any = StopStringCriteria(tokenizer, strings)
+        self.criteria: Any = StopStringCriteria(tokenizer, strings)
         self.prompt_width = prompt_width
 
     def __call__(self, input_ids: Tensor, scores: object, **_: object) -> Tensor:
         """Tell of each row [R] whether to stop."""
-        return self.within(input_ids[:, self.prompt_width :], scores)
+        return self.criteria(input_ids[:, self.prompt_width :], scores)
 
-    def holds(self, response: NDArray[np.int32]) -> bool:
+    def contains(self, response: NDArray[np.int32]) -> bool:
         """Tell whether a response [G] ends with a token that completes a stop string."""
         ids = torch.from_numpy(response)[None].long()
-        return len(response) > 0 and bool(self.within(ids, None))
+        return len(response) > 0 and bool(self.criteria(ids, None))
 
-    def of_rows(self, ids: Tensor, begins: Tensor) -> Tensor:
+    def stopped_rows(self, ids: Tensor, response_starts: Tensor) -> Tensor:
         """Tell of each row [R] whether to stop, whose response begins at a column of its own.
 
         Args:
             ids: [R, C] int64; every row's last token is in the last column.
-            begins: [R] int64, where responses begin.
+            response_starts: [R] int64, the columns where responses begin.
         """
-        first = max(0, ids.shape[1] - self.within.maximum_token_len)
+        first = max(0, ids.shape[1] - self.criteria.maximum_token_len)
         columns = torch.arange(first, ids.shape[1], device=ids.device)
-        return self.within(ids[:, first:].masked_fill(columns < begins[:, None], _NO_TOKEN), None)
+        return self.criteria(
+            ids[:, first:].masked_fill(columns < response_starts[:, None], _NO_TOKEN), None
+        )
 
 
 class Sampler:

@@ -43,7 +43,7 @@ class Dialect:
         request: What is sent besides what all servers are sent, from settings and stop token.
         read: Returns the :class:`Reply` in an answer; KeyError, TypeError or IndexError if the
             answer is malformed.
-        ids_hold_stop: The ids end with the stop token of a response that stopped at it.
+        ids_include_stop: The ids end with the stop token of a response that stopped at it.
         stop_strings: The server may look for stop strings: its ids still hold every token that was
             sampled. Where it may not, responses are cut here, after their full length was made.
         logps: Which log-probs it gives: ``policy``, the model's own; ``sampler``, those after
@@ -54,11 +54,11 @@ class Dialect:
     path: str
     request: Callable[[GenerationSettings, int], dict[str, object]]
     read: Callable[[Answer], Reply]
-    ids_hold_stop: bool
+    ids_include_stop: bool
     stop_strings: bool
     logps: str | None = None
 
-    def comparable(self, settings: GenerationSettings) -> bool:
+    def gives_policy_logps(self, settings: GenerationSettings) -> bool:
         """Tell whether the server's log-probs are the policy's under these settings."""
         neutral = (settings.temperature, settings.top_p, settings.top_k) == (1, 1, 0)
         return self.logps == "policy" or (self.logps == "sampler" and neutral)
@@ -98,7 +98,7 @@ def _openai_reply(answer: Answer) -> Reply:
         stopped_by=choice.get("stop_reason", choice.get("matched_stop")),
         prompt_tokens=usage.get("prompt_tokens"),
         completion_tokens=usage.get("completion_tokens"),
-        logps=_of_all(ids, (choice.get("logprobs") or {}).get("token_logprobs")),
+        logps=_if_complete(ids, (choice.get("logprobs") or {}).get("token_logprobs")),
     )
 
 
@@ -111,7 +111,7 @@ def _ids(choice: Answer) -> list[int] | None:
     return None
 
 
-def _of_all(ids: list[int] | None, logps: list[float] | None) -> list[float] | None:
+def _if_complete(ids: list[int] | None, logps: list[float] | None) -> list[float] | None:
     return logps if ids and logps and len(ids) == len(logps) else None
 
 
@@ -126,11 +126,11 @@ def _llama_cpp_reply(answer: Answer) -> Reply:
         stopped_by=answer.get("stopping_word") or None,
         prompt_tokens=answer.get("tokens_evaluated"),
         completion_tokens=answer.get("tokens_predicted"),
-        logps=_of_all(ids, logps),
+        logps=_if_complete(ids, logps),
     )
 
 
-def _all(settings: GenerationSettings, none: int) -> int:
+def _top_k(settings: GenerationSettings, none: int) -> int:
     return settings.top_k or none
 
 
@@ -138,7 +138,7 @@ def _vllm(settings: GenerationSettings, stop_token_id: int) -> dict[str, object]
     # return_token_ids since 0.10.2; older ones give the ids as the names of the log-probs' tokens.
     # A watermark that the server was given (0.33) is on unless a request says no.
     return {
-        "top_k": _all(settings, -1), "min_p": 0.0, "repetition_penalty": 1.0,
+        "top_k": _top_k(settings, -1), "min_p": 0.0, "repetition_penalty": 1.0,
         "presence_penalty": 0.0, "frequency_penalty": 0.0, "min_tokens": 0,
         "stop_token_ids": [stop_token_id], "skip_special_tokens": False,
         "return_token_ids": True, "return_tokens_as_token_ids": True, "logprobs": 1,
@@ -149,7 +149,7 @@ def _vllm(settings: GenerationSettings, stop_token_id: int) -> dict[str, object]
 def _sglang(settings: GenerationSettings, stop_token_id: int) -> dict[str, object]:
     # Read in 0.5.23: seed is sampling_seed there; a watermark may be the server's default.
     return {
-        "top_k": _all(settings, -1), "min_p": 0.0, "repetition_penalty": 1.0,
+        "top_k": _top_k(settings, -1), "min_p": 0.0, "repetition_penalty": 1.0,
         "presence_penalty": 0.0, "frequency_penalty": 0.0, "min_tokens": 0,
         "stop_token_ids": [stop_token_id], "skip_special_tokens": False,
         "return_token_ids": True, "logprobs": 1, "watermark": {"enabled": False},
@@ -158,7 +158,7 @@ def _sglang(settings: GenerationSettings, stop_token_id: int) -> dict[str, objec
 
 def _tensorrt_llm(settings: GenerationSettings, stop_token_id: int) -> dict[str, object]:
     return {
-        "top_k": _all(settings, 0), "min_p": 0.0, "repetition_penalty": 1.0,
+        "top_k": _top_k(settings, 0), "min_p": 0.0, "repetition_penalty": 1.0,
         "presence_penalty": 0.0, "frequency_penalty": 0.0,
         "stop_token_ids": [stop_token_id], "detokenize": False,
     }  # fmt: skip
@@ -170,19 +170,19 @@ def _llama_cpp(settings: GenerationSettings, stop_token_id: int) -> dict[str, ob
     # depend on the order of requests.
     del stop_token_id
     return {
-        "n_predict": settings.max_new_tokens, "top_k": _all(settings, -1), "min_p": 0.0,
+        "n_predict": settings.max_new_tokens, "top_k": _top_k(settings, -1), "min_p": 0.0,
         "samplers": ["temperature", "top_k", "top_p"], "repeat_penalty": 1.0,
         "cache_prompt": False, "return_tokens": True, "n_probs": 1, "post_sampling_probs": False,
     }  # fmt: skip
 
 
-def _any(settings: GenerationSettings, stop_token_id: int) -> dict[str, object]:
+def _unknown_server(settings: GenerationSettings, stop_token_id: int) -> dict[str, object]:
     del stop_token_id
     return {"top_k": settings.top_k} if settings.top_k else {}
 
 
 _PATH = "/v1/completions"
-ANY = Dialect("unknown server", _PATH, _any, _openai_reply, False, False)
+UNKNOWN_SERVER = Dialect("unknown server", _PATH, _unknown_server, _openai_reply, False, False)
 DIALECTS = {
     "vllm": Dialect("vLLM", _PATH, _vllm, _openai_reply, True, True, "sampler"),
     "sglang": Dialect("SGLang", _PATH, _sglang, _openai_reply, True, True, "sampler"),

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 from transformers import GenerationConfig
 
-from spin_composer.engines.server.settings import FOREIGN_CLASS, cannot_serve
+from spin_composer.engines.server.settings import CUSTOM_CLASS, unservable_message
 from spin_composer.errors import InputError
 from spin_composer.export.folder import save_model, written_aside
 from spin_composer.export.state import plain_state
@@ -80,10 +80,10 @@ def check_exportable(model: PreTrainedModel | PeftModel) -> None:
     """
     cls = plain_class(inner_model(model))
     if not cls.__module__.startswith("transformers."):
-        raise InputError(cannot_serve(f"a {cls.__name__}", FOREIGN_CLASS))
+        raise InputError(unservable_message(f"a {cls.__name__}", CUSTOM_CLASS))
     if kinds := unsupported_adapters(model):
         why = "they are not merged into the exported weights"
-        raise InputError(cannot_serve(f"adapters of kind {', '.join(kinds)}", why))
+        raise InputError(unservable_message(f"adapters of kind {', '.join(kinds)}", why))
 
 
 def _save(

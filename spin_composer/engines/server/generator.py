@@ -17,7 +17,7 @@ from spin_composer import interrupt
 from spin_composer.data.pairs import LENGTH, STOP, STRING, Ids, Pair
 from spin_composer.engines.base import OnProgress, Response, ignore_progress
 from spin_composer.engines.server.client import HTTPClient
-from spin_composer.engines.server.dialects import ANY, DIALECTS, Dialect, Reply
+from spin_composer.engines.server.dialects import DIALECTS, UNKNOWN_SERVER, Dialect, Reply
 from spin_composer.engines.server.logprob_gap import FP32_TOLERANCE, LogprobGap
 from spin_composer.engines.server.settings import ServerSettings
 from spin_composer.errors import EngineError, format_value
@@ -30,9 +30,7 @@ log = logging.getLogger(__name__)
 
 _POLL_SECONDS = 1.0
 _TAIL_TOKENS = 8
-_USE_IDS = (
-    "Use a server that returns token ids (vLLM, a recent SGLang, TensorRT-LLM, llama.cpp)"
-)
+_USE_IDS = "Use a server that returns token ids (vLLM, a recent SGLang, TensorRT-LLM, llama.cpp)"
 _Request = tuple[Future[Response], Ids, int]
 """What one answer is wanted for: its future, the prompt, and the row's seed."""
 
@@ -72,9 +70,9 @@ class ServerGenerator:
         self.client = HTTPClient(
             base_url, server.request_timeout_seconds, server.retries, check_alive, api_key
         )
-        self.model, self.dialect = self._recognize()
+        self.model, self.dialect = self._detect_dialect()
         self.gap = LogprobGap(logp_tolerance, self)
-        self._comparable = self.dialect.comparable(settings)
+        self._comparable = self.dialect.gives_policy_logps(settings)
         if not self._comparable and dist.get_global_rank() == 0:
             log.info(
                 f"{self} gives no log-probs of the policy under these sampling settings: that it "
@@ -84,11 +82,11 @@ class ServerGenerator:
     def __str__(self) -> str:
         return f"{self.dialect.name} at {self.client.base_url}"
 
-    def _recognize(self) -> tuple[str, Dialect]:
+    def _detect_dialect(self) -> tuple[str, Dialect]:
         """Return the name of the model that is served, and how this server is spoken to."""
         try:
             first = self.client.get("/v1/models")["data"][0]
-            return str(first["id"]), DIALECTS.get(str(first.get("owned_by")), ANY)
+            return str(first["id"]), DIALECTS.get(str(first.get("owned_by")), UNKNOWN_SERVER)
         except (KeyError, TypeError, IndexError, AttributeError):
             raise EngineError(f"{self.client.base_url}/v1/models lists no model.") from None
         except OSError as error:
@@ -114,7 +112,9 @@ class ServerGenerator:
         # one may wait for its answer until the request's timeout.
         for number in range(min(self.concurrency, len(prompts))):
             work, name = (waiting, stop), f"completion-{number}"
-            threading.Thread(target=self._work, args=work, name=name, daemon=True).start()
+            threading.Thread(
+                target=self._answer_requests, args=work, name=name, daemon=True
+            ).start()
         try:
             self._wait(futures, on_progress)
             return [future.result() for future in futures]
@@ -127,7 +127,7 @@ class ServerGenerator:
         """See :class:`~spin_composer.engines.base.Generator`."""
         return self.gap.check(pairs, logps, noise)
 
-    def _work(self, waiting: deque[_Request], stop: threading.Event) -> None:
+    def _answer_requests(self, waiting: deque[_Request], stop: threading.Event) -> None:
         """Answer requests until none is waiting, or the others are given up."""
         while not stop.is_set():
             try:
@@ -169,13 +169,13 @@ class ServerGenerator:
                 f"read a prompt of {len(prompt)} tokens as {reply.prompt_tokens}: it changes "
                 "prompts, e.g. adds a BOS. Use a server that takes token ids as they are"
             )
-        ids = self._retokenized(prompt, reply) if reply.ids is None else reply.ids
+        ids = self._retokenize(prompt, reply) if reply.ids is None else reply.ids
         stop = ids.index(self.stop_token_id) if self.stop_token_id in ids else None
-        end = self._end_of_string(prompt, ids[:stop])
+        end = self._stop_string_end(prompt, ids[:stop])
         if end is not None:
-            return self._made(ids[:end], STRING, reply)
+            return self._make_response(ids[:end], STRING, reply)
         if stop is not None:
-            return self._made(ids[: stop + 1], STOP, reply)
+            return self._make_response(ids[: stop + 1], STOP, reply)
         self._check_count(ids, reply)
         if reply.finish == "length":
             if len(ids) != self.settings.max_new_tokens:
@@ -183,22 +183,22 @@ class ServerGenerator:
                     f"ended a response after {len(ids)} of {self.settings.max_new_tokens} tokens: "
                     "its context is too short. Raise it (vLLM: --max-model-len)"
                 )
-            return self._made(ids, LENGTH, reply)
+            return self._make_response(ids, LENGTH, reply)
         if reply.finish != "stop":
             raise self._error(f"ended a response with finish_reason {format_value(reply.finish)}")
         if reply.stopped_by in self.settings.stop_strings:
-            return self._made(ids, STRING, reply)
+            return self._make_response(ids, STRING, reply)
         if reply.stopped_by not in (None, self.stop_token_id) or (
-            reply.ids is not None and self.dialect.ids_hold_stop
+            reply.ids is not None and self.dialect.ids_include_stop
         ):
             raise self._error(
                 f"ended a response at {format_value(reply.stopped_by or ids[-1:])}, not at the "
                 f"run's stop token {self.stop_token_id}. Let it take EOS from the exported folder, "
                 "which names only that one"
             )
-        return self._made([*ids, self.stop_token_id], STOP, reply)
+        return self._make_response([*ids, self.stop_token_id], STOP, reply)
 
-    def _made(self, ids: Sequence[int], finish: int, reply: Reply) -> Response:
+    def _make_response(self, ids: Sequence[int], finish: int, reply: Reply) -> Response:
         logp = None
         if self._comparable and reply.logps is not None and len(reply.logps) >= len(ids):
             logp = math.fsum(reply.logps[: len(ids)])
@@ -206,7 +206,7 @@ class ServerGenerator:
 
     def _check_count(self, ids: list[int], reply: Reply) -> None:
         """Compare the number of ids with the number that the server says it sampled."""
-        stopped = reply.finish == "stop" and not self.dialect.ids_hold_stop
+        stopped = reply.finish == "stop" and not self.dialect.ids_include_stop
         if reply.completion_tokens not in (None, len(ids), len(ids) + 1 if stopped else None):
             what = "its text is of" if reply.ids is None else "its ids are"
             raise self._error(
@@ -214,7 +214,7 @@ class ServerGenerator:
                 f"were sampled. {_USE_IDS}"
             )
 
-    def _retokenized(self, prompt: list[int], reply: Reply) -> list[int]:
+    def _retokenize(self, prompt: list[int], reply: Reply) -> list[int]:
         """Return the ids of a reply's text, if after the prompt they are that very text."""
         for text in (reply.text, reply.text.removeprefix(" ")):
             ids = [int(i) for i in self.tokenizer(text, add_special_tokens=False).input_ids]
@@ -234,7 +234,7 @@ class ServerGenerator:
         )
         return whole[len(before) :]
 
-    def _end_of_string(self, prompt: list[int], ids: list[int]) -> int | None:
+    def _stop_string_end(self, prompt: list[int], ids: list[int]) -> int | None:
         """Return the length of the shortest start of ``ids`` that holds a stop string."""
 
         def holds(length: int) -> bool:

@@ -16,7 +16,7 @@ from composer.utils import dist
 from spin_composer.distributed import from_rank_zero, on_all_ranks
 from spin_composer.engines.server.client import HTTPClient
 from spin_composer.engines.server.generator import ServerGenerator
-from spin_composer.engines.server.process import free_port, run_server, run_to_end
+from spin_composer.engines.server.process import free_port, run_and_wait, run_server
 from spin_composer.engines.server.settings import ServerSettings
 from spin_composer.errors import InputError
 
@@ -60,7 +60,7 @@ def serve_opponent(
 
         def start() -> tuple[str, str]:
             exported.export()
-            key = secrets.token_urlsafe(24) if settings.command else _given_key(settings)
+            key = secrets.token_urlsafe(24) if settings.command else _configured_key(settings)
             url, check = _start(settings, exported, stack, key)
             checks.append(check)
             return url, key
@@ -80,11 +80,11 @@ def _start(
     if settings.command is None:
         assert settings.base_url is not None
         assert settings.reload_command is not None
-        run_to_end(settings.reload_command, exported.folder, log_file, seconds)
+        run_and_wait(settings.reload_command, exported.folder, log_file, seconds)
         url, check = settings.base_url, lambda: None
     else:
         port = free_port(settings.port)
-        host = settings.host or _own_host()
+        host = settings.host or _server_host()
         server = stack.enter_context(
             run_server(settings.command, exported.folder, port, log_file, host, api_key)
         )
@@ -100,7 +100,7 @@ def _start(
     return url, check
 
 
-def _given_key(settings: ServerSettings) -> str:
+def _configured_key(settings: ServerSettings) -> str:
     """Return the key of a server that runs already, or nothing.
 
     Raises:
@@ -117,7 +117,7 @@ def _given_key(settings: ServerSettings) -> str:
     return key
 
 
-def _own_host() -> str:
+def _server_host() -> str:
     """Return the name under which all ranks reach rank 0's machine."""
     if dist.get_world_size() == dist.get_local_world_size():
         return "127.0.0.1"

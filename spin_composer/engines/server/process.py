@@ -20,10 +20,10 @@ _GRACE_SECONDS = 30.0
 _POLL_SECONDS = 0.1
 _TAIL_LINES, _TAIL_BYTES = 5, 16_384
 # A server that read these would take itself for a rank of the training run.
-_LAUNCHERS_OWN = ("RANK", "WORLD_SIZE", "NODE_RANK", "MASTER_ADDR", "MASTER_PORT")
+_LAUNCHER_VARIABLES = ("RANK", "WORLD_SIZE", "NODE_RANK", "MASTER_ADDR", "MASTER_PORT")
 # Where servers look for the key that they ask for; `ps` shows no environment to others.
-_KEYS = ("VLLM_API_KEY", "LLAMA_API_KEY")
-_LAUNCHERS_PREFIXES = ("LOCAL_", "GROUP_", "ROLE_", "TORCHELASTIC_", "TORCH_NCCL_")
+_API_KEY_VARIABLES = ("VLLM_API_KEY", "LLAMA_API_KEY")
+_LAUNCHER_PREFIXES = ("LOCAL_", "GROUP_", "ROLE_", "TORCHELASTIC_", "TORCH_NCCL_")
 
 
 class ServerProcess:
@@ -90,10 +90,10 @@ def run_server(
     environment = {
         name: value
         for name, value in os.environ.items()
-        if name not in _LAUNCHERS_OWN and not name.startswith(_LAUNCHERS_PREFIXES)
+        if name not in _LAUNCHER_VARIABLES and not name.startswith(_LAUNCHER_PREFIXES)
     }
     if api_key:
-        environment |= dict.fromkeys(_KEYS, api_key)
+        environment |= dict.fromkeys(_API_KEY_VARIABLES, api_key)
     supervisor = Path(__file__).with_name("supervise.py")
     with open(log, "ab") as file:
         file.write(f"$ {shlex.join(shown_words)}\n".encode())
@@ -113,7 +113,7 @@ def run_server(
         server.end()
 
 
-def run_to_end(command: str, model: Path, log: Path, seconds: float) -> None:
+def run_and_wait(command: str, model: Path, log: Path, seconds: float) -> None:
     """Run a command template with ``{model}`` and wait for it.
 
     Raises:

@@ -30,11 +30,11 @@ MODEL, PORT, HOST, API_KEY = "{model}", "{port}", "{host}", "{api_key}"
 """What a command template has in place of the opponent's folder, port, address and key."""
 
 
-FOREIGN_CLASS = "only transformers' own classes load elsewhere as they are here"
+CUSTOM_CLASS = "only transformers' own classes load elsewhere as they are here"
 """Why a server cannot serve a model of another class."""
 
 
-def cannot_serve(what: str, why: str) -> str:
+def unservable_message(what: str, why: str) -> str:
     """Return the line that refuses a model which the engine ``server`` cannot serve."""
     return f"{SECTION}.generation.engine=server cannot serve {what}: {why}. Use engine: hf."
 
@@ -122,7 +122,7 @@ class ServerSettings(EngineSettings):
     def launch_problems(self, cfg: Config) -> Iterator[str]:
         """See :class:`EngineSettings`; only rank 0's machine runs the commands."""
         if cfg["model"]["name"] == "mpt_spin_lm":
-            yield cannot_serve("llm-foundry's MPT", FOREIGN_CLASS)
+            yield unservable_message("llm-foundry's MPT", CUSTOM_CLASS)
         if (os.environ.get("RANK") or "0") != "0":
             return
         for key in ("command", "reload_command"):

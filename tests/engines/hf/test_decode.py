@@ -216,7 +216,7 @@ def test_rows_that_join_and_leave_change_nothing(
     runs = []
     for batch_size, look, change, tokens in ((64, 30, 1, 8192), (3, 1, 99, 1), (5, 7, 1, 20)):
         monkeypatch.setattr(decode, "SYNC_EVERY", look)
-        monkeypatch.setattr(decode, "CHANGE_AT", change)
+        monkeypatch.setattr(decode, "COMPACTION_RATIO", change)
         monkeypatch.setattr(decode, "PREFILL_TOKENS", tokens)
         hf = engine(model=model, batch_size=batch_size, max_new_tokens=24, **settings)
         runs.append(plain(hf.generate(prompts, 9)))

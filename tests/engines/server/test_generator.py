@@ -18,7 +18,7 @@ from spin_composer import interrupt
 from spin_composer.data.pairs import LENGTH, STOP, STRING
 from spin_composer.engines.base import Response
 from spin_composer.engines.hf.generator import HFGenerator
-from spin_composer.engines.server.dialects import ANY
+from spin_composer.engines.server.dialects import UNKNOWN_SERVER
 from spin_composer.engines.server.generator import row_seeds
 from spin_composer.errors import EngineError
 from spin_composer.settings.generation import GenerationSettings
@@ -176,14 +176,14 @@ def test_a_context_that_is_too_short_is_an_error(llama: Served) -> None:
 
 def test_text_that_is_tokenized_otherwise_is_an_error(llama: Served) -> None:
     engine = llama.engine(max_new_tokens=24)
-    engine.dialect = ANY  # llama.cpp's OpenAI endpoint gives text
+    engine.dialect = UNKNOWN_SERVER  # llama.cpp's OpenAI endpoint gives text
     with pytest.raises(EngineError, match="Use a server that returns token ids"):
         engine.generate(PROMPTS * 8, seed=3)
 
 
 def test_text_that_is_tokenized_alike_gives_the_ids(llama: Served) -> None:
     texts = llama.engine(max_new_tokens=2)
-    texts.dialect = ANY
+    texts.dialect = UNKNOWN_SERVER
     agreed = 0
     for seed in range(60):
         try:

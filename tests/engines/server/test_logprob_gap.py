@@ -16,7 +16,7 @@ from fixtures.served import COMMAND, Served, served, settings
 from fixtures.units import missing_units
 
 from spin_composer.data.pairs import Pair
-from spin_composer.engines.server.dialects import ANY, DIALECTS
+from spin_composer.engines.server.dialects import DIALECTS, UNKNOWN_SERVER
 from spin_composer.engines.server.export import export_opponent
 from spin_composer.engines.server.logprob_gap import (
     FP32_TOLERANCE,
@@ -121,7 +121,7 @@ def test_log_probs_are_compared_only_where_they_are_the_policys() -> None:
     assert not DIALECTS["vllm"].comparable(cold)
     assert not DIALECTS["vllm"].comparable(settings(top_k=5))
     assert DIALECTS["llamacpp"].comparable(cold)
-    assert not ANY.comparable(neutral)
+    assert not UNKNOWN_SERVER.comparable(neutral)
 
 
 def test_openai_log_probs_are_read_where_there_is_one_for_each_id() -> None:

@@ -16,7 +16,7 @@ from fixtures.processes import until
 
 from spin_composer.engines.server import process as server_process
 from spin_composer.engines.server.client import HTTPClient
-from spin_composer.engines.server.process import free_port, run_server, run_to_end, split_command
+from spin_composer.engines.server.process import free_port, run_and_wait, run_server, split_command
 from spin_composer.errors import EngineError, InputError
 
 CHILD = "import os, time; print('pid', os.getpid(), flush=True); time.sleep(60)"
@@ -111,7 +111,7 @@ def test_the_launchers_environment_is_not_the_servers(
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "3")
     names.append("CUDA_VISIBLE_DEVICES")
     code = python(f"import os; print([name for name in {names} if name in os.environ])")
-    run_to_end(code, tmp_path, tmp_path / "log", 20)
+    run_and_wait(code, tmp_path, tmp_path / "log", 20)
     assert (tmp_path / "log").read_text().splitlines()[-1] == "['CUDA_VISIBLE_DEVICES']"
 
 
@@ -123,9 +123,9 @@ def test_templates_are_filled_word_by_word() -> None:
 def test_a_reload_command_that_fails_or_hangs_is_one_line(tmp_path: Path) -> None:
     fails = python("import sys; print('{model} is no model'); sys.exit(3)")
     with pytest.raises(EngineError, match=r"reload_command failed \(exit status 3\): .*is no mod"):
-        run_to_end(fails, tmp_path / "m", tmp_path / "log", 20)
+        run_and_wait(fails, tmp_path / "m", tmp_path / "log", 20)
     with pytest.raises(EngineError, match=r"did not end within 0\.3 s"):
-        run_to_end(python(CHILD), tmp_path / "m", tmp_path / "log", 0.3)
+        run_and_wait(python(CHILD), tmp_path / "m", tmp_path / "log", 0.3)
 
 
 def test_a_port_that_is_taken_is_refused() -> None:
