@@ -190,7 +190,7 @@ class RemoteStore(LocalStore):
         absent = [unit for unit, size in here.items() if not size]
         attempts = self._attempts(iteration) if absent else {}
         names = [
-            self._marker(iteration, unit, attempts[unit][0]) for unit in absent if unit in attempts
+            Marker(iteration, unit, attempts[unit][0]).name for unit in absent if unit in attempts
         ]
         with ThreadPoolExecutor(_TRANSFERS, "sizes") as pool:
             texts = pool.map(self.remote.read_text, names)
@@ -211,7 +211,7 @@ class RemoteStore(LocalStore):
     def set_unit_aside(self, iteration: int, unit: int) -> Path:
         """See :class:`Store`; a marker says that the files are damaged; its name."""
         attempt = self._attempts(iteration, unit)[unit][0]
-        name = self._marker(iteration, unit, attempt).removesuffix(".json") + ".damaged"
+        name = Marker(iteration, unit, attempt, damaged=True).name
         self.remote.write_text(name, "set aside by algorithms.spin.repair\n")
         return Path(name)
 
@@ -263,7 +263,7 @@ class RemoteStore(LocalStore):
         """
         del num_units
         (self.folder(iteration) / UNITS).mkdir(parents=True, exist_ok=True)
-        names = [self._marker(iteration, unit, attempt) for unit, attempt in enumerate(selected)]
+        names = [Marker(iteration, unit, attempt).name for unit, attempt in enumerate(selected)]
 
         def fetch_unit(unit: int) -> None:
             if problem := self._fetch_attempt(iteration, unit, selected[unit], verified=False):
@@ -336,7 +336,7 @@ class RemoteStore(LocalStore):
         Returns:
             What is wrong with the attempt, or None.
         """
-        marker = self._marker(iteration, unit, attempt)
+        marker = Marker(iteration, unit, attempt).name
         target = self.unit_folder(iteration, unit)
         problem: str | None = None
         for _ in range(_DOWNLOAD_ATTEMPTS):
@@ -393,9 +393,6 @@ class RemoteStore(LocalStore):
 
     def _url(self, iteration: int) -> str:
         return f"{self.remote.url}/{self._name(iteration)}"
-
-    def _marker(self, iteration: int, unit: int, attempt: str) -> str:
-        return Marker(iteration, unit, attempt).name
 
 
 def _incomplete_error(where: str, problem: str | None) -> str:
