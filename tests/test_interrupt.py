@@ -159,9 +159,9 @@ def test_a_thread_that_waits_does_not_keep_an_interrupted_process(tmp_path):
 import signal, threading
 from spin_composer import interrupt
 interrupt.LIMIT_SECONDS = 0.0
-interrupt.install(owned=True)
+interrupt.install(owns_process=True)
 threading.Thread(target=threading.Event().wait).start()
-interrupt.set_deferred(True, patient=True)
+interrupt.set_deferred(True, no_deadline=True)
 interrupt.record_signal(signal.SIGTERM)
 interrupt.set_deferred(False)
 interrupt.uninstall()
@@ -179,7 +179,7 @@ hard = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
 resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
 held = [os.dup(0) for _ in range(1100)]  # more than select.select takes
 interrupt.LIMIT_SECONDS = 0.0
-interrupt.install(owned=True)
+interrupt.install(owns_process=True)
 interrupt.set_deferred(True)
 os.kill(os.getpid(), signal.SIGTERM)
 time.sleep(60)

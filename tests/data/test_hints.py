@@ -103,8 +103,8 @@ def test_other_ends_of_turns_are_named_with_their_remedy(name, stop, others, jso
     assert note in caplog.text
     asked, end = tokenizer.encode("Hello"), tokenizer.encode(others[0])
     strings = StopStrings(tokenizer, [others[0]])
-    assert strings.holds(np.array([*asked, *end], dtype=np.int32))
-    assert not strings.holds(np.array(asked, dtype=np.int32))
+    assert strings.contains(np.array([*asked, *end], dtype=np.int32))
+    assert not strings.contains(np.array(asked, dtype=np.int32))
 
 
 def test_the_generation_config_tells_ends_that_the_template_does_not(tmp_path):

@@ -115,13 +115,13 @@ def test_without_log_probs_nothing_is_compared() -> None:
 
 def test_log_probs_are_compared_only_where_they_are_the_policys() -> None:
     neutral, cold = settings(), settings(temperature=0.5)
-    assert [DIALECTS[name].comparable(neutral) for name in ("vllm", "sglang", "llamacpp")] == [
-        True
-    ] * 3
-    assert not DIALECTS["vllm"].comparable(cold)
-    assert not DIALECTS["vllm"].comparable(settings(top_k=5))
-    assert DIALECTS["llamacpp"].comparable(cold)
-    assert not UNKNOWN_SERVER.comparable(neutral)
+    assert [
+        DIALECTS[name].gives_policy_logps(neutral) for name in ("vllm", "sglang", "llamacpp")
+    ] == [True] * 3
+    assert not DIALECTS["vllm"].gives_policy_logps(cold)
+    assert not DIALECTS["vllm"].gives_policy_logps(settings(top_k=5))
+    assert DIALECTS["llamacpp"].gives_policy_logps(cold)
+    assert not UNKNOWN_SERVER.gives_policy_logps(neutral)
 
 
 def test_openai_log_probs_are_read_where_there_is_one_for_each_id() -> None:
