@@ -102,13 +102,12 @@ bench-generation: install ## engine hf beside plain generate on this machine's C
 	$(OFFLINE) OMP_NUM_THREADS=1 $(BIN)/python benchmarks/generation.py --shape 10m --prompts 64 --prompt-tokens 64 \
 		--new 192 --mean-response 80 --static --out benchmarks/results/generation_cpu.json
 
-# TRL asks for other versions of nearly everything but torch, which uv links from its cache.
+# TRL in an environment of its own, since it asks for another accelerate than llm-foundry; uv links the rest.
 PEER := .venv-parity
-parity: install ## our loss curves beside those of TRL's DPOTrainer (a few minutes; Python 3.11 or 3.12)
-	@$(BIN)/python -c 'import sys; sys.exit(0 if sys.version_info >= (3, 11) else \
-		"make parity needs Python 3.11 or 3.12, which TRL asks for. Give one: make clean parity PYTHON=python3.12")'
+parity: install ## our losses and gradient norms beside those of TRL's DPOTrainer (a few minutes)
 	test -x $(PEER)/bin/python || $(BIN)/uv venv --quiet --python $(BIN)/python $(PEER)
-	$(UV_PIP) --python $(PEER)/bin/python -r benchmarks/parity_trl.txt
+	grep -v '^accelerate==' requirements.lock > $(PEER)/locked.txt
+	$(UV_PIP) --python $(PEER)/bin/python -r benchmarks/parity_trl.txt --constraint $(PEER)/locked.txt
 	$(OFFLINE) OMP_NUM_THREADS=1 $(BIN)/python benchmarks/parity_trl.py --peer-python $(PEER)/bin/python \
 		--out benchmarks/results/parity_trl.json
 

@@ -1,15 +1,17 @@
-"""Loss curves of TRL's DPOTrainer and of ours on the pairs of one self-play store: are they equal?
+"""Losses and gradient norms of TRL's DPOTrainer and of ours on one self-play store: are they equal?
 
     make parity
 
 makes an environment of TRL's own and runs this. A small text world, a tokenizer and a tiny Llama
 are made as in the demo; our side is a real run (play, store, pair loader, scheduler, Composer's
-Trainer) of which every batch, learning rate and loss is noted; TRL then trains the same
-base model on the same pairs in the same order, computing the reference's log-probs itself. Both in
-fp32 on the CPU with RMSprop. Cases: all weights; LoRA; gradient accumulation. A control that must
-differ shows that the comparison can fail: TRL with a beta that is one percent larger.
+Trainer) of which every batch, learning rate, loss and norm of the gradient is noted; TRL then
+trains the same base model on the same pairs in the same order, computing the reference's log-probs
+itself. Both in fp32 on the CPU with RMSprop, which divides a gradient's scale out: a wrong scale,
+as of accumulation, shows in the norms only. Cases: all weights; LoRA; gradient accumulation. A
+control that must differ shows that the comparison can fail: TRL with a beta that is one percent
+larger.
 
-The exit code is 1 if a case differs by more than the tolerance, or the control does not.
+The exit code is 1 if a case differs by more than a tolerance, or the control does not.
 """
 
 from __future__ import annotations
@@ -33,6 +35,8 @@ Rounding of fp32: a response's sum of up to 16 log-probs of size 1 to 10 is exac
 0.5 halves that, and the weights that were trained add the same of their own. RMSprop makes a full
 step of a gradient that is rounding only, which may add up over the steps.
 """
+NORM_TOLERANCE = 1e-4
+"""Of the norm of a batch's gradient, relative: above rounding, far below any wrong scale."""
 BETA, LEARNING_RATE, WARMUP_BATCHES = 0.5, 2e-4, 4
 CONTROL = "control: beta x 1.01"
 OPTIMIZER = {"alpha": 0.99, "eps": 1e-8, "weight_decay": 0.0}
@@ -45,6 +49,8 @@ CASES = {
     "gradient accumulation": {"microbatch": 4, "lora": False},
 }
 PEER = Path(__file__).with_name("parity_trl_peer.py")
+Curves = dict[str, list[float]]
+"""``losses`` and ``gradient_norms``, both by step."""
 
 
 def make_world(folder: Path, rows: int) -> None:
@@ -60,8 +66,8 @@ def make_world(folder: Path, rows: int) -> None:
     make_base(careless, held_out, folder / "base", ModelSize(), SFTConfig(epochs=3))
 
 
-def our_run(folder: Path, lora: bool, microbatch: int) -> tuple[dict[str, Any], list[float]]:
-    """Play and train an iteration; return the case for the peer, and our losses."""
+def our_run(folder: Path, lora: bool, microbatch: int) -> tuple[dict[str, Any], Curves]:
+    """Play and train an iteration; return the case for the peer, and our curves."""
     import peft
     import torch
     from composer import Callback, Trainer
@@ -72,14 +78,14 @@ def our_run(folder: Path, lora: bool, microbatch: int) -> tuple[dict[str, Any], 
     base, adapter = folder.parent / "base", None
     torch.manual_seed(0)
     tokenizer = AutoTokenizer.from_pretrained(base)
-    model: Any = AutoModelForCausalLM.from_pretrained(base, torch_dtype=torch.float32)
+    model: Any = AutoModelForCausalLM.from_pretrained(base, dtype=torch.float32)
     if lora:
         model = peft.get_peft_model(model, peft.LoraConfig(**LORA))  # pyright: ignore
         model.save_pretrained(folder / "adapter")
         adapter = {"config": LORA, "weights": str(folder / "adapter")}
     trained = [p for p in model.parameters() if p.requires_grad]
     batches: list[list[dict[str, list[int]]]] = []
-    losses: list[float] = []
+    curves: Curves = {"losses": [], "gradient_norms": []}
     rates: list[float] = []
 
     class Notes(Callback):
@@ -88,9 +94,11 @@ def our_run(folder: Path, lora: bool, microbatch: int) -> tuple[dict[str, Any], 
 
         def after_train_batch(self, state: Any, logger: Any) -> None:  # before the step
             rates.append(state.optimizers[0].param_groups[0]["lr"])
+            gradients = [p.grad for p in trained if p.grad is not None]
+            curves["gradient_norms"].append(float(torch.nn.utils.get_total_norm(gradients)))
 
         def batch_end(self, state: Any, logger: Any) -> None:
-            losses.append(float(state.total_loss_dict["loss/train/total"]))
+            curves["losses"].append(float(state.total_loss_dict["loss/train/total"]))
 
     data = {"hf_name": str(folder.parent / "train.jsonl"), "split": "train", "max_seq_len": 64}
     Trainer(
@@ -115,7 +123,7 @@ def our_run(folder: Path, lora: bool, microbatch: int) -> tuple[dict[str, Any], 
         run_name="parity",
         progress_bar=False,
     ).fit()
-    planned = learning_rates(len(losses))
+    planned = learning_rates(len(curves["losses"]))
     if not all(math.isclose(a, b, abs_tol=1e-12) for a, b in zip(planned, rates, strict=True)):
         raise SystemExit(f"our learning rates {rates} are not the schedule's {planned}")
     case = {
@@ -127,7 +135,7 @@ def our_run(folder: Path, lora: bool, microbatch: int) -> tuple[dict[str, Any], 
         "beta": BETA,
         "optimizer": OPTIMIZER,
     }
-    return case, losses
+    return case, curves
 
 
 def pairs_of(batch: Mapping[str, Any]) -> list[dict[str, list[int]]]:
@@ -154,30 +162,39 @@ def learning_rates(steps: int) -> list[float]:
     return [LEARNING_RATE * min(s / w, (steps - s) / (steps - w)) for s in range(steps)]
 
 
-def compared(ours: Mapping[str, Sequence[float]], theirs: Mapping[str, Sequence[float]]) -> Any:
-    """Return by case the largest difference of the curves and whether it is as it must be.
+def compared(ours: Mapping[str, Curves], theirs: Mapping[str, Curves]) -> Any:
+    """Return by case the largest differences of the curves and whether they are as they must be.
 
     Args:
-        ours: Losses by case.
-        theirs: The same of the peer, and of the control, whose curve is compared with the first.
+        ours: Curves by case.
+        theirs: The same of the peer, and of the control, whose curves are compared with the first.
     """
     first = next(iter(ours))
     found = {}
     for name in [*ours, CONTROL]:
         a, b = ours[first if name == CONTROL else name], theirs[name]
-        same_length = len(a) == len(b) > 0
-        largest = max(map(abs, (x - y for x, y in zip(a, b, strict=False))), default=math.inf)
-        if not same_length or math.isnan(sum(a) + sum(b)):
-            largest = math.inf
-        equal = largest <= TOLERANCE
+        losses = largest(a["losses"], b["losses"], relative=False)
+        norms = largest(a["gradient_norms"], b["gradient_norms"], relative=True)
+        equal = (losses <= TOLERANCE, norms <= NORM_TOLERANCE)
         found[name] = {
-            "steps": len(a),
-            "first_loss": a[0],
-            "last_loss": a[-1],
-            "largest_difference": largest,
-            "ok": equal != (name == CONTROL),
+            "steps": len(a["losses"]),
+            "first_loss": a["losses"][0],
+            "last_loss": a["losses"][-1],
+            "largest_difference": losses,
+            "largest_relative_difference_of_gradient_norms": norms,
+            "ok": not any(equal) if name == CONTROL else all(equal),
         }
     return found
+
+
+def largest(ours: Sequence[float], theirs: Sequence[float], *, relative: bool) -> float:
+    """Return the largest difference of two curves; infinite where they cannot be compared."""
+    if not len(ours) == len(theirs) > 0 or math.isnan(sum(ours) + sum(theirs)):
+        return math.inf
+    return max(
+        abs(a - b) / (max(abs(a), abs(b), 1e-30) if relative else 1)
+        for a, b in zip(ours, theirs, strict=True)
+    )
 
 
 def machine(peer: Mapping[str, str]) -> dict[str, Any]:
@@ -214,10 +231,10 @@ def run(folder: Path, peer_python: str, rows: int) -> tuple[Any, dict[str, Any]]
     cases[CONTROL] = cases[next(iter(CASES))] | {"beta": 1.01 * BETA}
     (folder / "cases.json").write_text(json.dumps(cases), encoding="utf-8")
     print("TRL: all cases ...", flush=True)
-    command = [peer_python, str(PEER), str(folder / "cases.json"), str(folder / "losses.json")]
+    command = [peer_python, str(PEER), str(folder / "cases.json"), str(folder / "curves.json")]
     subprocess.run(command, check=True, env=peer_environment)
-    theirs = json.loads((folder / "losses.json").read_text(encoding="utf-8"))
-    return compared(ours, theirs["losses"]), machine(theirs["versions"])
+    theirs = json.loads((folder / "curves.json").read_text(encoding="utf-8"))
+    return compared(ours, theirs["curves"]), machine(theirs["versions"])
 
 
 def main() -> int:
@@ -231,12 +248,14 @@ def main() -> int:
     for name, row in results.items():
         print(
             f"{name:24s} {row['steps']:3d} steps, loss {row['first_loss']:.4f} to "
-            f"{row['last_loss']:.4f}, largest difference {row['largest_difference']:.2e} "
+            f"{row['last_loss']:.4f}, largest difference {row['largest_difference']:.2e}, of "
+            f"gradient norms {row['largest_relative_difference_of_gradient_norms']:.2e} "
             f"{'ok' if row['ok'] else 'NOT AS IT MUST BE'}"
         )
-    print(f"tolerance {TOLERANCE:.0e} nats; the control must exceed it")
+    print(f"tolerances {TOLERANCE:.0e} nats, {NORM_TOLERANCE:.0e}; the control must exceed both")
     if args.out is not None:
         found = {"command": "make parity", "machine": where, "tolerance": TOLERANCE}
+        found["tolerance_of_gradient_norms"] = NORM_TOLERANCE
         args.out.parent.mkdir(parents=True, exist_ok=True)
         args.out.write_text(json.dumps(found | {"results": results}, indent=1) + "\n", "utf-8")
     return 0 if all(row["ok"] for row in results.values()) else 1

@@ -1,6 +1,6 @@
-"""What ``parity_trl.py`` has TRL's DPOTrainer do, in an environment of its own: train, note losses.
+"""What ``parity_trl.py`` has TRL's DPOTrainer do, in an environment of its own: train, note curves.
 
-    python benchmarks/parity_trl_peer.py CASES.json LOSSES.json
+    python benchmarks/parity_trl_peer.py CASES.json CURVES.json
 
 Imports nothing of spin_composer. A case names the model's folder, the batches of pairs in their
 order (token ids), the learning rate of each step, and how a batch is cut for accumulation.
@@ -45,8 +45,8 @@ def model_of(folder: str) -> Any:
     )
 
 
-def losses_of(case: dict[str, Any], folder: Path) -> list[float]:
-    """Train a case; return the mean pair loss of each step."""
+def curves_of(case: dict[str, Any], folder: Path) -> dict[str, list[float]]:
+    """Train a case; return the mean pair loss and the norm of the gradient of each step."""
     torch.manual_seed(0)
     model, adapter = model_of(case["model"]), case["adapter"]
     if adapter is not None:
@@ -59,6 +59,13 @@ def losses_of(case: dict[str, Any], folder: Path) -> list[float]:
     trained = [p for p in model.parameters() if p.requires_grad]
     rates = case["learning_rates"]
     optimizer = torch.optim.RMSprop(trained, lr=1.0, **case["optimizer"])
+    norms: list[float] = []
+
+    def note_norm(*_: Any) -> None:
+        gradients = [p.grad for p in trained if p.grad is not None]
+        norms.append(float(torch.nn.utils.get_total_norm(gradients)))
+
+    optimizer.register_step_pre_hook(note_norm)
     schedule = torch.optim.lr_scheduler.LambdaLR(
         optimizer, lambda step: rates[min(step, len(rates) - 1)]
     )
@@ -83,17 +90,18 @@ def losses_of(case: dict[str, Any], folder: Path) -> list[float]:
     trainer.train()
     parts, seen = size // micro, trainer.seen
     assert len(seen) == parts * len(rates), f"{len(seen)} losses for {len(rates)} steps"
-    return [sum(seen[i : i + parts]) / parts for i in range(0, len(seen), parts)]
+    losses = [sum(seen[i : i + parts]) / parts for i in range(0, len(seen), parts)]
+    return {"losses": losses, "gradient_norms": norms}
 
 
 def main() -> None:
     torch.set_num_threads(1)
     source, target = map(Path, sys.argv[1:])
     cases = json.loads(source.read_text(encoding="utf-8"))
-    losses = {name: losses_of(case, target.parent / "trl") for name, case in cases.items()}
+    curves = {name: curves_of(case, target.parent / "trl") for name, case in cases.items()}
     versions = {"python": platform.python_version()}
     versions |= {m.__name__: m.__version__ for m in (trl, transformers, torch, peft)}
-    found = {"losses": losses, "versions": versions}
+    found = {"curves": curves, "versions": versions}
     target.write_text(json.dumps(found), encoding="utf-8")
 
 

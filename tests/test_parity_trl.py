@@ -49,25 +49,36 @@ def test_the_peers_schedule_is_ours(parity: Any) -> None:
     assert parity.learning_rates(20) == pytest.approx([ours(step) for step in range(20)])
 
 
-def test_curves_are_equal_only_within_the_tolerance(parity: Any) -> None:
-    ours = {"a": [0.7, 0.5], "b": [0.7, 0.6]}
-    near = 0.5 * parity.TOLERANCE
-    theirs = {"a": [0.7, 0.5 + near], "b": [0.7, 0.6], parity.CONTROL: [0.7, 0.51]}
+def curves(losses: list[float], norms: list[float]) -> dict[str, list[float]]:
+    return {"losses": losses, "gradient_norms": norms}
+
+
+def test_curves_are_equal_only_within_the_tolerances(parity: Any) -> None:
+    ours = {"a": curves([0.7, 0.5], [3.0, 2.0]), "b": curves([0.7, 0.6], [3.0, 2.5])}
+    near, near_norm = 0.5 * parity.TOLERANCE, 2.0 * (1 + 0.5 * parity.NORM_TOLERANCE)
+    control = curves([0.7, 0.51], [3.03, 2.1])
+    theirs = {"a": curves([0.7, 0.5 + near], [3.0, near_norm]), "b": ours["b"]}
+    theirs[parity.CONTROL] = control
     found = parity.compared(ours, theirs)
     assert [row["ok"] for row in found.values()] == [True, True, True]
     assert found["a"]["largest_difference"] == pytest.approx(near)
     for broken in ([0.7, 0.5 + 4 * near], [0.7], [], [0.7, math.nan]):
-        assert not parity.compared(ours, theirs | {"a": broken})["a"]["ok"]
-    blind = parity.compared(ours, theirs | {parity.CONTROL: [0.7, 0.5]})
-    assert not blind[parity.CONTROL]["ok"], "a comparison that sees no difference proves nothing"
+        assert not parity.compared(ours, theirs | {"a": curves(broken, [3.0, 2.0])})["a"]["ok"]
+    for equal in (ours["a"] | {"losses": control["losses"]}, control | {"losses": [0.7, 0.5]}):
+        blind = parity.compared(ours, theirs | {parity.CONTROL: equal})
+        assert not blind[parity.CONTROL]["ok"], "who sees no difference proves nothing"
+
+
+def test_a_gradient_of_another_scale_is_seen_where_the_losses_are_the_same(parity: Any) -> None:
+    ours = {"accumulation": curves([0.7, 0.5], [3.0, 2.0])}
+    theirs = {"accumulation": curves([0.7, 0.5], [12.0, 8.0]), parity.CONTROL: curves([1], [1])}
+    assert not parity.compared(ours, theirs)["accumulation"]["ok"]
 
 
 def test_the_peer_stands_by_itself_and_its_versions_are_pinned() -> None:
     peer = ROOT / "benchmarks" / "parity_trl_peer.py"
     assert not [name for name in imported(peer) if name.split(".")[0].startswith("spin_")]
     lines = (ROOT / "benchmarks" / "parity_trl.txt").read_text(encoding="utf-8").splitlines()
-    pins = [line for line in lines if not line.startswith("#")]
-    assert all("==" in line for line in pins)
-    locked = (ROOT / "requirements-foundry.lock").read_text(encoding="utf-8")
-    (torch,) = [line for line in pins if line.startswith("torch==")]
-    assert torch in locked, "another torch would be downloaded again"
+    locked = (ROOT / "requirements.lock").read_text(encoding="utf-8")
+    for line in lines:
+        assert line.startswith("#") or "==" in line or f"\n{line}==" in locked, line
