@@ -37,6 +37,7 @@ from spin_composer.hooks.intervals import (
 from spin_composer.hooks.iteration_log import IterationLog
 from spin_composer.hooks.offline_wandb import disable_artifact_lookup, log_tables_offline
 from spin_composer.hooks.stopping import GracefulStop
+from spin_composer.hybrid_sharding import keep_degrees
 from spin_composer.model.lm import SpinLM
 from spin_composer.model.unwrap import composer_model
 from spin_composer.preflight.checkpoint import (
@@ -94,6 +95,7 @@ class SPIN(Algorithm):
         if self.settings.deterministic:
             reproducibility.configure_deterministic_mode()
         log_tables_offline()
+        keep_degrees()
         self.game: Game | None = None
         self.history = IterationLog()
         self._locks: list[StoreLock] = []

@@ -10,7 +10,6 @@ who must read them all.
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass
@@ -26,7 +25,7 @@ from torch.distributed.fsdp._common_utils import TrainingState
 from torch.distributed.fsdp._runtime_utils import _reshard
 from torch.distributed.tensor import DTensor
 
-log = logging.getLogger(__name__)
+from spin_composer.errors import InputError
 
 Owner = tuple[nn.Module, str]
 """A module and the name under which it holds a parameter."""
@@ -254,26 +253,30 @@ def plain_name(name: str) -> str:
 
 
 def correct_gloo_average(state: State) -> None:
-    """Divide FSDP2's gradients by the number of ranks where its averaging reduce-scatter sums.
+    """Let FSDP2 average gradients by sums on a CPU, whose backend, gloo, has no average.
 
-    gloo's does (pytorch#162338): gradients on CPU would be too large by the world size. The
-    backend is probed, so that nothing changes where it averages.
+    Its averaging reduce-scatter sums (pytorch#162338), and gradients would be too large by the
+    number of ranks; its averaging all-reduce, which replicas of shards need, raises.
+
+    Raises:
+        InputError: If torch, before 2.8, cannot be told to, and there are replicas of shards.
     """
     modules = [m for m in state.model.modules() if isinstance(m, FSDPModule)]
+    if not modules or dist.get_world_size() == 1 or state.device.name != "cpu":
+        return
+    if hasattr(FSDPModule, "set_force_sum_reduction_for_comms"):
+        for module in cast("list[Any]", modules):
+            module.set_force_sum_reduction_for_comms(True)
+        return
+    if any(isinstance(p, DTensor) and p.device_mesh.ndim > 1 for p in state.model.parameters()):
+        raise InputError(
+            f"fsdp_config.data_parallel_replicate_degree on a CPU needs torch 2.8, and this is "
+            f"{torch.__version__}, whose gloo cannot average over replicas. Remove it."
+        )
     world_size = dist.get_world_size()
-    if not modules or world_size == 1:
-        return
-    probe = state.device.tensor_to_device(torch.ones(world_size))
-    out = probe.new_empty(1)
-    torch.distributed.reduce_scatter_tensor(out, probe, op=torch.distributed.ReduceOp.AVG)
-    factor = float(out)
-    if factor == 1.0:
-        return
-    if dist.get_global_rank() == 0:
-        log.info(f"reduce_scatter(AVG) gives {factor:g} for a mean of 1: gradients are divided.")
 
-    def divide(gradient: torch.Tensor) -> None:
-        gradient.div_(factor)
+    def divide(gradient: Tensor) -> None:
+        gradient.div_(world_size)
 
     for module in modules:
         module.set_all_reduce_hook(divide)

@@ -22,7 +22,7 @@ LAYERS: tuple[frozenset[str], ...] = (
     frozenset({"errors"}),
     frozenset({"save_folder", "shared_memory", "distributed", "foundry.installed"}),
     frozenset({"foundry.compat"}),
-    frozenset({"fsdp", "foundry.finetuning", "foundry.exporter"}),
+    frozenset({"fsdp", "hybrid_sharding", "foundry.finetuning", "foundry.exporter"}),
     frozenset({"loss"}),
     frozenset({"settings", "metrics"}),
     frozenset({"foundry.mpt_config", "foundry.registry"}),

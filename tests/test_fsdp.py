@@ -7,20 +7,45 @@ from types import SimpleNamespace
 import pytest
 import torch
 import torch.distributed as dist
-from fixtures.ranks import on_two_ranks
+from composer.devices import DeviceCPU
+from fixtures.ranks import on_ranks
 from torch import nn
+from torch.distributed import init_device_mesh
 from torch.distributed.algorithms._checkpoint.checkpoint_wrapper import checkpoint_wrapper
 from torch.distributed.fsdp import (
+    FSDPModule,
     FullyShardedDataParallel,
     MixedPrecision,
     MixedPrecisionPolicy,
+    ShardingStrategy,
     fully_shard,
 )
 from torch.distributed.fsdp.wrap import ModuleWrapPolicy
 from torch.distributed.tensor import DTensor
 
-from spin_composer.fsdp import gathered, iter_full_parameters, plain_name, reshard
+from spin_composer.fsdp import (
+    correct_gloo_average,
+    gathered,
+    iter_full_parameters,
+    plain_name,
+    reshard,
+)
 from spin_composer.model.fingerprint import fingerprint
+
+HYBRID = "fsdp2 hybrid"
+KINDS = [
+    "fsdp1",
+    "fsdp2",
+    "fsdp1 hybrid",
+    pytest.param(
+        HYBRID,
+        marks=pytest.mark.skipif(
+            not hasattr(FSDPModule, "set_force_sum_reduction_for_comms"),
+            reason="torch 2.7's gloo cannot average over replicas",
+        ),
+    ),
+]
+"""How a net is sharded: over two ranks, or over two in each of two replicas."""
 
 
 class Block(nn.Module):
@@ -45,20 +70,29 @@ class Net(nn.Module):
 
 
 def shard(net: Net, kind: str, dtype: torch.dtype | None = None) -> None:
-    if kind == "fsdp1":
+    hybrid = kind.endswith("hybrid")
+    mesh = init_device_mesh(
+        "cpu",
+        (2, 2) if hybrid else (2,),
+        mesh_dim_names=("replicate", "shard") if hybrid else ("shard",),
+    )
+    if kind.startswith("fsdp1"):
         net.model = FullyShardedDataParallel(
             net.model,
             auto_wrap_policy=ModuleWrapPolicy({Block}),
             device_id=torch.device("cpu"),
+            device_mesh=mesh if hybrid else None,
+            sharding_strategy=ShardingStrategy.HYBRID_SHARD if hybrid else None,
             use_orig_params=True,
             mixed_precision=None if dtype is None else MixedPrecision(param_dtype=dtype),
         )
     else:
-        policy = {"mp_policy": MixedPrecisionPolicy(param_dtype=dtype)}
+        policy = {"mp_policy": MixedPrecisionPolicy(param_dtype=dtype), "mesh": mesh}
         for block in net.model:
             if isinstance(block, Block):
                 fully_shard(block, **policy)
         fully_shard(net, **policy)
+        correct_gloo_average(SimpleNamespace(model=net, device=DeviceCPU()))  # pyright: ignore
 
 
 def on_rank(rank: int, kind: str) -> tuple:
@@ -132,52 +166,54 @@ def one_at_a_time(rank: int, kind: str) -> tuple:
         return (same, tied, freed, torch.equal(net(ids), before))
 
 
-def reduced_gradients(rank: int) -> float:
-    from composer.core import State  # noqa: F401  (composer.utils.dist must see the group)
-    from composer.devices import DeviceCPU
-
-    from spin_composer.fsdp import correct_gloo_average
-
-    x = torch.arange(16.0).view(2, 8) / 16
+def reduced_gradients(rank: int, kind: str) -> float:
+    world_size = dist.get_world_size()
+    x = torch.arange(8.0 * world_size).view(world_size, 8) / 16
     alone = Net()
-    alone(x).mean().backward()  # the mean of both ranks' losses
+    alone(x).mean().backward()  # the mean of all ranks' losses
     net = Net()
-    shard(net, "fsdp2")
-    correct_gloo_average(SimpleNamespace(model=net, device=DeviceCPU()))  # pyright: ignore
+    shard(net, kind)
     net(x[rank : rank + 1]).mean().backward()
     gaps = [
         float((a.grad - b.grad.full_tensor()).abs().max())
         for a, b in zip(alone.parameters(), net.parameters(), strict=True)
     ]
-    return max(gaps)
+    norms = [nn.utils.clip_grad_norm_(n.parameters(), 1.0) for n in (alone, net)]
+    return max(*gaps, float((norms[0] - norms[1].full_tensor()).abs()))
 
 
-@pytest.mark.parametrize("kind", ["fsdp1", "fsdp2"])
+def on_all(body, kind: str) -> dict:
+    world_size = 4 if kind.endswith("hybrid") else 2
+    return on_ranks(partial(body, kind=kind), world_size, timeout_seconds=600, one_node=True)
+
+
+@pytest.mark.parametrize("kind", KINDS)
 def test_a_rank_runs_the_gathered_model_alone_and_training_goes_on(kind):
-    for rank, (same_mark, gap, trains) in on_two_ranks(on_rank, kind=kind).items():
+    for rank, (same_mark, gap, trains) in on_all(on_rank, kind).items():
         assert same_mark, rank
         assert gap < 1e-6
         assert trains
 
 
-@pytest.mark.parametrize("kind", ["fsdp1", "fsdp2"])
+@pytest.mark.parametrize("kind", KINDS)
 def test_mixed_precision_plays_exactly_as_it_trains(kind):
-    for rank, (exact, masters_kept) in on_two_ranks(in_bf16, kind=kind).items():
+    for rank, (exact, masters_kept) in on_all(in_bf16, kind).items():
         assert exact, rank
         assert masters_kept
 
 
-@pytest.mark.parametrize("kind", ["fsdp1", "fsdp2"])
+@pytest.mark.parametrize("kind", KINDS)
 def test_parameters_are_read_one_at_a_time_whole_under_their_plain_names(kind):
-    for rank, (same, tied, freed, trains) in on_two_ranks(one_at_a_time, kind=kind).items():
+    for rank, (same, tied, freed, trains) in on_all(one_at_a_time, kind).items():
         assert same, rank
         assert tied == 1
         assert freed
         assert trains
 
 
-def test_gradients_are_averaged_where_gloos_reduce_scatter_sums():
-    assert max(on_two_ranks(reduced_gradients).values()) < 1e-6
+@pytest.mark.parametrize("kind", [KINDS[1], KINDS[3]])
+def test_gradients_and_their_norm_are_those_of_one_process_though_gloo_has_no_average(kind):
+    assert max(on_all(reduced_gradients, kind).values()) < 1e-6
 
 
 def test_plain_names_are_those_of_the_model_before_activation_checkpointing():

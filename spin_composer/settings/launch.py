@@ -27,6 +27,7 @@ from spin_composer.settings.spin import SpinSettings
 
 _INTERVAL = re.compile(r"[\d_]+(\.\d*)?(e-?\d+)?\s*(iter|ep|ba|sp|tok|dur|sec)", re.IGNORECASE)
 _PRECISIONS = ("fp32", "amp_fp16", "amp_bf16", "amp_fp8")
+_HYBRID = ("HYBRID_SHARD", "_HYBRID_SHARD_ZERO2")
 _OUTPUT_LAYERS = ("lm_head", "embed_out", "output_layer")
 EVALUATIONS = ("eval_loader", "eval_loaders", "icl_tasks", "icl_tasks_str")
 EXPORTERS = frozenset({"hf_checkpointer", "hf_exporter"})
@@ -52,6 +53,7 @@ def launch_checks(
         _intervals(cfg),
         _swapped_data(cfg),
         _model(cfg, world_size),
+        _sharding(cfg, world_size),
         _adapters(cfg["model"].get("peft_config")),
         _loaded(cfg),
         _engine(cfg, settings),
@@ -167,6 +169,33 @@ def _model(cfg: Config, world_size: int) -> Problems:
     asks = model.get("use_flash_attention_2") or model.get("attn_implementation")
     if asks in (True, "flash_attention_2") and importlib.util.find_spec("flash_attn") is None:
         yield f"model asks for flash_attention_2, {NO_FLASH_ATTENTION}"
+
+
+def _sharding(cfg: Config, world_size: int) -> Problems:
+    fsdp = cfg.get("fsdp_config")
+    if world_size == 1 or not isinstance(fsdp, Mapping):
+        return
+    where = "fsdp_config.data_parallel_replicate_degree"
+    replicas, shards = fsdp.get(where.partition(".")[2]), fsdp.get("data_parallel_shard_degree", -1)
+    strategy = fsdp.get("sharding_strategy")
+    if replicas is None and strategy in _HYBRID and fsdp.get("process_group") is None:
+        yield (
+            f"fsdp_config.sharding_strategy={strategy} does not say how many replicas of the model "
+            f"there are. Set {where}, for example to the number of nodes."
+        )
+    degrees = (1 if replicas is None else replicas, shards)
+    if not all(is_int(degree) and (degree > 0 or degree == -1) for degree in degrees):
+        yield (
+            f"{where} and data_parallel_shard_degree must be positive numbers of ranks, or -1 for "
+            f"what the other leaves, got {format_value(replicas)} and {format_value(shards)}."
+        )
+        return
+    product = abs(degrees[0] * degrees[1])
+    if degrees == (-1, -1) or (world_size % product if -1 in degrees else world_size != product):
+        yield (
+            f"{where}={replicas} and data_parallel_shard_degree={shards} do not make the "
+            f"{world_size} ranks: their product must, or set one of them to -1."
+        )
 
 
 def _adapters(peft: object) -> Problems:

@@ -41,6 +41,13 @@ REFUSED: list[tuple[dict[str, Any], str]] = [
     ({"precision": "bf16"}, "precision='bf16' is not known. Did you mean 'amp_bf16'?"),
     ({"model.init_device": "meta", "fsdp_config": {"sharding_strategy": "FULL_SHARD"}},
      "model.init_device=meta loads no weights, and model.pretrained is true"),
+    ({"fsdp_config": {"sharding_strategy": "HYBRID_SHARD"}},
+     "sharding_strategy=HYBRID_SHARD does not say how many replicas of the model there are"),
+    ({"fsdp_config": {"data_parallel_replicate_degree": 3}},
+     "data_parallel_replicate_degree=3 and data_parallel_shard_degree=-1 do not make the 2 ranks"),
+    ({"fsdp_config": {"data_parallel_replicate_degree": 2, "data_parallel_shard_degree": 2}},
+     "data_parallel_replicate_degree=2 and data_parallel_shard_degree=2 do not make the 2 ranks"),
+    ({"fsdp_config": {"data_parallel_replicate_degree": "two"}}, "ranks, or -1 for what the other"),
     ({"model.attn_implementation": "flash_attention_2"}, "flash-attn is not installed"),
     ({"model.peft_config": {**LORA, "peft_type": "IA3"}}, "peft_type must be LORA, got 'IA3'"),
     ({"model.peft_config": {**LORA, "target_modules": ["q_proj", "lm_head"]}},
@@ -88,6 +95,9 @@ ALLOWED: list[dict[str, Any]] = [
     {"save_interval": "100ba", "callbacks": {"hf_checkpointer": {"save_interval": "2iter"}}},
     {"model.peft_config": LORA},
     {"model.init_device": "meta"},  # without FSDP llm-foundry takes cpu
+    {"fsdp_config": {"sharding_strategy": "HYBRID_SHARD", "data_parallel_replicate_degree": 2}},
+    {"fsdp_config": {"data_parallel_replicate_degree": -1, "data_parallel_shard_degree": 1}},
+    {"fsdp_config": {"sharding_strategy": "HYBRID_SHARD", "process_group": "node"}},
     {"load_path": "s3://bucket/x.pt"},
     {"load_path": "runs/ep{epoch}.pt"},
     {"load_path": "no/such.pt", "save_folder": "tests"},  # a run that goes on does not read it

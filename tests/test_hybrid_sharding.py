@@ -1,0 +1,145 @@
+"""Replicas of shards under FSDP2 (HSDP): two of two shards each come to what one process does."""
+
+from __future__ import annotations
+
+import os
+import warnings
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from composer import Callback
+from composer.core import State
+from composer.utils.parallelism import FSDP2Config
+from fixtures import models, tokenizers
+from fixtures.ranks import on_ranks
+from fixtures.runs import tiny_trainer
+from fixtures.yaml_run import books
+from test_yaml_runs import assert_same_books, assert_same_store
+from torch.distributed.fsdp import FSDPModule
+from torch.distributed.tensor import DTensor, Replicate, Shard
+from transformers import AutoModelForCausalLM
+
+from spin_composer import HFSpinLM, HuggingFaceExporter
+from spin_composer.hybrid_sharding import HybridFSDP2Config, keep_degrees
+
+REPLICAS = {"data_parallel_replicate_degree": 2}
+STOPPED_AT = 18
+"""The batch of the second iteration after which a run is stopped: its last save was at the 15th."""
+torch_can = pytest.mark.skipif(
+    not hasattr(FSDPModule, "set_force_sum_reduction_for_comms"),
+    reason="torch 2.7's gloo cannot average over replicas",
+)
+
+
+class Stopped(Exception):
+    """What ends a run of these tests between two batches."""
+
+
+class Stop(Callback):
+    """Ends a run after a batch, before its checkpoint is written."""
+
+    def batch_end(self, state: State, logger: Any) -> None:
+        del logger
+        if int(state.timestamp.batch) == STOPPED_AT:
+            raise Stopped
+
+
+def run(folder: Path, rank: int | None = None, **settings: Any) -> Any:
+    """Train two iterations in this process, of one or as a rank of four; return the Trainer."""
+    tokenizer = tokenizers.byte_level()
+    torch.manual_seed(0)
+    model = HFSpinLM.from_model(models.tiny_model("llama", vocab_size=len(tokenizer)), tokenizer)
+    stop = [Stop()] if settings.pop("stops", False) else []
+    trainer = tiny_trainer(
+        folder if rank is None else folder / f"rank-{rank}",
+        model,
+        device_batch_size=4 if rank is None else 1,
+        device_train_microbatch_size=1,
+        optimizers=torch.optim.RMSprop(model.parameters(), lr=1e-3),
+        spin={"store": str(folder / "self-play")},
+        callbacks=[HuggingFaceExporter(str(folder / "hf")), *stop],
+        save_folder=str(folder / "checkpoints"),
+        save_interval="5ba",
+        autoresume=True,
+        **settings,
+    )
+    trainer.fit()
+    return trainer
+
+
+def run_hybrid(folder: str, checkpoints: str, stops: bool, rank: int) -> list[Any]:
+    """Be one of four ranks; return how the first parameter is placed on the mesh."""
+    os.environ["FSDP_VERSION"] = "2"
+    fsdp = {**REPLICAS, "state_dict_type": checkpoints}
+    trainer = run(Path(folder), rank, parallelism_config={"fsdp": fsdp}, stops=stops)
+    first = next(trainer.state.model.parameters())
+    assert isinstance(first, DTensor)
+    return [tuple(first.device_mesh.shape), *first.placements]
+
+
+def on_four(folder: Path, checkpoints: str = "full", stops: bool = False) -> dict[int, Any]:
+    body = partial(run_hybrid, str(folder), checkpoints, stops)
+    return on_ranks(body, world_size=4, timeout_seconds=120, one_node=True)
+
+
+def weights(folder: Path) -> dict[str, torch.Tensor]:
+    return AutoModelForCausalLM.from_pretrained(folder / "hf/iter1").state_dict()
+
+
+@pytest.fixture(scope="module")
+def hybrid(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run of four ranks that was not stopped: its folder."""
+    folder = tmp_path_factory.mktemp("hybrid")
+    found = on_four(folder)
+    assert list(found.values()) == 4 * [[(2, 2), Replicate(), Shard(0)]], found
+    return folder
+
+
+@torch_can
+@pytest.mark.slow
+def test_two_replicas_of_two_shards_give_the_store_losses_and_weights_of_one_process(
+    hybrid: Path, tmp_path: Path
+) -> None:
+    run(tmp_path).close()
+    assert_same_store(tmp_path, hybrid)
+    assert_same_books(tmp_path, hybrid, rel=1e-5)
+    other = weights(hybrid)
+    for name, value in weights(tmp_path).items():
+        assert (value - other[name]).norm() <= 1e-4 * value.norm(), name
+
+
+@torch_can
+@pytest.mark.slow
+@pytest.mark.parametrize("checkpoints", ["full", "sharded"])
+def test_a_stopped_run_of_replicas_goes_on_to_the_same_weights(
+    hybrid: Path, checkpoints: str, tmp_path: Path
+) -> None:
+    stopped = on_four(tmp_path, checkpoints, stops=True)
+    assert {outcome[0] for outcome in stopped.values()} == {"Stopped"}, stopped
+    assert len(books(tmp_path)) == 1
+    found = on_four(tmp_path, checkpoints)
+    assert set(map(type, found.values())) == {list}, found
+    assert_same_store(hybrid, tmp_path)
+    assert_same_books(hybrid, tmp_path, rel=0)
+    whole = weights(hybrid)
+    assert all(torch.equal(value, whole[name]) for name, value in weights(tmp_path).items())
+
+
+@pytest.mark.filterwarnings("ignore:FSDP2 Config/APIs are experimental")
+def test_degrees_reach_composer_under_fsdp2_and_nothing_else_changes() -> None:
+    keep_degrees()
+    keep_degrees()
+    with warnings.catch_warnings():
+        warnings.filterwarnings("error", message="Attribute")  # of a setting that is dropped
+        config = FSDP2Config.from_compatible_attrs({**REPLICAS, "state_dict_type": "full"})
+        plain = FSDP2Config.from_compatible_attrs({"state_dict_type": "full"})
+    assert isinstance(config, HybridFSDP2Config)
+    assert config.data_parallel_replicate_degree == 2
+    assert config.data_parallel_shard_degree == -1
+    assert config.state_dict_type == "full"
+    assert type(plain) is FSDP2Config
+    with pytest.warns(UserWarning, match="'sharding_strategy: FULL_SHARD' is not a settable"):
+        FSDP2Config.from_compatible_attrs({**REPLICAS, "sharding_strategy": "FULL_SHARD"})
