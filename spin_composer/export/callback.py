@@ -26,7 +26,7 @@ from transformers import PretrainedConfig
 
 from spin_composer.distributed import from_rank_zero
 from spin_composer.errors import InputError, format_value
-from spin_composer.export.folder import save_model, written_aside
+from spin_composer.export.folder import save_adapters, save_model, written_aside
 from spin_composer.export.state import adapter_state, plain_state
 from spin_composer.fsdp import unwrap
 from spin_composer.model.adapters import unsupported_adapters
@@ -161,7 +161,7 @@ class HuggingFaceExporter(Callback):
         inner = inner_model(model.model)
         if self._writes_adapters(model):
             adapted: Any = unwrap(model.model)
-            adapted.save_pretrained(folder, state_dict=tensors)
+            save_adapters(adapted, tensors, folder)
         else:
             config = self.exported_config(inner.config)
             generation = copy.deepcopy(inner.generation_config)

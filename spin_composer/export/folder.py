@@ -7,12 +7,14 @@ import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
-from torch import Tensor
+from safetensors import safe_open
+from torch import Tensor, nn
 from transformers import GenerationConfig, PretrainedConfig
 
+from spin_composer.fsdp import plain_name
 from spin_composer.model.tying import match_config_to_state
 from spin_composer.model.unwrap import inner_model, plain_class
 from spin_composer.store.durable import fsync
@@ -82,3 +84,36 @@ def save_model(
     if generation_config is not None:
         twin.generation_config = generation_config
     twin.save_pretrained(folder, state_dict=state)
+
+
+def save_adapters(model: PeftModel, state: dict[str, Tensor], folder: Path) -> None:
+    """Write a PEFT model's adapters and their config.
+
+    PEFT looks up what to write by the names of modules, and leaves out what has another name: it is
+    shown them without the wrappers of FSDP1 and of activation checkpointing, as in ``state``.
+
+    Args:
+        model: The PEFT model itself, without a wrapper around it.
+        state: Its :func:`~spin_composer.export.state.adapter_state`.
+        folder: Where to.
+
+    Raises:
+        RuntimeError: If PEFT has left out some of the adapters.
+    """
+
+    def named_modules(*args: Any, **kwargs: Any) -> Iterator[tuple[str, nn.Module]]:
+        for path, module in nn.Module.named_modules(model, *args, **kwargs):
+            yield plain_name(f"{path}.").removesuffix("."), module
+
+    model.__dict__["named_modules"] = named_modules
+    try:
+        model.save_pretrained(str(folder), state_dict=state)
+    finally:
+        del model.__dict__["named_modules"]
+    written = 0
+    for path in folder.rglob("adapter_model.safetensors"):
+        with safe_open(path, "pt") as file:
+            written += sum("lora_" in name for name in file.keys())  # noqa: SIM118  (no mapping)
+    wanted = sum("lora_" in name for name in state)
+    if written != wanted:
+        raise RuntimeError(f"PEFT wrote {written} of the {wanted} tensors of adapters to {folder}.")

@@ -14,7 +14,8 @@ from fixtures import models, tokenizers
 from fixtures.ranks import on_ranks
 from fixtures.runs import tiny_trainer
 from fixtures.s3 import BUCKET, s3_server
-from peft import LoraConfig, get_peft_model
+from peft import LoraConfig, PeftModel, get_peft_model
+from torch.distributed.algorithms._checkpoint.checkpoint_wrapper import checkpoint_wrapper
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from spin_composer import HuggingFaceExporter
@@ -94,6 +95,17 @@ def test_adapters_load_beside_their_base_or_merged_into_it(
     assert (logits(load(folder)) - logits(model)).abs().max() < 1e-5
     assert (logits(load(tmp_path / "base")) - logits(model)).abs().max() > 1e-3
     AutoTokenizer.from_pretrained(folder)
+
+
+def test_adapters_are_found_where_activation_checkpointing_wraps_their_layers(tmp_path: Path):
+    model = adapted(modules_to_save=["gate_proj"])
+    wrapped = checkpoint_wrapper(model.base_model.model.model.layers[1])
+    model.base_model.model.model.layers[1] = wrapped
+    exporter = HuggingFaceExporter(str(tmp_path / "out"))
+    tiny_trainer(tmp_path / "run", model, max_duration="1iter", callbacks=[exporter]).fit()
+    base = models.tiny_model("llama", vocab_size=VOCAB)
+    loaded = PeftModel.from_pretrained(base, str(tmp_path / "out/iter0"))
+    assert (logits(loaded) - logits(model)).abs().max() < 1e-5
 
 
 def test_folders_in_an_object_store_are_uploaded_before_the_trainer_closes(
