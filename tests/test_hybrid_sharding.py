@@ -16,7 +16,7 @@ from composer.utils.parallelism import FSDP2Config
 from fixtures import models, tokenizers
 from fixtures.ranks import on_ranks
 from fixtures.runs import tiny_trainer
-from fixtures.yaml_run import books
+from fixtures.yaml_run import books, launch, tiny_config, write_config
 from test_yaml_runs import assert_same_books, assert_same_store
 from torch.distributed.fsdp import FSDPModule
 from torch.distributed.tensor import DTensor, Replicate, Shard
@@ -24,6 +24,7 @@ from transformers import AutoModelForCausalLM
 
 from spin_composer import HFSpinLM, HuggingFaceExporter
 from spin_composer.hybrid_sharding import HybridFSDP2Config, keep_degrees
+from spin_composer.train import train
 
 REPLICAS = {"data_parallel_replicate_degree": 2}
 STOPPED_AT = 18
@@ -126,6 +127,24 @@ def test_a_stopped_run_of_replicas_goes_on_to_the_same_weights(
     assert_same_books(hybrid, tmp_path, rel=0)
     whole = weights(hybrid)
     assert all(torch.equal(value, whole[name]) for name, value in weights(tmp_path).items())
+
+
+@torch_can
+@pytest.mark.slow
+@pytest.mark.foundry
+def test_a_yaml_asks_for_replicas_as_under_fsdp1(tmp_path: Path) -> None:
+    one = tiny_config(tmp_path / "one")
+    train(write_config(one, tmp_path / "one.yaml"))
+    config = tiny_config(tmp_path / "four", tmp_path / "one/model", device_train_microbatch_size=1)
+    config["fsdp_config"] = {**REPLICAS, "sharding_strategy": "HYBRID_SHARD"}
+    yaml = write_config(config, tmp_path / "four.yaml")
+    result = launch("composer", "-m", "spin_composer.train", str(yaml), ranks=4)
+    assert result.returncode == 0, result.stderr[-2000:]
+    assert_same_store(tmp_path / "one", tmp_path / "four")
+    assert_same_books(tmp_path / "one", tmp_path / "four", rel=1e-5)
+    newest = (tmp_path / "four/checkpoints/latest-rank0.pt").resolve()
+    names = sorted(path.name for path in newest.iterdir())
+    assert names == [".metadata", "__0_0.distcp", "__1_0.distcp"]  # the first replica's
 
 
 @pytest.mark.filterwarnings("ignore:FSDP2 Config/APIs are experimental")

@@ -95,16 +95,11 @@ def _check_lora_targets(model: Config) -> None:
 
 def _dry_run(model: Config, tokenizer: PreTrainedTokenizerBase) -> None:
     """Try what checkpoints and exports write and need no weights for."""
-    from transformers import GenerationConfig
-
+    from spin_composer.pretrained.config import read_generation_config
     from spin_composer.pretrained.dry_run import dry_run_generation_config, dry_run_tokenizer
 
     name = model.get("pretrained_model_name_or_path")
     dry_run_tokenizer(tokenizer, build_config(model))
-    if name is None:
-        return
-    try:
-        generation = GenerationConfig.from_pretrained(name)
-    except OSError:  # it has none, which is as llm-foundry takes it
-        return
-    dry_run_generation_config(generation, f"model.pretrained_model_name_or_path={name}")
+    if name is not None:
+        generation = read_generation_config(name, model.get("use_auth_token", False))
+        dry_run_generation_config(generation, f"model.pretrained_model_name_or_path={name}")

@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 import transformers
-from transformers import AutoConfig, PretrainedConfig
+from transformers import AutoConfig, GenerationConfig, PretrainedConfig
 
 from spin_composer.errors import InputError, format_value
 from spin_composer.pretrained.quantized import check_config
@@ -111,3 +111,28 @@ def _mapping(value: object, where: str) -> Mapping[str, Any]:
             f"{where} must be a mapping, as the config's is, got {format_value(value)}."
         )
     return value
+
+
+def read_generation_config(name: str, token: bool | str | None = False) -> GenerationConfig | None:
+    """Return a checkpoint's generation config, which play does not use and exports keep.
+
+    Args:
+        name: A folder or a Hub name.
+        token: As of :func:`read_config`.
+
+    Returns:
+        The config; None if the checkpoint has none.
+
+    Raises:
+        InputError: transformers refuses what it says; it would load no weights beside it either.
+    """
+    try:
+        return GenerationConfig.from_pretrained(name, token=token)
+    except OSError:
+        return None
+    except ValueError as error:
+        raise InputError(
+            f"model.pretrained_model_name_or_path={name}: transformers {transformers.__version__} "
+            f"refuses its generation_config.json ({' '.join(str(error).split())[:300]}). Correct "
+            "or remove that file."
+        ) from error

@@ -18,7 +18,13 @@ from transformers import AutoModelForCausalLM, GenerationConfig, PretrainedConfi
 
 from spin_composer.distributed import on_each_node_in_turn
 from spin_composer.errors import InputError, UserError, explain, format_value
-from spin_composer.pretrained.config import DEFAULT_ATTENTION, DTYPE, read_config, weights_dtype
+from spin_composer.pretrained.config import (
+    DEFAULT_ATTENTION,
+    DTYPE,
+    read_config,
+    read_generation_config,
+    weights_dtype,
+)
 from spin_composer.settings.model import (
     META_LOADS_NOTHING,
     NO_FLASH_ATTENTION,
@@ -174,10 +180,7 @@ def _read(source: Source) -> tuple[PretrainedConfig, GenerationConfig | None]:
             overrides=source.config_overrides,
         ),
     )
-    try:
-        return config, GenerationConfig.from_pretrained(source.name, token=source.token)
-    except OSError:  # it has none
-        return config, None
+    return config, read_generation_config(source.name, source.token)
 
 
 def _made(source: Source, config: PretrainedConfig) -> PreTrainedModel:

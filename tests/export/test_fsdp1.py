@@ -33,7 +33,7 @@ CASES = {
     "adapters merged": ("llama", [], True),
     "adapters and whole layers merged": ("llama", ["lm_head", "gate_proj"], True),
 }
-"""Family of the model, PEFT's modules_to_save if there are adapters, and whether these are merged."""
+"""The model's family, PEFT's modules_to_save if it has adapters, and whether these are merged."""
 
 
 def make_model(case: str) -> Any:

@@ -10,11 +10,13 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+import transformers
 from composer.core import Precision
 from scipy.stats import chi2
 
 from spin_composer import HFSpinLM
 from spin_composer.engines.base import Opponent, make_engine
+from spin_composer.errors import InputError
 from spin_composer.settings.generation import GenerationSettings
 from tests.fixtures.models import tiny_model
 from tests.fixtures.tokenizers import byte_level
@@ -43,6 +45,11 @@ HOSTILE: dict[str, Any] = {
     "prompt_lookup_num_tokens": 3, "is_assistant": True, "token_healing": True, "low_memory": True,
 }  # fmt: skip
 
+if int(transformers.__version__.partition(".")[0]) < 5:  # which does not read them beside do_sample
+    HOSTILE = {
+        k: v for k, v in HOSTILE.items() if k not in ("num_beam_groups", "diversity_penalty")
+    }
+
 
 def save(folder: Path, family: str, written: dict[str, Any]) -> Path:
     model = tiny_model(family, vocab_size=len(byte_level()))
@@ -69,6 +76,12 @@ def test_a_hostile_file_changes_no_sample(family: str, tmp_path: Path) -> None:
     got = sample(save(tmp_path / "hostile", family, HOSTILE), PROMPTS * 5)
     assert got == wanted
     assert len({tuple(ids) for ids, _ in got}) > 15
+
+
+def test_one_that_transformers_refuses_is_named(tmp_path: Path) -> None:
+    folder = save(tmp_path, "llama", {"max_new_tokens": 0})
+    with pytest.raises(InputError, match=r"refuses its generation_config.json .*Correct or remove"):
+        sample(folder, PROMPTS)
 
 
 @pytest.mark.parametrize("family", ["llama", "gpt2"])
