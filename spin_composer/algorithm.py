@@ -47,7 +47,12 @@ from spin_composer.preflight.checkpoint import (
 )
 from spin_composer.preflight.held_out import warn_about_tokenization_mismatch
 from spin_composer.preflight.outputs import check_writable, dry_run_outputs
-from spin_composer.preflight.rows import check_rows_fit, short_pair_batch
+from spin_composer.preflight.rows import (
+    check_rows_fit,
+    longest_sequence,
+    sample_tokens,
+    short_pair_batch,
+)
 from spin_composer.preflight.sampling import warn_off_policy
 from spin_composer.preflight.tokenization import check_tokenize
 from spin_composer.preflight.trainable import check_trainable
@@ -238,6 +243,9 @@ class SPIN(Algorithm):
         # An ordinary forward, layer by layer under FSDP: nothing is gathered.
         with get_precision_context(state.precision, state.precision_config):
             model.check_head(state.device.batch_to_device(short_pair_batch(game.examples)))
+            longest = longest_sequence(game.examples, self.settings.generation.max_new_tokens)
+            tokens = sample_tokens(game.examples, longest)
+            model.choose_layout(self.settings.layout, tokens, longest, state.device)
             # A run that has begun goes on as it began.
             begun = int(state.timestamp.batch) or from_rank_zero(
                 lambda: game.store.find_manifest(0)

@@ -180,9 +180,9 @@ def scoring(
 
     Args:
         head: of :func:`find_head`.
-        rows: [N] the scored positions among the S * T that the head will receive.
+        rows: [N] the scored positions among those that the head will receive.
         targets: [N] the tokens there.
-        positions: S * T.
+        positions: number of positions that the head will receive.
         pairs: asks for a loss; its ``answer`` holds it afterward.
 
     Raises:

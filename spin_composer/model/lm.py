@@ -11,20 +11,25 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Mapping, Sequence
+from functools import partial
 from typing import TYPE_CHECKING, Any, Literal
 
 import torch
+from composer.devices import Device
 from composer.models import HuggingFaceModel
 from torch import Tensor, nn
 from torchmetrics import Metric
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from spin_composer.data.pairs import PairBatch, is_pair_batch
+from spin_composer.data.pairs import Ids, PairBatch, is_pair_batch
 from spin_composer.errors import InputError
 from spin_composer.loss import PairLoss
 from spin_composer.metrics import PAIR_METRICS, PairMetric
 from spin_composer.model.dropout import disable_dropout
 from spin_composer.model.head import install_head
+from spin_composer.model.layout.base import Layout
+from spin_composer.model.layout.choose import choose_layout
+from spin_composer.model.layout.padded import PADDED
 from spin_composer.model.logprobs import (
     check_head,
     response_logps,
@@ -45,6 +50,7 @@ from spin_composer.pretrained.load import (
     lora_config,
 )
 from spin_composer.pretrained.quantized import check_loaded
+from spin_composer.settings.spin import LayoutName
 
 if TYPE_CHECKING:
     from peft import PeftConfig, PeftModel
@@ -60,6 +66,8 @@ class SpinLM(HuggingFaceModel):
 
     pair_loss: PairLoss | None
     """The iteration's loss; the algorithm sets it."""
+    layout: Layout
+    """How pair batches are laid out for the forward; padded, unless the algorithm sets another."""
     tokenizer: PreTrainedTokenizerBase  # pyright: ignore[reportIncompatibleVariableOverride]
     """The run's; the algorithm refuses a model without one."""
 
@@ -68,6 +76,7 @@ class SpinLM(HuggingFaceModel):
     ) -> None:
         """Install the head and switch dropout off; embeddings and LoRA must be final by now."""
         self.pair_loss = None
+        self.layout = PADDED
         correct_tied_flag(inner_model(self.model), has_adapters=self.using_peft)
         install_head(self.model)
         disabled = disable_dropout(self.model)
@@ -95,7 +104,7 @@ class SpinLM(HuggingFaceModel):
         lengths = batch["cu_scored"].long().diff().view(-1, 2)
         if torch.is_grad_enabled() and self.pair_loss is not None:
             return self._with_loss(batch, lengths, self.pair_loss)
-        token_logps = response_logps(self.model, batch)
+        token_logps = response_logps(self.model, batch, self.layout)
         return {
             "policy_logps": sequence_sums(token_logps, batch["cu_scored"]).view(-1, 2),
             "lengths": lengths,
@@ -108,7 +117,7 @@ class SpinLM(HuggingFaceModel):
         def of_sums(real: Tensor, generated: Tensor) -> Tensor:
             return pair_loss(torch.stack((real, generated), 1), batch["opponent_logps"], lengths)
 
-        found = response_pair_loss(self.model, batch, of_sums)
+        found = response_pair_loss(self.model, batch, of_sums, self.layout)
         return {
             "policy_logps": torch.stack((found.real_logps, found.generated_logps), 1),
             "lengths": lengths,
@@ -144,9 +153,13 @@ class SpinLM(HuggingFaceModel):
         return {}
 
     @torch.no_grad()
-    def response_logps(self, batch: PairBatch) -> Tensor:
+    def response_logps(self, batch: PairBatch, layout: Layout) -> Tensor:
         """Return the log-prob [N] of each scored token, entering through this module (FSDP)."""
-        return self(batch)["token_logps"]
+        kept, self.layout = self.layout, layout
+        try:
+            return self(batch)["token_logps"]
+        finally:
+            self.layout = kept
 
     @torch.no_grad()
     def score(self, batch: PairBatch) -> Tensor:
@@ -155,7 +168,16 @@ class SpinLM(HuggingFaceModel):
 
     def check_head(self, batch: PairBatch) -> None:
         """Compare head and model on a small pair batch (logprobs.check_head); all ranks call it."""
-        check_head(self.model, batch, score=self.response_logps, forward=self)
+        score = partial(self.response_logps, layout=PADDED)
+        check_head(self.model, batch, score=score, forward=self)
+
+    def choose_layout(self, name: LayoutName, tokens: Ids, longest: int, device: Device) -> None:
+        """Set the layout of the run (choose.choose_layout); all ranks call it."""
+
+        def score(batch: PairBatch, layout: Layout) -> Tensor:
+            return self.response_logps(device.batch_to_device(batch), layout)
+
+        self.layout = choose_layout(name, self.model, tokens, longest, score)
 
     def _required_loss(self) -> PairLoss:
         if self.pair_loss is None:

@@ -1,12 +1,11 @@
 """Response log-probs, or the loss, of a pair batch by one forward of the model.
 
-Dimensions: B pairs, S = 2B sequences, T the longest of them, N scored tokens, V vocabulary.
+Dimensions: B pairs, S = 2B sequences, N scored tokens, V vocabulary.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from itertools import pairwise
 from typing import Any
 
 import torch
@@ -14,35 +13,13 @@ from torch import Tensor, nn
 
 from spin_composer.data.pairs import PairBatch
 from spin_composer.model.head import PairRequest, find_head, scoring
+from spin_composer.model.layout.base import Layout
+from spin_composer.model.layout.padded import PADDED
 from spin_composer.model.unwrap import inner_model
 from spin_kernels import PairLossOutput, log_softmax_gather
 
 
-def pad_right(batch: PairBatch) -> tuple[dict[str, Tensor], Tensor]:
-    """Return the pair batch as padded model inputs, and its scored rows in them.
-
-    Args:
-        batch: input_ids [total], cu_seqlens [S + 1], scored_rows [N] on one device, and
-            seqlen_bounds.
-
-    Returns:
-        ``{"input_ids": [S, T] int64, "attention_mask": [S, T] int64}`` and rows [N] into S * T.
-    """
-    ids, cu = batch["input_ids"], batch["cu_seqlens"].long()
-    lengths = cu.diff()
-    bounds = batch["seqlen_bounds"]  # the host's: no wait for the device
-    num_sequences, width = len(bounds) - 1, max(b - a for a, b in pairwise(bounds))
-    sequence = torch.repeat_interleave(lengths, output_size=ids.shape[0])  # [total]
-    places = torch.arange(ids.shape[0], device=ids.device) - cu[sequence] + sequence * width
-    # Any id of the vocabulary does for padding: it is masked, and causal rows never look right.
-    padded = torch.zeros(num_sequences * width, dtype=torch.long, device=ids.device)
-    padded[places] = ids
-    mask = torch.arange(width, device=ids.device) < lengths[:, None]
-    inputs = {"input_ids": padded.view(num_sequences, width), "attention_mask": mask.long()}
-    return inputs, places[batch["scored_rows"]]
-
-
-def response_logps(model: nn.Module, batch: PairBatch) -> Tensor:
+def response_logps(model: nn.Module, batch: PairBatch, layout: Layout = PADDED) -> Tensor:
     """Return the policy's log-prob of each scored token of a pair batch, by one forward.
 
     Only the scored rows reach the output layer, and no [N, V] matrix of logits is held.
@@ -51,15 +28,19 @@ def response_logps(model: nn.Module, batch: PairBatch) -> Tensor:
         model: a model that went through :func:`~spin_composer.model.head.install_head`, inside FSDP
             or not.
         batch: a pair batch (spin_composer.data.pairs) on the model's device.
+        layout: how the batch is laid out for the forward.
 
     Returns:
         token_logps [N], fp32 (fp64 for an fp64 model), with gradient.
     """
-    return _answer(model, batch, None).reshape(-1)
+    return _answer(model, batch, None, layout).reshape(-1)
 
 
 def response_pair_loss(
-    model: nn.Module, batch: PairBatch, pair_loss: Callable[[Tensor, Tensor], Tensor]
+    model: nn.Module,
+    batch: PairBatch,
+    pair_loss: Callable[[Tensor, Tensor], Tensor],
+    layout: Layout = PADDED,
 ) -> PairLossOutput:
     """Return the mean pair loss of a batch with its gradient already made in the output layer.
 
@@ -70,6 +51,7 @@ def response_pair_loss(
             or not.
         batch: a pair batch (spin_composer.data.pairs) on the model's device.
         pair_loss: (real sums [B], generated sums [B]) -> losses [B], the opponent's sums bound in.
+        layout: how the batch is laid out for the forward.
 
     Returns:
         The mean loss for ``backward``, and detached pair losses and log-prob sums, each [B].
@@ -78,16 +60,18 @@ def response_pair_loss(
     num_pairs = len(bounds) // 2
     device = batch["targets"].device
     pairs = PairRequest(bounds, pair_loss, torch.full((num_pairs,), 1 / num_pairs, device=device))
-    loss = _answer(model, batch, pairs).reshape(())
+    loss = _answer(model, batch, pairs, layout).reshape(())
     assert pairs.answer is not None  # the head answered, or _answer raised
     return pairs.answer._replace(loss=loss)
 
 
-def _answer(model: nn.Module, batch: PairBatch, pairs: PairRequest | None) -> Tensor:
+def _answer(
+    model: nn.Module, batch: PairBatch, pairs: PairRequest | None, layout: Layout
+) -> Tensor:
     """Return what the head returns in place of logits, by one forward of the outermost module."""
-    inputs, rows = pad_right(batch)
-    with scoring(find_head(model), rows, batch["targets"], inputs["input_ids"].numel(), pairs):
-        return model(**inputs, use_cache=False, return_dict=True).logits
+    inputs = layout.arrange(batch)
+    with scoring(find_head(model), inputs.rows, batch["targets"], inputs.num_positions, pairs):
+        return model(**inputs.kwargs, use_cache=False, return_dict=True).logits
 
 
 def sequence_sums(token_logps: Tensor, cu_scored: Tensor) -> Tensor:
@@ -128,7 +112,8 @@ def check_head(
         RuntimeError: They differ: the model changes its logits after the output layer in a way
             that spin_composer does not know.
     """
-    inputs, rows = pad_right(batch)
+    padded = PADDED.arrange(batch)
+    inputs, rows = padded.kwargs, padded.rows
     logps = score(batch) if score else response_logps(model, batch)
     output = forward(inputs) if forward else model(**inputs, use_cache=False, return_dict=True)
     logits = output.logits.flatten(0, 1)[rows]

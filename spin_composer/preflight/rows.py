@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import numpy as np
 from composer.utils import dist
 from torch.utils.data import DataLoader
 
 from spin_composer.data.examples import Example, ExampleDataset
 from spin_composer.data.loader import examples_of
-from spin_composer.data.pairs import Pair, PairBatch, collate_pairs
+from spin_composer.data.pairs import Ids, Pair, PairBatch, collate_pairs
 from spin_composer.data.row_limits import check_first_batch_is_whole, check_rows
 from spin_composer.model.lm import SpinLM
 from spin_composer.pretrained.limits import model_limits
@@ -39,3 +40,19 @@ def short_pair_batch(examples: ExampleDataset) -> PairBatch:
     first = examples[0]
     response = first.response[:_SHORT_TOKENS]
     return collate_pairs([Pair(first.prompt[-_SHORT_TOKENS:], response, response)])
+
+
+def longest_sequence(examples: ExampleDataset, max_new_tokens: int) -> int:
+    """Return the tokens of the longest sequence that a run can make: of its rows or of play."""
+    real = int(examples.lengths.sum(axis=1).max())
+    return max(real, examples.max_prompt_tokens + max_new_tokens)
+
+
+def sample_tokens(examples: ExampleDataset, at_least: int) -> Ids:
+    """Return the ids of the first rows, one after another, ``at_least`` many if there are."""
+    ids: list[Ids] = []
+    for index in range(len(examples)):
+        ids += [examples[index].prompt, examples[index].response]
+        if sum(map(len, ids)) >= at_least:
+            break
+    return np.concatenate(ids)

@@ -29,6 +29,7 @@ from spin_composer.settings.fields import (
 from spin_composer.settings.generation import GenerationSettings
 from spin_composer.settings.section import section, section_validator
 
+LayoutName = Literal["auto", "shared", "packed", "padded"]
 ALL = "all"
 LOCAL = "file"
 STORES = {
@@ -162,6 +163,10 @@ class SpinSettings:
     """Prompts per unit of the store: what a crash in play can cost a rank."""
     seed: Count | None = None
     """Seed of play and of the order of pairs; null: the Trainer's seed."""
+    layout: LayoutName = "auto"
+    """How pairs are laid out for the model. ``shared``: a pair's prompt once, no padding;
+    ``packed``: no padding; ``padded``: a row per sequence. ``auto``: shared where the model, tried
+    at the start, gives the same log-probs, else padded."""
     deterministic: bool = False
     """Bitwise repeatable runs: deterministic kernels, slower on GPUs."""
     repair: bool = False

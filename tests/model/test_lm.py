@@ -20,9 +20,8 @@ from spin_composer.loss import PairLoss
 from spin_composer.metrics import PAIR_METRICS
 from spin_composer.model.head import ScoringHead
 from spin_composer.model.lm import HFSpinLM
-from spin_composer.model.logprobs import pad_right
 from tests.fixtures.lm import check_pair_batches, sft_batch, word_tokenizer
-from tests.fixtures.models import VOCAB, batch_of, pair_batch, sequences_of, tiny_model
+from tests.fixtures.models import VOCAB, batch_of, padded_inputs, pair_batch, sequences_of, tiny_model
 
 LORA = {"peft_type": "LORA", "task_type": "CAUSAL_LM", "r": 2, "lora_dropout": 0.1}
 
@@ -67,7 +66,7 @@ def test_gradient_made_in_forward_equals_autograd_through_the_models_logits(
     leaves = list(model.parameters())
     ours = torch.autograd.grad(0.25 * model.loss(model(batch), batch), leaves)
 
-    inputs, rows = pad_right(batch)
+    inputs, rows = padded_inputs(batch)
     logits = model.model(**inputs).logits.flatten(0, 1)[rows]
     logps = logits.log_softmax(-1).gather(1, batch["targets"][:, None])[:, 0]
     policy = torch.stack([part.sum() for part in logps.split(batch["cu_scored"].diff().tolist())])

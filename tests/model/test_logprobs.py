@@ -16,8 +16,9 @@ from spin_composer.errors import InputError
 from spin_composer.model.dropout import disable_dropout
 from spin_composer.model.head import find_head, install_head
 from spin_composer.model.logit_transforms import LOGIT_TRANSFORMS
-from spin_composer.model.logprobs import check_head, pad_right, response_logps, sequence_sums
+from spin_composer.model.logprobs import check_head, response_logps, sequence_sums
 from tests.fixtures.models import (
+    padded_inputs,
     FAMILIES,
     MAX_TOKENS,
     VOCAB,
@@ -36,7 +37,7 @@ def scored_model(family: str, **overrides: Any) -> Any:
 
 def own_logps(model: Any, batch: dict[str, Tensor]) -> Tensor:
     """Return the log-softmax of the model's own full logits at the scored rows."""
-    inputs, rows = pad_right(batch)
+    inputs, rows = padded_inputs(batch)
     logps = model(**inputs).logits.flatten(0, 1)[rows].log_softmax(-1)
     return logps.gather(1, batch["targets"][:, None])[:, 0]
 
@@ -292,7 +293,7 @@ def test_only_scored_rows_reach_the_vocabulary() -> None:
 
 def test_padding_keeps_tokens_and_places() -> None:
     sequences = [(torch.tensor([5, 6]), torch.tensor([7])), (torch.tensor([8]), torch.arange(3, 7))]
-    inputs, rows = pad_right(batch_of(sequences))
+    inputs, rows = padded_inputs(batch_of(sequences))
     assert inputs["input_ids"].tolist() == [[5, 6, 7, 0, 0], [8, 3, 4, 5, 6]]
     assert inputs["attention_mask"].tolist() == [[1, 1, 1, 0, 0], [1, 1, 1, 1, 1]]
     assert rows.tolist() == [1, 5, 6, 7, 8]  # each predicts the token after it

@@ -1,0 +1,1 @@
+"""How a pair batch is laid out for one forward of the model."""

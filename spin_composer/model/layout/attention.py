@@ -1,0 +1,141 @@
+"""Attention within the segments of a packed row, for any model that takes transformers' functions.
+
+Dimensions: T tokens of the row, H heads, K key-value heads, D their size.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import scaled_dot_product_attention
+from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
+
+from spin_composer.model.layout.segments import Segments, is_table, segments_of
+
+IMPLEMENTATION = "spin_segments"
+"""The name of the attention function in transformers' registry."""
+
+
+def segment_attention(
+    module: nn.Module,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attention_mask: Tensor,
+    scaling: float | None = None,
+    sliding_window: int | None = None,
+    softcap: float | None = None,
+    s_aux: Tensor | None = None,
+    **others: Any,
+) -> tuple[Tensor, None]:
+    """Attend within segments; transformers' interface of an attention function.
+
+    Args:
+        module: The attention layer.
+        query: [1, H, T, D].
+        key: [1, K, T, D].
+        value: [1, K, T, D'].
+        attention_mask: The table of the row's segments.
+        scaling: Of the scores; 1 / sqrt(D) if None.
+        sliding_window: Number of tokens that a query sees, itself included.
+        softcap: Scores are softcap * tanh(scores / softcap).
+        s_aux: [H] a logit per head that takes part in the softmax (attention sinks).
+        others: What other functions need: dropout, which is off, and what masks are made of.
+
+    Returns:
+        [1, T, H, D'], and None for the attention weights.
+    """
+    del module, others
+    segments = segments_of(attention_mask)
+    key, value = _per_head(key, query.shape[1]), _per_head(value, query.shape[1])
+    how = (segments, scaling, sliding_window, softcap, s_aux)
+    parts = []
+    for segment in segments.segments:
+        first = slice(segment.start, segment.start + segment.prompt + segment.first)
+        q, k, v = query[:, :, first], key[:, :, first], value[:, :, first]
+        parts.append(_attend(q, k, v, *how))
+        if segment.second:
+            own = slice(first.stop, segment.end)
+            prompt = slice(segment.start, segment.start + segment.prompt)
+            k = torch.cat((key[:, :, prompt], key[:, :, own]), 2)
+            v = torch.cat((value[:, :, prompt], value[:, :, own]), 2)
+            parts.append(_attend(query[:, :, own], k, v, *how))
+    return torch.cat(parts, 2).transpose(1, 2).contiguous(), None
+
+
+def _per_head(states: Tensor, num_heads: int) -> Tensor:
+    """Repeat key-value heads [1, K, T, D] for the query heads that share them."""
+    shared_by = num_heads // states.shape[1]
+    return states if shared_by == 1 else states.repeat_interleave(shared_by, dim=1)
+
+
+def _attend(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    segments: Segments,
+    scaling: float | None,
+    window: int | None,
+    softcap: float | None,
+    sinks: Tensor | None,
+) -> Tensor:
+    """Return [1, H, Q, D'] of the last Q tokens of a causal sequence of Q or more."""
+    queries, keys = query.shape[2], key.shape[2]
+    bites = window is not None and keys > window
+    if softcap is None and sinks is None:
+        if queries == keys and not bites:
+            return scaled_dot_product_attention(query, key, value, is_causal=True, scale=scaling)
+        mask = segments.mask(queries, keys, window if bites else None, query)
+        return scaled_dot_product_attention(query, key, value, attn_mask=mask, scale=scaling)
+    scale = query.shape[-1] ** -0.5 if scaling is None else scaling
+    scores = query @ key.transpose(2, 3) * scale
+    if softcap is not None:
+        scores = softcap * torch.tanh(scores / softcap)
+    scores = scores + segments.mask(queries, keys, window if bites else None, scores)
+    if sinks is not None:
+        aside = sinks.to(scores.dtype).view(1, -1, 1, 1).expand(*scores.shape[:3], 1)
+        scores = torch.cat((scores, aside), -1)
+    weights = torch.softmax(scores.float(), -1).to(value.dtype)
+    return weights[..., :keys] @ value
+
+
+class _Switch:
+    """Has an attention layer use :func:`segment_attention` while its mask is a table."""
+
+    def __init__(self) -> None:
+        self.before: list[str | None] = []
+
+    def enter(self, module: nn.Module, args: tuple, kwargs: dict[str, Any]) -> None:
+        config: Any = module.config
+        if any(map(is_table, (*args, *kwargs.values()))):
+            self.before.append(config._attn_implementation)
+            config._attn_implementation = IMPLEMENTATION
+        else:
+            self.before.append(None)
+
+    def leave(self, module: nn.Module, args: tuple, output: object) -> None:
+        del args, output
+        before, config = self.before.pop(), module.config
+        if before is not None:
+            config._attn_implementation = before  # type: ignore[union-attr]
+
+
+def install_segment_attention(model: nn.Module) -> int:
+    """Have the attention layers of a Hugging Face model take tables of segments; return how many.
+
+    With any other mask nothing changes. A second call does nothing.
+    """
+    ALL_ATTENTION_FUNCTIONS.register(IMPLEMENTATION, segment_attention)
+    layers = [
+        module
+        for module in model.modules()
+        if "Attention" in type(module).__name__ and hasattr(module, "config")
+    ]
+    for layer in layers:
+        if not hasattr(layer, "_spin_switch"):
+            switch = layer._spin_switch = _Switch()  # type: ignore[assignment]
+            layer.register_forward_pre_hook(switch.enter, with_kwargs=True)
+            layer.register_forward_hook(switch.leave, always_call=True)
+    return len(layers)

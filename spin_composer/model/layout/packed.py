@@ -1,0 +1,81 @@
+"""Pairs one after another in a single row, without padding; a pair's prompt once, if shared.
+
+Dimensions: B pairs, S = 2B sequences, M tokens of the row, N scored positions.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from itertools import pairwise
+from typing import ClassVar
+
+import torch
+from torch import Tensor, arange
+
+from spin_composer.data.pairs import PairBatch
+from spin_composer.model.layout.base import Layout, ModelInputs
+from spin_composer.model.layout.segments import Segment, Segments
+
+
+class SharedLayout(Layout):
+    """``[prompt | real | generated]`` of each pair, one after another.
+
+    Positions go on after the prompt in both responses, and the first token of both is predicted
+    from the last prompt position.
+    """
+
+    name: ClassVar[str] = "shared"
+
+    def arrange(self, batch: PairBatch) -> ModelInputs:
+        """Return ``input_ids`` and ``position_ids`` [1, M], the table of segments, and rows [N]."""
+        kept: list[Tensor] = []  # which of the batch's tokens are in the row
+        positions: list[Tensor] = []
+        rows: list[Tensor] = []
+        segments: list[Segment] = []
+        start = 0
+        for offset, prompt, real, generated in _sizes(batch):
+            again = offset + prompt + real  # the prompt once more, before the generated response
+            kept += [arange(offset, again), arange(again + prompt, again + prompt + generated)]
+            positions += [arange(prompt + real), arange(prompt, prompt + generated)]
+            last, second = start + prompt - 1, start + prompt + real
+            rows += [arange(last, last + real), arange(last, last + 1)]
+            rows.append(arange(second, second + generated - 1))
+            segments.append(Segment(start, prompt, real, generated))
+            start = segments[-1].end
+        device = batch["input_ids"].device
+        ids = batch["input_ids"][torch.cat(kept).to(device)]
+        return ModelInputs(_kwargs(ids, positions, segments), torch.cat(rows).to(device))
+
+
+class PackedLayout(Layout):
+    """Every sequence, its prompt included, one after another."""
+
+    name: ClassVar[str] = "packed"
+
+    def arrange(self, batch: PairBatch) -> ModelInputs:
+        """Return ``input_ids`` and ``position_ids`` [1, M], the table of segments, and rows [N]."""
+        bounds = list(pairwise(batch["seqlen_bounds"]))
+        segments = [Segment(start, 0, end - start, 0) for start, end in bounds]
+        positions = [arange(end - start) for start, end in bounds]
+        return ModelInputs(_kwargs(batch["input_ids"], positions, segments), batch["scored_rows"])
+
+
+def _sizes(batch: PairBatch) -> list[tuple[int, int, int, int]]:
+    """Return of each pair where it starts in the batch's ids, and the lengths of its parts."""
+    bounds, scored = batch["seqlen_bounds"], batch["scored_bounds"]
+    sizes = []
+    for side in range(0, len(bounds) - 1, 2):
+        real, generated = scored[side + 1] - scored[side], scored[side + 2] - scored[side + 1]
+        prompt = bounds[side + 1] - bounds[side] - real
+        sizes.append((bounds[side], prompt, real, generated))
+    return sizes
+
+
+def _kwargs(
+    ids: Tensor, positions: Sequence[Tensor], segments: Sequence[Segment]
+) -> dict[str, Tensor]:
+    return {
+        "input_ids": ids[None],
+        "position_ids": torch.cat(list(positions))[None].to(ids.device),
+        "attention_mask": Segments(segments).table(ids.device),
+    }
