@@ -153,9 +153,9 @@ class SpinLM(HuggingFaceModel):
         return {}
 
     @torch.no_grad()
-    def response_logps(self, batch: PairBatch, layout: Layout) -> Tensor:
+    def response_logps(self, batch: PairBatch, layout: Layout | None = None) -> Tensor:
         """Return the log-prob [N] of each scored token, entering through this module (FSDP)."""
-        kept, self.layout = self.layout, layout
+        kept, self.layout = self.layout, layout or self.layout
         try:
             return self(batch)["token_logps"]
         finally:

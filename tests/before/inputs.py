@@ -50,6 +50,7 @@ RUN: dict[str, Any] = {
     },
     "algorithms": {
         "spin": {
+            "layout": "padded",  # as all was when the record was made: sums are rounded otherwise
             "beta": [0.5, 1.0],
             "iteration_length": "2ep",
             "replay": 1,

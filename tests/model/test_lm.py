@@ -21,7 +21,14 @@ from spin_composer.metrics import PAIR_METRICS
 from spin_composer.model.head import ScoringHead
 from spin_composer.model.lm import HFSpinLM
 from tests.fixtures.lm import check_pair_batches, sft_batch, word_tokenizer
-from tests.fixtures.models import VOCAB, batch_of, padded_inputs, pair_batch, sequences_of, tiny_model
+from tests.fixtures.models import (
+    VOCAB,
+    batch_of,
+    padded_inputs,
+    pair_batch,
+    sequences_of,
+    tiny_model,
+)
 
 LORA = {"peft_type": "LORA", "task_type": "CAUSAL_LM", "r": 2, "lora_dropout": 0.1}
 

@@ -18,11 +18,11 @@ from spin_composer.model.head import find_head, install_head
 from spin_composer.model.logit_transforms import LOGIT_TRANSFORMS
 from spin_composer.model.logprobs import check_head, response_logps, sequence_sums
 from tests.fixtures.models import (
-    padded_inputs,
     FAMILIES,
     MAX_TOKENS,
     VOCAB,
     batch_of,
+    padded_inputs,
     pair_batch,
     sequences_of,
     tiny_model,

@@ -15,6 +15,7 @@ from typing import Any
 import torch
 from composer.utils import dist
 from torch import Tensor, nn
+from transformers import PreTrainedModel
 
 from spin_composer.data.pairs import Ids, Pair, PairBatch, collate_pairs
 from spin_composer.errors import InputError
@@ -76,7 +77,7 @@ def choose_layout(
     return PADDED
 
 
-def unsupported_reason(model: nn.Module, longest: int) -> str | None:
+def unsupported_reason(model: PreTrainedModel, longest: int) -> str | None:
     """Return why a model takes no table of segments, or None; what it shows by itself.
 
     Args:
@@ -88,6 +89,8 @@ def unsupported_reason(model: nn.Module, longest: int) -> str | None:
     source = sys.modules[plain_class(model).__module__]
     if not hasattr(source, "ALL_ATTENTION_FUNCTIONS"):
         return f"{name} has attention of its own, which takes no other function"
+    if "finfo(attention_mask.dtype)" in inspect.getsource(source):  # transformers before 4.53
+        return f"{name} changes its attention mask in every layer"
     if "position_ids" not in inspect.signature(model.forward).parameters:
         return f"{name} takes no positions"
     kinds = set(getattr(config, "layer_types", None) or ())
@@ -101,8 +104,7 @@ def unsupported_reason(model: nn.Module, longest: int) -> str | None:
 
 
 def probe_pairs(config: Any, tokens: Ids, longest: int) -> list[Pair]:
-    """Return two pairs to try a layout with: one past the model's windows if the run can be, and
-    a short one.
+    """Return two pairs to try a layout with: a short one, and one past windows that the run passes.
 
     Args:
         config: The model's.
@@ -151,19 +153,19 @@ def _try(
     if difference <= _tolerance(alone.device, inner):
         return None
     return (
-        f"{plain_class(inner).__name__}'s log-probs differ by {difference:.2g} nats a token between "
-        f"layouts {layout.name} and padded"
+        f"{plain_class(inner).__name__}'s log-probs differ by {difference:.2g} nats a token "
+        f"between layouts {layout.name} and padded"
     )
 
 
 def _mean_difference(one: Tensor, other: Tensor) -> float:
     """Return the mean |difference|, the largest of all ranks; not finite counts as infinite."""
-    found = (one.double() - other.double()).abs().mean().nan_to_num(torch.inf).view(1).to(one.device)
+    found = (one.double() - other.double()).abs().mean().nan_to_num(torch.inf).view(1)
     dist.all_reduce(found, reduce_operation="MAX")
     return float(found)
 
 
-def _tolerance(device: torch.device, model: nn.Module) -> float:
+def _tolerance(device: torch.device, model: PreTrainedModel) -> float:
     low = torch.is_autocast_enabled(device.type) or any(
         p.dtype in (torch.bfloat16, torch.float16) for p in model.parameters()
     )

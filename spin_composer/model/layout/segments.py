@@ -70,7 +70,7 @@ class Segments:
 
 
 def is_table(mask: object) -> bool:
-    """Tell a table of segments from a mask: no model has whole numbers in a mask of 4 dimensions."""
+    """Tell a table of segments from a mask: no mask of 4 dimensions has whole numbers."""
     return isinstance(mask, Tensor) and mask.dim() == 4 and mask.dtype == torch.long
 
 
