@@ -134,8 +134,8 @@ def install_segment_attention(model: nn.Module) -> int:
         if "Attention" in type(module).__name__ and hasattr(module, "config")
     ]
     for layer in layers:
-        if not hasattr(layer, "_spin_switch"):
-            switch = layer._spin_switch = _Switch()  # type: ignore[assignment]
+        if not hasattr(layer, "spin_switch"):
+            switch = layer.spin_switch = _Switch()  # type: ignore[assignment]
             layer.register_forward_pre_hook(switch.enter, with_kwargs=True)
             layer.register_forward_hook(switch.leave, always_call=True)
     return len(layers)
