@@ -2,7 +2,8 @@
 
 Columns are text or JSON, never pickled: ``prompt`` and ``response``, or ``messages``, with
 ``tools`` and ``chat_template_kwargs`` where rows have them. SPIN's loader reads the result, and
-llm-foundry's own StreamingFinetuningDataset too where turns have role and content only.
+llm-foundry's own StreamingFinetuningDataset too where turns have role and content only, and roles
+have llm-foundry's names.
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from itertools import chain, islice
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from spin_composer.data.bad_row import BadRow, Location
 from spin_composer.data.counts import DataReport
@@ -24,6 +25,7 @@ from spin_composer.data.preprocess import make_preprocessor, preprocess_row
 from spin_composer.data.rows import Row
 from spin_composer.data.sources import read_rows
 from spin_composer.data.tokenizers import load_tokenizer
+from spin_composer.data.turns import Role
 from spin_composer.errors import InputError
 from spin_composer.settings.dataset import DatasetConfig
 from spin_composer.settings.section import Config
@@ -252,9 +254,19 @@ def _write(
         for column in _AT_NEED:
             if column in row and column not in columns:
                 raise _NeedsColumn(column)
-        writer.write({column: row.get(column) for column in columns})
+        writer.write({column: _as_written(row.get(column)) for column in columns})
         advance()
     writer.finish()
+
+
+def _as_written(value: Any) -> Any:
+    """Return a column's value; turns under the role that the row has, as templates may know it."""
+    if not isinstance(value, list):
+        return value
+    return [
+        {**turn, "role": turn["role"].spelled} if isinstance(turn.get("role"), Role) else turn
+        for turn in value
+    ]
 
 
 @contextmanager

@@ -19,6 +19,10 @@ from spin_composer.errors import format_value
 
 _CALL = '[{"type": "function", "function": {"name": "...", "arguments": {...}}}]'
 _TOOL = '[{"type": "function", "function": {"name": "...", "parameters": {...}}}]'
+_BESIDE_FUNCTION = ("id", "type", "index", "tool_call_id", "call_id")
+"""Keys of a call beside its function: they count and name it, and templates may leave them out."""
+_ARGUMENTS = ("arguments", "parameters")
+"""What data sets call a call's arguments; the second is Llama 3.1's."""
 
 
 def parse_json(value: object) -> Any:
@@ -129,10 +133,10 @@ def _validate_call(call: object, field: str, where: Location) -> Call:
     call = parse_json(call)
     if isinstance(call, Mapping) and call.get("function") is None and call.get("name"):
         # The function's own object alone, as some data sets have it.
-        outer = {key: call[key] for key in ("id", "type") if call.get(key) is not None}
-        inner = {key: item for key, item in call.items() if key not in outer}
+        outer = {key: call[key] for key in _BESIDE_FUNCTION if call.get(key) is not None}
+        inner = {k: v for k, v in call.items() if k not in (*_BESIDE_FUNCTION, "function")}
         call = {"type": "function", **outer, "function": inner}
-    function = call.get("function") if isinstance(call, Mapping) else None
+    function = parse_json(call.get("function")) if isinstance(call, Mapping) else None
     if (
         not isinstance(call, Mapping)
         or not isinstance(function, Mapping)
@@ -142,24 +146,59 @@ def _validate_call(call: object, field: str, where: Location) -> Call:
             where, "wrong type", f"{field}={format_value(call)} is no call with a function's name",
             f"Write tool_calls: {_CALL}.",
         )  # fmt: skip
-    call = {key: item for key, item in call.items() if item is not None}
-    given = function.get("arguments")
-    arguments = parse_json(given)
-    if arguments is None or (isinstance(arguments, str) and not arguments.strip()):
-        arguments = {}
-    if not isinstance(arguments, Mapping):
+    _check_keys(call, (*_BESIDE_FUNCTION, "function"), field, where)
+    _check_keys(function, ("name", *_ARGUMENTS), f"{field}.function", where)
+    arguments = _validate_arguments(function, f"{field}.function", where)
+    inner = {k: v for k, v in function.items() if v is not None and k != "parameters"}
+    outer = {k: v for k, v in call.items() if v is not None}
+    return {**outer, "function": {**inner, "arguments": arguments}}  # in the order of their keys
+
+
+def _check_keys(
+    given: Mapping[str, object], known: Sequence[str], field: str, where: Location
+) -> None:
+    """Refuse an object of a call with a key that templates do not read, if it holds something."""
+    for key, value in given.items():
+        value = parse_json(value)
+        if key in known or value is False or drop_nulls(value) in (None, "", [], {}):
+            continue
         raise BadRow(
-            where, "wrong type",
-            f"{field}.function.arguments={format_value(given)} is no object, nor JSON text of one",
-            'Write {"name of an argument": value, ...}.',
+            where, "unknown key of a call",
+            f"{field}.{key}={format_value(value)} is no key of a call that is read, so it would be "
+            "lost", f"Write arguments as such, {_CALL}, or remove the key.",
         )  # fmt: skip
-    if where.filled and not isinstance(given, str):
-        arguments = drop_nulls(arguments)
-    inner = {key: item for key, item in function.items() if item is not None}
-    made = {**call, "function": {**inner, "arguments": dict(arguments)}}
-    validate_json(made["function"]["arguments"], f"{field}.function.arguments",
-                 Location(where.source, where.number, where.unit))  # fmt: skip
-    return made
+
+
+def _validate_arguments(
+    function: Mapping[str, object], field: str, where: Location
+) -> dict[str, object]:
+    """Return the arguments of a call as an object, under whichever of their two names."""
+    found: dict[str, dict[str, object]] = {}
+    for key in _ARGUMENTS:
+        given = function.get(key)
+        arguments = parse_json(given)
+        if arguments is None or (isinstance(arguments, str) and not arguments.strip()):
+            continue
+        if not isinstance(arguments, Mapping):
+            raise BadRow(
+                where, "wrong type",
+                f"{field}.{key}={format_value(given)} is no object, nor JSON text of one",
+                'Write {"name of an argument": value, ...}.',
+            )  # fmt: skip
+        if where.filled and not isinstance(given, str):
+            arguments = drop_nulls(arguments)
+        validate_json(arguments, f"{field}.{key}",
+                      Location(where.source, where.number, where.unit))  # fmt: skip
+        found[key] = dict(arguments)
+    filled = [key for key in found if found[key]]
+    if len(filled) > 1 and found[filled[0]] != found[filled[1]]:
+        raise BadRow(
+            where, "two keys for one",
+            f"{field} has both "
+            + " and ".join(f"{key}={format_value(found[key])}" for key in filled),
+            "Keep one, as arguments.",
+        )  # fmt: skip
+    return found[filled[0]] if filled else {}
 
 
 def with_text_arguments(messages: Sequence[Turn]) -> list[Turn]:

@@ -13,8 +13,15 @@ from rich.console import Console
 from spin_composer.data import convert
 from spin_composer.data.check import histogram, print_report
 from spin_composer.errors import InputError
+from tests.data import templates
 from tests.data.datasets import check_dataset, convert_dataset
 from tests.data.rows import CHAT, PLAIN, load, nemo_chat
+
+ROLES = {
+    **dict.fromkeys(("system", "developer"), "system"),
+    **dict.fromkeys(("user", "human", "prompter"), "user"),
+    **dict.fromkeys(("tool", "function", "observation", "ipython", "tool_response"), "tool"),
+}
 
 
 @pytest.mark.parametrize("kind", ["plain", "chat"])
@@ -33,6 +40,43 @@ def test_converted_rows_read_the_same_here_and_in_llm_foundry(kind, jsonl, tmp_p
     assert [theirs[i] for i in range(len(rows))] == [
         tasks.tokenize_formatted_example(row, chatml) for row in rows
     ]
+
+
+def test_converted_rows_have_the_same_ids_for_every_role_and_key(jsonl, tmp_path):
+    call = {"type": "function", "function": {"name": "f", "arguments": {"b": None, "a": "\u00e9"}}}
+    words = list(ROLES)
+    written = (
+        "{% if tools %}{{ tools | tojson }}{% endif %}" + templates.REASONING.replace(
+            "{%- for m in messages %}",
+            f"{{%- for m in messages %}}{{%- if m.role in {words} %}}{{{{- kind or '' }}}}"
+            "{%- endif %}{{- (m.name or '') + (m.tool_call_id or '') }}",
+        )
+    )  # fmt: skip
+    tokenizer = templates.chatml(written, "<|observation|>")
+    user, end = {"role": "user", "content": "Hello"}, {"role": "assistant", "content": "Hi"}
+    calls = {"role": "assistant", "content": None, "tool_calls": [call], "reasoning_content": "so"}
+    rows = []
+    for word in words:
+        before = {
+            "system": [{"role": word, "content": "Be kind."}, user],
+            "user": [{"role": word, "content": "Hello"}],
+            "tool": [user, calls, {"role": word, "content": "sun", "name": "f",
+                                   "tool_call_id": "1"}],
+        }[ROLES[word]]  # fmt: skip
+        rows.append({"messages": [*before, end]})
+    rows += [
+        {"messages": [user, calls], "tools": [call], "chat_template_kwargs": {"kind": "k"}},
+        {"messages": [user, {**end, "thinking": "so"}], "functions": [call["function"]]},
+        {"messages": [user, {**end, "reasoning": "so"}], "system": "Be kind."},
+    ]
+    source = str(jsonl(rows))
+    convert_dataset(source, str(tmp_path / "mds"))
+    ids = [
+        [(e.prompt.tolist(), e.response.tolist()) for e in load(tokenizer, **where)]
+        for where in ({"hf_name": source}, {"local": str(tmp_path / "mds")})
+    ]
+    assert len({str(one) for one in ids[0]}) > 8  # the words make a difference
+    assert ids[0] == ids[1]
 
 
 def test_conversion_leaves_all_or_nothing(jsonl, tmp_path):

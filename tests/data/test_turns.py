@@ -72,6 +72,48 @@ def test_other_spellings_of_calls_mean_the_same():
     assert read({"conversations": share, "tools": "[]"}) == {"messages": once}
 
 
+@pytest.mark.parametrize("whole", [True, False], ids=["call", "function"])
+def test_parameters_of_a_call_are_its_arguments(whole):
+    given = {"name": "weather", "parameters": {"city": "Paris"}, "arguments": {}}
+    turn = {"role": "assistant", "content": None}
+    made = {"name": "weather", "arguments": {"city": "Paris"}}
+    for calls in ([{"function": given}] if whole else [given], json.dumps([given])):
+        read_calls = read({"messages": [USER, {**turn, "tool_calls": calls}]})["messages"][1]
+        assert read_calls["tool_calls"][0]["function"] == made
+    for older in (given, json.dumps(given)):
+        row = {"messages": [USER, {**turn, "function_call": older}]}
+        assert read(row)["messages"][1]["tool_calls"][0]["function"] == made
+    share = [
+        {"from": "human", "value": "Hi"},
+        {"from": "function_call", "value": json.dumps(given)},
+    ]
+    assert read({"conversations": share})["messages"][1]["tool_calls"][0]["function"] == made
+
+
+@pytest.mark.parametrize("key", ["args", "input", "kwargs", "params", "result", "thought"])
+@pytest.mark.parametrize("value", [{"city": "Paris"}, '{"city": "Paris"}', "Paris", 5])
+def test_a_key_of_a_call_that_is_not_read_makes_a_bad_row(key, value):
+    function = {"name": "weather", key: value}
+    given = (
+        ("tool_calls", [{"type": "function", "function": function}], r"\[0\].function"),
+        ("tool_calls", [{**call("Paris"), key: value}], r"\[0\]"),
+        ("tool_calls", [function], r"\[0\].function"),
+        ("function_call", json.dumps(function), r"\[0\].function"),
+    )
+    for name, calls, at in given:
+        with pytest.raises(BadRow, match=rf"messages\[1\].{name}{at}.{key}=.* would be lost"):
+            read({"messages": [USER, {"role": "assistant", "content": None, name: calls}]})
+
+
+def test_keys_of_a_call_that_hold_nothing_are_no_fault():
+    given = {**call("Paris"), "index": 0, "args": {}, "result": "", "strict": False, "extra": None}
+    made = read({"messages": [USER, {"role": "assistant", "tool_calls": [given]}]})
+    assert made["messages"][1]["tool_calls"][0]["function"] == call("Paris")["function"]
+    both = {"name": "f", "arguments": {"a": 1}, "parameters": {"a": 2}}
+    with pytest.raises(BadRow, match=r"function has both arguments=.* and parameters="):
+        read({"messages": [USER, {"role": "assistant", "tool_calls": [both]}]})
+
+
 def test_keys_that_carry_text_are_kept_and_others_counted():
     report = DataReport()
     turn = {**ANSWER, "reasoning_content": "Look.", "thinking": "Hm.", "id": 3, "weight": 1,
