@@ -48,6 +48,7 @@ from spin_composer.preflight.checkpoint import (
 from spin_composer.preflight.held_out import warn_about_tokenization_mismatch
 from spin_composer.preflight.outputs import check_writable, dry_run_outputs
 from spin_composer.preflight.rows import (
+    check_microbatches,
     check_rows_fit,
     longest_sequence,
     sample_tokens,
@@ -144,6 +145,7 @@ class SPIN(Algorithm):
         if state.train_dataloader is not None:  # else fit() is given it
             loader = cast("DataLoader[Example]", state.train_dataloader)
             check_rows_fit(self.settings, loader, composer_model(state))
+            check_microbatches(self.settings, state, loader.batch_size or 1)
         self._missing_weights = track_missing_weights(state)
         if self.settings.play_only is None:
             self._take_locks(state)  # before the save folder is touched: it may be another run's
@@ -193,6 +195,7 @@ class SPIN(Algorithm):
         examples_of(loader)  # or it says that the loader is another one
         require_spin_scheduler(state)
         check_rows_fit(self.settings, loader, model)
+        check_microbatches(self.settings, state, loader.batch_size or 1)
         # The evaluation before leaves FSDP2's outermost parameters whole, which no optimizer holds.
         reshard(model)
         low = self.settings.allow_low_precision_weights

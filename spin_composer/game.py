@@ -22,6 +22,7 @@ from composer.utils import dist
 from torch.utils.data import DataLoader
 
 from spin_composer.data.examples import Example, ExampleDataset
+from spin_composer.data.microbatches import TokenBudget
 from spin_composer.data.pairs import Pair, PairBatch
 from spin_composer.distributed import from_rank_zero
 from spin_composer.engines.base import Generator, NoGenerator, Opponent, make_engine
@@ -302,12 +303,19 @@ class Game:
 
     def _load_pairs(self, state: State, iteration: int, report: PlayReport) -> DataLoader[Pair]:
         self.noise = report.noise
+        tokens, model = self.settings.device_train_microbatch_tokens, composer_model(state)
         loader = build_pair_loader(
-            self.store, iteration, report.pairs, self.sft_loader, dist.get_world_size(), self.seed
+            self.store,
+            iteration,
+            report.pairs,
+            self.sft_loader,
+            dist.get_world_size(),
+            self.seed,
+            None if tokens is None else TokenBudget(tokens, model.layout.name),
         )
         state.set_dataloader(loader, "train")
         state.train_dataloader = loader
-        composer_model(state).pair_loss = pair_loss(self.settings, iteration)
+        model.pair_loss = pair_loss(self.settings, iteration)
         return loader
 
     def _global_batch_size(self) -> int:

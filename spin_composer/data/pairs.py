@@ -13,6 +13,9 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
+from typing_extensions import NotRequired
+
+from spin_composer.data.microbatches import PairSize, TokenBudget, largest_of_ranks
 
 Ids = NDArray[np.int32]
 """Token ids of a prompt or a response."""
@@ -49,6 +52,8 @@ class PairBatch(TypedDict):
     """[S + 1]: ``cu_scored`` once more."""
     indices: list[int]
     """[B]: the pairs' rows in the data set, -1 if unknown."""
+    budget: NotRequired[TokenBudget]
+    """What a microbatch may hold; where it is absent, Composer's number of pairs counts."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,8 +73,13 @@ class Pair:
     """Why the generated response ended."""
 
 
-def collate_pairs(pairs: Sequence[Pair]) -> PairBatch:
-    """Return the pair batch of ``pairs`` (at least one; no empty prompt or response)."""
+def collate_pairs(pairs: Sequence[Pair], budget: TokenBudget | None = None) -> PairBatch:
+    """Return the pair batch of ``pairs`` (at least one; no empty prompt or response).
+
+    Args:
+        pairs: The pairs.
+        budget: What a microbatch of the batch may hold.
+    """
     ids, lengths, rows, targets, scored, start = [], [0], [], [], [0], 0
     for pair in pairs:
         for response in (pair.real, pair.generated):
@@ -89,7 +99,7 @@ def collate_pairs(pairs: Sequence[Pair]) -> PairBatch:
     sums = [(pair.opponent_real, pair.opponent_generated) for pair in pairs]
     seqlen_bounds = np.cumsum(lengths).tolist()
     scored_bounds = np.cumsum(scored).tolist()
-    return {
+    batch: PairBatch = {
         "input_ids": torch.from_numpy(np.concatenate(ids).astype(np.int64)),
         "cu_seqlens": torch.tensor(seqlen_bounds, dtype=torch.int32),
         "scored_rows": torch.from_numpy(np.concatenate(rows).astype(np.int64)),
@@ -100,6 +110,9 @@ def collate_pairs(pairs: Sequence[Pair]) -> PairBatch:
         "scored_bounds": scored_bounds,
         "indices": [pair.index for pair in pairs],
     }
+    if budget is not None:
+        batch["budget"] = budget
+    return batch
 
 
 def is_pair_batch(batch: object) -> TypeGuard[PairBatch]:
@@ -107,8 +120,25 @@ def is_pair_batch(batch: object) -> TypeGuard[PairBatch]:
     return isinstance(batch, Mapping) and "cu_scored" in batch
 
 
+def pair_sizes(batch: PairBatch) -> list[PairSize]:
+    """Return the tokens of each pair's parts."""
+    bounds, scored = batch["seqlen_bounds"], batch["scored_bounds"]
+    sizes = []
+    for side in range(0, len(bounds) - 1, 2):
+        real, generated = scored[side + 1] - scored[side], scored[side + 2] - scored[side + 1]
+        sizes.append(PairSize(bounds[side + 1] - bounds[side] - real, real, generated))
+    return sizes
+
+
 def split_pairs(batch: PairBatch, microbatch_size: int | float) -> list[PairBatch]:
-    """Split a pair batch into microbatches of at most ``microbatch_size`` pairs.
+    """Split a pair batch into microbatches.
+
+    Where the batch has a budget of tokens they are made by it, the same number on every rank (a
+    collective), and ``microbatch_size`` says which share of the budget is used.
+
+    Args:
+        batch: The pairs of this rank.
+        microbatch_size: Composer's number of pairs of a microbatch, at most.
 
     Raises:
         ValueError: If ``microbatch_size`` is no positive whole number.
@@ -119,27 +149,45 @@ def split_pairs(batch: PairBatch, microbatch_size: int | float) -> list[PairBatc
             f"device_train_microbatch_size must be a positive whole number of pairs, got "
             f"{microbatch_size}."
         )
-    return [
-        _slice(batch, b, min(b + size, num_pairs(batch))) for b in range(0, num_pairs(batch), size)
-    ]
+    count, budget = num_pairs(batch), batch.get("budget")
+    if budget is None:
+        groups = [list(range(b, min(b + size, count))) for b in range(0, count, size)]
+    else:
+        sizes = pair_sizes(batch)
+        groups = budget.deal(sizes, min(1.0, size / count))
+        wanted = largest_of_ranks(len(groups), batch["input_ids"].device)
+        budget.split(groups, sizes, wanted)
+    return [_select(batch, group) for group in groups]
 
 
-def _slice(batch: PairBatch, first: int, last: int) -> PairBatch:
-    """Return the pair batch of the pairs ``first`` to ``last`` (exclusive)."""
-    sides = slice(2 * first, 2 * last + 1)
-    seqlen_bounds, scored_bounds = batch["seqlen_bounds"][sides], batch["scored_bounds"][sides]
-    tokens = slice(seqlen_bounds[0], seqlen_bounds[-1])
-    rows = slice(scored_bounds[0], scored_bounds[-1])
+def _select(batch: PairBatch, pairs: Sequence[int]) -> PairBatch:
+    """Return the pair batch of some pairs, in their order; it has no budget."""
+    bounds, scored = batch["seqlen_bounds"], batch["scored_bounds"]
+    ids, rows, targets, sides, indices = [], [], [], [0], []
+    scored_sides, start = [0], 0
+    for pair in pairs:
+        first, middle, last = bounds[2 * pair : 2 * pair + 3]
+        own = slice(scored[2 * pair], scored[2 * pair + 2])
+        ids.append(batch["input_ids"][first:last])
+        rows.append(batch["scored_rows"][own] + (start - first))
+        targets.append(batch["targets"][own])
+        sides += [start + middle - first, start + last - first]
+        so_far = scored_sides[-1] - own.start
+        scored_sides += [scored[2 * pair + 1] + so_far, own.stop + so_far]
+        indices.append(batch["indices"][pair])
+        start = sides[-1]
+    device = batch["input_ids"].device
+    chosen = torch.tensor(list(pairs), device=batch["opponent_logps"].device)
     return {
-        "input_ids": batch["input_ids"][tokens],
-        "cu_seqlens": batch["cu_seqlens"][sides] - tokens.start,
-        "scored_rows": batch["scored_rows"][rows] - tokens.start,
-        "targets": batch["targets"][rows],
-        "cu_scored": batch["cu_scored"][sides] - rows.start,
-        "opponent_logps": batch["opponent_logps"][first:last],
-        "seqlen_bounds": [bound - tokens.start for bound in seqlen_bounds],
-        "scored_bounds": [bound - rows.start for bound in scored_bounds],
-        "indices": batch["indices"][first:last],
+        "input_ids": torch.cat(ids),
+        "cu_seqlens": torch.tensor(sides, dtype=torch.int32, device=device),
+        "scored_rows": torch.cat(rows),
+        "targets": torch.cat(targets),
+        "cu_scored": torch.tensor(scored_sides, dtype=torch.int32, device=device),
+        "opponent_logps": batch["opponent_logps"][chosen],
+        "seqlen_bounds": sides,
+        "scored_bounds": scored_sides,
+        "indices": indices,
     }
 
 

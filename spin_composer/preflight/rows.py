@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import numpy as np
+from composer.core import State
 from composer.utils import dist
 from torch.utils.data import DataLoader
 
@@ -10,6 +11,7 @@ from spin_composer.data.examples import Example, ExampleDataset
 from spin_composer.data.loader import examples_of
 from spin_composer.data.pairs import Ids, Pair, PairBatch, collate_pairs
 from spin_composer.data.row_limits import check_first_batch_is_whole, check_rows
+from spin_composer.errors import InputError
 from spin_composer.model.lm import SpinLM
 from spin_composer.pretrained.limits import model_limits
 from spin_composer.settings.spin import SpinSettings
@@ -33,6 +35,22 @@ def check_rows_fit(settings: SpinSettings, loader: DataLoader[Example], model: S
     check_rows(examples, limits, settings.generation.max_new_tokens)
     batch = (loader.batch_size or 1) * dist.get_world_size()
     check_first_batch_is_whole(examples, settings.samples_per_iteration, batch)
+
+
+def check_microbatches(settings: SpinSettings, state: State, device_batch_size: int) -> None:
+    """Refuse microbatches that are given both as tokens and as a number of pairs.
+
+    Raises:
+        InputError: Names both settings.
+    """
+    tokens, pairs = settings.device_train_microbatch_tokens, state.device_train_microbatch_size
+    if tokens is None or state.auto_microbatching or pairs is None or pairs >= device_batch_size:
+        return
+    raise InputError(
+        f"algorithms.spin.device_train_microbatch_tokens={tokens} and device_train_microbatch_size="
+        f"{pairs} both say what a microbatch is. Set the latter to the device's whole batch "
+        f"({device_batch_size}), or to auto on a GPU."
+    )
 
 
 def short_pair_batch(examples: ExampleDataset) -> PairBatch:

@@ -167,6 +167,10 @@ class SpinSettings:
     """How pairs are laid out for the model. ``shared``: a pair's prompt once, no padding;
     ``packed``: no padding; ``padded``: a row per sequence. ``auto``: shared where the model, tried
     at the start, gives the same log-probs, else padded."""
+    device_train_microbatch_tokens: PositiveInt | None = None
+    """Most tokens that a microbatch has on a device, in place of a number of pairs. Composer's
+    ``device_train_microbatch_size`` is then the device's whole batch, or ``auto``, which halves
+    this when memory runs out."""
     deterministic: bool = False
     """Bitwise repeatable runs: deterministic kernels, slower on GPUs."""
     repair: bool = False

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from functools import partial
 from typing import NoReturn, cast
 
 import torch
@@ -10,6 +11,7 @@ from streaming import StreamingDataset
 from torch.utils.data import DataLoader
 
 from spin_composer.data.examples import Example
+from spin_composer.data.microbatches import TokenBudget
 from spin_composer.data.pairs import Pair, collate_pairs
 from spin_composer.errors import InputError
 from spin_composer.shared_memory import use_unique_names
@@ -63,6 +65,7 @@ def build_pair_loader(
     like: DataLoader[Example],
     world_size: int,
     seed: int,
+    budget: TokenBudget | None = None,
 ) -> DataLoader[Pair]:
     """Return the loader of an iteration's pair batches; a collective.
 
@@ -75,6 +78,7 @@ def build_pair_loader(
         like: The SFT loader, whose batch size (pairs per rank) and worker settings are taken.
         world_size: Number of ranks.
         seed: Seed of the run; the order depends on it and on the iteration.
+        budget: What a microbatch may hold.
     """
     batch_size = like.batch_size
     assert batch_size is not None
@@ -91,7 +95,7 @@ def build_pair_loader(
     return DataLoader(
         dataset,
         batch_size=batch_size,
-        collate_fn=collate_pairs,
+        collate_fn=partial(collate_pairs, budget=budget),
         drop_last=True,
         num_workers=like.num_workers,
         pin_memory=like.pin_memory and torch.cuda.is_available(),

@@ -8,6 +8,7 @@ from typing import ClassVar, Protocol
 from torch import Tensor
 
 from spin_composer.data.pairs import PairBatch
+from spin_composer.settings.spin import LayoutName
 
 
 @dataclass(frozen=True)
@@ -31,7 +32,7 @@ class ModelInputs:
 class Layout(Protocol):
     """Lays pair batches out; every layout gives the same log-probs but for rounding."""
 
-    name: ClassVar[str]
+    name: ClassVar[LayoutName]
 
     def arrange(self, batch: PairBatch) -> ModelInputs:
         """Return a batch, on the model's device, as the inputs of one forward."""

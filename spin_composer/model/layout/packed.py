@@ -12,9 +12,10 @@ from typing import ClassVar
 import torch
 from torch import Tensor, arange
 
-from spin_composer.data.pairs import PairBatch
+from spin_composer.data.pairs import PairBatch, pair_sizes
 from spin_composer.model.layout.base import Layout, ModelInputs
 from spin_composer.model.layout.segments import Segment, Segments
+from spin_composer.settings.spin import LayoutName
 
 
 class SharedLayout(Layout):
@@ -24,7 +25,7 @@ class SharedLayout(Layout):
     from the last prompt position.
     """
 
-    name: ClassVar[str] = "shared"
+    name: ClassVar[LayoutName] = "shared"
 
     def arrange(self, batch: PairBatch) -> ModelInputs:
         """Return ``input_ids`` and ``position_ids`` [1, M], the table of segments, and rows [N]."""
@@ -33,7 +34,8 @@ class SharedLayout(Layout):
         rows: list[Tensor] = []
         segments: list[Segment] = []
         start = 0
-        for offset, prompt, real, generated in _sizes(batch):
+        offsets = batch["seqlen_bounds"][::2]
+        for offset, (prompt, real, generated) in zip(offsets, pair_sizes(batch), strict=False):
             again = offset + prompt + real  # the prompt once more, before the generated response
             kept += [arange(offset, again), arange(again + prompt, again + prompt + generated)]
             positions += [arange(prompt + real), arange(prompt, prompt + generated)]
@@ -50,7 +52,7 @@ class SharedLayout(Layout):
 class PackedLayout(Layout):
     """Every sequence, its prompt included, one after another."""
 
-    name: ClassVar[str] = "packed"
+    name: ClassVar[LayoutName] = "packed"
 
     def arrange(self, batch: PairBatch) -> ModelInputs:
         """Return ``input_ids`` and ``position_ids`` [1, M], the table of segments, and rows [N]."""
@@ -58,17 +60,6 @@ class PackedLayout(Layout):
         segments = [Segment(start, 0, end - start, 0) for start, end in bounds]
         positions = [arange(end - start) for start, end in bounds]
         return ModelInputs(_kwargs(batch["input_ids"], positions, segments), batch["scored_rows"])
-
-
-def _sizes(batch: PairBatch) -> list[tuple[int, int, int, int]]:
-    """Return of each pair where it starts in the batch's ids, and the lengths of its parts."""
-    bounds, scored = batch["seqlen_bounds"], batch["scored_bounds"]
-    sizes = []
-    for side in range(0, len(bounds) - 1, 2):
-        real, generated = scored[side + 1] - scored[side], scored[side + 2] - scored[side + 1]
-        prompt = bounds[side + 1] - bounds[side] - real
-        sizes.append((bounds[side], prompt, real, generated))
-    return sizes
 
 
 def _kwargs(

@@ -12,12 +12,13 @@ import torch
 
 from spin_composer.data.pairs import PairBatch
 from spin_composer.model.layout.base import Layout, ModelInputs
+from spin_composer.settings.spin import LayoutName
 
 
 class PaddedLayout(Layout):
     """Each sequence, its prompt included, is a row of [S, T]."""
 
-    name: ClassVar[str] = "padded"
+    name: ClassVar[LayoutName] = "padded"
 
     def arrange(self, batch: PairBatch) -> ModelInputs:
         """Return ``input_ids`` and ``attention_mask``, each int64 [S, T], and rows [N] in S * T."""
