@@ -64,8 +64,11 @@ def _from_pretrained(name: str, given: dict[str, Any]) -> PreTrainedTokenizerBas
     os.environ["TOKENIZERS_PARALLELISM"] = "false"
     from transformers import AutoTokenizer
 
+    from spin_composer.pretrained.tokenizer_limits import check_vocabulary
+
     given.setdefault("trust_remote_code", False)  # transformers would ask on the terminal
     tokenizer: Any = AutoTokenizer.from_pretrained(name, **given)
+    check_vocabulary(tokenizer)
     # from_pretrained takes the smaller of what it is given and what the folder says. A limit of
     # the tokenizer's is none of the run's: max_seq_len is.
     tokenizer.model_max_length = given.get("model_max_length", _NO_LIMIT)

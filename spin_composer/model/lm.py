@@ -42,6 +42,7 @@ from spin_composer.model.tying import correct_tied_flag
 from spin_composer.model.unwrap import inner_model
 from spin_composer.model.wrapping import prepare_for_fsdp
 from spin_composer.pretrained.config import DEFAULT_ATTENTION
+from spin_composer.pretrained.limits import model_limits
 from spin_composer.pretrained.load import (
     Source,
     check_loading,
@@ -50,6 +51,7 @@ from spin_composer.pretrained.load import (
     lora_config,
 )
 from spin_composer.pretrained.quantized import check_loaded
+from spin_composer.pretrained.tokenizer_limits import check_tokenizer
 from spin_composer.settings.spin import LayoutName
 
 if TYPE_CHECKING:
@@ -259,6 +261,7 @@ class HFSpinLM(SpinLM):
         model: Any = load_causal_lm(source)
         if pretrained_lora_id_or_path is not None:
             model = load_adapters(model, pretrained_lora_id_or_path, use_auth_token)
+        _check_fit(model, tokenizer, allow_embedding_resizing)
         super().__init__(
             model=model,
             tokenizer=tokenizer,  # type: ignore[arg-type]
@@ -289,12 +292,17 @@ class HFSpinLM(SpinLM):
             tokenizer: its tokenizer.
             use_train_metrics: compute the pair metrics while training.
             should_save_peft_only: checkpoints hold the trained weights only, LoRA's and others.
+
+        Raises:
+            InputError: The model is quantized, or its adapters, its output layer or the tokenizer
+                are such that it cannot play.
         """
         check_loaded(model)
         given: Mapping[str, PeftConfig] = getattr(model, "peft_config", None) or {}
         kinds = {str(getattr(c.peft_type, "value", c.peft_type)).upper() for c in given.values()}
         if kinds - {"LORA"}:
             raise InputError(f"model: PEFT of type {sorted(kinds)} is not supported. Use LoRA.")
+        _check_fit(model, tokenizer, may_resize=False)
         self = cls.__new__(cls)
         HuggingFaceModel.__init__(
             self,
@@ -308,3 +316,11 @@ class HFSpinLM(SpinLM):
         prepare_for_fsdp(self.model)
         self.prepare_for_spin(use_train_metrics)
         return self
+
+
+def _check_fit(
+    model: PreTrainedModel | PeftModel, tokenizer: PreTrainedTokenizerBase | None, may_resize: bool
+) -> None:
+    """Refuse a tokenizer that is empty, or has ids that the model has no embedding for."""
+    if tokenizer is not None:  # the algorithm refuses a model without one
+        check_tokenizer(tokenizer, model_limits(inner_model(model).config), may_resize)

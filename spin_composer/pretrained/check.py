@@ -1,9 +1,8 @@
 """A YAML's model section, checked with its tokenizer before rows are read and weights loaded.
 
 llm-foundry builds the tokenizer, then the loaders, then the model; SPIN's loader therefore checks
-here what the config transform told it of the run (``train_loader.run``). Without a YAML the
-algorithm calls the functions of :mod:`spin_composer.pretrained.tokenizer_limits` with the model
-that it has.
+here what the config transform told it of the run (``train_loader.run``). Without a YAML the model
+itself calls the functions of :mod:`spin_composer.pretrained.tokenizer_limits`.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Whether a tokenizer fits a model: every id that it can give has a row of the embedding."""
+"""Whether a tokenizer holds a vocabulary, and fits a model: each of its ids has an embedding."""
 
 from __future__ import annotations
 
@@ -10,6 +10,33 @@ from spin_composer.pretrained.limits import ModelLimits
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
+
+_FEWEST_WORDS = 2
+
+
+def check_vocabulary(tokenizer: PreTrainedTokenizerBase) -> None:
+    """Refuse a tokenizer that no text can be written with, as newer transformers make them.
+
+    Of a folder without a tokenizer's files they make one of special tokens alone.
+
+    Raises:
+        InputError: Names the folder and what to do.
+    """
+    if (line := _vocabulary_problem(tokenizer)) is not None:
+        raise InputError(line)
+
+
+def _vocabulary_problem(tokenizer: PreTrainedTokenizerBase) -> str | None:
+    special = {*tokenizer.all_special_tokens}
+    special |= {t.content for t in tokenizer.added_tokens_decoder.values() if t.special}
+    words = len(tokenizer.get_vocab().keys() - special)
+    if words >= _FEWEST_WORDS:
+        return None
+    return (
+        f"tokenizer={format_value(tokenizer.name_or_path)}: it has {words} tokens beside special "
+        "ones, so no text can be written with it. A folder without a tokenizer's files gives such "
+        "a one: save the model's there (tokenizer.save_pretrained), or name another."
+    )
 
 
 def check_tokenizer(
@@ -33,6 +60,9 @@ def check_tokenizer(
 def _find_problems(
     tokenizer: PreTrainedTokenizerBase, limits: ModelLimits, may_resize: bool
 ) -> Iterator[str]:
+    if (line := _vocabulary_problem(tokenizer)) is not None:
+        yield line
+        return
     size, pad = limits.vocabulary_size, limits.pad_token_id
     if size is None:
         return
@@ -46,7 +76,8 @@ def _find_problems(
     elif len(tokenizer) > size:
         yield (
             f"tokenizer: it has {len(tokenizer)} tokens, and the model's embedding {size}. Give "
-            "the model's own tokenizer, or set model.allow_embedding_resizing=true."
+            "the model's own tokenizer, or set model.allow_embedding_resizing=true (of a model in "
+            "memory: call its resize_token_embeddings first)."
         )
         return
     for name in ("eos_token", "pad_token", "bos_token", "unk_token"):

@@ -27,6 +27,8 @@ from spin_composer.settings.spin import SpinSettings
 
 _INTERVAL = re.compile(r"[\d_]+(\.\d*)?(e-?\d+)?\s*(iter|ep|ba|sp|tok|dur|sec)", re.IGNORECASE)
 _PRECISIONS = ("fp32", "amp_fp16", "amp_bf16", "amp_fp8")
+_OF_TOKENIZERS = ("token", "vocab", "merges", "piece", "bpe", "tekken", ".model", ".gguf", ".py")
+"""Parts of the names of files that tokenizers are read from."""
 _HYBRID = ("HYBRID_SHARD", "_HYBRID_SHARD_ZERO2")
 _OUTPUT_LAYERS = ("lm_head", "embed_out", "output_layer")
 EVALUATIONS = ("eval_loader", "eval_loaders", "icl_tasks", "icl_tasks_str")
@@ -92,6 +94,14 @@ def _names(cfg: Config) -> Problems:
         local = isinstance(name, str) and (name.startswith((".", "/", "~")) or name.count("/") > 1)
         if local and not Path(name).expanduser().exists():
             yield f"{where}={name} does not exist. Give a folder or a Hub name."
+    folder = Path(str(names["tokenizer.name"])).expanduser()
+    files = [path.name.lower() for path in folder.iterdir()] if folder.is_dir() else []
+    # transformers 5 would make an empty tokenizer of some, and say nothing of the folder of others.
+    if folder.is_dir() and not any(part in file for file in files for part in _OF_TOKENIZERS):
+        yield (
+            f"tokenizer.name={folder} is a folder without a tokenizer's files. Save the model's "
+            "there (tokenizer.save_pretrained), or name another."
+        )
 
 
 def _batches(cfg: Config, world_size: int) -> Problems:

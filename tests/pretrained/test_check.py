@@ -11,11 +11,11 @@ from typing import Any
 import pytest
 import transformers
 from fixtures import models, tokenizers
-from fixtures.runs import tiny_trainer
+from fixtures.runs import tiny_trainer, write_rows
 from fixtures.yaml_run import books, save_model, tiny_config, write_config
 from typer.testing import CliRunner
 
-from spin_composer import HFSpinLM
+from spin_composer import HFSpinLM, build_spin_dataloader
 from spin_composer.cli import app
 from spin_composer.errors import InputError
 from spin_composer.pretrained.limits import ModelLimits
@@ -31,12 +31,36 @@ def test_ids_that_the_embedding_lacks_are_named():
         tokenizer, ModelLimits(vocabulary_size=2 * size, pad_token_id=size), may_resize=False
     )
     check_tokenizer(tokenizer, ModelLimits(vocabulary_size=size - 1), may_resize=True)
+    with pytest.raises(InputError, match="it has 1 tokens beside special ones"):
+        check_tokenizer(tokenizers.of_letters("a"), ModelLimits(), may_resize=False)
+    check_tokenizer(tokenizers.of_letters("ab"), ModelLimits(), may_resize=False)
     with pytest.raises(InputError, match=f"it has {size} tokens, and the model's embedding 9"):
         check_tokenizer(tokenizer, ModelLimits(vocabulary_size=9), may_resize=False)
     with pytest.raises(InputError, match=f"pad_token_id={size} and an embedding of {size}"):
         check_tokenizer(
             tokenizer, ModelLimits(vocabulary_size=size, pad_token_id=size), may_resize=False
         )
+
+
+def test_a_model_in_memory_refuses_a_tokenizer_that_does_not_fit_it(tmp_path: Path):
+    tokenizer = tokenizers.byte_level()
+    small = models.tiny_model("llama", vocab_size=100)
+    small.save_pretrained(tmp_path)
+    for make in (
+        lambda: HFSpinLM.from_model(small, tokenizer),
+        lambda: HFSpinLM(tokenizer, str(tmp_path)),
+    ):
+        with pytest.raises(InputError, match=r"the model's embedding 100\. Give the model's own"):
+            make()
+    HFSpinLM(tokenizer, str(tmp_path), allow_embedding_resizing=True)
+
+
+def test_an_empty_tokenizer_is_named_before_any_row_of_the_data(tmp_path: Path):
+    rows = write_rows(tmp_path / "rows.jsonl")
+    tokenizer = tokenizers.of_letters("")
+    tokenizer.name_or_path = "a/folder"
+    with pytest.raises(InputError, match=r"^tokenizer='a/folder': it has 0 tokens beside special"):
+        build_spin_dataloader(tokenizer, 4, {"hf_name": str(rows), "split": "train"})
 
 
 # --- by YAML, with a model folder that has no weights ----------------------------------------
@@ -80,6 +104,12 @@ def edit(path: Path, **values: Any) -> None:
 def no_tokenizer(folder: Path) -> None:
     for path in folder.glob("*token*"):
         path.unlink()
+
+
+def no_vocabulary(folder: Path) -> None:
+    for name in ("tokenizer.json", "vocab.json", "merges.txt"):
+        (folder / name).unlink(missing_ok=True)
+    edit(folder / "tokenizer_config.json", tokenizer_class="GPT2Tokenizer")
 
 
 def no_eos(folder: Path) -> None:
@@ -149,7 +179,7 @@ CASES: dict[str, tuple[Callable[[Path], None], list[str], list[str]]] = {
     "a folder that holds no tokenizer": (
         no_tokenizer,
         [],
-        ["(See tokenizer.name and the model's name.)"],
+        ["is a folder without a tokenizer's files. Save the model's there (tokenizer.save_pre"],
     ),
     "a tokenizer without EOS": (
         no_eos,
@@ -172,7 +202,9 @@ CASES: dict[str, tuple[Callable[[Path], None], list[str], list[str]]] = {
 if int(transformers.__version__.split(".")[0]) >= 5:
     del CASES["a generation config that cannot be saved"]  # it saves one that it has read
     del CASES["a tokenizer that checkpoints cannot hold"]  # it leaves that file out
-    del CASES["a folder that holds no tokenizer"]  # it makes an empty one; the rows do not fit it
+    CASES["a folder that holds no vocabulary"] = (
+        no_vocabulary, [], ["it has 0 tokens beside special ones, so no text can be written with"],
+    )  # fmt: skip
 
 
 @pytest.mark.foundry
