@@ -8,6 +8,7 @@ import shlex
 import shutil
 import socket
 import subprocess
+import sys
 import warnings
 from collections.abc import Mapping
 from pathlib import Path
@@ -236,12 +237,15 @@ def test_two_nodes_play_together_on_loopback(launcher: str, tmp_path: Path):
         "FSDP_VERSION": "2",
         "OMP_NUM_THREADS": "1",
     }
+    job = tmp_path / "job"  # whose environment is that of the tests, wherever they were installed
+    (job / ".venv").mkdir(parents=True)
+    (job / ".venv" / "bin").symlink_to(Path(sys.executable).parent)
     # The rows hold four pairs per step: two for each rank.
     nodes = [
         subprocess.Popen(
             [*OWN_SHM, "bash", NODE, str(path), "max_duration=2iter", "algorithms.spin.beta=0.1",
              "algorithms.spin.learning_rate=1.0e-4"],
-            cwd=ROOT, env={**environment, "SLURM_NODEID": str(node)}, text=True,
+            cwd=job, env={**environment, "SLURM_NODEID": str(node)}, text=True,
             stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
         )
         for node in range(2)
