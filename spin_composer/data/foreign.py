@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 
 from spin_composer.data.bad_row import BOUNDARIES_LOST, BadRow, Location
+from spin_composer.data.tool_calls import parse_json
 from spin_composer.errors import format_value
 
 KEY_PAIRS = (("prompt", "response"), ("prompt", "completion"), ("input", "output"))
@@ -28,6 +29,12 @@ TURNS = ("messages", "conversations", "conversation", "dialogue", "dialog", "cha
 """What columns of turns are called."""
 DESIRED = ("label", "kto_tag")
 """What KTO's data sets (TRL, LLaMA-Factory) call whether the model should write the answer."""
+_OTHER_PAIRS = (
+    *((user, model) for user in ("human", "user") for model in ("gpt", "assistant", "bot")),
+    ("source", "target"), ("src", "tgt"), ("source_text", "target_text"),
+    ("input_text", "output_text"), ("q", "a"),
+)  # fmt: skip
+"""What few data sets call prompt and response; each is told by the other alone."""
 _MAPPINGS = "spin_composer.data.mappings"
 
 
@@ -59,7 +66,10 @@ def ends_with_answer(turns: Sequence[object]) -> bool:
 
 def unknown_format_error(row: Mapping, where: Location) -> BadRow:
     """Return the error of a row that has none of the formats' keys."""
-    special = _tokens(row, where) or _tree(row, where) or _turns_as_text(row, where)
+    special = (
+        _tokens(row, where) or _tree(row, where) or _calls(row, where)
+        or _turns_as_text(row, where)
+    )  # fmt: skip
     if special is not None:
         return special
     if row.get("chosen") is not None:
@@ -171,6 +181,20 @@ def _tree(row: Mapping, where: Location) -> BadRow | None:
     return None
 
 
+def _calls(row: Mapping, where: Location) -> BadRow | None:
+    calls = parse_json(row.get("answers"))
+    if not _is_text(row.get("query")) or not isinstance(calls, (list, tuple)) or not calls:
+        return None
+    if not all(isinstance(call, Mapping) and "name" in call for call in calls):
+        return None
+    return BadRow(
+        where, "unknown format",
+        f"answers={format_value(row['answers'])} holds the calls that answer query="
+        f"{format_value(row['query'], 40)} (xLAM's format)",
+        f"Set dataset.preprocessing_fn: {_MAPPINGS}:query_calls.",
+    )  # fmt: skip
+
+
 def _turns_as_text(row: Mapping, where: Location) -> BadRow | None:
     for key in (*TURNS, "text"):
         value = row.get(key)
@@ -214,6 +238,9 @@ def _by_names(row: Mapping, where: Location) -> BadRow:
     )
     if prompt in PROMPTS and answer in ANSWERS:
         return single_turn_error(row, prompt, where)
+    if prompt is None or answer is None:
+        pairs = ((texts.get(user), texts.get(model)) for user, model in _OTHER_PAIRS)
+        prompt, answer = next((pair for pair in pairs if None not in pair), (prompt, answer))
     remedy = (
         f"Known are {_FORMATS}; other columns need "
         "dataset.preprocessing_fn: {prompt: ..., response: ...}."

@@ -162,6 +162,37 @@ def human_assistant(row: Columns) -> Row:
     return {"messages": [{**turn, "content": turn["content"].strip()} for turn in turns]}
 
 
+def query_calls(row: Columns) -> Row:
+    """Return a question, and the calls that answer it as the answer's (xLAM).
+
+    Args:
+        row: Has ``query``, a text, ``answers``, a list of calls (``name`` and ``arguments``), and
+            ``tools``; both lists perhaps as JSON text.
+
+    Returns:
+        ``{"messages": [...]}``, and ``tools`` as chat templates read them.
+
+    Raises:
+        InputError: There is no question or no call.
+    """
+    calls = parse_json(row.get("answers"))
+    if not _has_text(row, "query") or not isinstance(calls, (list, tuple)) or not calls:
+        raise InputError(
+            f"query={format_value(row.get('query'))} and answers={format_value(row.get('answers'))}"
+            " are not a question and the calls that answer it"
+        )
+    tools = parse_json(row.get("tools")) or []
+    tools = [tools] if isinstance(tools, Mapping) else [parse_json(tool) for tool in tools]
+    bare = all(isinstance(tool, Mapping) and "function" not in tool for tool in tools)
+    return {
+        "messages": [
+            {"role": "user", "content": row["query"]},
+            {"role": "assistant", "content": None, "tool_calls": list(calls)},
+        ],
+        **({"functions" if bare else "tools": tools} if tools else {}),
+    }
+
+
 def input_output_turns(row: Columns) -> Row:
     """Return the turns of a ``conversation`` whose parts hold a question and its answer.
 

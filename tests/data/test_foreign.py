@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import json
 import re
 
 import pytest
 
 from spin_composer.data.counts import DataReport
 from spin_composer.data.formats import BadRow, Location, to_foundry_row
+from spin_composer.data.mappings import query_calls
 from spin_composer.data.preprocess import make_preprocessor
+from spin_composer.errors import InputError
 from spin_composer.settings.dataset import read_config
 
 HERE = Location("data.jsonl", 7)
@@ -234,3 +237,38 @@ def test_arrays_beside_texts_are_no_trouble():
         to_foundry_row({"tokens": ids}, HERE)
     with pytest.raises(BadRow, match=r"prompt=array.* not text"):
         to_foundry_row({"prompt": ids, "response": "a"}, HERE)
+
+
+@pytest.mark.parametrize("text", [False, True], ids=["lists", "json"])
+def test_calls_that_answer_a_query_are_named_with_their_mapping(text):
+    calls = [{"name": "weather", "arguments": {"city": "Oslo"}}]
+    tools = [{"name": "weather", "description": "w", "parameters": {"city": {"type": "str"}}}]
+    row = {"id": 1, "query": "Weather?", "answers": calls, "tools": tools}
+    if text:
+        row |= {key: json.dumps(row[key]) for key in ("answers", "tools")}
+    with pytest.raises(BadRow, match=r"xLAM's format.*preprocessing_fn: \S+:query_calls") as seen:
+        to_foundry_row(row, HERE)
+    assert "query='Weather?'" in str(seen.value)
+    kind, made = to_foundry_row(query_calls(row), HERE)
+    assert kind == "chat"
+    assert made["messages"][0] == {"role": "user", "content": "Weather?"}
+    assert [c["function"] for c in made["messages"][1]["tool_calls"]] == calls
+    assert made["tools"] == [{"type": "function", "function": tools[0]}]
+    with pytest.raises(InputError, match="not a question and the calls"):
+        query_calls({**row, "answers": "[]"})
+
+
+@pytest.mark.parametrize(
+    ("prompt", "answer"),
+    [("human", "gpt"), ("Human", "Assistant"), ("user", "bot"), ("source", "target"), ("Q", "A")],
+)
+def test_pairs_of_columns_are_named_with_the_mapping_that_reads_them(prompt, answer):
+    row = {"id": 1, prompt: "Hi there", answer: "Hello"}
+    with pytest.raises(BadRow) as seen:
+        to_foundry_row(row, HERE)
+    given = str(seen.value).partition("preprocessing_fn: {")[2].rstrip("}.").replace("'", "")
+    columns = dict(part.split(": ") for part in given.split(", "))
+    assert columns == {"prompt": prompt, "response": answer}
+    # a column of this name alone says nothing
+    with pytest.raises(BadRow, match=r"are no known format\. Known are"):
+        to_foundry_row({"id": 1, "source": "ai2", "value": "b"}, HERE)
