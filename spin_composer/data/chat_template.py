@@ -21,6 +21,12 @@ DEFAULT_CHAT_TEMPLATE = (
 """ChatML, as llm-foundry writes it where a tokenizer has no template of its own."""
 
 
+# transformers 5 drops a turn's keys that are null before the template sees it, and templates ask
+# for `content is none` beside calls: such turns are handed over as a variable. One line, whose end
+# the templates' own settings (trim_blocks) drop.
+_WITH_NULL = "{% set messages = spin_messages %}\n"
+
+
 class ChatTemplate:
     """Renders turns as text.
 
@@ -64,9 +70,28 @@ class ChatTemplate:
             # A tokenizer may have several, one of them for turns with tools.
             template = self._tokenizer.get_chat_template(None, tools)
             template = self._date.patch_template(template) or template
+        given = dict(arguments or {})
+        if any(message.get("content", "") is None for message in messages):
+            template = _WITH_NULL + (template or self._tokenizer.get_chat_template(None, tools))
+            given["spin_messages"] = messages
         render = partial(
             self._tokenizer.apply_chat_template, messages, tokenize=False, tools=tools,
             add_generation_prompt=generation_prompt, chat_template=template,
         )  # fmt: skip
-        given = arguments or {}
         return self._date.render(lambda **date: render(**{**date, **given}), self.source)
+
+    def source_for(self, tools: Sequence[object] | None) -> str:
+        """Return the template that turns with these tools are rendered by."""
+        if not isinstance(self._tokenizer.chat_template, Mapping):
+            return self.source
+        return self._tokenizer.get_chat_template(None, tools)
+
+    def names_for(self, tools: Sequence[object] | None) -> tuple[str, str] | None:
+        """Return the names of the template for turns without tools, and of that for turns with.
+
+        None unless the tokenizer has both, and there are no tools.
+        """
+        templates = self._tokenizer.chat_template
+        names = ("default", "tool_use")
+        both = isinstance(templates, Mapping) and all(name in templates for name in names)
+        return names if both and not tools else None

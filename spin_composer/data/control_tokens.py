@@ -25,6 +25,8 @@ if TYPE_CHECKING:
 _SHAPE = re.compile(r"<\|.+\|>|<\uff5c.+\uff5c>|\[/?[A-Z_]+\]")
 _TAG = re.compile(r"</?[^/|<>]+>")
 _MARK, _PLACE = "\U0010f8f0", "\U0010f8f1"
+MARKS = re.compile(f"[{_MARK}{_PLACE}]")
+"""Finds the characters by which :class:`TextEncoder` tells control tokens from text."""
 
 
 def control_tokens(tokenizer: PreTrainedTokenizerBase, between_turns: str = "") -> dict[str, int]:

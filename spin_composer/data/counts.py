@@ -30,6 +30,8 @@ class DataReport:
     """Kept rows whose prompt spells out a control token."""
     truncated_answers: int = 0
     """Kept rows of whose answer the chat template leaves out a part."""
+    unwritten_texts: int = 0
+    """Texts beside calls of kept rows' earlier turns that the chat template leaves out."""
     response_starts: dict[str, int] = field(default_factory=dict)
     """With generation_prompt: response, kept rows by what of the generation prompt they lack."""
     faults: list[str] = field(default_factory=list)
@@ -70,6 +72,11 @@ class DataReport:
             text += f"; {self.spelled_prompts} prompts spell out control tokens"
         if self.truncated_answers:
             text += f"; of {self.truncated_answers} answers the chat template leaves out a part"
+        if self.unwritten_texts:
+            text += (
+                f"; of {self.unwritten_texts} earlier turns with calls the chat template leaves "
+                "out the text"
+            )
         if where := self.response_start_summary():
             text += f"; responses begin {where}"
         if self.ignored:

@@ -16,6 +16,9 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 _USE_TURNS_REMEDY = "For a model that llm-foundry tuned, set train_loader.dataset.tokenize: turns"
+END_BEFORE_TOKEN = (
+    "train_loader.dataset.generation_prompt: response, by which the prompt ends before that token"
+)
 _BEFORE, _AFTER = 3, 4
 _SHOWN_TOKENS = 12
 Encode = Callable[[str], list[int]]
@@ -23,6 +26,10 @@ Encode = Callable[[str], list[int]]
 
 class BoundaryError(BadRow):
     """The prompt's tokens are no beginning of the whole's."""
+
+
+class GenerationPromptError(BoundaryError):
+    """So it is, and the prompt could end within the template's generation prompt."""
 
 
 class FullTextTokenizer:
@@ -56,13 +63,35 @@ class FullTextTokenizer:
         Raises:
             BoundaryError: The whole's ids do not begin with the prompt's.
         """
-        encode = encode or self.encode
-        ids, all_ids = (
-            self._drop_duplicate_bos(self._before + encode(text)) for text in (prompt, whole)
-        )
+        ids, all_ids = (self._ids(text, encode) for text in (prompt, whole))
         if all_ids[: len(ids)] != ids:
             raise self._boundary_error(ids, all_ids, where)
         return ids, all_ids[len(ids) :]
+
+    def cut_within(
+        self, start: str, prompt: str, whole: str, encode: Encode | None = None
+    ) -> tuple[list[int], list[int], list[int]] | None:
+        """Return ids as of a prompt that ends where its ids and the whole's part.
+
+        Args:
+            start: What the prompt must hold at least.
+            prompt: The prompt's text.
+            whole: The whole's.
+            encode: Encodes a text; the tokenizer by default.
+
+        Returns:
+            The prompt's ids, the response's, and those that the prompt lacks; None if they part
+            before ``start`` ends.
+        """
+        least, ids, all_ids = (self._ids(text, encode) for text in (start, prompt, whole))
+        pairs = enumerate(zip(ids, all_ids, strict=False))
+        end = next((i for i, (a, b) in pairs if a != b), min(len(ids), len(all_ids)))
+        if len(least) > end or all_ids[: len(least)] != least:
+            return None
+        return all_ids[:end], all_ids[end:], ids[end:]
+
+    def _ids(self, text: str, encode: Encode | None) -> list[int]:
+        return self._drop_duplicate_bos(self._before + (encode or self.encode)(text))
 
     def _drop_duplicate_bos(self, ids: list[int]) -> list[int]:
         # A text that spells out BOS where the tokenizer or the template puts one as well.
@@ -97,7 +126,10 @@ def boundary_failures_message(
         f"the chat template of {format_value(tokenizer.name_or_path)} ends its generation prompt"
         if kind == "chat" else "the prompts end"
     )  # fmt: skip
+    else_remedy = "end the prompt where a token ends (no space at its end)"
+    if isinstance(fault, GenerationPromptError):
+        else_remedy = f"set {END_BEFORE_TOKEN}"
     return (
         f"{fault.where}: {fault.problem}. So it is in {failed} of {tried} rows: {what} within a "
-        f"token. {_USE_TURNS_REMEDY}; else end the prompt where a token ends (no space at its end)."
+        f"token. {_USE_TURNS_REMEDY}; else {else_remedy}."
     )

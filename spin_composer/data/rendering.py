@@ -9,33 +9,41 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
-from spin_composer.data.bad_row import (
-    DROP_SUCH_ROWS,
-    FILL_OR_DROP,
-    BadRow,
-    Location,
-    template_error,
-)
+from spin_composer.data.bad_row import BadRow, Location, template_error
 from spin_composer.data.chat_template import ChatTemplate
 from spin_composer.data.rows import Row, Turn
-from spin_composer.data.tool_calls import with_text_arguments
+from spin_composer.data.spellings import iter_spellings, with_usual_names, without_null
+from spin_composer.data.template_losses import LossFinder, without_thoughts
 from spin_composer.errors import InputError, format_value
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
-KEYS_WITHOUT_TEXT = frozenset({"role", "content", "name", "tool_call_id"})
-"""Keys of a turn that a template may leave out: no text that is trained on is lost."""
 _OURS = frozenset({"messages", "tools", "add_generation_prompt", "tokenize", "chat_template"})
 # Stands for an answer of which no character agrees with what a template writes.
 _UNLIKE_ANYTHING = "\U0010f8ff"
 _SHOWN = 48
-_ALWAYS_WRITTEN = ("user", "assistant")
-"""Of these a content that stands in the rendering is taken to be the turn's own."""
-_LOST = "by the chat template, so it would be lost"
-_TAGGED = re.compile(r"<(\w+)>.*?</\1>", re.DOTALL)
+
+
+@dataclass(frozen=True)
+class Rendering:
+    """A row as its template writes it."""
+
+    prompt: str
+    """The text before the response."""
+    whole: str
+    """The whole row's, which begins with the prompt's."""
+    lacks: str
+    """What of the generation prompt the prompt lacks, as the row goes on otherwise."""
+    messages: list[Turn]
+    """The turns as they were handed to the template."""
+    row: Row
+    """The row, for its tools and the template's arguments."""
+    left_out: list[str]
+    """Texts that the template leaves out and may, as a message names them."""
 
 
 class Renderer:
@@ -68,16 +76,17 @@ class Renderer:
     ) -> str:
         """Render turns; ``row`` may bring tools and further arguments for the template."""
         row = row or {}
-        turns = [self._as_spelled(message) for message in messages]
+        turns = [self._as_handed(message) for message in messages]
         return self._template(
             turns, generation_prompt, row.get("tools") or None, row.get("chat_template_kwargs")
         )
 
-    def _as_spelled(self, message: Turn) -> Turn:
-        """Return a turn under its row's own role where the template has a word for that role."""
-        spelled = getattr(message["role"], "spelled", None)
-        known = spelled is not None and self.supports_role(spelled)
-        return {**message, "role": spelled} if known else {**message, "role": str(message["role"])}
+    def _as_handed(self, message: Turn) -> Turn:
+        """Return a turn in plain types, its thoughts under the name that the template reads."""
+        if len(message) > 2:
+            message = with_usual_names(message, self._template.source)
+        role = message["role"]
+        return message if type(role) is str else {**message, "role": str(role)}
 
     def supports_role(self, word: str) -> bool:
         """Tell whether the template compares roles with a word, or has a token for it."""
@@ -100,28 +109,33 @@ class Renderer:
             return ""
         return whole[len(prompt) :].partition(_UNLIKE_ANYTHING)[0].strip()
 
-    def __call__(self, row: Row, where: Location) -> tuple[str, str, str]:
-        """Return the prompt's text, and the whole row's, which begins with it.
-
-        Third, what of the generation prompt the prompt lacks, as the row goes on otherwise.
+    def __call__(self, row: Row, where: Location) -> Rendering:
+        """Return the prompt's text and the whole row's.
 
         Raises:
             BadRow: The template refuses the row, would lose a part of it, or writes the prompt
                 otherwise once an answer follows.
         """
         self._check_arguments(row, where)
-        messages, whole = self._render_row(row, where)
-        prompt = self._render(messages[:-1], row, where, generation_prompt=True)
-        self._check_keys(messages, row, whole, where)
-        end = len(prompt)
-        if not whole.startswith(prompt):
-            end = self._boundary(messages, row, prompt, whole, where)
-        self.check_contents(messages, row, whole, where)
-        return prompt[:end], whole, prompt[end:]
+        messages, whole, left_out = self._render_row(row, where)
+        prompt, lacks = self._split(messages, row, whole, where)
+        return Rendering(prompt, whole, lacks, messages, row, left_out)
+
+    def without_generation_prompt(self, rendering: Rendering) -> str:
+        """Return a row's text before the template's generation prompt; empty if it has none."""
+        try:
+            before = self.text(rendering.messages[:-1], rendering.row)
+        except Exception:  # it cannot render such turns without an answer
+            return ""
+        return before if (rendering.prompt + rendering.lacks).startswith(before) else ""
 
     def _check_arguments(self, row: Row, where: Location) -> None:
-        for key, value in (row.get("chat_template_kwargs") or {}).items():
-            if key in _OURS or not self._template_mentions(key):
+        given = row.get("chat_template_kwargs")
+        if not given:
+            return
+        source = self._template.source_for(row.get("tools") or None)
+        for key, value in given.items():
+            if key in _OURS or re.search(rf"\b{re.escape(key)}\b", source) is None:
                 raise BadRow(
                     where, "unused template argument",
                     f"chat_template_kwargs.{key}={format_value(value)} is not used by the chat "
@@ -129,39 +143,76 @@ class Renderer:
                     "Remove it, or use the template that the data was made for.",
                 )  # fmt: skip
 
-    def _template_mentions(self, key: str) -> bool:
-        return re.search(rf"\b{re.escape(key)}\b", self._template.source) is not None
+    def _render_row(self, row: Row, where: Location) -> tuple[list[Turn], str, list[str]]:
+        """Return the turns in a spelling that the template writes whole, and their rendering.
 
-    def _render_row(self, row: Row, where: Location) -> tuple[list[Turn], str]:
-        """Return the turns in the spelling that the template can render, and their rendering."""
-        given = list(row["messages"])
-        spellings = [given]
-        if any(message.get("tool_calls") for message in given):
-            spellings.append(with_text_arguments(given))
-        for messages in [*spellings]:
-            if any(message["content"] is None for message in messages):
-                spellings.append([_without_null(message) for message in messages])
-        first: BadRow | None = None
-        for messages in spellings:
+        Third, the texts that the template leaves out and may.
+
+        Raises:
+            BadRow: It writes none of the spellings. Its own words go before what it leaves out,
+                and that before what its engine says of a spelling that it was not made for.
+        """
+        faults: list[BadRow] = []
+        roles: list[str] = []
+        printed: tuple[list[Turn], str, list[str]] | None = None
+        for messages in iter_spellings(row["messages"], self.supports_role):
+            if roles != (roles := [message["role"] for message in messages]):
+                faults = []  # of a row's own words that the template does not know after all
             try:
                 whole = self._render(messages, row, where)
+                made = messages, whole, self._check_losses(messages, row, whole, where)
             except BadRow as fault:
-                first = first or fault
+                faults.append(fault)
                 continue
-            if messages is not spellings[-1] and _prints_objects(messages, whole):
-                continue  # in Python's spelling: the template expects JSON text
-            if any(message["content"] is None for message in messages):
-                blank = [_without_null(message) for message in messages]
-                try:
-                    # A template that knows nothing of null content prints Python's word for it.
-                    if whole.count("None") > self._render(blank, row, where).count("None"):
-                        continue
-                except BadRow:
-                    pass
-            return messages, whole
-        if first is None:  # neither spelling is right: the one that can be rendered
-            return given, self._render(given, row, where)
-        raise first
+            if _prints_objects(messages, whole) or self._prints_null(messages, row, whole):
+                printed = printed or made  # in Python's spelling: it expects another
+                continue
+            return made
+        if printed is not None:  # no spelling is right: one that can be rendered
+            return printed
+        raise min(faults, key=_rank)
+
+    def _check_losses(
+        self, messages: Sequence[Turn], row: Row, whole: str, where: Location
+    ) -> list[str]:
+        losses = self._find_losses(messages, row, whole, where)
+        losses.check_keys()
+        try:
+            return losses.check_contents()
+        except BadRow:  # a text may be missing because it moves: that says more
+            self._split(messages, row, whole, where)
+            raise
+
+    def _find_losses(
+        self, messages: Sequence[Turn], row: Row, whole: str, where: Location
+    ) -> LossFinder:
+        named = self._template.names_for(row.get("tools") or None)
+        remedy = (
+            f"The template {named[0]!r} is used for rows without tools, and {named[1]!r} for rows "
+            "with them: give the row its tools. " if named else ""
+        )  # fmt: skip
+        source = self._template.source_for(row.get("tools") or None)
+        return LossFinder(messages, row, whole, where, self.text, source, remedy)
+
+    def check_contents(
+        self, messages: Sequence[Turn], row: Row, whole: str, where: Location
+    ) -> None:
+        """Refuse a row of which the template does not write a whole turn before the answer.
+
+        Raises:
+            BadRow: Names the turn.
+        """
+        self._find_losses(messages, row, whole, where).check_contents()
+
+    def _prints_null(self, messages: Sequence[Turn], row: Row, whole: str) -> bool:
+        """Tell whether a template that knows nothing of null content prints Python's word."""
+        if all(message["content"] is not None for message in messages):
+            return False
+        try:
+            blank = self.text([without_null(message) for message in messages], row)
+        except Exception:  # it cannot take the empty text: null is what it was made for
+            return False
+        return whole.count("None") > blank.count("None")
 
     def _render(
         self,
@@ -180,75 +231,15 @@ class Renderer:
             name = "" if type(error) is TemplateError else f"{type(error).__name__}: "
             raise template_error(where, f"{name}{error}", messages) from error
 
-    def _check_keys(
-        self,
-        messages: Sequence[Turn],
-        row: Row,
-        whole: str,
-        where: Location,
-    ) -> None:
-        """Refuse a row of which the template leaves out a key that carries text."""
-        last = len(messages) - 1
-        used = False
-        for i, message in enumerate(messages):
-            for key in message.keys() - KEYS_WITHOUT_TEXT:
-                if i < last and self._template_mentions(key):
-                    continue  # the template knows it, and may drop it from earlier turns
-                less = _without_null({k: v for k, v in message.items() if k != key})
-                if self._renders_same([*messages[:i], less, *messages[i + 1 :]], row, whole):
-                    raise _unused_error(f"messages[{i}].{key}", message[key], where)
-                used |= i == last
-        if row.get("tools") and self._renders_same(messages, {**row, "tools": None}, whole):
-            raise _unused_error("tools", row["tools"], where)
-        content = messages[-1]["content"]
-        if not (content or "").strip():
-            if not used:
-                raise BadRow(
-                    where, "empty response",
-                    f"messages[{last}].content={format_value(content)} is empty",
-                    FILL_OR_DROP,
-                )  # fmt: skip
-        elif used and content.strip() not in whole:
-            less = {**messages[-1], "content": ""}
-            if self._renders_same([*messages[:-1], less], row, whole):
-                raise _unused_error(f"messages[{last}].content", content, where)
-
-    def check_contents(
-        self,
-        messages: Sequence[Turn],
-        row: Row,
-        whole: str,
-        where: Location,
-    ) -> None:
-        """Refuse a row of which the template does not write a whole turn before the answer.
-
-        Many templates know no tool or no system turn and say nothing of it. A thought that a
-        template drops from an earlier turn is no such loss.
-
-        Raises:
-            BadRow: Names the turn.
-        """
-        for i, message in enumerate(messages[:-1]):
-            content = _TAGGED.sub("", message["content"] or "").strip()
-            if not content or message.get("tool_calls"):
-                continue  # of such a turn a template may write the calls alone
-            if message["role"] in _ALWAYS_WRITTEN and content in whole:
-                continue
-            less = {**message, "content": ""}
-            if self._renders_same([*messages[:i], less, *messages[i + 1 :]], row, whole):
-                raise BadRow(
-                    where, f"{message['role']} turn not written",
-                    f"messages[{i}].content={format_value(message['content'])}, of role "
-                    f"{message['role']}, is not written {_LOST}",
-                    "Use a template that writes such turns, join the text to another turn with "
-                    f"dataset.preprocessing_fn, {DROP_SUCH_ROWS}",
-                )  # fmt: skip
-
-    def _renders_same(self, messages: Sequence[Turn], row: Row, whole: str) -> bool:
-        try:
-            return self.text(messages, row) == whole
-        except Exception:  # without the key the template cannot render the row: it reads it
-            return False
+    def _split(
+        self, messages: Sequence[Turn], row: Row, whole: str, where: Location
+    ) -> tuple[str, str]:
+        """Return the prompt's text, and what it lacks of the generation prompt."""
+        prompt = self._render(messages[:-1], row, where, generation_prompt=True)
+        end = len(prompt)
+        if not whole.startswith(prompt):
+            end = self._boundary(messages, row, prompt, whole, where)
+        return prompt[:end], prompt[end:]
 
     def _boundary(
         self,
@@ -279,6 +270,17 @@ class Renderer:
         parts = min(parts, max(_common_prefix_length(prompt, unlike), len(before)))
         if self._ends_at == "response":
             return parts
+        content = messages[-1]["content"] or ""
+        answer = without_thoughts(content)
+        if answer != content.strip() and content.strip() not in whole[len(before) :]:
+            raise BadRow(
+                where, "generation prompt not continued",
+                f"the chat template cuts the thoughts out of the answer {format_value(content)}: "
+                f"it writes {_excerpt(whole, parts + _SHOWN // 2)} where its generation prompt "
+                f"ends with {prompt[parts:]!r}",
+                "Use a template that keeps the last answer's thoughts; or, to train on the answer "
+                "without them, set train_loader.dataset.generation_prompt: response.",
+            )  # fmt: skip
         raise BadRow(
             where, "generation prompt not continued",
             f"the chat template's generation prompt ends with {prompt[parts:]!r}, where the whole "
@@ -286,10 +288,6 @@ class Renderer:
             "Set train_loader.dataset.generation_prompt: response to end the prompt before it, or "
             "give answers that begin so.",
         )  # fmt: skip
-
-
-def _without_null(message: Turn) -> Turn:
-    return {**message, "content": ""} if message["content"] is None else message
 
 
 def _prints_objects(messages: Sequence[Turn], whole: str) -> bool:
@@ -314,9 +312,9 @@ def _excerpt(text: str, at: int) -> str:
     return repr(text[max(0, at - _SHOWN // 2) : at + _SHOWN])
 
 
-def _unused_error(field: str, value: object, where: Location) -> BadRow:
-    return BadRow(
-        where, f"unused {field.rpartition('.')[2]}",
-        f"{field}={format_value(value)} is not used {_LOST}",
-        "Use a template that writes it, put it into the content, or remove the key.",
-    )  # fmt: skip
+def _rank(fault: BadRow) -> int:
+    from jinja2.exceptions import TemplateError
+
+    if fault.__cause__ is None:
+        return 1
+    return 0 if type(fault.__cause__) is TemplateError else 2

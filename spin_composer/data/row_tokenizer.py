@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import logging
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
-from spin_composer.data.bad_row import Location, tokenizer_error
+from spin_composer.data.bad_row import DROP_SUCH_ROWS, BadRow, Location, tokenizer_error
 from spin_composer.data.control_tokens import (
+    MARKS,
     ControlTokenFinder,
     TextEncoder,
     control_tokens,
@@ -14,8 +16,13 @@ from spin_composer.data.control_tokens import (
     map_texts,
 )
 from spin_composer.data.counts import DataReport
-from spin_composer.data.full_text import FullTextTokenizer
-from spin_composer.data.rendering import Renderer
+from spin_composer.data.full_text import (
+    END_BEFORE_TOKEN,
+    BoundaryError,
+    FullTextTokenizer,
+    GenerationPromptError,
+)
+from spin_composer.data.rendering import Renderer, Rendering
 from spin_composer.data.rows import Row
 from spin_composer.data.stop import StopRule
 from spin_composer.data.turn_tokenizer import check_control_tokens, split_answer
@@ -44,6 +51,7 @@ class RowTokenizer:
         self, tokenizer: PreTrainedTokenizerBase, config: DatasetConfig, kind: str, rule: StopRule
     ) -> None:
         self._config, self._kind = config, kind
+        self._tokenizer = tokenizer
         self._full_text = FullTextTokenizer(tokenizer, with_special=kind == "plain")
         self._renderer = (
             Renderer(tokenizer, config.date_string, config.generation_prompt)
@@ -79,43 +87,64 @@ class RowTokenizer:
             check_control_tokens(row, self._spelled, self._stop_text, where, report, refuse)
         elif any(map(self._spelled, iter_texts(split_answer(row)))):
             encode = self._encoder
+            _check_marks(row, where)
             if self._kind == "plain":  # at its end it is no part of the text
                 row = {**row, "response": row["response"].removesuffix(self._stop_text)}
         try:
-            prompt, whole, lacks = self._texts(row, where, encode)
-            ids, response = self._full_text(prompt, whole, where, encode)
+            ids, response, lacks, rendering = self._ids(row, where, encode)
         except InputError:
             raise
         except Exception as error:
             raise tokenizer_error(where, f"the row {format_value(row)}", error) from error
-        if self._renderer is not None:
-            self._count_cut_answer(row, prompt, whole, where, report)
-            self._note_other_roles(row, where, report)
+        if rendering is not None:
+            self._count_cut_answer(row, rendering, where, report)
+            self._note_other_roles(row, rendering, where, report)
+            for left_out in rendering.left_out:
+                report.unwritten_texts += 1
+                if report.unwritten_texts == 1:
+                    report.note(
+                        f"{where}: {left_out} is not written by the chat template: the model does "
+                        "not see it."
+                    )
         return ids, response, lacks
 
-    def _texts(
+    def _ids(
         self, row: Row, where: Location, encoder: TextEncoder | None
-    ) -> tuple[str, str, str]:
+    ) -> tuple[list[int], list[int], str, Rendering | None]:
+        """Return the prompt's ids, the response's, what the prompt lacks, and the texts."""
         if self._renderer is None:
-            return row["prompt"], row["prompt"] + row["response"], ""
-        if encoder is None:
-            return self._renderer(row, where)
-        prompt, whole, lacks = self._renderer(map_texts(row, encoder.hide), where)
-        return encoder.restore(prompt), encoder.restore(whole), lacks
+            whole = row["prompt"] + row["response"]
+            return *self._full_text(row["prompt"], whole, where, encoder), "", None
+        hide, restore = (encoder.hide, encoder.restore) if encoder else (str, str)
+        made = self._renderer(row if encoder is None else map_texts(row, hide), where)
+        rendering = replace(made, prompt=restore(made.prompt), whole=restore(made.whole))
+        try:
+            ids = self._full_text(rendering.prompt, rendering.whole, where, encoder)
+        except BoundaryError as fault:
+            start = restore(self._renderer.without_generation_prompt(made))
+            cut = self._full_text.cut_within(start, rendering.prompt, rendering.whole, encoder)
+            if not start or cut is None:
+                raise
+            if self._config.generation_prompt != "response":
+                raise GenerationPromptError(
+                    where, fault.reason, fault.problem, f"Set {END_BEFORE_TOKEN}. {fault.remedy}"
+                ) from None
+            lacks = str(self._tokenizer.decode(cut[2])) + made.lacks
+            return cut[0], cut[1], lacks, rendering
+        return *ids, made.lacks, rendering
 
     def _count_cut_answer(
-        self, row: Row, prompt: str, whole: str, where: Location, report: DataReport
+        self, row: Row, rendering: Rendering, where: Location, report: DataReport
     ) -> None:
         """Count an answer that the template does not write whole, white space aside."""
         content = row["messages"][-1]["content"]
+        prompt, whole = rendering.prompt, rendering.whole
         if not content or content.strip() in whole[len(prompt) :]:
             return
         assert self._renderer is not None
-        try:  # an answer may begin with what the generation prompt has already: <think>
-            before = self._renderer.text(row["messages"][:-1], row)
-        except Exception:
-            before = prompt
-        start = len(before) if prompt.startswith(before) else len(prompt)
+        # An answer may begin with what the generation prompt has already: <think>.
+        before = self._renderer.without_generation_prompt(rendering)
+        start = len(before) if before else len(prompt)
         if "".join(content.split()) in "".join(whole[start:].split()):
             return
         report.truncated_answers += 1
@@ -125,14 +154,15 @@ class RowTokenizer:
                 f"{format_value(content)}: what it leaves out is not trained on."
             )
 
-    def _note_other_roles(self, row: Row, where: Location, report: DataReport) -> None:
-        assert self._renderer is not None
+    def _note_other_roles(
+        self, row: Row, rendering: Rendering, where: Location, report: DataReport
+    ) -> None:
         for i, turn in enumerate(row["messages"]):
             word = getattr(turn["role"], "spelled", None)
             if (
                 word is not None
                 and word not in self._said
-                and not self._renderer.supports_role(word)
+                and word != rendering.messages[i]["role"]
             ):
                 self._said.add(word)
                 report.note(
@@ -174,3 +204,16 @@ class RowTokenizer:
                 "The chat template prints date_string, which is not set, so that it stays empty: "
                 "set train_loader.dataset.date_string, such as 26 Jul 2024."
             )
+
+
+def _check_marks(row: Row, where: Location) -> None:
+    """Refuse a text that holds what special_tokens_in_text: text marks control tokens by."""
+    for text in iter_texts(split_answer(row)):
+        if found := MARKS.search(text):
+            raise BadRow(
+                where, "private-use character",
+                f"the text {format_value(text)} spells out a control token, and holds "
+                f"U+{ord(found[0]):X}, a private-use character that special_tokens_in_text: text "
+                "needs for itself",
+                f"Remove the character, {DROP_SUCH_ROWS}",
+            )  # fmt: skip

@@ -8,9 +8,10 @@ from spin_composer.data.bad_row import BadRow, Location, template_error, tokeniz
 from spin_composer.data.control_tokens import ControlTokenFinder, control_tokens, iter_texts
 from spin_composer.data.counts import DataReport
 from spin_composer.data.dates import ANOTHER_DAY
-from spin_composer.data.rendering import KEYS_WITHOUT_TEXT, Renderer
+from spin_composer.data.rendering import Renderer
 from spin_composer.data.rows import Row
 from spin_composer.data.stop import StopRule
+from spin_composer.data.template_losses import KEYS_WITHOUT_TEXT
 from spin_composer.data.turn_encoder import TurnEncoder, TurnFault
 from spin_composer.errors import format_value
 from spin_composer.settings.dataset import DatasetConfig

@@ -54,6 +54,21 @@ SYSTEM_LAST = (
     "{{ '[INST] ' + (messages[0].content + '\n' if loop.last else '') + m.content + '[/INST]' }}"
     "{% elif m.role == 'assistant' %}{{ ' ' + m.content + eos_token }}{% endif %}{% endfor %}"
 )
+# DeepSeek-R1's way: calls beside null content alone, arguments as text, thoughts cut from answers.
+NULL_BESIDE_CALLS = (
+    "{% for m in messages %}{% if m['role'] == 'user' %}{{ '<|user|>' + m['content'] }}"
+    "{% elif m['role'] == 'tool' %}{{ '<|output|>' + m['content'] }}"
+    "{% elif m['content'] is none %}{{ '<|answer|>' }}{% for c in m['tool_calls'] %}"
+    "{{ '<|call|>' + c['function']['name'] + '\n' + c['function']['arguments'] }}{% endfor %}"
+    "{{ '<|im_end|>' }}"
+    "{% else %}{{ '<|answer|>' + m['content'].split('</think>')[-1] + '<|im_end|>' }}"
+    "{% endif %}{% endfor %}{% if add_generation_prompt %}{{ '<|answer|><think>\n' }}{% endif %}"
+)
+# Qwen3-Thinking's way: the generation prompt opens the block that an answer without thoughts lacks.
+ALWAYS_THINKS = REASONING.replace(
+    "{%- if add_generation_prompt %}{{- '<|im_start|>assistant\n' }}",
+    "{%- if add_generation_prompt %}{{- '<|im_start|>assistant\n<think>\n' }}",
+)
 DATED = "{{ strftime_now('%d %b %Y') }}" + tokenizers.CHATML
 
 

@@ -123,6 +123,24 @@ def test_text_is_encoded_as_text_and_the_templates_tokens_stay(chatml, jsonl):
     assert chatml.decode([*example.prompt, *example.response]) + "\n" == whole
 
 
+@pytest.mark.parametrize("character", ["\U0010f8f0", "\U0010f8f1"])
+def test_what_marks_control_tokens_is_no_part_of_a_text(character, chatml, jsonl):
+    """Else data that holds it would become another text, or a control token."""
+    text = f"The {character}0{character} clips"
+    message = {"role": "assistant", "content": text}
+    for asked, bad in (("Hello", False), ("What is <|im_start|>?", True)):
+        chat = {"messages": [{"role": "user", "content": asked}, message]}
+        for row in (chat, {"prompt": asked, "response": text}):
+            path = str(jsonl([row]))
+            if bad:
+                named = f"U\\+{ord(character):X}, a private-use"
+                with pytest.raises(BadRow, match=named):
+                    load(chatml, hf_name=path, special_tokens_in_text="text")
+            else:
+                example = load(chatml, hf_name=path, special_tokens_in_text="text")[0]
+                assert chatml.decode(example.response).startswith(text)
+
+
 def test_text_changes_no_row_without_control_tokens(jsonl):
     for prepend in ("normalizer", "first", "always", "never"):
         tokenizer = templates.metaspace(prepend, templates.PHI3)

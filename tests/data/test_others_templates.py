@@ -85,7 +85,8 @@ def test_arguments_are_json_where_the_template_prints_them_bare(jsonl):
     template = tokenizers.CHATML.replace(
         "message['content'] + '<|im_end|>' + '\n' }}",
         "(message['content'] or '') }}{% for c in message['tool_calls'] or [] %}"
-        "{{ 'get ' }}{{ c.function.arguments }}{% endfor %}{{ '<|im_end|>' + '\n' }}",
+        "{{ c.function.name + ' ' }}{{ c.function.arguments }}{% endfor %}"
+        "{{ '<|im_end|>' + '\n' }}",
     )
     assert "c.function" in template
     call = {"type": "function", "function": {
