@@ -1,4 +1,4 @@
-"""The algorithm: which of Composer's events mean what in the game of self-play."""
+"""The algorithm SPIN: what it does at each of Composer's events."""
 
 from __future__ import annotations
 
@@ -71,15 +71,15 @@ class SPIN(Algorithm):
     """Self-play fine-tuning (Chen et al., 2024, arXiv 2401.01335, algorithm 1).
 
     In every iteration the policy is frozen as the opponent, answers the prompts of the SFT set,
-    and is then trained to tell the real responses from the opponent's. Runs on
+    and is then trained to distinguish the real responses from the opponent's. Runs on
     ``ITERATION_START`` (play), ``BATCH_START`` (learning rate), ``AFTER_FORWARD`` and
-    ``AFTER_TRAIN_BATCH`` (the check of an iteration's first batch) and ``ITERATION_END`` (books).
+    ``AFTER_TRAIN_BATCH`` (the check of an iteration's first batch), ``ITERATION_END`` (history).
 
     Args:
         settings: The fields of :class:`~spin_composer.settings.spin.SpinSettings` by keyword.
 
     Raises:
-        InputError: If a setting is unknown or cannot work.
+        InputError: If a setting is unknown or invalid.
 
     Example:
         .. code-block:: python
@@ -148,12 +148,12 @@ class SPIN(Algorithm):
             check_microbatches(self.settings, state, loader.batch_size or 1)
         self._missing_weights = track_missing_weights(state)
         if self.settings.play_only is None:
-            self._take_locks(state)  # before the save folder is touched: it may be another run's
+            self._take_locks(state)  # before changing the save folder: it may be another run's
             check_writable(state)
             repair_checkpoints(state)
 
     def _check_locks(self) -> None:
-        for lock in self._locks:  # rank 0's; when it ends, so do the others
+        for lock in self._locks:  # held on rank 0 only; if it raises, all ranks end
             lock.check()
 
     def _take_locks(self, state: State) -> None:
@@ -167,7 +167,7 @@ class SPIN(Algorithm):
         from_rank_zero(take)
 
     def _after_load(self, state: State, logger: Logger) -> None:
-        """Give the duration in epochs, which all of Composer understands, and correct the clock."""
+        """Set the duration in epochs, which all of Composer supports, and correct the clock."""
         del logger
         epochs = self.settings.epochs_per_iteration
         total = count_iterations(state.max_duration, epochs) * epochs
@@ -185,18 +185,19 @@ class SPIN(Algorithm):
         del logger
         self._early_end.require_started(state)
         self._stopping.begin(state)
-        # Composer runs them backward after a batch: ours, first, sees gradients before clipping.
+        # Composer runs algorithms in reverse order after a batch: ours, last in the list, runs
+        # first and sees gradients before clipping.
         state.algorithms[:] = sorted(state.algorithms, key=lambda algorithm: algorithm is self)
         model = composer_model(state)
-        # A second fit() finds the pairs' loader of the first one's last iteration.
+        # In a second fit() the Trainer has the pair loader of the previous iteration.
         loader = cast(
             "DataLoader[Example]", self.game.sft_loader if self.game else state.train_dataloader
         )
-        examples_of(loader)  # or it says that the loader is another one
+        examples_of(loader)  # raises if it is another loader
         require_spin_scheduler(state)
         check_rows_fit(self.settings, loader, model)
         check_microbatches(self.settings, state, loader.batch_size or 1)
-        # The evaluation before leaves FSDP2's outermost parameters whole, which no optimizer holds.
+        # The first evaluation leaves FSDP2's root parameters gathered; the optimizer has shards.
         reshard(model)
         low = self.settings.allow_low_precision_weights
         adapters_only = any(not exporter.merges_adapters for exporter in exporters(state))
@@ -204,7 +205,7 @@ class SPIN(Algorithm):
         make_engine(self.settings.generation).check(model)
         if self.settings.play_only is None:
             self._take_locks(state)  # fit() may be called again
-        if self.game is None:  # else a second fit() goes on where the first one stopped
+        if self.game is None:  # else a second fit() continues after the first one
             self.game = self._new_game(state, loader)
         warn_about_tokenization_mismatch(state.evaluators, self.game.examples)
         self.history.open(self.game.store.root, state)
@@ -213,10 +214,10 @@ class SPIN(Algorithm):
         if int(state.timestamp.epoch_in_iteration) or int(state.timestamp.batch_in_epoch):
             self.game.resume_iteration(state)
         if self._saved.get("ended"):
-            self._write_history()  # it goes on after all
+            self._write_history()  # the run continues: remove the end reason
 
     def _new_game(self, state: State, loader: DataLoader[Example]) -> Game:
-        """Return the game of this run, as its checkpoint left it."""
+        """Return the game of this run, restored from its checkpoint."""
         store = on_all_ranks(lambda: open_store(self.settings, state.run_name))
         self._clock = time.perf_counter() - self._saved.get("seconds", 0.0)
         manifest, iteration = self._saved.get("manifest", {}), int(state.timestamp.iteration)
@@ -228,14 +229,14 @@ class SPIN(Algorithm):
         return game
 
     def _attach_to_trainer(self, state: State) -> None:
-        """Change what the Trainer does at iterations' ends, and with its loader."""
+        """Adapt the Trainer: intervals at iterations' ends, exports, and its loader."""
         evaluate_at_iteration_ends(state, self.settings.epochs_per_iteration)
         save_at_iteration_ends(state, self.settings.epochs_per_iteration, self._should_save)
         export_at_the_end(state)
         set_export_names(state)
         correct_gloo_average(state)
-        # The SFT loader's batches are never trained on, so the Trainer must not spin it either;
-        # the loader of the pairs is set to its position by Game.resume_iteration.
+        # The SFT loader's batches are never trained on, so the Trainer must not fast-forward it;
+        # Game.resume_iteration sets the position of the pair loader.
         state.dataset_resumption["train"] = True
         if state.dataset_state is not None:
             state.dataset_state["train"] = None
@@ -243,17 +244,17 @@ class SPIN(Algorithm):
     def _check_scores(self, state: State, game: Game) -> None:
         """Check the head, and how rows are tokenized, by the policy's own log-probs."""
         model = composer_model(state)
-        # An ordinary forward, layer by layer under FSDP: nothing is gathered.
+        # Ordinary forward passes, layer by layer under FSDP: parameters are not gathered.
         with get_precision_context(state.precision, state.precision_config):
             model.check_head(state.device.batch_to_device(short_pair_batch(game.examples)))
             longest = longest_sequence(game.examples, self.settings.generation.max_new_tokens)
             tokens = sample_tokens(game.examples, longest)
             model.choose_layout(self.settings.layout, tokens, longest, state.device)
-            # A run that has begun goes on as it began.
-            begun = int(state.timestamp.batch) or from_rank_zero(
+            # A started run continues with its tokenization.
+            started = int(state.timestamp.batch) or from_rank_zero(
                 lambda: game.store.find_manifest(0)
             )
-            if not begun:
+            if not started:
                 assert model.tokenizer is not None  # see _init
                 vocabulary, to_device = len(model.tokenizer), state.device.batch_to_device
                 check_tokenize(game.examples, vocabulary, model.score, to_device)
@@ -265,7 +266,7 @@ class SPIN(Algorithm):
         from_rank_zero(self._check_locks)
         set_export_names(state)
         self.history.start(self.game.start_iteration(state, logger))
-        self._clock -= self.game.earlier_play_seconds  # other processes', but the run's
+        self._clock -= self.game.earlier_play_seconds  # spent by earlier processes of the run
         self._first_batch.start_iteration(self.game.noise)
 
     def _before_dataloader(self, state: State, logger: Logger) -> None:
@@ -349,10 +350,10 @@ class SPIN(Algorithm):
         Event.ITERATION_END: "_iteration_end",
         Event.FIT_END: "_fit_end",
     }
-    """Composer's events, and the method that says what each means in the game."""
+    """The handler of each of Composer's events."""
 
     def state_dict(self) -> dict[str, Any]:
-        """Return what a resumed run needs: the play that is being trained on, and the books."""
+        """Return the state of a resumed run: the manifest of the current play, and the history."""
         game = self.game
         return {
             **super().state_dict(),

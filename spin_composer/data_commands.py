@@ -1,4 +1,4 @@
-"""What a data command was given: a run's YAML, or a source with settings on the command line."""
+"""The arguments of data commands: a run's YAML, or a source and settings."""
 
 from __future__ import annotations
 
@@ -16,12 +16,12 @@ _BLOCK = "train_loader.dataset"
 
 @dataclass(frozen=True)
 class DataArguments:
-    """The data and the tokenizer that a command means."""
+    """The data and the tokenizer of a command."""
 
     config: DatasetConfig
     """The checked dataset block."""
     title: str
-    """What the user called it."""
+    """The data's name as given on the command line."""
     tokenizer: str | None
     """The tokenizer's name or folder."""
     tokenizer_kwargs: dict[str, Any] = field(default_factory=dict)
@@ -31,7 +31,7 @@ class DataArguments:
         """Return the tokenizer's name.
 
         Raises:
-            InputError: None was given.
+            InputError: It was not given.
         """
         if self.tokenizer is None:
             raise InputError(
@@ -48,18 +48,18 @@ def read_arguments(
     tokenizer: str | None = None,
     trust_remote_code: bool = False,
 ) -> DataArguments:
-    """Return what the arguments of a data command mean.
+    """Parse the arguments of a data command.
 
     Args:
         source: A run's YAML, or a file, folder, Hugging Face name or MDS.
-        overrides: ``key=value``: of the YAML, or of the dataset block where there is none.
-        flags: Keys of the dataset block given as options; None for those that were not. ``subset``
-            is ``hf_kwargs.name``.
-        tokenizer: Its name, where given.
+        overrides: ``key=value``: of the YAML, or of the dataset block if there is no YAML.
+        flags: Keys of the dataset block given as options; None if not given. ``subset`` is
+            ``hf_kwargs.name``.
+        tokenizer: Name of the tokenizer, if given.
         trust_remote_code: Let the tokenizer run code of its repository.
 
     Raises:
-        InputError: Names the argument or the key that cannot work.
+        InputError: Names the invalid argument or key.
     """
     given = {key: value for key, value in flags.items() if value is not None}
     mapping = given.get("preprocessing_fn")
@@ -96,7 +96,7 @@ def _of_yaml(path: str, overrides: Sequence[str]) -> tuple[dict[str, Any], dict[
     named = config.get("tokenizer") or {}
     if not isinstance(named, Mapping):
         raise InputError(
-            f"{path}: tokenizer={format_value(named)} is no mapping. Write tokenizer: {{name: "
+            f"{path}: tokenizer={format_value(named)} is not a mapping. Write tokenizer: {{name: "
             "...}."
         )
     return dict(dataset), dict(named)
@@ -113,7 +113,7 @@ def _of_source(
     for override in overrides:
         if "=" not in override or override.startswith("-"):
             raise InputError(
-                f"{override!r} is no setting. Write key=value, a key of {_BLOCK} such as "
+                f"{override!r} is not a setting. Write key=value, a key of {_BLOCK} such as "
                 "hf_kwargs.name=main."
             )
     try:
@@ -128,7 +128,7 @@ def _of_source(
 
 
 def _mapping(text: str) -> str | dict[str, Any]:
-    """Return the mapping that ``{prompt: a, response: b}`` spells, or the text itself."""
+    """Parse ``{prompt: a, response: b}``; return any other text unchanged."""
     if not text.lstrip().startswith("{"):
         return text
     import yaml

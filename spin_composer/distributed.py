@@ -1,7 +1,7 @@
-"""Ranks together: rank 0's word on all of them, and one folder that all of them see.
+"""Coordination of ranks: results of rank 0 on all ranks, errors of any rank, shared folders.
 
-What takes long on one rank is waited for by looking at the process group's key-value store, not in
-a collective, which the process group's timeout would end.
+Ranks wait for long operations of another rank by polling the process group's key-value store, not
+in a collective, which the process group's timeout would abort.
 """
 
 from __future__ import annotations
@@ -30,16 +30,16 @@ _SHARED_FOLDER_SECONDS = 60.0
 
 
 def key_value_store() -> Any:  # a Store, whose stub lacks check
-    """Return the process group's key-value store; for a process alone, one in its memory."""
+    """Return the process group's key-value store; for a single process, one in memory."""
     if not dist.is_initialized() or dist.get_world_size() == 1:
         return HashStore()
     return _get_default_store()
 
 
 def poll_intervals() -> Iterator[None]:
-    """Yield whenever it is time to look again: soon at first, then every fifth of a second.
+    """Yield at polling intervals: short at first, then every fifth of a second.
 
-    On a thousand ranks every two seconds, so that the one process which answers can.
+    With a thousand ranks every two seconds, to limit the load of the process that hosts the store.
     """
     longest = max(POLL_SECONDS, dist.get_world_size() / _RANKS_PER_POLL_SECOND)
     seconds = _FIRST_POLL_SECONDS
@@ -50,10 +50,10 @@ def poll_intervals() -> Iterator[None]:
 
 
 def from_rank_zero(make: Callable[[], T]) -> T:
-    """Return rank 0's value on every rank, however long it takes to make; a collective.
+    """Call ``make`` on rank 0 and return its result on every rank; a collective without timeout.
 
-    What it raises is raised on every rank, on the others by its kind and words: raised on rank 0
-    alone, it would leave them waiting.
+    An error is raised on every rank; on the others it is rebuilt from its kind and message. Raised
+    on rank 0 alone, it would leave them waiting.
     """
     if not dist.is_initialized() or dist.get_world_size() == 1:
         return make()
@@ -80,18 +80,18 @@ def from_rank_zero(make: Callable[[], T]) -> T:
 
 
 def on_all_ranks(make: Callable[[], T]) -> T:
-    """Return what ``make`` returns on this rank, if it returns on all; a collective.
+    """Call ``make`` on every rank; return its result if no rank failed; a collective.
 
-    What it raises is raised there; the other ranks, which would wait for that one, raise its words.
+    An error is raised on the rank where it occurred, and rebuilt from its message on the others.
     """
     return _raise_from_any_rank(*_capture(make))
 
 
 def on_each_node_in_turn(make: Callable[[], T]) -> T:
-    """Return what ``make`` returns on this rank, if it returns on all; a collective.
+    """Call ``make`` on every rank, on each node by local rank 0 first; a collective.
 
-    On each node local rank 0 goes first, and the others find what it has downloaded. However long
-    it takes, nobody waits in a collective; what it raises is raised as by :func:`on_all_ranks`.
+    The other ranks of the node then find what it has downloaded. Ranks wait without a timeout;
+    errors are raised as by :func:`on_all_ranks`.
     """
     if not dist.is_initialized() or dist.get_world_size() == 1:
         return make()
@@ -117,7 +117,7 @@ def on_each_node_in_turn(make: Callable[[], T]) -> T:
 
 
 def _capture(make: Callable[[], T]) -> tuple[list[T], BaseException | None]:
-    """Return what ``make`` returns, or what it raises."""
+    """Return the result of ``make``, or its error."""
     try:
         return [make()], None
     except (Exception, Interrupted) as error:
@@ -141,7 +141,7 @@ def node_folder() -> str:
 
 
 def check_shared(root: Path) -> None:
-    """Refuse a folder that ranks do not share: they would wait for one another forever.
+    """Reject a folder that the ranks do not share: they would wait for each other forever.
 
     Raises:
         StoreError: Names the ranks that do not see what rank 0 wrote.
@@ -150,7 +150,7 @@ def check_shared(root: Path) -> None:
         return
 
     def touch() -> str:
-        # play.prepare removes what has such a name: a process that is killed here leaves the file.
+        # If this process is killed here, play.prepare removes the file by its temporary name.
         name = temporary_name("shared")
         root.mkdir(parents=True, exist_ok=True)
         (root / name).touch()
@@ -161,7 +161,7 @@ def check_shared(root: Path) -> None:
         deadline = time.monotonic() + _SHARED_FOLDER_SECONDS
         while not (seen := (root / name).exists()) and time.monotonic() < deadline:
             time.sleep(POLL_SECONDS)
-            list(root.glob(".shared.*"))  # makes network file systems look again
+            list(root.glob(".shared.*"))  # makes network file systems refresh their cache
         blind = [rank for rank, ok in enumerate(dist.all_gather_object(seen)) if not ok]
     finally:
         if dist.get_global_rank() == 0:

@@ -1,11 +1,11 @@
-"""The errors that a user meets: our own and other programs', each with an exit code and one line.
+"""Errors that a user can correct, ours and other packages', with an exit code and one line each.
 
-Exit codes: 2 bad input, 3 a bad self-play store, 4 the environment, 5 NaN; 128 and a signal's
-number more, where a signal ended the process. Whatever else goes wrong is a defect, and keeps its
-traceback and exit code 1.
+Exit codes: 2 bad input, 3 a bad self-play store, 4 the environment, 5 NaN; 128 plus the number of
+the signal that ended the process. Any other error is a bug, and keeps its traceback and exit
+code 1.
 
-Other programs' errors are known by their type or the system's error number. Where they have
-neither, by a text of theirs, each of which ``tests/test_errors.py`` has the program say.
+Other packages' errors are recognized by their type or the system's error number; where that is not
+possible, by their message, which ``tests/test_errors.py`` provokes.
 """
 
 from __future__ import annotations
@@ -18,55 +18,55 @@ from typing import Any, ClassVar
 
 from spin_composer import interrupt
 
-RESUME_REMEDY = "Give the same command again: the run goes on."
+RESUME_REMEDY = "Run the same command again: the run resumes."
 OTHER_WEIGHTS = (
     "it was saved by a run that trained other weights, or by a version that left out what is "
-    "trained beside adapters"
+    "trained besides the adapters"
 )
-"""Why a checkpoint lacks weights that are trained."""
+"""Why a checkpoint may lack trained weights."""
 
 
 class UserError(Exception):
-    """An error that a user can correct; its text is the one line that says how."""
+    """An error that a user can correct; its message is one line and says how."""
 
     exit_code: ClassVar[int]
-    """Of a command that ends with it."""
+    """The exit code of a command that fails with it."""
 
 
 class InputError(UserError, ValueError):
-    """A setting, file or row that cannot work: the message names it, its value and the remedy."""
+    """An invalid setting, file or row: the message names it, its value and the remedy."""
 
     exit_code = 2
 
 
 class StoreError(UserError, RuntimeError):
-    """A self-play store that does not belong to this run, or that is damaged."""
+    """A self-play store that is damaged or does not belong to this run."""
 
     exit_code = 3
 
 
 class EnvironmentFailure(UserError, RuntimeError):
-    """The machine does not give what the run needs: space, a folder to write to, another rank."""
+    """The environment lacks what the run needs: disk space, a writable folder, another rank."""
 
     exit_code = 4
 
 
 class NotFiniteError(UserError, RuntimeError):
-    """A loss, a gradient, a log-prob or a weight is NaN or infinite: nothing is built on it."""
+    """A loss, a gradient, a log-prob or a weight is NaN or infinite."""
 
     exit_code = 5
 
 
 class EngineError(EnvironmentFailure):
-    """A completion server that does not start, or does not answer as it must."""
+    """A completion server that does not start, or whose response is wrong."""
 
 
 class PlayDone(Exception):
-    """Ends a job that only plays: the units that it was to make are in the store. No error."""
+    """Ends a play-only job whose units are in the store. Not an error."""
 
 
 class RunEnded(Exception):
-    """Ends a run that a callback stopped before it began. No error."""
+    """Ends a run that a callback stopped before it started. Not an error."""
 
 
 def format_value(value: object, limit: int = 60) -> str:
@@ -76,7 +76,7 @@ def format_value(value: object, limit: int = 60) -> str:
 
 
 def collect_errors(*checks: Callable[[], object]) -> list[Any]:
-    """Run every check and return what each returns.
+    """Run all checks and return their results.
 
     Raises:
         InputError: One line for each check that failed.
@@ -97,24 +97,24 @@ _DISK_FULL = (errno.ENOSPC, errno.EDQUOT)
 _UNWRITABLE = (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.EISDIR)
 _IO = (errno.EIO, errno.ESTALE)
 _RUST_OS_ERROR = re.compile(r"\(os error (\d+)\)")
-"""How libraries written in Rust name a system error: safetensors does."""
+"""A system error in messages of libraries written in Rust (safetensors)."""
 _SHARED_MEMORY = re.compile(r"/\d{6,}_[a-z_]+")
 _TRUNCATED_FILE = "unexpected pos "
-"""What torch.save says of a file that it could not write to its end: it opened the file itself, or
-the system's own error was left behind on another rank."""
+"""torch.save's message if it cannot write a whole file, without the underlying system error: it
+opened the file itself, or the system error occurred on another rank."""
 _CONNECTION_LOST = (
     "connection closed by peer",
     "connection reset by peer",
     "broken pipe",
     "failed to recv, got 0 bytes",
 )
-"""What gloo and the key-value store say, in small letters, when a rank has died."""
+"""Messages of gloo and the key-value store, in lower case, if a rank has died."""
 _MISSING_KEY = re.compile(r"Missing key in checkpoint state_dict: state\.model\.([\w.]+\w)")
-"""What torch says of a sharded checkpoint."""
+"""torch's message for a sharded checkpoint that lacks a weight."""
 
 _FOUNDRY_USER_ERROR = "llmfoundry.utils.exceptions.UserError"
 _FOUNDRY_LOSS_ERRORS = ("LossSpikeError", "HighLossError")
-"""llm-foundry's errors that are its user's, but for those of a loss that its callbacks stop at."""
+"""llm-foundry's user errors that are not: its callbacks stop a run because of its loss."""
 _OMEGACONF_ERROR = "omegaconf.errors.OmegaConfBaseException"
 _NOT_FOUND = (
     "is not a valid model identifier",
@@ -124,14 +124,14 @@ _NOT_FOUND = (
     "Couldn't instantiate the backend tokenizer",  # transformers 5, of a folder without one
     "must have an eos_token",
 )
-"""What transformers, and llm-foundry's builder of tokenizers, say of a name or folder."""
+"""Messages of transformers and of llm-foundry's tokenizer builder for a bad name or folder."""
 
 
 def explain(error: BaseException) -> tuple[int, str] | None:
-    """Return the exit code of an error that a user can correct, and the line that says it.
+    """Return exit code and message of an error that a user can correct.
 
     Returns:
-        None for any other error: a defect, whose traceback should be seen.
+        None for any other error: a bug, whose traceback should be shown.
     """
     if isinstance(error, UserError):
         return error.exit_code, str(error)
@@ -146,12 +146,12 @@ def explain(error: BaseException) -> tuple[int, str] | None:
 
 
 def already_registered(what: str) -> ValueError:
-    """Return the error of a name that another of its kind has."""
+    """Return the error for a name that is already taken."""
     return ValueError(f"{what} is registered already. Choose another name.")
 
 
 def rebuild_error(code: int, line: str) -> BaseException:
-    """Return the error of which another rank says the exit code and the line."""
+    """Rebuild another rank's error from its exit code and message."""
     if code > 128:
         return interrupt.exception_for(code - 128)
     kinds = (InputError, StoreError, EnvironmentFailure, NotFiniteError)
@@ -159,22 +159,22 @@ def rebuild_error(code: int, line: str) -> BaseException:
 
 
 def _explain_checkpoint(error: BaseException) -> str | None:
-    """Return what a sharded checkpoint lacks of the weights that are trained, or None."""
+    """Return the message for a sharded checkpoint that lacks trained weights, or None."""
     for cause in _iter_causes(error):
         if found := _MISSING_KEY.search(str(cause)):
             return (
                 f"the checkpoint lacks {found.group(1)}, which is trained: {OTHER_WEIGHTS}. Train "
-                "the same weights, start anew with another run_name and other "
+                "the same weights, start over with another run_name and other "
                 "folders, or, to begin with the base model's, name it in load_ignore_keys."
             )
     return None
 
 
 def _explain_foundry(error: BaseException) -> str | None:
-    """Return what llm-foundry or transformers say of a user's data, tokenizer or model's name."""
+    """Return the message of llm-foundry or transformers about bad user input, or None."""
     kinds = {f"{kind.__module__}.{kind.__name__}" for kind in type(error).__mro__}
     said = " ".join(str(error).split())
-    if _OMEGACONF_ERROR in kinds:  # of a value that llm-foundry's training config cannot hold
+    if _OMEGACONF_ERROR in kinds:  # a value of the wrong type for llm-foundry's training config
         return said
     if _FOUNDRY_USER_ERROR in kinds and type(error).__name__ not in _FOUNDRY_LOSS_ERRORS:
         return said
@@ -194,14 +194,14 @@ def _explain_environment(error: BaseException) -> str | None:
             return f"a rank was lost ({said}). {RESUME_REMEDY}"
     if any(isinstance(cause, RuntimeError) and _TRUNCATED_FILE in str(cause) for cause in causes):
         return (
-            "a checkpoint could not be written to its end. See that the disk has space and works, "
-            "then give the same command again; the run goes on from the checkpoint before."
+            "a checkpoint could not be written to its end. Check that the disk has space and "
+            "works, then run the same command again; the run resumes from the checkpoint before."
         )
     return None
 
 
 def _find_errno(error: BaseException) -> int | None:
-    """Return the number of the system's error that an exception stands for, or None."""
+    """Return the errno behind an exception, or None."""
     if isinstance(error, OSError):
         return error.errno
     found = _RUST_OS_ERROR.search(str(error))
@@ -209,18 +209,18 @@ def _find_errno(error: BaseException) -> int | None:
 
 
 def _explain_errno(error: BaseException, number: int) -> str | None:
-    """Return the line that explains a system error of a user's machine, or None."""
+    """Return the message for a system error, or None."""
     at = getattr(error, "filename", None) or "a file of the run"
     said = os.strerror(number)
     if number in _DISK_FULL:
         return (
-            f"the disk is full ({at}: {said}). Free space and give the same command again; what is "
-            "on the disk is whole, and the run goes on from it."
+            f"the disk is full ({at}: {said}). Free space and run the same command again; what is "
+            "on the disk is whole, and the run resumes from it."
         )
     if number == errno.EFBIG:
         return (
             f"{at} is larger than its file system or `ulimit -f` lets a file be ({said}). Raise "
-            "the limit, or set algorithms.spin.store and save_folder to other folders; then give "
+            "the limit, or set algorithms.spin.store and save_folder to other folders; then run "
             "the same command again."
         )
     if number == errno.EEXIST and _SHARED_MEMORY.fullmatch(str(at)):
@@ -228,22 +228,22 @@ def _explain_errno(error: BaseException, number: int) -> str | None:
             f"another program on this machine took the shared memory {at} of Streaming at the same "
             f"moment. {RESUME_REMEDY}"
         )
-    a_file = number == errno.EEXIST and os.path.isfile(at)  # where a folder was to be made
+    a_file = number == errno.EEXIST and os.path.isfile(at)  # a file instead of a folder
     if number in _UNWRITABLE or a_file:
         return (
             f"{at} cannot be used ({said}). Let the run's user write there, or set "
             "algorithms.spin.store and save_folder to other folders."
         )
     if number in _IO:
-        return f"{at}: {said}. Look at the disk, then give the same command again."
+        return f"{at}: {said}. Check the disk, then run the same command again."
     return None
 
 
 def _iter_causes(error: BaseException) -> Iterator[BaseException]:
-    """Yield an error and what it came from.
+    """Yield an error and its causes.
 
-    torch.save wraps the OSError of a full disk; a sharded save holds each rank's own as
-    ``failures``.
+    torch.save wraps the OSError of a full disk; the error of a sharded save has those of all ranks
+    as ``failures``.
     """
     pending, seen = [error], set()
     while pending:

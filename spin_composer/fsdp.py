@@ -118,7 +118,7 @@ def override_attributes(copies: list[tuple[list[Owner], Tensor]]) -> Iterator[No
 
 
 def is_sharded(model: nn.Module) -> bool:
-    """Tell whether FSDP, of either kind, has wrapped any part of a model."""
+    """Return whether FSDP, of either kind, has wrapped any part of a model."""
     return any(isinstance(module, (FSDPModule, FSDP1)) for module in model.modules())
 
 
@@ -193,7 +193,7 @@ def _managed_parameters(
             info = fsdp_param._module_info
             owners = [(info.module, info.param_name)]
             owners += zip(info.shared_modules, info.shared_param_names, strict=True)
-            # What the module holds is the gathered one in the midst of a gathering.
+            # What the module holds is the gathered one in the middle of a gathering.
             held = getattr(*owners[0])
             shard = held if isinstance(held, DTensor) else fsdp_param.sharded_param
             parameters.append((owners, lambda shard=shard: _full_tensor(shard)))

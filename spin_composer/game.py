@@ -1,7 +1,7 @@
-"""One iteration of the game: plan once, play, load the pairs; or take it up again.
+"""One iteration of self-play: plan it, play it and load its pairs, or resume it.
 
-The algorithm calls :class:`Game` at Composer's events. Which engine answers and where the store is
-are the settings' choice: here both are interfaces.
+The algorithm calls :class:`Game` at Composer's events. The engine and the store are used through
+their interfaces only.
 """
 
 from __future__ import annotations
@@ -54,19 +54,19 @@ from spin_composer.store.pair_loader import build_pair_loader, resume_at
 log = logging.getLogger(__name__)
 
 _CPU_FULL = "DefaultCPUAllocator: can't allocate memory"
-"""What torch says of a CPU's memory, by a plain RuntimeError."""
+"""torch's message if CPU memory is exhausted; it raises a plain RuntimeError."""
 
 
 class Game:
-    """What a run keeps from iteration to iteration, and what it does in one.
+    """The state of self-play across iterations, and the steps of one iteration.
 
     Args:
-        settings: The game's.
-        seed: Of play and of the order of pairs.
-        store: Where pairs are kept.
+        settings: The algorithm's settings.
+        seed: Seed of play and of the order of pairs.
+        store: The store of pairs.
         examples: The SFT set.
-        sft_loader: The loader that came with the Trainer; its dataset is ``examples``.
-        verify_lock: Raises if the store became another run's.
+        sft_loader: The Trainer's original loader; its dataset is ``examples``.
+        verify_lock: Raises if another run has taken over the store.
     """
 
     def __init__(
@@ -86,30 +86,30 @@ class Game:
         self.verify_lock = verify_lock
         self.engine = make_engine(settings.generation)
         self.play_seconds = 0.0
-        """Wall-clock time spent in play, by the processes before this one too."""
+        """Wall-clock time of play, including that of earlier processes."""
         self.earlier_play_seconds = 0.0
-        """Of them in this iteration, before this process came to it."""
+        """The part of it that earlier processes spent on this iteration."""
         self.manifest: Manifest = {}
-        """Of the iteration that is being trained."""
+        """Manifest of the iteration that is being trained."""
         self.noise = 0.0
         """Noise of scoring of this iteration, in nats per token."""
 
     def start_iteration(self, state: State, logger: Logger) -> dict[str, float]:
-        """Play iteration ``state.timestamp.iteration`` with the policy as it is; load its pairs.
+        """Play iteration ``state.timestamp.iteration`` with the current policy; load its pairs.
 
-        Finishes a play that an earlier process began. A collective.
+        Finishes a play that an earlier process has started. A collective.
 
         Returns:
-            The play's figures.
+            The metrics of play.
 
         Raises:
-            PlayDone: In a job that only plays (``settings.play_only``), when it has.
+            PlayDone: At the end of a play-only job (``settings.play_only``).
         """
         if self.settings.reset_optimizer:
             for optimizer in state.optimizers:
                 optimizer.state.clear()
         for optimizer in state.optimizers:
-            optimizer.zero_grad(set_to_none=True)  # the last batch's, which nobody reads any more
+            optimizer.zero_grad(set_to_none=True)  # frees the last batch's gradients
         started, began = time.perf_counter(), time.time()
         plan = self._plan(state)
         self.manifest = plan.manifest
@@ -117,8 +117,8 @@ class Game:
         if self.settings.play_only is not None:
             made, wanted = len(plan.missing), len(plan.wanted)
             raise PlayDone(
-                f"iteration {plan.iteration}: {made} units made, {wanted - made} were there, "
-                f"of the {wanted} asked for; it has {len(plan.units)}."
+                f"iteration {plan.iteration}: {made} units made, {wanted - made} existed, "
+                f"of {wanted} requested; it has {len(plan.units)}."
             )
         report = finish_play(self.store, plan.iteration, len(plan.units), verified=plan.verified)
         self.earlier_play_seconds = union_seconds(report.spans, until=began)
@@ -129,7 +129,8 @@ class Game:
             log.warning(
                 f"iteration {plan.iteration}: each epoch trains "
                 f"{report.pairs - report.left_out_pairs} of the {report.pairs} pairs; "
-                f"{report.left_out_pairs}, fewer than a batch, are left out, others in each."
+                f"{report.left_out_pairs}, fewer than a batch, are left out, a different set in "
+                "each epoch."
             )
         figures = report.metrics()
         logger.log_metrics(figures)
@@ -138,18 +139,18 @@ class Game:
         return figures
 
     def resume_iteration(self, state: State) -> None:
-        """Take up the training of an iteration in its midst: its play is in the store, whole.
+        """Resume training in the middle of an iteration, whose play is complete in the store.
 
         Raises:
-            StoreError: If store, checkpoint and this run's settings are not of the same play.
+            StoreError: If store, checkpoint and this run's settings do not match.
         """
         t = state.timestamp
         iteration = int(t.iteration)
-        # The opponent is gone; which one it was, and how it played, only the checkpoint knows.
+        # The opponent is not available; the checkpoint has its fingerprint and how it played.
         known = {
             name: manifest_value(self.manifest, name) for name in ("opponent", *FIXED_AT_START)
         }
-        from_rank_zero(lambda: self.store.manifest(iteration))  # or it says that it is missing
+        from_rank_zero(lambda: self.store.manifest(iteration))  # raises if it is missing
         found = from_rank_zero(lambda: existing_manifest(self.store, self.settings, iteration))
         manifest, units = build_manifest(self.store, self._run_context(state), iteration, found)
         wanted = manifest | known
@@ -199,7 +200,7 @@ class Game:
         )
 
     def _play(self, plan: IterationPlan, state: State) -> None:
-        """Make the units that are missing, on all ranks together."""
+        """Make the missing units, on all ranks together."""
         model = composer_model(state)
         whole = gathered(model) if self.engine.needs_whole_model and plan.missing else nullcontext()
         is_whole_run = self.settings.play_only is None
@@ -220,7 +221,7 @@ class Game:
         if not plan.has_prompts:
             return nullcontext(NoGenerator())
         merge = plan.manifest["merged"]
-        if merge is None:  # no adapters; or the manifest is of a version that did not say
+        if merge is None:  # no adapters, or a manifest of a version without the field
             merge = self.engine.merges_adapters(composer_model(state))
         opponent = Opponent(
             model=composer_model(state),
@@ -235,7 +236,7 @@ class Game:
         return self.engine.open(opponent)
 
     def _engine_folder(self, plan: IterationPlan) -> Path:
-        """Return where an engine's files go: jobs that play at the same time have one each."""
+        """Return the folder of the engine's files; concurrent jobs have different ones."""
         folder = self.store.folder(plan.iteration)
         if self.settings.play_only is None:
             return folder
@@ -249,7 +250,7 @@ class Game:
             with get_precision_context(state.precision, state.precision_config):
                 return model.score(state.device.batch_to_device(batch))
 
-        # A job does not hold the lock: a run may have begun the iteration in another way meanwhile.
+        # A job does not hold the lock: the run may have started the iteration differently.
         is_job = self.settings.play_only is not None
         unchanged = partial(self.store.check_manifest, plan.manifest)
         return Player(
@@ -274,10 +275,10 @@ class Game:
 
     @contextmanager
     def _explain_out_of_memory(self) -> Iterator[None]:
-        """Name the settings that help where play does not fit on this rank's device.
+        """Convert torch's out-of-memory error to one that names the remedy.
 
         Raises:
-            EnvironmentFailure: In place of torch's error.
+            EnvironmentFailure: If this rank's device runs out of memory.
         """
         try:
             yield
@@ -334,17 +335,17 @@ def pair_loss(settings: SpinSettings, iteration: int) -> PairLoss:
 
 
 def check_play_only(settings: SpinSettings, state: State) -> None:
-    """Check that a job that only plays has the opponent of the iteration that it plays.
+    """Check that a play-only job has loaded the opponent of its iteration.
 
     Raises:
-        InputError: Names where the loaded checkpoint stands.
+        InputError: Names the position of the loaded checkpoint.
     """
     t = state.timestamp
     at = (int(t.iteration), int(t.epoch_in_iteration), int(t.batch_in_epoch))
     if settings.play_only is not None and at != (settings.play_only.iteration, 0, 0):
         raise InputError(
-            f"iteration {settings.play_only.iteration} is to be played, but what was loaded stands "
-            f"in iteration {at[0]}, epoch {at[1]}, batch {at[2]}. Give load_path=... of the "
+            f"iteration {settings.play_only.iteration} is to be played, but the loaded checkpoint "
+            f"is at iteration {at[0]}, epoch {at[1]}, batch {at[2]}. Give load_path=... of the "
             "checkpoint at that iteration's start."
         )
 

@@ -1,13 +1,13 @@
-"""Ctrl-C, SIGTERM and the like: noted at once, obeyed where nothing is left half done.
+"""Graceful handling of Ctrl-C, SIGTERM and other signals.
 
-The handler notes the signal. Where ranks work together (play, training) that is all: they look at
-what is noted between two steps of the work, and agree where to stop. Elsewhere (imports, the model,
-the data) it also raises :class:`Interrupted` at once, as Composer's own handler would.
+The handler records the signal. While ranks work together (play, training) it does nothing else:
+they check for recorded signals between steps, and agree where to stop. Elsewhere (imports, model,
+data) it raises :class:`Interrupted` immediately, as Composer's own handler would.
 
-A thread of this module hears every signal even while the main thread is within a collective or a
-kernel: it ends the process on a second Ctrl-C, and when the work has not come to a place to stop
-in time, as ``kill -9`` would, after which a run goes on. Launchers kill half a minute after a
-signal, whatever ranks do.
+A thread of this module notices every signal even while the main thread is in a collective or a
+kernel: it ends the process on a second Ctrl-C, or if the work does not reach a stopping point in
+time. That is like ``kill -9``, after which a run can be resumed. Launchers kill processes half a
+minute after a signal in any case.
 """
 
 from __future__ import annotations
@@ -23,20 +23,20 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from types import FrameType
 
-MESSAGE = "interrupted; the same command goes on"
+MESSAGE = "interrupted; the same command resumes the run"
 LIMIT_SECONDS = 15.0
-"""From a signal to the end of a process that has not stopped by itself."""
+"""Time from a signal until a process that has not stopped by itself is ended."""
 _LEAST_TO_LEAVE_SECONDS = 2.0
 _AGAIN_SECONDS = 0.2
 _AGAIN_LAUNCHED_SECONDS = 1.0
-"""A launcher passes Ctrl-C on to ranks that a terminal sent it to: that is no second one."""
+"""A launcher forwards the Ctrl-C that the terminal has sent to its ranks too: it counts once."""
 _FATAL = (signal.SIGINT, signal.SIGTERM)
 
 
 class Interrupted(SystemExit):
-    """A signal ends the process, with the exit code of a shell: 128 + its number.
+    """A signal ends the process, with a shell's exit code: 128 + its number.
 
-    A SystemExit: under ``llmfoundry train`` it leaves without a traceback, too.
+    A SystemExit, so that ``llmfoundry train`` exits without a traceback too.
     """
 
     def __init__(self, number: int):
@@ -45,16 +45,16 @@ class Interrupted(SystemExit):
 
 
 class _SignalWatch:
-    """The signals of this process, from :meth:`install` to :meth:`uninstall`."""
+    """The state of signal handling, from :meth:`install` to :meth:`uninstall`."""
 
     exit_deadline: float | None = None
-    """When the process of the last interruption is to have ended; None if it may take its time."""
+    """When the process must have exited after an interruption; None without a deadline."""
 
     def __init__(self) -> None:
         self.installed: dict[int, Callable[[int, FrameType | None], object] | int | None] = {}
-        """The handler before ours, by signal."""
+        """The previous handler of each signal."""
         self.owns_process = False
-        """The process is ours from the command line to its exit."""
+        """This package controls the process until it exits (command line)."""
         self.number = 0
         self.since = 0.0
         self.message = MESSAGE
@@ -63,18 +63,18 @@ class _SignalWatch:
         self.deferred = 0
         self.between_events = False
         self.no_deadline = False
-        """Set while a checkpoint is still to be saved, however long that takes."""
+        """Set while a checkpoint is still to be saved, which may take any time."""
         self.publish: Callable[[int], None] = lambda number: None
-        """Lets the other ranks know, that one which loses this rank may say why."""
+        """Publishes the signal, so that ranks that lose this one can tell why."""
         self.poll: Callable[[], int] = lambda: 0
-        """Returns the signal that another rank has told of, or 0."""
+        """Returns the signal that another rank has published, or 0."""
         self._first_at: float | None = None
         self._pipe: tuple[int, int] | None = None
         self._old_wakeup = -1
 
     def install(self, numbers: tuple[int, ...], owns_process: bool) -> None:
         if threading.current_thread() is not threading.main_thread() or hasattr(sys, "ps1"):
-            return  # only the main thread may; in an interactive session Ctrl-C ends no process
+            return  # only the main thread may; Ctrl-C does not end an interactive session
         self.owns_process = self.owns_process or owns_process
         for number in numbers:
             old = signal.getsignal(number)
@@ -89,7 +89,7 @@ class _SignalWatch:
             threading.Thread(target=self._listen, args=self._pipe, daemon=True).start()
 
     def uninstall(self) -> None:
-        # What was saved for this signal may have to be uploaded yet.
+        # A checkpoint that was saved after the signal may still have to be uploaded.
         _SignalWatch.exit_deadline = (
             self.since + LIMIT_SECONDS if self.number and not self.no_deadline else None
         )
@@ -99,7 +99,7 @@ class _SignalWatch:
         pipe = self._pipe
         if pipe is not None:
             signal.set_wakeup_fd(self._old_wakeup)
-            os.write(pipe[1], b"\0")  # which wakes the thread, and ends it
+            os.write(pipe[1], b"\0")  # wakes the thread, which then exits
             os.close(pipe[1])
         self.__init__()
 
@@ -109,18 +109,18 @@ class _SignalWatch:
             self.number = number
             if self._pipe is not None:
                 with suppress(OSError):
-                    os.write(self._pipe[1], b"\0")  # the thread has a time to keep from now on
+                    os.write(self._pipe[1], b"\0")  # wakes the thread: it has a deadline now
 
     def exception(self, number: int) -> Interrupted:
-        """Return what ends the process, and say so."""
+        """Announce the interruption and return the exception that ends the process."""
         self.note(number)
         self.raised = True
         announce()
-        # llm-foundry's log level is debug unless told: Composer tells of each callback it closes.
+        # llm-foundry's default log level is debug: Composer would log each callback it closes.
         logging.getLogger("composer").setLevel(logging.INFO)
         self.publish(number)
         if not self.owns_process:
-            self.uninstall()  # what comes now is the caller's
+            self.uninstall()  # from here on the caller is in control
         return Interrupted(number)
 
     def _handle(self, number: int, frame: object) -> None:
@@ -160,17 +160,17 @@ class _SignalWatch:
             self.end()
 
     def _seconds_left(self) -> float | None:
-        """Return the time until the process is ended; None if nothing ends it."""
+        """Return the time until the process is ended; None without a deadline."""
         if not self.number:
             return None
         if self.no_deadline:
-            return 1.0  # then look again
+            return 1.0  # then check again
         return max(0.0, self.since + LIMIT_SECONDS - time.monotonic())
 
     def end(self) -> None:
         """End the process now."""
         if not self.announced and _is_rank_zero():
-            os.write(2, f"{self.message}\n".encode())  # another thread may hold Python's own stream
+            os.write(2, f"{self.message}\n".encode())  # another thread may hold the stream's lock
         os._exit(128 + self.number)
 
 
@@ -178,53 +178,53 @@ _watch = _SignalWatch()
 
 
 def install(*more: int, owns_process: bool = False) -> None:
-    """Listen for Ctrl-C and SIGTERM, and for the signals given; again after Composer is imported.
+    """Handle Ctrl-C, SIGTERM and other signals; call it again after Composer was imported.
 
     Args:
         more: Other signals.
-        owns_process: The process is ours until it exits; else the caller decides what follows.
+        owns_process: This package controls the process until it exits.
     """
     _watch.install((*_FATAL, *more), owns_process)
 
 
 def owns_process() -> bool:
-    """Tell whether the process is ours up to its exit."""
+    """Return whether this package controls the process until it exits."""
     return _watch.owns_process
 
 
 def uninstall() -> None:
-    """Let signals be what they were, and forget what was noted."""
+    """Restore the previous handlers, and forget recorded signals."""
     _watch.uninstall()
 
 
 def pending_signal() -> int:
-    """Return the number of the signal that is to end the process, or 0."""
+    """Return the number of the recorded signal, or 0."""
     return _watch.number
 
 
 def record_signal(number: int) -> None:
-    """Note a signal that another rank got."""
+    """Record a signal that another rank received."""
     _watch.note(number)
 
 
 def check() -> None:
-    """Stop here if a signal was noted; to be called between two steps of what is deferred.
+    """Stop here if a signal was recorded; to be called between steps while signals are deferred.
 
     Raises:
-        Interrupted: If one was.
+        Interrupted: If a signal was recorded.
     """
     if _watch.number:
         raise _watch.exception(_watch.number)
 
 
 def exception_for(number: int) -> Interrupted:
-    """Return the exception that ends this process as another rank's ``number`` ends that one."""
+    """Return the exception that ends this process because of a signal."""
     return _watch.exception(number)
 
 
 @contextmanager
 def deferred() -> Iterator[None]:
-    """Within, signals are noted only; whoever works there calls :func:`check`."""
+    """Only record signals within the context; the code in it calls :func:`check`."""
     _watch.deferred += 1
     try:
         yield
@@ -233,11 +233,11 @@ def deferred() -> Iterator[None]:
 
 
 def set_deferred(on: bool, no_deadline: bool = False) -> None:
-    """Begin or end a :func:`deferred` that lies between two events.
+    """Start or stop deferring signals between two events; see :func:`deferred`.
 
     Args:
-        on: Begin it.
-        no_deadline: Meanwhile the process is not ended however far away a place to stop is.
+        on: Start it.
+        no_deadline: Do not end the process while signals are deferred.
     """
     if _watch.no_deadline and not on:
         _watch.since = time.monotonic()
@@ -245,14 +245,14 @@ def set_deferred(on: bool, no_deadline: bool = False) -> None:
 
 
 def connect_ranks(publish: Callable[[int], None], poll: Callable[[], int]) -> None:
-    """Give the ways by which ranks learn of one another's signals."""
+    """Set the functions by which ranks exchange signals."""
     _watch.publish, _watch.poll = publish, poll
 
 
 def signal_causing(error: BaseException) -> int:
-    """Return the number of the signal of which an error is the consequence, or 0.
+    """Return the number of the signal that caused an error, or 0.
 
-    What goes wrong after a signal (a rank that is gone, a file cut short) is taken to be.
+    Any error after a signal (a lost rank, a truncated file) is attributed to it.
     """
     if isinstance(error, Interrupted):
         return error.number
@@ -267,19 +267,19 @@ def announce() -> None:
 
 
 def set_resume_checkpoint(checkpoint: str) -> None:
-    """Let the line name the checkpoint that was saved for this interruption."""
+    """Add the checkpoint that was saved after the signal to the message."""
     _watch.message = f"{MESSAGE} from {checkpoint}, which was saved before"
 
 
 def exit_process(code: int | str | None) -> None:
-    """Exit; after an interruption the process ends soon, whatever its threads still wait for."""
+    """Exit; after an interruption the process ends soon even if threads are still blocked."""
     if isinstance(code, int) and code > 128:
         if _watch.exit_deadline is not None:
             left = max(_LEAST_TO_LEAVE_SECONDS, _watch.exit_deadline - time.monotonic())
             timer = threading.Timer(left, os._exit, [code])
             timer.daemon = True
             timer.start()
-        signal.signal(signal.SIGTERM, signal.SIG_IGN)  # a launcher's, to a process that ends anyway
+        signal.signal(signal.SIGTERM, signal.SIG_IGN)  # a launcher sends it to exiting processes
         signal.signal(signal.SIGINT, lambda *_: os._exit(code))
     sys.exit(code)
 
@@ -289,13 +289,13 @@ def _is_rank_zero() -> bool:
 
 
 def _reset_in_child() -> None:
-    """Make a forked process none of ours: it would write to our pipe, and ignore its parent."""
+    """Reset signal handling in a forked process: it would write to the parent's pipe."""
     if not _watch.installed:
         return
     with suppress(ValueError):
         signal.set_wakeup_fd(-1)
         for number in _watch.installed:
-            # A loader's worker goes on until the batch under way is done; its parent ends it.
+            # A data loader's worker finishes the current batch; its parent ends it.
             busy = _watch.deferred or _watch.between_events
             ignored = number not in _FATAL or (number == signal.SIGINT and busy)
             signal.signal(number, signal.SIG_IGN if ignored else signal.SIG_DFL)

@@ -4,8 +4,8 @@ Dimensions: B pairs. Column 0 of a [B, 2] tensor is the real side, column 1 the 
 Source of the game and of the logistic loss: Self-Play Fine-Tuning, arXiv 2401.01335, eq. 4.7;
 of the squared loss: IPO, arXiv 2310.12036, eq. 17.
 
-Importing this module loads no torch, since the settings, which must stay light, take the names of
-the losses from its registry: the functions import what they need.
+Importing this module does not import torch, since the light settings use the registry's names: the
+functions import what they need.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 
 class LossFunction(Protocol):
-    """What a loss is: a function of the four vectors of sums, each [B], and beta."""
+    """A loss: a function of the four vectors of log-prob sums, each [B], and beta."""
 
     def __call__(
         self,
@@ -163,7 +163,7 @@ def squared_loss(
 
 
 def nll_anchor(policy_real_logps: Tensor, real_lengths: Tensor, weight: float) -> Tensor:
-    """Return weight * (-policy_real / length_real) [B]: an SFT term that holds the policy.
+    """Return weight * (-policy_real / length_real) [B]: an SFT term.
 
     Args:
         policy_real_logps: [B] sums of the real response's token log-probabilities.
@@ -185,7 +185,7 @@ class PairLoss:
     kind: str
     """The name of one of :data:`LOSSES`."""
     beta: float
-    """How strongly the policy is held to the opponent; the paper's lambda."""
+    """Strength of the pull toward the opponent; the paper's lambda."""
     nll_weight: float = 0.0
     """Weight of the NLL anchor; 0 leaves it out."""
     length_normalised: bool = False

@@ -1,6 +1,6 @@
 """Metrics of training, logged as ``metrics/train/<class name>``: one registered class each.
 
-Beside them the one metric of held-out rows that Composer lacks.
+Also the one metric of held-out rows that Composer lacks.
 
 Rewards are r = beta * (policy - opponent) of a response's sum. Dimensions: B pairs; column 0 of a
 [B, 2] tensor is the real side, column 1 the generated one.
@@ -24,9 +24,9 @@ class PairMetric(Metric, ABC):
     """The mean over pairs (or over sides) of one number; exact over ranks and microbatches."""
 
     unit: ClassVar[str]
-    """Of its value, for docs/metrics.md."""
+    """Unit of the value, for docs/metrics.md."""
     nemo_aligner: ClassVar[str | None] = None
-    """Its name in NeMo-Aligner's SPIN, if it has one there."""
+    """Name of the metric in NeMo-Aligner's SPIN, if it exists there."""
     full_state_update = False
     total: Tensor
     count: Tensor
@@ -42,13 +42,13 @@ class PairMetric(Metric, ABC):
         """Return the numbers to average, of the policy's sums [B, 2] and the rewards [B, 2]."""
 
     def update(self, policy: Tensor, opponent: Tensor, lengths: Tensor, loss: PairLoss) -> None:
-        """Take in a batch.
+        """Add a batch.
 
         Args:
             policy: [B, 2] the policy's sums.
             opponent: [B, 2] the opponent's sums.
             lengths: [B, 2] numbers of scored tokens.
-            loss: the iteration's loss, which knows beta and the normalization.
+            loss: the iteration's loss, which has beta and the normalization.
         """
         policy = policy.detach()
         values = self.values(policy, loss.rewards(policy, opponent, lengths)).double()
@@ -187,7 +187,7 @@ class SpinLogpsGenerated(PairMetric):
 
 
 class TokenAccuracy(Metric):
-    """Share of the tokens of held-out rows that the model finds most likely; llm-foundry's twin.
+    """Share of the tokens of held-out rows that the model predicts, as llm-foundry's metric.
 
     Args:
         ignore_index: The label of positions that are not counted.
@@ -204,7 +204,7 @@ class TokenAccuracy(Metric):
             self.add_state(name, default=torch.tensor(0), dist_reduce_fx="sum")
 
     def update(self, logits: Tensor, labels: Tensor) -> None:
-        """Take in a batch: logits [..., V] and the labels [...] of the same positions."""
+        """Add a batch: logits [..., V] and the labels [...] of the same positions."""
         counted = labels != self.ignore_index
         self.correct_tokens += (logits.argmax(-1)[counted] == labels[counted]).sum()
         self.total_tokens += counted.sum()

@@ -1,8 +1,8 @@
 """A job that only plays: ``spin-composer play YAML --iteration k --units a:b``.
 
-It is the run's own YAML, started as training is, on any machines: model, data, precision and
-settings are the run's by construction. It loads the policy of the iteration's start, makes the
-units that it was given, and ends. Units that it commits are what the training run finds there.
+It uses the run's own YAML and is started like training, on any machine, so model, data, precision
+and settings are those of the run. It loads the policy from the start of the iteration, generates
+the given units and exits. The training run finds the committed units in the store.
 """
 
 from __future__ import annotations
@@ -43,14 +43,17 @@ def play(path: str | Path, overrides: Sequence[str], iteration: int, units: str)
     only = PlayOnly(iteration, units)
     plain: Any = OmegaConf.to_container(read_yaml(path, overrides))
     if not is_spin(plain):
-        raise InputError(f"{path} is no SPIN run's YAML: it has no algorithms.spin.")
+        raise InputError(f"{path} is not a SPIN run's YAML: it has no algorithms.spin.")
     settings = validate(plain)
     total = count_iterations(plain["max_duration"], settings.epochs_per_iteration)
     if iteration >= total:
-        raise InputError(f"--iteration {iteration} is none of the {total} that {path} has, from 0.")
+        raise InputError(
+            f"--iteration {iteration} is out of range: {path} has {total} iterations, numbered "
+            "from 0."
+        )
     given = any(override.startswith("load_path=") for override in overrides)
     train_config(OmegaConf.create(job_config(plain, settings, only, str(path), given)))
-    raise AssertionError("the job went on after its play")
+    raise AssertionError("the job continued after its play")
 
 
 def job_config(
@@ -60,16 +63,14 @@ def job_config(
     where: str,
     load_path_given: bool,
 ) -> dict[str, Any]:
-    """Return the training config of a job that only plays.
-
-    It trains, evaluates, saves and logs nothing: those are the run's.
+    """Return the training config of a job that only plays: no evaluation, saving or logging.
 
     Args:
         plain: The run's config.
         settings: Of its algorithm.
         only: What to play.
         where: The YAML's path, for messages.
-        load_path_given: ``load_path`` was given for this job, and holds the policy to play with.
+        load_path_given: ``load_path`` was given on the command line and is used as it is.
 
     Raises:
         InputError: If the checkpoint of the iteration's start cannot be found.

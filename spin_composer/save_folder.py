@@ -1,4 +1,4 @@
-"""The folder of checkpoints after a kill: partial ones are set aside, ``latest`` is repaired.
+"""Repair of a checkpoint folder after a kill: partial checkpoints, and the ``latest`` link.
 
 Composer writes a checkpoint in place, and its ``latest`` link in two steps. A kill -9 leaves:
 
@@ -6,13 +6,13 @@ Composer writes a checkpoint in place, and its ``latest`` link in two steps. A k
                                            is resumed, Composer refuses to train (FileExistsError)
     while a sharded one is written         a folder without ``.metadata``
     between the checkpoint and the link    a whole checkpoint that ``latest`` does not name
-    between the link's two steps           no ``latest``: Composer would start the run anew
+    between the link's two steps           no ``latest``: Composer would start the run over
 
-A folder whose newest checkpoint is of the kind that the run cannot read (sharded for one process,
-full for a sharded run) is refused: Composer would start the run anew beside it.
+A folder whose newest checkpoint is of a kind that the run cannot read (sharded for one process,
+full for a sharded run) is rejected: Composer would start the run over in the same folder.
 
-Here a checkpoint is never deleted; one that is not whole gets another name. Functions of files
-only: ``hooks.checkpoints.repair_checkpoints`` calls them on one rank before any looks.
+Checkpoints are never deleted; partial ones are renamed. These are functions of files only:
+``hooks.checkpoints.repair_checkpoints`` calls them on one rank before Composer reads the folder.
 """
 
 from __future__ import annotations
@@ -36,11 +36,11 @@ _COUNTS = ("batch", "sample", "token", "epoch")
 _ASIDE = ".set-aside-"
 _END_OF_ZIP = b"PK\x05\x06"
 _MOST_BYTES_HASHED = 4 << 30
-"""Larger checkpoints are checked by their structure only: reading them all takes minutes, and
-the other ranks wait."""
+"""Only the structure of larger checkpoints is checked: reading them takes minutes, while the other
+ranks wait."""
 
 _DAMAGED = (zipfile.BadZipFile, zlib.error, NotImplementedError, RuntimeError, EOFError, ValueError)
-"""What zipfile raises for damaged bytes: a flipped one may even name another compression, or an
+"""Errors of zipfile for damaged bytes, which may even look like another compression method or
 encryption."""
 
 
@@ -50,16 +50,16 @@ class Checkpoint:
 
     path: Path
     counts: tuple[int, ...]
-    """Batch, sample, token and epoch, as far as its name tells them (else -1)."""
+    """Batch, sample, token and epoch from its name; -1 if the name does not have them."""
     written_ns: int
-    """When it was written last."""
+    """Time of the last modification."""
 
 
 def try_to_write(folder: Path) -> None:
-    """Try to write where a folder is, or will be made; nothing is left.
+    """Check that a folder, which may not exist yet, can be written to; leaves nothing behind.
 
     Raises:
-        OSError: The system's own, with the file's name.
+        OSError: The system's error, with the file's name.
     """
     while not folder.exists():
         folder = folder.parent
@@ -69,7 +69,7 @@ def try_to_write(folder: Path) -> None:
 
 
 def name_pattern(name: str, run_name: str) -> re.Pattern[str]:
-    """Return a pattern of the names that Composer's format string ``name`` gives."""
+    """Return a pattern that matches the names made from Composer's format string ``name``."""
     pattern = ""
     seen: set[str] = set()
     for literal, field, _, _ in string.Formatter().parse(name):
@@ -85,10 +85,10 @@ def name_pattern(name: str, run_name: str) -> re.Pattern[str]:
 
 
 def repair_folder(folder: Path, pattern: re.Pattern[str], latest: Path) -> None:
-    """Set aside the checkpoints of a folder that are not whole, and repair ``latest``.
+    """Set aside the incomplete checkpoints of a folder, and repair ``latest``.
 
-    ``latest`` is made to name the newest whole checkpoint if it names none, a damaged one, or
-    one older than a whole one that was written after it.
+    ``latest`` is pointed to the newest complete checkpoint if it is missing, or points to a damaged
+    one or to one that is older.
     """
     whole: list[Checkpoint] = []
     for found in find_checkpoints(folder, pattern):
@@ -103,7 +103,7 @@ def repair_folder(folder: Path, pattern: re.Pattern[str], latest: Path) -> None:
     while whole:
         best = whole[-1]
         if current is not None and current.written_ns >= best.written_ns:
-            best = current  # the later names are those of another try, written before
+            best = current  # checkpoints with later names are older, from an earlier attempt
         if problem := content_problem(best.path):
             set_aside(best.path, problem)
             whole.remove(best)
@@ -115,17 +115,17 @@ def repair_folder(folder: Path, pattern: re.Pattern[str], latest: Path) -> None:
             log.warning(f"{latest} named {named}; it now names {best.path.name}.")
         return
     if latest.is_symlink():
-        log.warning(f"{latest} names {os.readlink(latest)}, which is no whole checkpoint.")
+        log.warning(f"{latest} names {os.readlink(latest)}, which is not a whole checkpoint.")
         set_aside(latest, "no whole checkpoint is left")
 
 
 def require_readable(folder: Path, pattern: re.Pattern[str], sharded: bool) -> None:
-    """Refuse a folder whose newest checkpoint is of the other kind than the run reads.
+    """Reject a folder whose newest checkpoint is of a kind that the run cannot read.
 
     Args:
-        folder: Of checkpoints; may be missing.
-        pattern: Of the names of full checkpoints.
-        sharded: The run reads sharded ones; else full ones.
+        folder: The checkpoint folder; may be missing.
+        pattern: Matches the names of full checkpoints.
+        sharded: The run reads sharded checkpoints; otherwise full ones.
 
     Raises:
         InputError: Names the checkpoint and what to start instead.
@@ -154,7 +154,7 @@ def require_readable(folder: Path, pattern: re.Pattern[str], sharded: bool) -> N
 
 
 def find_checkpoints(folder: Path, pattern: re.Pattern[str]) -> list[Checkpoint]:
-    """Return the checkpoints of a folder, whole or not."""
+    """Return the checkpoints of a folder, complete or not."""
     found = []
     for path in sorted(folder.iterdir()) if folder.is_dir() else []:
         match = pattern.fullmatch(path.name)
@@ -169,7 +169,7 @@ def find_checkpoints(folder: Path, pattern: re.Pattern[str]) -> list[Checkpoint]
 
 
 def structure_problem(path: Path) -> str | None:
-    """Return what is wrong with a checkpoint, judged without reading all of it, or None."""
+    """Return what is wrong with a checkpoint's structure, without reading all of it, or None."""
     if path.is_dir():
         if not _size(path / ".metadata"):
             return "it has no .metadata"
@@ -179,7 +179,7 @@ def structure_problem(path: Path) -> str | None:
     if not _size(path):
         return "it is empty"
     if path.suffix != ".pt":
-        return None  # compressed or tar: only reading it would tell
+        return None  # compressed or tar: cannot be checked without reading it
     try:
         with zipfile.ZipFile(path) as file:
             file.infolist()
@@ -191,7 +191,7 @@ def structure_problem(path: Path) -> str | None:
 
 
 def content_problem(path: Path) -> str | None:
-    """Return what is wrong with a full checkpoint's bytes by their CRC, or None."""
+    """Return what is wrong with a full checkpoint's content, by its CRCs, or None."""
     if path.is_dir() or path.suffix != ".pt" or _size(path) > _MOST_BYTES_HASHED:
         return None
     try:
@@ -205,14 +205,14 @@ def content_problem(path: Path) -> str | None:
 
 
 def _content_error(error: OSError) -> str:
-    """Return what an error of reading damaged contents says; raise one of the disk again."""
-    if error.errno not in (None, errno.EINVAL):  # a bad stream; a place before the file's start
+    """Return the message of an error caused by damaged content; re-raise one of the disk."""
+    if error.errno not in (None, errno.EINVAL):  # a bad stream; an invalid seek
         raise error
     return str(error)
 
 
 def set_aside(path: Path, problem: str) -> Path:
-    """Give a file or folder a name that nothing reads; return its new path."""
+    """Rename a file or folder so that it is ignored; return its new path."""
     number = 1
     while os.path.lexists(aside := path.with_name(f"{path.name}{_ASIDE}{number}")):
         number += 1
@@ -236,7 +236,7 @@ def _size(path: Path) -> int:
 
 
 def _has_zip_end(path: Path) -> bool:
-    """Tell whether a file is empty, or ends as the records that torch.save writes end."""
+    """Return whether a file is empty, or ends with a zip archive's end record."""
     size = _size(path)
     with open(path, "rb") as file:
         file.seek(max(0, size - 22))

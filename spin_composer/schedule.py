@@ -24,10 +24,9 @@ from spin_composer.settings.spin import SpinSettings, value_for_iteration
 class SpinScheduler(ComposerScheduler):
     """A warm-up and a decay that start again with every iteration.
 
-    Composer's own schedulers measure a whole run; this one hands Composer's a clock that shows
-    the iteration only. The multiplier also holds the iteration's peak learning rate
-    (``algorithms.spin.learning_rate``), so that nothing about the learning rate has to be restored
-    when a run is resumed.
+    Composer's own schedulers cover a whole run; this one calls them with a clock of the current
+    iteration. The multiplier also includes the iteration's peak learning rate
+    (``algorithms.spin.learning_rate``), so that a resumed run has no learning rate to restore.
 
     Args:
         t_warmup: Length of the linear warm-up from 0, ``0.1dur`` being a tenth of the iteration,
@@ -56,7 +55,7 @@ class SpinScheduler(ComposerScheduler):
     def __call__(self, state: State, ssr: float = 1.0) -> float:
         """Return the multiplier of the optimizer's learning rate at the state's timestamp."""
         settings = _settings(state)
-        if state.dataloader_len is None:  # no loader yet: nothing is being trained
+        if state.dataloader_len is None:  # no loader yet, so no training
             return 0.0
         per_epoch = int(state.dataloader_len)
         t = state.timestamp
@@ -76,10 +75,10 @@ class SpinScheduler(ComposerScheduler):
 
 
 def refresh_learning_rates(state: State) -> None:
-    """Set the learning rates of the batch that is about to be trained.
+    """Set the learning rates of the next batch.
 
-    Composer steps schedulers before it advances the clock, so its learning rate lags a batch,
-    and at an iteration's first batch it would be that of the last iteration's end.
+    Composer steps schedulers before it advances the clock, so its learning rate lags by one batch,
+    and an iteration's first batch would get the last learning rate of the previous iteration.
     """
     for scheduler in state.schedulers:
         groups = scheduler.optimizer.param_groups
@@ -89,7 +88,7 @@ def refresh_learning_rates(state: State) -> None:
 
 
 def require_spin_scheduler(state: State) -> None:
-    """Refuse any other scheduler: none of Composer's knows iterations.
+    """Reject any other scheduler: Composer's do not restart per iteration.
 
     Raises:
         InputError: Unless there is exactly one scheduler and it is a :class:`SpinScheduler`.

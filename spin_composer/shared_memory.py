@@ -1,10 +1,10 @@
-"""Names in shared memory that no other run on the machine uses.
+"""Unique names in shared memory for Streaming's datasets.
 
 Streaming numbers its names from 0 and takes the first number that looks free. Two programs that
-make datasets at the same moment can take the same one: one of them fails, or both read and write
-one another's positions. Here the numbers begin at one of this run's own, which its ranks agree on;
-other programs, and Streaming's cleaning, which unlinks names in use, begin at 0 and never come
-that far. It holds for every StreamingDataset of the process, llm-foundry's too.
+create datasets at the same time can take the same number: one of them fails, or both overwrite
+each other's positions. Here the numbers start at a random one that the run's ranks agree on; other
+programs, and Streaming's cleanup, which unlinks names in use, start at 0 and never get that far.
+This applies to every StreamingDataset of the process, including llm-foundry's.
 """
 
 from __future__ import annotations
@@ -20,22 +20,22 @@ from spin_composer.errors import EnvironmentFailure
 _FIRST = 10**6
 """Where ``clean_stale_shared_memory`` ends."""
 _PER_NODE = 10**6
-"""Numbers of a node's own: nodes of one run may be containers that share memory, too."""
+"""Numbers reserved per node: the nodes of a run may be containers that share memory."""
 _KEY = "spin/shared-memory"
 _numbers: dict[int, int] = {}
-"""By process: one that is forked off a run may begin a run of its own."""
+"""By process id: a forked process may start a run of its own."""
 
 
 def use_unique_names() -> None:
-    """Have Streaming's names in shared memory begin at this run's own number from now on.
+    """Make Streaming's names in shared memory start at this run's number from now on.
 
     Raises:
-        EnvironmentFailure: If Streaming is of a version that chooses names in another way.
+        EnvironmentFailure: If this version of Streaming chooses names differently.
     """
     from streaming.base.shared import prefix
 
     parts = ("_each_prefix_int", "_check_and_find", "get_shm_prefix")
-    # It must be looked up in the module each time, or a replacement has no effect.
+    # The function must be looked up in the module on each call, or replacing it has no effect.
     finds = getattr(getattr(prefix, "_check_and_find", None), "__code__", None)
     if not all(hasattr(prefix, part) for part in parts) or (
         "_each_prefix_int" not in getattr(finds, "co_names", ())
@@ -53,7 +53,7 @@ def _own_numbers() -> Iterator[int]:
 
 
 def _agree_on_start() -> int:
-    """Return the number that this node's ranks begin at, which follows from rank 0's."""
+    """Return the first number of this node's ranks, derived from rank 0's."""
     from streaming.base.distributed import get_local_world_size
     from torch import distributed
     from torch.distributed.distributed_c10d import _get_default_store

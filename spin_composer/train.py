@@ -64,13 +64,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def exit_code(run: Callable[[], object], name: str) -> int:
-    """Do a run, print in one line what a user can correct, and return the exit code."""
+    """Execute a run, print errors that a user can correct in one line, return the exit code."""
     try:
         interrupt.install(owns_process=True)
         run()
     except (PlayDone, RunEnded) as done:
         print(f"{name}: {done}", file=sys.stderr)
-    except BaseException as error:  # that of a failed sharded save is no Exception
+    except BaseException as error:  # the error of a failed sharded save is not an Exception
         if number := interrupt.signal_causing(error):
             interrupt.announce()
             return 128 + number
@@ -86,7 +86,7 @@ def exit_code(run: Callable[[], object], name: str) -> int:
         if explained is None:
             raise
         code, line = explained
-        for part in line.splitlines():  # one for each problem found
+        for part in line.splitlines():  # one per problem
             print(f"error: {part}", file=sys.stderr)
         return code
     finally:
@@ -96,8 +96,8 @@ def exit_code(run: Callable[[], object], name: str) -> int:
 
 
 def release_locks() -> None:
-    """Give back the locks that a run which failed still holds, while its threads can work."""
-    module = sys.modules.get("spin_composer.store.lock")  # absent if the run did not begin
+    """Release the locks of a failed run while threads can still be started."""
+    module = sys.modules.get("spin_composer.store.lock")  # absent if the run did not start
     if module is not None:
         module.release_all()
 

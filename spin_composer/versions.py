@@ -1,4 +1,4 @@
-"""Which versions of torch and transformers spin_composer was run on, and a warning of others."""
+"""The tested versions of torch and transformers, and a warning about others."""
 
 from __future__ import annotations
 
@@ -16,11 +16,11 @@ TESTED_VERSIONS: Mapping[str, tuple[tuple[_Minor, _Minor], ...]] = {
     "torch": (((2, 7), (2, 15)),),
     "transformers": (((4, 51), (4, 57)), ((5, 17), (5, 24))),
 }
-"""By package, ranges of (major, minor) whose ends the tests ran on; docs/versions.md lists them."""
+"""Ranges of (major, minor) by package; both ends were tested. docs/versions.md lists them."""
 
 
 def version_warnings(installed: Mapping[str, str] | None = None) -> list[str]:
-    """Return a line for each package whose version lies outside the ranges that were run.
+    """Return a line for each package whose version is outside the tested ranges.
 
     Args:
         installed: Versions by package; those of this environment unless given.

@@ -134,7 +134,7 @@ def test_generation_past_the_models_positions_is_refused(tmp_path):
 
 
 def test_a_remainder_of_the_duration_is_refused(tmp_path):
-    with pytest.raises(InputError, match=r"max_duration=3ep is no whole number of iterations"):
+    with pytest.raises(InputError, match=r"max_duration=3ep is not a whole number of iterations"):
         tiny_trainer(tmp_path, max_duration="3ep")
 
 

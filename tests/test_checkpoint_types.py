@@ -28,7 +28,7 @@ def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
     trainer = tiny_trainer(
         folder, max_duration="2iter", save_folder=str(folder / "checkpoints"), save_interval="1ba"
     )
-    trainer.fit(duration="7ba")  # in the midst of the first iteration
+    trainer.fit(duration="7ba")  # in the middle of the first iteration
     trainer.close()
     return folder / "checkpoints" / "ep1-ba7-rank0.pt"
 

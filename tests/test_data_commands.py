@@ -129,8 +129,8 @@ def test_mappings_subsets_and_further_keys_are_given_on_the_command_line(
     [
         (["check", "{rows}"], "the tokenizer is missing. Give --tokenizer NAME"),
         (["check", "{rows}", "--tokenizer", "{tok}", "max_seq_leng=9"], "mean 'max_seq_len'"),
-        (["check", "{rows}", "--tokenizer", "{tok}", "--splitt=x"], "is no setting"),
-        (["check", "{rows}", "--tokenizer", "{tok}", "train"], "'train' is no setting"),
+        (["check", "{rows}", "--tokenizer", "{tok}", "--splitt=x"], "is not a setting"),
+        (["check", "{rows}", "--tokenizer", "{tok}", "train"], "'train' is not a setting"),
         (["check", "absent.yaml"], "absent.yaml does not exist"),
         (["check", "{yaml}"], "train_loader.dataset=None names no data"),
         (["convert", "absent.jsonl", "{out}"], "absent.jsonl"),

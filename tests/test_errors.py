@@ -132,7 +132,7 @@ def test_shared_memory_that_another_run_took_is_no_defect():
     taken.cleanup()
     code, line = explain(caught.value)  # pyright: ignore[reportGeneralTypeIssues]
     assert code == 4
-    assert "Give the same command again" in line
+    assert "Run the same command again" in line
 
 
 def test_a_lost_rank_is_the_environments_failure():

@@ -20,7 +20,7 @@ from spin_composer.errors import InputError, explain, rebuild_error
 from spin_composer.settings.yaml import validate
 
 TESTS = Path(__file__).parent
-MESSAGE = "interrupted; the same command goes on"
+MESSAGE = "interrupted; the same command resumes the run"
 
 
 def results_of(cases: list[Case], folder: Path) -> dict[str, Any]:

@@ -56,8 +56,8 @@ def whole(tmp_path_factory, model) -> Path:
 def test_a_run_trains_on_the_units_that_jobs_have_made(tmp_path, model, whole):
     yaml = write_config(tiny_config(tmp_path, model), tmp_path / "run.yaml")
     said = job(yaml, 0, "1:3")
-    assert said == "iteration 0: 2 units made, 0 were there, of the 2 asked for; it has 5."
-    assert job(yaml, 0).startswith("iteration 0: 3 units made, 2 were there, of the 5 asked for")
+    assert said == "iteration 0: 2 units made, 0 existed, of 2 requested; it has 5."
+    assert job(yaml, 0).startswith("iteration 0: 3 units made, 2 existed, of 5 requested")
     made = units(tmp_path, 0)
     assert made == units(whole, 0)
     assert not (tmp_path / "checkpoints").exists()
@@ -82,7 +82,7 @@ def test_a_later_iteration_is_played_with_the_checkpoint_of_its_start(tmp_path, 
     with pytest.raises(InputError, match=r"no whole checkpoint of epoch 2, where iteration 1"):
         play(yaml, [], 1, "all")
     assert job(yaml, 1, "all", f"load_path={tmp_path / 'elsewhere.pt'}").startswith(
-        "iteration 1: 8 units made, 2 were there"
+        "iteration 1: 8 units made, 2 existed"
     )
     assert units(tmp_path, 1) == wanted
 
@@ -114,7 +114,7 @@ def test_messages_name_of_a_setting_works_on_the_command_line(tmp_path, model):
 @pytest.mark.parametrize(
     ("iteration", "units", "wanted"),
     [
-        (2, "all", "--iteration 2 is none of the 2"),
+        (2, "all", "--iteration 2 is out of range"),
         (0, "3:3", r"algorithms\.spin\.play_only\.units must be a:b with a < b"),
         (0, "3", r"algorithms\.spin\.play_only\.units must be a:b with a < b"),
         (-1, "all", r"algorithms\.spin\.play_only\.iteration must be an integer >= 0"),
@@ -129,9 +129,9 @@ def test_what_cannot_be_played_is_refused_before_anything_is_loaded(
 
 
 def test_units_beyond_the_iterations_are_refused_by_their_number():
-    assert PlayOnly(0, "2:5").of(5) == range(2, 5)
+    assert PlayOnly(0, "2:5").select_units(5) == range(2, 5)
     with pytest.raises(InputError, match="within the 4 units of iteration 0, got '2:5'"):
-        PlayOnly(0, "2:5").of(4)
+        PlayOnly(0, "2:5").select_units(4)
 
 
 def test_a_job_trains_saves_evaluates_and_logs_nothing(tmp_path, model):

@@ -240,7 +240,7 @@ def test_no_room_while_saving_exits_4_and_the_same_command_goes_on(
     with files_at_most(most_bytes):
         code, line = run.command(save_interval=interval)
     assert code == 4
-    assert "give the same command again" in line
+    assert "run the same command again" in line
     exported = (run.folder / "checkpoints/huggingface/iter0").exists()
     assert exported == (saved == "export")
     assert run.command(save_interval=interval)[0] == 0

@@ -180,7 +180,7 @@ def test_a_job_on_two_nodes_plays_what_a_run_elsewhere_trains_on(tmp_path, s3, m
     codes = [process.wait(timeout=400) for process in nodes]
     said = [(tmp_path / f"output-{rank}.txt").read_text()[-3000:] for rank in range(2)]
     assert codes == [0, 0], "\n".join(said)
-    assert "4 units made, 0 were there, of the 4 asked for; it has 5" in said[1]
+    assert "4 units made, 0 existed, of 4 requested; it has 5" in said[1]
     done = s3.names("job/self-play/iter-000/done/")
     assert len(done) == 4
     assert main([str(yaml)]) == 0

@@ -24,7 +24,7 @@ NEVER = math.inf
 
 @pytest.fixture(scope="module")
 def modules() -> Iterator[dict[str, Any]]:
-    """The scripts of benchmarks/scaling/, which is no package."""
+    """The scripts of benchmarks/scaling/, which is not a package."""
     with pytest.MonkeyPatch.context() as patch:
         patch.syspath_prepend(str(ROOT / "benchmarks" / "scaling"))
         names = ("play_events", "unit_times", "simulate_play")

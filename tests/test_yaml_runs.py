@@ -128,7 +128,7 @@ def test_rank_0_warns_of_ranks_that_play_nothing(one_rank, tmp_path):
     result = launch("composer", "-m", "spin_composer.train", str(yaml), ranks=2)
     assert result.returncode == 0, result.stderr[-2000:]
     warning = (
-        "iteration 0: 1 unit(s) for 2 ranks: 1 of them play nothing. Set "
+        "iteration 0: 1 unit(s) for 2 ranks: 1 of them are idle. Set "
         "algorithms.spin.unit_size to 12"
     )
     assert (result.stdout + result.stderr).count(warning) == 1

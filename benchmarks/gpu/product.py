@@ -54,7 +54,7 @@ def arguments() -> argparse.Namespace:
     require_known("product.py", "part", given.parts, PARTS)
     require_gpu("product.py", given.tiny)
     if given.model is not None and not (given.model / "config.json").exists():
-        sys.exit(f"product.py: --model={given.model} is no folder of a model: no config.json.")
+        sys.exit(f"product.py: --model={given.model} is not a folder of a model: no config.json.")
     return given
 
 

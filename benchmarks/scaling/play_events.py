@@ -1,7 +1,7 @@
 """The play of one iteration as events: ranks claim units, fail together, and go on.
 
 What spin_composer does: ranks claim units one by one from a shared counter; a finished unit is
-kept; the failure of one rank ends the run, each rank loses the unit that it is in the midst of,
+kept; the failure of one rank ends the run, each rank loses the unit that it is in the middle of,
 and after the restart the missing units are claimed in their order. Beside it two other ways: a
 queue of its own for each rank, and nothing kept until all is done.
 """

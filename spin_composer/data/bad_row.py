@@ -1,4 +1,4 @@
-"""Where a row stands, and the error of one that cannot be trained on."""
+"""The location of a row, and the error of a row that cannot be trained on."""
 
 from __future__ import annotations
 
@@ -10,13 +10,13 @@ from spin_composer.errors import InputError, format_value
 
 @dataclass(frozen=True, slots=True)
 class Location:
-    """The place of a row: a file and its line, or a source and the row's number (both from 1)."""
+    """The location of a row: file and line, or source and row number (both from 1)."""
 
     source: str
     number: int
     unit: Literal["line", "row"] = "line"
     filled: bool = False
-    """The row comes from Arrow, which gives every struct all keys and fills them with null."""
+    """The row comes from Arrow, which adds missing keys to structs with the value null."""
 
     def __str__(self) -> str:
         return (
@@ -35,8 +35,8 @@ class BadRow(InputError):
     """A row that cannot be trained on.
 
     Args:
-        where: The row's place.
-        reason: A few words that rows with the same fault share (what is counted).
+        where: The row's location.
+        reason: A short label that rows with the same problem share; counts are by reason.
         problem: What is wrong, with field and value.
         remedy: What to do about it.
     """
@@ -57,14 +57,14 @@ def template_error(
     who: str = "the chat template refuses",
     more: str = "",
 ) -> BadRow:
-    """Return the fault of a row that the tokenizer's chat template refuses.
+    """Return the error of a row that the tokenizer's chat template rejects.
 
     Args:
-        where: The row's place.
-        said: What the template, or its engine, said.
-        messages: The row's.
-        who: Who cannot take it, with its verb.
-        more: Follows the remedy.
+        where: The row's location.
+        said: The message of the template or of its engine.
+        messages: The row's messages.
+        who: Start of the message: what rejects the row, with its verb.
+        more: Appended to the remedy.
     """
     return BadRow(
         where, "chat template fails",
@@ -74,7 +74,7 @@ def template_error(
 
 
 def tokenizer_error(where: Location, row: str, error: Exception) -> BadRow:
-    """Return the fault of a row, as messages show it, that the tokenizer cannot encode."""
+    """Return the error of a row that the tokenizer cannot encode."""
     return BadRow(
         where, "tokenizer fails",
         f"the tokenizer cannot encode {row} ({type(error).__name__}: "

@@ -1,4 +1,4 @@
-"""Text of turns: by the tokenizer's chat template, or by ChatML where it has none."""
+"""Rendering of turns by the tokenizer's chat template, or as ChatML if it has none."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ DEFAULT_CHAT_TEMPLATE = (
     r"{%- endfor -%}"
     r"{%- if add_generation_prompt -%}{{- '<|im_start|>assistant\n' -}}{%- endif -%}"
 )
-"""ChatML, as llm-foundry writes it where a tokenizer has no template of its own."""
+"""ChatML, llm-foundry's default for tokenizers without a template."""
 
 
 # transformers 5 drops a turn's keys that are null before the template sees it, and templates ask
@@ -33,7 +33,7 @@ class ChatTemplate:
     Args:
         tokenizer: Has the template.
         date_string: The date for the template; today's if None.
-        quiet: Do not warn of a template that prints today's date.
+        quiet: Do not warn about a template that prints today's date.
     """
 
     def __init__(
@@ -57,17 +57,17 @@ class ChatTemplate:
 
         Args:
             messages: The turns.
-            generation_prompt: Add what an answer is to go on from.
+            generation_prompt: Add the generation prompt.
             tools: The tools that the turns may call.
-            arguments: Of the template; they go before the date.
+            arguments: Further template arguments; they take precedence over the date.
 
         Raises:
-            InputError: The template prints a date, and ``date_string`` is none.
-            Exception: The template's own words, or jinja's: it cannot render these turns.
+            InputError: The template prints a date, and ``date_string`` is not a date.
+            Exception: The template's error, or jinja's: it cannot render these turns.
         """
         template = None if self._tokenizer.chat_template is not None else DEFAULT_CHAT_TEMPLATE
         if self._date.patch_template(self.source):
-            # A tokenizer may have several, one of them for turns with tools.
+            # A tokenizer may have several templates, one of them for tools.
             template = self._tokenizer.get_chat_template(None, tools)
             template = self._date.patch_template(template) or template
         given = dict(arguments or {})

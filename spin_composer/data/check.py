@@ -1,4 +1,4 @@
-"""``spin-composer data check``: what SPIN would make of a data set, before a run is paid for."""
+"""``spin-composer data check``: how SPIN would read and tokenize a data set."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ _BAR_WIDTH = 40
 
 @dataclass
 class CheckReport:
-    """A data set as SPIN would see it."""
+    """A summary of a data set as SPIN reads it."""
 
     source: str
     """What was checked."""
@@ -46,7 +46,7 @@ class CheckReport:
     stop_token: str
     """The token that ends each response."""
     fingerprint: str
-    """xxh64 of all token ids: the same data and tokenizer give the same."""
+    """xxh64 of all token ids: equal for equal data and tokenizer."""
     prompt_text: str
     """One example's prompt, decoded with its special tokens."""
     response_text: str
@@ -54,19 +54,19 @@ class CheckReport:
     on_bad_row: Literal["error", "skip"] = "error"
     """Whether bad rows are an error."""
     generation_prompt: str | None = None
-    """What the chat template puts after the last turn before the response; None for plain rows."""
+    """The chat template's generation prompt; None for plain rows."""
     prompt_end: list[str] = field(default_factory=list)
     """The example's last tokens before the response."""
     response_start: list[str] = field(default_factory=list)
     """The example's first tokens of the response."""
     special_tokens: dict[str, dict[str, int]] = field(default_factory=dict)
-    """Control tokens of all prompts and of all responses: how often each."""
+    """Counts of control tokens in all prompts and in all responses."""
 
     differences: TokenizationDiff = field(default_factory=TokenizationDiff)
-    """What the other way of tokenizing would make of the rows."""
+    """Differences to the other way of tokenizing."""
 
     def raise_for_bad_rows(self) -> None:
-        """Raise the InputError of the first bad row, unless bad rows are to be skipped."""
+        """Raise the error of the first bad row, unless bad rows are skipped."""
         count = sum(self.rows.dropped.values())
         if count and self.on_bad_row == "error":
             more = f" ({count} bad rows in all; on_bad_row: skip leaves them out.)"
@@ -80,16 +80,16 @@ def inspect_config(
     title: str | None = None,
     row: int = 1,
 ) -> CheckReport:
-    """Read, format and tokenize all data of a dataset block, and count.
+    """Read, format and tokenize all data of a dataset block, and summarize it.
 
-    Bad rows are always counted through to the end; ``CheckReport.raise_for_bad_rows`` turns them
-    into the error afterward, so that the report can be printed first.
+    All bad rows are counted; ``CheckReport.raise_for_bad_rows`` raises the error afterward, so that
+    the report can be printed first.
 
     Args:
         config: The block, checked.
         tokenizer_name: The tokenizer's name or folder.
         tokenizer_kwargs: ``tokenizer.kwargs``.
-        title: What to call the data; the block's source if not given.
+        title: Name of the data in the report; the block's source if not given.
         row: Which kept row to show, from 1.
 
     Returns:
@@ -121,7 +121,7 @@ def make_report(
     on_bad_row: Literal["error", "skip"] = "error",
     row: int = 1,
 ) -> CheckReport:
-    """Return the report on examples at hand."""
+    """Return the report on given examples."""
     if not 1 <= row <= len(examples):
         raise InputError(f"row={row}: there are rows 1 to {len(examples)}. Name one of them.")
     example = examples[row - 1]
@@ -149,12 +149,12 @@ def make_report(
 
 
 def _generation_prompt(tokenizer: PreTrainedTokenizerBase) -> str | None:
-    """Return what the template adds for the assistant to go on from; None if it does not say."""
+    """Return the template's generation prompt; None if it cannot be determined."""
     template = ChatTemplate(tokenizer, quiet=True)
     turns = [{"role": "user", "content": "a"}]
     try:
         without, with_prompt = template(turns), template(turns, generation_prompt=True)
-    except Exception:  # the template's own: there is none, or it wants other turns
+    except Exception:  # the template's: there is none, or it needs other turns
         return None
     return with_prompt[len(without) :] if with_prompt.startswith(without) else None
 
@@ -223,7 +223,7 @@ def print_report(report: CheckReport, console: Console) -> None:
     example = Text(report.prompt_text)
     example.append(report.response_text, style="bold green reverse")
     console.print(Panel(example, title="one example, its response marked"))
-    # Color does not survive a file or a pipe: there the response is given by itself as well.
+    # Without color (a file, a pipe) the response is printed separately as well.
     if not console.is_terminal:
         console.print(Panel(Text(report.response_text), title="its response"))
     for note in [*rows.notes, *report.differences.lines()]:

@@ -1,9 +1,9 @@
-"""Control tokens that data spells out: found in texts, and encoded as the text that they are.
+"""Control tokens that are spelled out in data: find them, or encode them as plain text.
 
-Control tokens are the tokenizer's special tokens, whatever its template writes between turns or
-names, and what is written as control tokens are (``<|fim_prefix|>``), be it marked special or not.
-Tags in pairs, such as ``<think>`` and ``</think>``, are content, unless the tokenizer names them
-(BOS, EOS ...).
+Control tokens are the tokenizer's special tokens, tokens that its template contains or writes
+between turns, and tokens that look like control tokens (``<|fim_prefix|>``), even if they are not
+marked as special. Paired tags such as ``<think>`` and ``</think>`` are content, unless the
+tokenizer names them (as BOS, EOS, ...).
 """
 
 from __future__ import annotations
@@ -30,11 +30,11 @@ MARKS = re.compile(f"[{_MARK}{_PLACE}]")
 
 
 def control_tokens(tokenizer: PreTrainedTokenizerBase, between_turns: str = "") -> dict[str, int]:
-    """Return the control tokens, text to id.
+    """Return the ids of control tokens by their text.
 
     Args:
         tokenizer: The model's tokenizer.
-        between_turns: What the chat template writes between two turns.
+        between_turns: Text that the chat template writes between two turns.
     """
     source = str(tokenizer.chat_template or "")
     added = {token.content: (i, token.special) for i, token in
@@ -55,7 +55,7 @@ def control_tokens(tokenizer: PreTrainedTokenizerBase, between_turns: str = "") 
 
 
 def is_tag(text: str, added: Mapping[str, object]) -> bool:
-    """Tell whether an added token is a tag whose twin, opening or closing, is one as well."""
+    """Return whether an added token is an opening or closing tag of a pair of added tokens."""
     if not _TAG.fullmatch(text):
         return False
     twin = "<" + text[2:] if text.startswith("</") else "</" + text[1:]
@@ -63,7 +63,7 @@ def is_tag(text: str, added: Mapping[str, object]) -> bool:
 
 
 def compile_pattern(control: Mapping[str, int]) -> re.Pattern[str] | None:
-    """Return what finds control tokens in a text; None if there are none."""
+    """Return a pattern that matches any control token; None if there are none."""
     return _compile_cached(tuple(sorted(control, key=len, reverse=True)))
 
 
@@ -73,7 +73,7 @@ def _compile_cached(texts: tuple[str, ...]) -> re.Pattern[str] | None:
 
 
 def iter_texts(value: object) -> Iterator[str]:
-    """Yield every text of a turn or of tools, but for the roles."""
+    """Yield every text of a turn or of tools, except roles."""
     if isinstance(value, str):
         yield value
     elif isinstance(value, Mapping):
@@ -86,7 +86,7 @@ def iter_texts(value: object) -> Iterator[str]:
 
 
 def map_texts(value: object, change: Callable[[str], str]) -> Any:
-    """Return a copy with every text changed, but for the roles."""
+    """Return a copy with a function applied to every text, except roles."""
     if isinstance(value, str):
         return change(value)
     if isinstance(value, Mapping):
@@ -97,14 +97,14 @@ def map_texts(value: object, change: Callable[[str], str]) -> Any:
 
 
 class ControlTokenFinder:
-    """Finds the control tokens that a text spells out, be it after the tokenizer's normalizer only.
+    """Finds control tokens that a text spells out, also if only after the tokenizer's normalizer.
 
-    NFKC makes ``<|im_start|>`` of full-width letters. Whether that becomes the control token is
-    asked of the tokenizer itself, for the few texts where it may.
+    NFKC turns full-width letters into ``<|im_start|>``. For the few texts where a normalized form
+    matches, the tokenizer itself is asked whether it encodes it as the control token.
 
     Args:
         tokenizer: The model's tokenizer.
-        control: The control tokens, text to id.
+        control: The ids of control tokens by their text.
     """
 
     def __init__(self, tokenizer: PreTrainedTokenizerBase, control: dict[str, int]) -> None:
@@ -120,7 +120,7 @@ class ControlTokenFinder:
                 for form in {text, self._normalize(text)}:
                     self._forms.setdefault(form, set()).add(text)
             self._normalized = compile_pattern(dict.fromkeys(filter(None, self._forms), 0))
-            # Most normalizers leave ASCII alone, as most texts are.
+            # Most normalizers do not change ASCII, and most texts are ASCII.
             self._ascii = self._normalize(string.printable) != string.printable
 
     def __call__(self, text: str) -> list[str]:
@@ -141,7 +141,7 @@ class ControlTokenFinder:
 
 
 def _normalizer(tokenizer: Any) -> Callable[[str], str] | None:  # fast or not: no type has both
-    """Return what the tokenizer does to a text first; None if nothing."""
+    """Return the tokenizer's normalizer; None if it has none."""
     if not tokenizer.is_fast:  # SentencePiece's own, unless the model has another
         return lambda text: unicodedata.normalize("NFKC", text)
     normalizer = tokenizer.backend_tokenizer.normalizer
@@ -149,14 +149,14 @@ def _normalizer(tokenizer: Any) -> Callable[[str], str] | None:  # fast or not: 
 
 
 class TextEncoder:
-    """Encodes spelled control tokens as plain text, and the template's own as what they are.
+    """Encodes control tokens in contents as plain text, and those of the template as such.
 
-    It holds a copy of the tokenizer in which each control token has another name, one that no
-    text holds. In contents, control tokens are hidden before the template is rendered; what then
-    still spells one is the template's own, and is written by the other name.
+    It uses a copy of the tokenizer in which each control token is renamed to something that occurs
+    in no text. Control tokens in contents are hidden before the template is rendered; those that
+    the rendering then contains come from the template and are replaced by the new name.
 
     Raises:
-        InputError: The tokenizer is not a fast one, or finds control tokens in plain text too.
+        InputError: The tokenizer is not a fast one, or encodes plain text as control tokens.
     """
 
     def __init__(self, tokenizer: PreTrainedTokenizerBase, control: dict[str, int]) -> None:
@@ -184,7 +184,7 @@ class TextEncoder:
             if ids & set(self(f"a {text} a")):
                 raise self._unsupported(f"its vocabulary holds {text!r} as text, too")
             if self(self._mark(text)) != [control[text]]:
-                raise self._unsupported(f"{text!r} cannot be told from text")
+                raise self._unsupported(f"{text!r} cannot be distinguished from text")
 
     def _unsupported(self, why: str) -> InputError:
         return InputError(
@@ -196,19 +196,19 @@ class TextEncoder:
         return f"{_MARK}{self._number[text]}{_MARK}"
 
     def hide(self, text: str) -> str:
-        """Return a content's text with its control tokens hidden from the template."""
+        """Replace control tokens in a content, so that they are not seen as the template's."""
         if self._pattern is None:
             return text
         return self._pattern.sub(lambda m: f"{_PLACE}{self._number[m[0]]}{_PLACE}", text)
 
     def restore(self, rendered: str) -> str:
-        """Mark the template's own control tokens of a rendering, and restore the contents'."""
+        """Mark the template's control tokens in a rendering, and restore those of contents."""
         if self._pattern is None:
             return rendered
         marked = self._pattern.sub(lambda m: self._mark(m[0]), rendered)
         return re.sub(f"{_PLACE}(\\d+){_PLACE}", lambda m: self._texts[int(m[1])], marked)
 
     def __call__(self, text: str) -> list[int]:
-        """Return the ids: marked control tokens are control tokens, spelled ones are text."""
+        """Encode a text: marked control tokens as such, spelled ones as plain text."""
         ids: list[int] = self._inner.encode(text, add_special_tokens=False).ids
         return [self._original_ids.get(i, i) for i in ids]

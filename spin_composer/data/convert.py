@@ -1,9 +1,9 @@
-"""``spin-composer data convert``: any supported SFT data set as MDS shards.
+"""``spin-composer data convert``: write any supported SFT data set as MDS shards.
 
 Columns are text or JSON, never pickled: ``prompt`` and ``response``, or ``messages``, with
-``tools`` and ``chat_template_kwargs`` where rows have them. SPIN's loader reads the result, and
-llm-foundry's own StreamingFinetuningDataset too where turns have role and content only, and roles
-have llm-foundry's names.
+``tools`` and ``chat_template_kwargs`` if rows have them. SPIN's loader reads the result, and so
+does llm-foundry's StreamingFinetuningDataset if turns have only role and content, and roles have
+llm-foundry's names.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ _COLUMNS: dict[Kind, dict[str, str]] = {
     "plain": {"prompt": "str", "response": "str"},
     "chat": {"messages": "json"},
 }
-# Columns that are written if one of the rows has them.
+# Columns that are written only if a row has them.
 _AT_NEED = ("tools", "chat_template_kwargs")
 
 
@@ -46,7 +46,7 @@ SHARD_BYTES = 1 << 26
 
 
 class _NeedsColumn(Exception):
-    """A row has a column that the shards written so far do not have."""
+    """A row has a column that earlier shards lack."""
 
 
 @dataclass
@@ -75,13 +75,13 @@ def convert_config(
     tokenizer_kwargs: Config | None = None,
     compression: str | None = None,
 ) -> ConvertReport:
-    """Write the data of a dataset block as MDS: aside first, then renamed, so whole or not at all.
+    """Write the data of a dataset block as MDS, atomically (to a temporary folder, then renamed).
 
     Args:
         config: The block, checked.
-        destination: The folder to make; it must not exist (an empty one may).
-        title: What to call the data; the block's source if not given.
-        tokenizer_name: With it each row is also tokenized, and must pass what training asks of it.
+        destination: The folder to create; it must not exist, or must be empty.
+        title: Name of the data in messages; the block's source if not given.
+        tokenizer_name: If given, each row is also tokenized and checked as in training.
         tokenizer_kwargs: ``tokenizer.kwargs``.
         compression: Streaming's name of a compression, such as ``zstd``; none by default.
 
@@ -97,7 +97,7 @@ def convert_config(
     )
     report = DataReport()
     rows = _iter_formatted(config, report, check)
-    # Before the slow imports and the bar: a missing or bad source fails at once.
+    # Before the slow imports and the progress bar: a missing or bad source fails immediately.
     first = list(islice(rows, 1))
     if not first:
         seen = f" First: {report.faults[0]}" if report.faults else ""
@@ -114,13 +114,13 @@ def convert_config(
                 try:
                     _write(columns, rows, aside, compression, advance)
                     break
-                except _NeedsColumn as needed:  # rare: once more, with the column for all rows
+                except _NeedsColumn as needed:  # rare: start over, with the column for all rows
                     columns[str(needed)] = "json"
                     shutil.rmtree(aside)
                     os.mkdir(aside)
                     report = DataReport()
                     rows = _iter_formatted(config, report, check)
-        os.chmod(aside, 0o755)  # mkdtemp makes private folders
+        os.chmod(aside, 0o755)  # mkdtemp creates private folders
         if target.is_dir():
             target.rmdir()
         os.rename(aside, target)
@@ -135,14 +135,14 @@ def convert_config(
 
 
 class _RowValidator:
-    """Tokenizes rows, for the errors of those that cannot be trained on."""
+    """Tokenizes rows to find those that cannot be trained on."""
 
     def __init__(self, config: DatasetConfig, name: str, kwargs: Config | None) -> None:
         self._config, self._name, self._kwargs = config, name, kwargs
         self._builder: ExampleBuilder | None = None
 
     def __call__(self, kind: Kind, row: Row, where: Location, report: DataReport) -> None:
-        if self._builder is None:  # at the first row: a missing source is found before
+        if self._builder is None:  # at the first row, so that a missing source is found first
             from spin_composer.data.tokenization import ExampleBuilder
 
             tokenizer = load_tokenizer(self._name, self._kwargs)
@@ -169,7 +169,7 @@ def _validate_destination(destination: str) -> Path:
 
 
 def _make_staging_folder(target: Path, destination: str) -> str:
-    """Make the folder that the data set is written to first."""
+    """Create the temporary folder that the data set is written to."""
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
         return tempfile.mkdtemp(prefix=f".{target.name}.", dir=target.parent)
@@ -202,7 +202,7 @@ def _check_compression(compression: str | None) -> None:
 def _iter_formatted(
     config: DatasetConfig, report: DataReport, check: _RowValidator | None = None
 ) -> Iterator[tuple[Kind, Row]]:
-    """Yield each row's kind and llm-foundry's form of it, counting into ``report``."""
+    """Yield each row's kind and the row in llm-foundry's format; count them in ``report``."""
     rows = read_rows(config)  # before the preprocessor, which may import llm-foundry
     preprocess = make_preprocessor(config)
     first: Kind | None = None
@@ -245,7 +245,7 @@ def _write(
     """
     from streaming import MDSWriter
 
-    # No `with`: leaving it by an exception would still write an index.json.
+    # No `with`: after an exception it would still write an index.json.
     writer = MDSWriter(
         out=folder, columns=dict(columns), compression=compression, hashes=["xxh64"],
         size_limit=SHARD_BYTES,

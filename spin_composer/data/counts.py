@@ -1,4 +1,4 @@
-"""What became of the rows of a data set."""
+"""Counts of a data set's rows: kept, dropped, truncated."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ _NUM_SHOWN_IGNORED = 12
 
 @dataclass
 class DataReport:
-    """What became of the rows."""
+    """Counts of a data set's rows, and notes for the user."""
 
     rows: int = 0
     """Rows read."""
@@ -33,28 +33,28 @@ class DataReport:
     unwritten_texts: int = 0
     """Texts beside calls of kept rows' earlier turns that the chat template leaves out."""
     response_starts: dict[str, int] = field(default_factory=dict)
-    """With generation_prompt: response, kept rows by what of the generation prompt they lack."""
+    """With generation_prompt: response, kept rows by the missing part of the generation prompt."""
     faults: list[str] = field(default_factory=list)
     """The messages of the first bad rows."""
     ignored: dict[str, int] = field(default_factory=dict)
-    """Keys of turns that were not read, by name: how often."""
+    """Counts of ignored keys of turns."""
     unread_columns: set[str] = field(default_factory=set)
-    """Columns that were not read."""
+    """Ignored columns."""
     notes: list[str] = field(default_factory=list)
-    """What the user should know of the data besides, a line each."""
+    """Further notes for the user, one line each."""
 
     def drop(self, fault: BadRow) -> None:
-        """Count a row that is left out."""
+        """Count a dropped row."""
         self.dropped[fault.reason] = self.dropped.get(fault.reason, 0) + 1
         if len(self.faults) < _NUM_SHOWN_FAULTS:
             self.faults.append(str(fault))
 
     def ignore(self, key: str) -> None:
-        """Count a key that is not read."""
+        """Count an ignored key."""
         self.ignored[key] = self.ignored.get(key, 0) + 1
 
     def note(self, line: str) -> None:
-        """Keep a line for the user, once."""
+        """Add a note for the user, once."""
         if line not in self.notes:
             self.notes.append(line)
 
@@ -84,14 +84,14 @@ class DataReport:
         return text
 
     def response_start_summary(self) -> str:
-        """Return in how many rows the response begins where; empty where that is no question."""
+        """Return where responses begin and in how many rows; empty if they begin alike."""
         named = sorted(self.response_starts.items(), key=lambda item: (-item[1], item[0]))
         places = {lacks: f"before {lacks!r}, the generation prompt's end," for lacks, _ in named}
         places[""] = "after the generation prompt"
         return ", ".join(f"{places[lacks]} in {count} rows" for lacks, count in named)
 
     def ignored_keys(self) -> str:
-        """Return the names of the keys that were not read, the most frequent first."""
+        """Return the names of ignored keys, the most frequent first."""
         named = sorted(self.ignored.items(), key=lambda item: (-item[1], item[0]))
         more = ", ..." if len(named) > _NUM_SHOWN_IGNORED else ""
         return ", ".join(f"{key} ({n} times)" for key, n in named[:_NUM_SHOWN_IGNORED]) + more

@@ -1,8 +1,8 @@
-"""The date that a chat template prints: pinned by ``date_string``, or today's and warned of.
+"""The date that a chat template prints: set by ``date_string``, or today's, with a warning.
 
-transformers gives templates the function ``strftime_now``, and its newer releases let no caller
-replace it: arguments of a template are plain data there. So the template itself gets a macro of
-that name, which writes each directive (``%d``) by the date that we pass it.
+transformers provides templates with the function ``strftime_now``; in newer releases callers cannot
+replace it, since template arguments are plain data. So the template gets a macro of that name,
+which formats each directive (``%d``) from the date that we pass.
 """
 
 from __future__ import annotations
@@ -19,14 +19,13 @@ ANOTHER_DAY = (
     "so a run resumed on another day would not fit its store: set "
     "train_loader.dataset.date_string, such as 26 Jul 2024."
 )
-"""What follows where a chat template prints today's date."""
+"""The consequence and remedy if a chat template prints today's date."""
 
 _FORMATS = (
     "%d %b %Y", "%d %B %Y", "%Y-%m-%d", "%B %d, %Y", "%b %d, %Y", "%d/%m/%Y", "%Y/%m/%d", "%d.%m.%Y"
 )  # fmt: skip
 _FUNCTION = "strftime_now"
-# One line, whose end the templates' own settings (trim_blocks) drop: nothing is written by it, and
-# the template begins at a line's start, as before.
+# On one line: trim_blocks removes the newline after it, so the macro itself writes nothing.
 _MACRO = (
     "{% macro strftime_now(format) %}"
     "{{ raise_exception(spin_no_date ~ format ~ '\\'') if spin_no_date }}"
@@ -43,11 +42,11 @@ _OTHER_DAY = datetime(1961, 12, 9, 23, 58, 57)
 
 
 class TemplateDate:
-    """What templates are given for ``date_string`` and ``strftime_now``.
+    """Provides templates with ``date_string`` and ``strftime_now``.
 
     Args:
-        date: The pinned date as it is given; None for today's.
-        quiet: Do not warn of today's.
+        date: The date as configured; None for today's.
+        quiet: Do not warn about today's date.
     """
 
     def __init__(self, date: str | None, quiet: bool = False) -> None:
@@ -57,24 +56,24 @@ class TemplateDate:
         day = datetime.now() if date is None else _parsed(date)
         if day is None:
             self._refusal = (
-                f"train_loader.dataset.date_string={format_value(date)} is no date that the chat "
-                "template could print as '"
+                f"train_loader.dataset.date_string={format_value(date)} is not a date that the "
+                "chat template could print as '"
             )
         self._format_directives = {} if day is None else _format_directives(day)
 
     def patch_template(self, source: str) -> str | None:
-        """Return a template with our ``strftime_now``; None for one that does not call it."""
+        """Return a template with our ``strftime_now``; None if it does not call that."""
         return _MACRO + source if _FUNCTION in source else None
 
     def render(self, render: Callable[..., str], source: str) -> str:
-        """Render with the date, and warn of today's if that is what the template prints.
+        """Render with the date, and warn if the template prints today's date.
 
         Args:
-            render: Renders by the template of :meth:`patch_template`, given further arguments.
+            render: Renders the template of :meth:`patch_template` with the given arguments.
             source: The template.
 
         Raises:
-            InputError: The template prints a date, and ``date_string`` is none.
+            InputError: The template prints a date, and ``date_string`` is not a date.
         """
         from jinja2.exceptions import TemplateError
 
@@ -85,7 +84,7 @@ class TemplateDate:
                 raise InputError(f"{error}. Write it as 26 Jul 2024 or 2024-07-26.") from error
             raise
         if self._text is None and not self._warned and _FUNCTION in source:
-            # A template may hold the call and not reach it: then all days are alike to it.
+            # A template may contain the call but not reach it: compare with another day.
             other = {**self._arguments(source), "spin_date": _format_directives(_OTHER_DAY)}
             if render(**other) != text:
                 self._warned = True
@@ -100,7 +99,7 @@ class TemplateDate:
 
 
 def _format_directives(day: datetime) -> dict[str, str]:
-    """Return how a day is written by each directive, in the order in which to replace them."""
+    """Return each directive's text for a day, in the order of replacement."""
     texts = {directive: day.strftime(directive) for directive in _DIRECTIVES}
     return {"%%": _PERCENT, **texts, _PERCENT: "%"}
 

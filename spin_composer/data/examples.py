@@ -1,4 +1,4 @@
-"""Examples: prompts and real responses as token ids, all in one flat array.
+"""Examples: prompts and real responses as token ids, in one flat array.
 
 Dimension letters: n examples, P prompt tokens, R response tokens.
 """
@@ -39,10 +39,10 @@ class Example:
 
 
 class ExampleDataset(Dataset):
-    """All examples in one flat array of int32 ids, cheap to hold and to hand to workers.
+    """All examples in one flat array of int32 ids, cheap to keep and to pass to workers.
 
-    Deliberately without ``load_state_dict``: Composer would restore a position into it that
-    belongs to the algorithm's own loader.
+    Deliberately without ``load_state_dict``: Composer would restore a position that belongs to the
+    algorithm's pair loader.
     """
 
     def __init__(
@@ -55,7 +55,7 @@ class ExampleDataset(Dataset):
         report: DataReport | None = None,
         origin: Origin | None = None,
     ) -> None:
-        """Hold ``tokens`` [sum P + R] int32, cut at ``ends`` [n, 2]; ``truncated`` [n] bool."""
+        """Store ``tokens`` [sum P + R] int32, split at ``ends`` [n, 2]; ``truncated`` [n] bool."""
         self._tokens, self._ends, self._truncated = tokens, ends, truncated
         self.stop_token_id = stop_token_id
         self.kind: Kind = kind
@@ -78,10 +78,10 @@ class ExampleDataset(Dataset):
         report: DataReport | None = None,
         origin: Origin | None = None,
     ) -> ExampleDataset:
-        """Make the data set of examples at hand (at least one).
+        """Create the data set from examples (at least one).
 
         Raises:
-            InputError: There is none.
+            InputError: There are none.
         """
         if not examples:
             raise InputError("examples=[]: there is no row to train on. Give at least one.")
@@ -104,22 +104,22 @@ class ExampleDataset(Dataset):
 
     @property
     def config(self) -> DatasetConfig | None:
-        """The settings that the examples were made with; None of examples made by hand."""
+        """The settings that the examples were made with; None if they were made by hand."""
         return None if self._origin is None else self._origin.config
 
     @property
     def tokenize(self) -> Tokenization:
-        """The way in which the rows were tokenized."""
+        """How the rows were tokenized."""
         config = self.config
         return (config and config.tokenize) or DEFAULT_TOKENIZATION
 
     def retokenized(self, tokenize: Tokenization) -> ExampleDataset:
-        """Return the same source's rows tokenized the other way, read again (by all ranks).
+        """Read the source again (on all ranks) and tokenize its rows the other way.
 
-        ``turns`` is as it was before ``tokenize`` was a setting: for stores that were played then.
+        ``turns`` is the behavior before ``tokenize`` was a setting, for stores of that time.
 
         Raises:
-            InputError: The examples have no source, or the rows are bad in that way.
+            InputError: The examples have no source, or a row cannot be tokenized that way.
         """
         if tokenize == self.tokenize:
             return self
@@ -131,19 +131,14 @@ class ExampleDataset(Dataset):
         return self._origin.retokenized(tokenize)
 
     def tokenized_both_ways(self, limit: int | None = 64) -> Iterator[RenderingVsTurns]:
-        """Yield rows in both ways of tokenizing: the first ``limit``, or all, read again."""
+        """Yield rows tokenized in both ways: the first ``limit``, or all, read again."""
         if self._origin is not None:
             yield from self._origin.tokenized_both_ways(limit)
 
     @property
     def max_prompt_tokens(self) -> int:
-        """The longest prompt's tokens."""
+        """Number of tokens of the longest prompt."""
         return int(self.lengths[:, 0].max())
-
-    @property
-    def max_response_tokens(self) -> int:
-        """The longest response's tokens, its stop token included."""
-        return int(self.lengths[:, 1].max())
 
     @property
     def max_token_id(self) -> int:

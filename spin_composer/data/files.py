@@ -1,4 +1,4 @@
-"""Rows of local files, read by us so that each keeps its line or row number."""
+"""Readers of local files, which keep the line or row number of each row."""
 
 from __future__ import annotations
 
@@ -26,18 +26,18 @@ _MAGIC = {
 
 
 def suffix(path: str | Path) -> str:
-    """Return the file's ending in lower case, with ``.gz`` and what stands before it."""
+    """Return the file's suffix in lower case, including the one before ``.gz`` or ``.zst``."""
     ends = [end.lower() for end in Path(path).suffixes]
     return "".join(ends[-2:]) if ends[-1:] and ends[-1] in _PACKED else "".join(ends[-1:])
 
 
 def known_endings() -> str:
-    """Return the endings that are read, for messages."""
+    """Return the supported file endings, for messages."""
     return f"{', '.join(_TEXT)} (also with {' or '.join(_PACKED)}) or .parquet"
 
 
 def not_found_error(what: object, kind: str = "file") -> InputError:
-    """Return the error of a path, or a setting with one, behind which there is nothing."""
+    """Return the error for a path that does not exist, or a setting with such a path."""
     return InputError(f"{what}: no such {kind}. Check the path (it is relative to {Path.cwd()}).")
 
 
@@ -48,12 +48,12 @@ def read_file(
 
     Args:
         path: A file with one of the endings in ``READABLE``.
-        field: Of a ``.json`` that is one object: the field that holds the list of rows.
-        delimiter: Of a table, where it is not its ending's.
+        field: The field with the list of rows, for a ``.json`` that is one object.
+        delimiter: The delimiter of a table, if it is not the default of the ending.
 
     Yields:
-        The place and the decoded row, or in the row's stead a ``BadRow`` for the caller to
-        raise or to count.
+        The location and the decoded row, or a ``BadRow`` instead, which the caller raises or
+        counts.
 
     Raises:
         InputError: The file is missing or damaged, or its ending is not known.
@@ -74,7 +74,7 @@ def read_file(
 
 
 def _check_magic(path: Path, ending: str) -> None:
-    """Refuse a file whose first bytes are of another kind than its name says."""
+    """Reject a file whose first bytes do not match its ending."""
     with path.open("rb") as file:
         head = file.read(8)
     found = next((end for magic, end in _MAGIC.items() if head.startswith(magic)), "")
@@ -135,11 +135,11 @@ def _read_lines(path: Path, file: IO[bytes]) -> Iterator[RawRow]:
 
 
 class _DuplicateKey(ValueError):
-    """A name that an object has twice."""
+    """An object has the same name twice."""
 
 
 def _object_without_duplicates(pairs: list[tuple[str, object]]) -> dict[str, object]:
-    """Make an object of its pairs; of a name that stands twice json would keep the last alone."""
+    """Build an object from its pairs; for a duplicate name json would keep only the last."""
     made = dict(pairs)
     if len(made) < len(pairs):
         names = [name for name, _ in pairs]
@@ -148,7 +148,7 @@ def _object_without_duplicates(pairs: list[tuple[str, object]]) -> dict[str, obj
 
 
 def _decode_json(line: bytes, where: Location) -> Any:
-    """Return the line's JSON value, or the BadRow that says why it has none."""
+    """Return the line's JSON value, or a BadRow with the problem."""
     try:
         text = line.decode("utf-8-sig" if where.number == 1 else "utf-8")
         return json.loads(text, object_pairs_hook=_object_without_duplicates)
@@ -166,7 +166,7 @@ def _decode_json(line: bytes, where: Location) -> Any:
     except _DuplicateKey as error:
         return BadRow(
             where, "a name twice",
-            f"the field {format_value(str(error))} stands twice in one object",
+            f"the field {format_value(str(error))} appears twice in one object",
             "Keep one of them.",
         )  # fmt: skip
     except (ValueError, RecursionError) as error:  # a huge integer, or thousands of brackets
@@ -199,7 +199,7 @@ def _is_bad_row(row: object) -> bool:
 
 
 def _find_rows_field(row: object) -> str | None:
-    """Return the field of an object that holds the rows, if it looks like one."""
+    """Return the field of an object that seems to contain the rows, if any."""
     if not isinstance(row, dict) or set(row) & {"messages", "conversations", "prompt", "input"}:
         return None
     return next(
@@ -210,12 +210,12 @@ def _find_rows_field(row: object) -> str | None:
 
 
 def _check_not_one_object(path: Path) -> None:
-    """Name the field that holds the rows of a ``.json`` that is one object."""
+    """Reject a ``.json`` that is one object; name the field with the rows."""
     with _open(path) as file:
         try:
             whole = json.loads(file.read().decode("utf-8-sig"))
         except (ValueError, RecursionError):
-            return  # no JSON as a whole either: the line's own error is the better one
+            return  # the whole file is not JSON either: the line's error is more specific
     field = _find_rows_field(whole)
     remedy = (
         f"Set dataset.hf_kwargs: {{field: {field}}}, where the rows are, or save them as jsonl."
@@ -233,12 +233,12 @@ def _read_json_list(path: Path, file: IO[bytes], field: str | None = None) -> It
         )
     except _DuplicateKey as error:
         raise InputError(
-            f"{path}: the field {format_value(str(error))} stands twice in one object. Keep one of "
-            "them."
+            f"{path}: the field {format_value(str(error))} appears twice in one object. Keep one "
+            "of them."
         ) from None
     except (ValueError, RecursionError) as error:
         raise InputError(
-            f"{path}: not a JSON list ({format_value(str(error), 160)}). Mend it, or use jsonl."
+            f"{path}: not a JSON list ({format_value(str(error), 160)}). Fix it, or use jsonl."
         ) from None
     if field is not None:
         inner = rows.get(field) if isinstance(rows, dict) else None

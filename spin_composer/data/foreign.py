@@ -1,4 +1,4 @@
-"""Formats that are not read by themselves: named, with the mapping that reads them."""
+"""Errors for formats that need a mapping: they name the mapping that reads the format."""
 
 from __future__ import annotations
 
@@ -14,19 +14,19 @@ _FORMATS = (
     "rejected, real + generated"
 )
 PROMPTS = ("instruction", "question", "query", "prompt", "problem", "inputs", "input")
-"""What single-turn data sets call the prompt; in this order where there are several."""
+"""Names of the prompt column in single-turn data sets, in order of preference."""
 ANSWERS = (
     "output", "response", "answer", "completion", "chosen", "solution", "targets", "target",
 )  # fmt: skip
-"""What they call the answer."""
+"""Names of the answer column."""
 CONTEXTS = ("input", "context")
-"""What they call the text that an instruction is about."""
+"""Names of the column with the input of an instruction."""
 SYSTEMS = ("system", "system_prompt", "system_message")
-"""What they call the system's text."""
+"""Names of the system text column."""
 TWO_SIDES = (("input", "user", "human"), ("output", "assistant", "bot", "gpt"))
-"""What turns that hold a question and its answer together (Capybara, MOSS) call them."""
+"""Keys of turns that contain a question and its answer (Capybara, MOSS)."""
 TURNS = ("messages", "conversations", "conversation", "dialogue", "dialog", "chat", "real")
-"""What columns of turns are called."""
+"""Names of columns of turns."""
 DESIRED = ("label", "kto_tag")
 """What KTO's data sets (TRL, LLaMA-Factory) call whether the model should write the answer."""
 _OTHER_PAIRS = (
@@ -39,17 +39,17 @@ _MAPPINGS = "spin_composer.data.mappings"
 
 
 def is_known(name: str) -> bool:
-    """Tell whether a column of this name is read, or named when it is not."""
+    """Return whether a column of this name is read, or reported if it is not."""
     return name in {*PROMPTS, *ANSWERS, *CONTEXTS, *SYSTEMS, *TURNS, "tools"}
 
 
 def is_empty(value: object) -> bool:
-    """Tell whether a value is none, or holds nothing (an array, of MDS, is never asked)."""
+    """Return whether a value is None or empty; arrays (from MDS) never are."""
     return value is None or (isinstance(value, (str, list, tuple, Mapping)) and not value)
 
 
 def are_turns(value: object) -> bool:
-    """Tell whether a value is a list of turns."""
+    """Return whether a value is a list of turns."""
     return (
         isinstance(value, (list, tuple))
         and bool(value)
@@ -58,7 +58,7 @@ def are_turns(value: object) -> bool:
 
 
 def ends_with_answer(turns: Sequence[object]) -> bool:
-    """Tell whether turns are a whole conversation, and not a prompt only."""
+    """Return whether turns are a complete conversation, not only a prompt."""
     last = turns[-1] if turns else None
     speaker = (last.get("role") or last.get("from")) if isinstance(last, Mapping) else None
     return str(speaker).lower() not in ("user", "human", "prompter", "tool", "system")
@@ -83,7 +83,7 @@ def unknown_format_error(row: Mapping, where: Location) -> BadRow:
                 return BadRow(
                     where,
                     f"missing {lack}",
-                    f"the field {lack} is missing beside {have}={format_value(row[have])}",
+                    f"the field {lack} is missing next to {have}={format_value(row[have])}",
                     "Add it, or name the columns: "
                     "dataset.preprocessing_fn: {prompt: ..., response: ...}.",
                 )
@@ -91,7 +91,7 @@ def unknown_format_error(row: Mapping, where: Location) -> BadRow:
         return BadRow(
             where,
             "missing real",
-            f"the field real is missing beside generated={format_value(row['generated'])}",
+            f"the field real is missing next to generated={format_value(row['generated'])}",
             "Add the real conversation, a list of turns.",
         )
     return _by_names(row, where)
@@ -102,12 +102,12 @@ def _is_text(value: object) -> bool:
 
 
 def single_turn_error(row: Mapping, prompt: str, where: Location) -> BadRow:
-    """Return the error of a question and an answer under other names (Alpaca, Dolly, OpenOrca).
+    """Return the error of a question and an answer with other names (Alpaca, Dolly, OpenOrca).
 
     Args:
         row: The row.
-        prompt: The column that holds its prompt, or the first part of it.
-        where: Its place.
+        prompt: The column with its prompt, or the first part of it.
+        where: Its location.
     """
     if prompt == "instruction":
         rest = [key for key in CONTEXTS if _is_text(row.get(key))]
@@ -115,7 +115,7 @@ def single_turn_error(row: Mapping, prompt: str, where: Location) -> BadRow:
         name = "Dolly's" if "context" in row else "Alpaca's"
         return BadRow(
             where, "instruction column" if rest else "unknown format",
-            f"the field instruction={format_value(row['instruction'])} stands beside {beside} "
+            f"the field instruction={format_value(row['instruction'])} appears next to {beside} "
             f"({name} format)" + (", and would be lost" if rest else ""),
             f"Set dataset.preprocessing_fn: {_MAPPINGS}:as_chat for a model with a chat template, "
             f"{_MAPPINGS}:as_alpaca for one tuned on Alpaca's own prompts, or a module:function of "
@@ -129,14 +129,14 @@ def single_turn_error(row: Mapping, prompt: str, where: Location) -> BadRow:
         remedy = f"{{prompt: {prompt}, response: {answer}}}"
     return BadRow(
         where, "unknown format",
-        f"the fields {format_value(sorted(map(str, row)))} are no known format; "
+        f"the fields {format_value(sorted(map(str, row)))} match no known format; "
         f"{prompt}={format_value(row[prompt], 40)} and {answer}={format_value(row[answer], 40)} "
         "look like prompt and response", f"Set dataset.preprocessing_fn: {remedy}.",
     )  # fmt: skip
 
 
 def missing_prompt_error(row: Mapping, where: Location) -> BadRow:
-    """Return the error of preferences whose prompt is missing, or within both texts."""
+    """Return the error of preferences whose prompt is missing, or is part of both texts."""
     chosen = row["chosen"]
     for key in PROMPTS:
         if _is_text(row.get(key)) and _is_text(chosen):
@@ -147,7 +147,7 @@ def missing_prompt_error(row: Mapping, where: Location) -> BadRow:
         remedy = "Add the prompt, a text or a list of turns."
     return BadRow(
         where, "missing prompt",
-        f"the field prompt is missing beside chosen={format_value(chosen)}",
+        f"the field prompt is missing next to chosen={format_value(chosen)}",
         remedy,
     )  # fmt: skip
 
@@ -212,7 +212,7 @@ def _turns_as_text(row: Mapping, where: Location) -> BadRow | None:
             if isinstance(value, (list, tuple)) and all(map(_is_text, value)):
                 return list_of_texts_error(key, value, where)
             return BadRow(
-                where, "wrong type", f"{key}={format_value(value)} is no list of turns",
+                where, "wrong type", f"{key}={format_value(value)} is not a list of turns",
                 'Write [{"role": "user", "content": "..."}, {"role": "assistant", "content": '
                 '"..."}], or make it of the column with dataset.preprocessing_fn: module:function.',
             )  # fmt: skip
@@ -220,7 +220,7 @@ def _turns_as_text(row: Mapping, where: Location) -> BadRow | None:
 
 
 def list_of_texts_error(key: str, value: object, where: Location) -> BadRow:
-    """Return the error of a list of texts where turns should stand (LIMA)."""
+    """Return the error of a list of texts instead of turns (LIMA)."""
     return BadRow(
         where, "wrong type", f"{key}={format_value(value)} is a list of texts, and not of turns",
         'Write [{"role": "user", "content": "..."}, ...], or, if user and assistant take turns, '
@@ -229,7 +229,7 @@ def list_of_texts_error(key: str, value: object, where: Location) -> BadRow:
 
 
 def _by_names(row: Mapping, where: Location) -> BadRow:
-    """Return the error of columns whose names or spelling tell what they are."""
+    """Return the error of unknown columns, with a remedy guessed from their names."""
     names = {str(key).strip().lower(): key for key in row}
     texts = {name: key for name, key in names.items() if _is_text(row[key])}
     prompt = next((texts[name] for name in PROMPTS if name in texts), None)
@@ -255,5 +255,5 @@ def _by_names(row: Mapping, where: Location) -> BadRow:
             remedy = "If the rows are in the field data, set dataset.hf_kwargs: {field: data}."
     return BadRow(
         where, "unknown format",
-        f"the fields {format_value(sorted(map(str, row)), 200)} are no known format", remedy,
+        f"the fields {format_value(sorted(map(str, row)), 200)} match no known format", remedy,
     )  # fmt: skip

@@ -1,10 +1,9 @@
-"""Rows of SFT data: every format that people have, turned into llm-foundry's two.
+"""Conversion of rows in all supported SFT formats to llm-foundry's two.
 
 A row becomes either ``{"prompt": str, "response": str}`` (kind ``plain``) or
 ``{"messages": [...]}`` whose last turn is the assistant's (kind ``chat``; see ``turns``), with
-``tools`` and ``chat_template_kwargs`` beside it where the row has them. A row that cannot be used,
-or a part of which would be lost, raises ``BadRow``: one line with file, line, field, value and
-remedy.
+``tools`` and ``chat_template_kwargs`` if the row has them. A row that cannot be used, or of which a
+part would be lost, raises ``BadRow``: one line with file, line, field, value and remedy.
 """
 
 from __future__ import annotations
@@ -39,7 +38,7 @@ __all__ = ["BadRow", "Kind", "Location", "to_foundry_row"]
 
 Kind = Literal["plain", "chat"]
 Form = str | tuple[str, str]
-"""The column of turns, or the columns of prompt and response, that a row is read by."""
+"""The columns that a row is read from: that of turns, or those of prompt and response."""
 
 _CHAT = ("messages", "conversations")
 _CHAT_IF_TURNS = ("conversation", "dialogue", "dialog", "chat", "real")
@@ -49,20 +48,20 @@ _BESIDE_CHAT = (*SYSTEMS, "tools", "functions", "chat_template_kwargs", "mask", 
 def to_foundry_row(
     row: object, where: Location, report: DataReport | None = None, legacy: bool = False
 ) -> tuple[Kind, Row]:
-    """Turn one raw row of any supported format into llm-foundry's.
+    """Convert one raw row of any supported format to llm-foundry's format.
 
     Args:
         row: The decoded row.
-        where: Its place, for error messages.
-        report: Counts the keys that are not read.
-        legacy: Read and lose what was lost before turns' further keys, systems and tools had a
-            meaning: for stores that were played then.
+        where: Its location, for error messages.
+        report: Counts ignored keys.
+        legacy: Ignore further keys of turns, system texts and tools, as early versions did: for
+            stores that were played with them.
 
     Returns:
-        The row's kind and the row with the keys that are trained on.
+        The row's kind, and the row with the keys that are trained on.
 
     Raises:
-        BadRow: The row is of no known format, or cannot be used.
+        BadRow: The format is unknown, or the row cannot be used.
     """
     if not isinstance(row, Mapping):
         raise BadRow(
@@ -115,7 +114,7 @@ def to_foundry_row(
 
 
 def _detect_format(keys: set[object], row: Mapping, where: Location) -> Form | None:
-    """Return the format that the keys spell: a pair of names, one name, or None."""
+    """Return the format that the keys indicate: a pair of names, one name, or None."""
     found = [key for key in _CHAT if key in keys]
     for key in _CHAT_IF_TURNS:
         if key in keys and isinstance(turns := parse_json(row[key]), (list, tuple)) and (
@@ -127,10 +126,10 @@ def _detect_format(keys: set[object], row: Mapping, where: Location) -> Form | N
         raise foreign.single_turn_error(row, "instruction", where)
     if not pairs and keys.issuperset(("chosen", "rejected")):
         turns = parse_json(row[found[0]]) if found else None
-        # A whole conversation is what SFT trains on: UltraFeedback has it beside the pair.
+        # SFT trains on the complete conversation, which UltraFeedback has besides the pair.
         whole = isinstance(turns, (list, tuple)) and foreign.ends_with_answer(turns)
         if whole and foreign.are_turns(parse_json(row["chosen"])):
-            found.append("chosen")  # the same turns, or the row is refused
+            found.append("chosen")  # must have the same turns
         elif not whole:
             pairs = [(found.pop(0) if found else "prompt", "chosen")]
     forms: list[Form] = [*found, *pairs]
@@ -147,7 +146,7 @@ def _detect_format(keys: set[object], row: Mapping, where: Location) -> Form | N
 
 
 def _same_turns(row: Mapping, forms: list[Form], where: Location) -> bool:
-    """Tell whether several columns hold the same turns, perhaps in different spellings."""
+    """Return whether several columns contain the same turns, possibly in different formats."""
     columns = [form for form in forms if isinstance(form, str)]
     if len(columns) < len(forms):
         return False
@@ -158,7 +157,7 @@ def _same_turns(row: Mapping, forms: list[Form], where: Location) -> bool:
 def _read_chat(
     row: Mapping, field: str, where: Location, report: DataReport | None, legacy: bool
 ) -> Row:
-    """Read a column of turns, with the system text that stands beside it."""
+    """Read a column of turns."""
     mask = None
     if field == "conversations":
         if str(row.get("type")) == "TEXT_TO_VALUE":
@@ -178,7 +177,7 @@ def _read_chat(
 def _with_system(
     row: Mapping, turns: list[Turn], where: Location, keys: Sequence[str]
 ) -> list[Turn]:
-    """Put the row's system text before the turns, unless they begin with it."""
+    """Prepend the row's system text to the turns, unless they begin with it."""
     for key in keys:
         text = row.get(key)
         if foreign.is_empty(text):
@@ -189,7 +188,7 @@ def _with_system(
         elif turns[0]["content"].strip() != text.strip():
             raise BadRow(
                 where, "two system texts",
-                f"{key}={format_value(text)} stands beside a system turn "
+                f"{key}={format_value(text)} appears next to a system turn "
                 f"{format_value(turns[0]['content'])}",
                 "Keep one of them, with dataset.preprocessing_fn: module:function "
                 "(spin_composer.data.mappings:messages_only keeps the turn's).",
@@ -215,7 +214,7 @@ def _read_pair(
 
 
 def _check_desired(row: Mapping, form: str | tuple[str, str], where: Location) -> None:
-    """Refuse an answer that KTO's label calls undesired; beside input and output it is a class."""
+    """Reject an answer that KTO's label marks as undesired; with input and output it is a class."""
     for key in foreign.DESIRED:
         if parse_flag(row.get(key)) is False and (form != ("input", "output") or key != "label"):
             raise BadRow(
@@ -228,7 +227,7 @@ def _check_desired(row: Mapping, form: str | tuple[str, str], where: Location) -
 
 
 def _check_is_text(key: str, value: object, where: Location) -> None:
-    """Refuse turns where a text should stand, be they a list or JSON text of one."""
+    """Reject turns, as a list or as JSON, where text is expected."""
     if foreign.are_turns(parse_json(value)):
         how = "JSON text of turns" if isinstance(value, str) else "a list of turns"
         raise BadRow(
@@ -241,7 +240,7 @@ def _join_turns(
     prompt: object, prompt_key: str, response: object, response_key: str, where: Location,
     report: DataReport | None,
 ) -> list[Turn]:  # fmt: skip
-    """Return the turns of a prompt and what follows: turns too, one turn, or a text."""
+    """Join the turns of a prompt with the response: turns, one turn, or a text."""
     before = read_turns(prompt, prompt_key, where, report)
     if isinstance(response, str) and not foreign.are_turns(parse_json(response)):
         text = validate_text(response, response_key, "empty response", where)
@@ -250,7 +249,7 @@ def _join_turns(
         response = parse_json(response)
         response = [response] if isinstance(response, Mapping) else response
         after = read_turns(response, response_key, where, report)
-    # Some write the whole conversation on both sides.
+    # Some data sets have the whole conversation on both sides.
     turns = after if after[: len(before)] == before else [*before, *after]
     check_order(turns, f"{prompt_key} and {response_key}", where)
     return turns
@@ -289,7 +288,7 @@ def _read_preference(
 
 
 def _for_template(row: Mapping, where: Location) -> Row:
-    """Return what a chat template is given beside the turns, where the row has it."""
+    """Return the row's further input of the chat template: tools and template arguments."""
     more: Row = {}
     for key in ("tools", "functions"):
         tools = validate_tools(row.get(key), key, where)

@@ -1,7 +1,7 @@
-"""One tokenization of the whole text, cut where the prompt ends.
+"""Tokenization of the whole text at once, split where the prompt ends.
 
-A model that was tuned on whole texts writes the tokens that the whole has after the prompt. Encoded
-by itself a response begins otherwise: SentencePiece marks the start of each text.
+A model that was tuned on whole texts generates the tokens that follow the prompt in the whole text.
+A response that is encoded separately begins differently: SentencePiece marks the start of a text.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ Encode = Callable[[str], list[int]]
 
 
 class BoundaryError(BadRow):
-    """The prompt's tokens are no beginning of the whole's."""
+    """The prompt's tokens are not a prefix of the whole text's."""
 
 
 class GenerationPromptError(BoundaryError):
@@ -33,13 +33,12 @@ class GenerationPromptError(BoundaryError):
 
 
 class FullTextTokenizer:
-    """Encodes prompt and whole, and takes the response from the whole.
+    """Encodes the prompt and the whole text, and splits the whole into prompt and response.
 
     Args:
         tokenizer: The model's tokenizer.
-        with_special: Put what the tokenizer puts before each text (BOS): for plain rows. A chat
-            template writes its own. What it puts after each text (EOS) is left out: it stands at
-            the end of the whole, and never between prompt and response.
+        with_special: Add the tokens that the tokenizer adds before a text (BOS), for plain rows;
+            chat templates write their own. Tokens that it adds after a text (EOS) are left out.
     """
 
     def __init__(self, tokenizer: PreTrainedTokenizerBase, with_special: bool) -> None:
@@ -52,7 +51,7 @@ class FullTextTokenizer:
             self._before = outer[:start]
 
     def encode(self, text: str) -> list[int]:
-        """Return the ids of a text, without any that the tokenizer puts before or after it."""
+        """Return the ids of a text, without special tokens that the tokenizer would add."""
         return list(self._tokenizer(text, add_special_tokens=False)["input_ids"])
 
     def __call__(
@@ -61,7 +60,7 @@ class FullTextTokenizer:
         """Return the prompt's ids and the response's.
 
         Raises:
-            BoundaryError: The whole's ids do not begin with the prompt's.
+            BoundaryError: The whole text's ids do not begin with the prompt's.
         """
         ids, all_ids = (self._ids(text, encode) for text in (prompt, whole))
         if all_ids[: len(ids)] != ids:
@@ -94,7 +93,7 @@ class FullTextTokenizer:
         return self._drop_duplicate_bos(self._before + (encode or self.encode)(text))
 
     def _drop_duplicate_bos(self, ids: list[int]) -> list[int]:
-        # A text that spells out BOS where the tokenizer or the template puts one as well.
+        # The text spells out BOS, and the tokenizer or the template adds it as well.
         bos = self._tokenizer.bos_token_id
         return ids[1:] if bos is not None and ids[:2] == [bos, bos] else ids
 
@@ -112,7 +111,7 @@ class FullTextTokenizer:
 
 
 def format_tokens(tokenizer: PreTrainedTokenizerBase, ids: list[int]) -> str:
-    """Return the tokens' names, for messages."""
+    """Return the tokens as text, for messages."""
     shortened = list(map(int, ids[:_SHOWN_TOKENS]))
     names = list(map(str, tokenizer.convert_ids_to_tokens(shortened)))  # pyright: ignore
     return f"[{', '.join(map(repr, names))}{', ...' if len(ids) > _SHOWN_TOKENS else ''}]"
@@ -121,7 +120,7 @@ def format_tokens(tokenizer: PreTrainedTokenizerBase, ids: list[int]) -> str:
 def boundary_failures_message(
     tokenizer: PreTrainedTokenizerBase, kind: str, fault: BoundaryError, failed: int, tried: int
 ) -> str:
-    """Return the one message for data of which most rows fail at the boundary."""
+    """Return the message for data of which most rows fail at the boundary."""
     what = (
         f"the chat template of {format_value(tokenizer.name_or_path)} ends its generation prompt"
         if kind == "chat" else "the prompts end"

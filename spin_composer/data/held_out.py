@@ -1,4 +1,4 @@
-"""Batches of held-out rows: made of the very ids that training plays on, for the SFT likelihood.
+"""Batches of held-out rows for the SFT likelihood, tokenized exactly like training rows.
 
 Dimensions: B rows, T tokens of the longest.
 """
@@ -21,13 +21,13 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 METRICS = (NLL, "LanguagePerplexity", "TokenAccuracy")
-"""Composer's and llm-foundry's, of the models' evaluation metrics those that SFT batches have."""
+"""The evaluation metrics of SFT batches, by Composer's and llm-foundry's names."""
 IGNORED = -100
-"""The label of a position that no likelihood is asked of; Composer's metrics leave it out."""
+"""The label of positions that Composer's metrics ignore."""
 
 
 class HeldOutRows(Dataset):
-    """The examples of an evaluation; deliberately no ``ExampleDataset``, which could be played."""
+    """The examples of an evaluation; not an ``ExampleDataset``, which could be trained on."""
 
     def __init__(self, examples: ExampleDataset) -> None:
         self.examples = examples
@@ -60,7 +60,7 @@ def collate_held_out(rows: Sequence[Example], pad_token_id: int) -> dict[str, Te
 
 
 def held_out_collator(tokenizer: PreTrainedTokenizerBase) -> partial[dict[str, Tensor]]:
-    """Return the collator; any id does for padding, which the mask hides and no label asks for."""
+    """Return the collator; any id can pad, since the mask hides it and it has no label."""
     pad = cast("int | None", tokenizer.pad_token_id)
     return partial(collate_held_out, pad_token_id=0 if pad is None else pad)
 
@@ -75,6 +75,6 @@ def held_out_data_spec(loader: DataLoader) -> DataSpec:
 
 
 def num_tokens(batch: Mapping[str, Tensor]) -> dict[str, int]:
-    """Return Composer's token counts of a batch: all, and those whose likelihood is asked for."""
+    """Return Composer's token counts of a batch: all tokens, and those with a label."""
     scored = batch["labels"][:, 1:] != IGNORED
     return {"total": int(batch["attention_mask"].sum()), "loss_generating": int(scored.sum())}

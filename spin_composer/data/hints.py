@@ -1,4 +1,4 @@
-"""What the user should know of a data set and its tokenizer together, though nothing is wrong."""
+"""Hints about the combination of a data set and a tokenizer that are not errors."""
 
 from __future__ import annotations
 
@@ -61,13 +61,13 @@ def _other_ends_hint(stop: str, others: list[str]) -> str:
 
 
 def _are_rendered(rows: Sequence[Row], opening: str) -> bool:
-    """Tell whether most prompts hold what the template writes after a question."""
+    """Return whether most prompts contain what the template writes after a question."""
     mark = next(filter(None, map(str.strip, opening.splitlines())), None)
     return mark is not None and 2 * sum(mark in row["prompt"] for row in rows) > len(rows)
 
 
 def _remedy(config: DatasetConfig) -> str:
-    """Return how to make the rows turns."""
+    """Return how to convert the rows to turns."""
     given = config.preprocessing_fn
     if isinstance(given, str):
         return 'let dataset.preprocessing_fn return {"messages": [...]}'

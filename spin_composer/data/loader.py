@@ -1,8 +1,8 @@
-"""The ``spin`` data loader: what a YAML's ``train_loader`` block builds.
+"""The ``spin`` data loader, which a YAML's ``train_loader`` block builds.
 
-It carries the SFT examples to the algorithm ``spin``, which swaps it for a loader of pairs before
-the first batch. Its own batches must never be trained on, so making one is an error. As an
-``eval_loader`` it makes batches of held-out rows, of the same ids as training's.
+It passes the SFT examples to the algorithm ``spin``, which replaces it by a loader of pairs before
+the first batch. Its own batches must never be trained on, so creating one is an error. As an
+``eval_loader`` it creates batches of held-out rows, tokenized like the training rows.
 """
 
 from __future__ import annotations
@@ -76,11 +76,11 @@ def build_spin_dataloader(
         prefetch_factor: As of torch's DataLoader.
         persistent_workers: As of torch's DataLoader.
         timeout: As of torch's DataLoader, in seconds.
-        evaluation: Make batches of held-out rows instead; the config transform sets it in an
-            ``eval_loader`` of the name ``spin``. In Python, see :func:`build_spin_evaluator`.
-        run: What the rows must fit (:mod:`spin_composer.pretrained.check`); the config transform
-            sets it.
-        unknown: Nothing: any other key is an error.
+        evaluation: Create batches of held-out rows instead; the config transform sets it in an
+            ``eval_loader`` named ``spin``. In Python, see :func:`build_spin_evaluator`.
+        run: Limits that the rows are checked against (:mod:`spin_composer.pretrained.check`); the
+            config transform sets it.
+        unknown: Any other key is an error.
 
     Returns:
         A DataSpec whose ``dataloader.dataset`` is the ``ExampleDataset``, and which splits and
@@ -89,7 +89,7 @@ def build_spin_dataloader(
     Raises:
         InputError: A setting, file or row that cannot work.
     """
-    use_unique_names()  # llm-foundry makes its loaders of evaluation after this one
+    use_unique_names()  # llm-foundry creates its evaluation loaders after this one
     where = "eval_loader" if evaluation else "train_loader"
     check_loader_keys(unknown, where)
     if tokenizer is None:
@@ -114,7 +114,7 @@ def build_spin_dataloader(
     loader = DataLoader(
         HeldOutRows(examples) if evaluation else examples,
         batch_size=size,
-        # Makes ranks take equally many; the Trainer's evaluation leaves out what it repeats for it.
+        # Gives ranks equally many rows; the Trainer's evaluation ignores the repeated ones.
         sampler=dist.get_sampler(examples, shuffle=False, drop_last=drop_last),
         drop_last=drop_last,
         collate_fn=held_out_collator(tokenizer) if evaluation else refuse_to_train,
@@ -135,7 +135,7 @@ def build_spin_evaluator(
     label: str = "eval",
     **loader: Any,
 ) -> Evaluator:
-    """Read and tokenize held-out rows into the ids that training has of such rows.
+    """Read and tokenize held-out rows exactly like training rows.
 
     For ``Trainer(eval_dataloader=...)``: ``metrics/<label>/LanguageCrossEntropy`` is then the mean
     negative log-likelihood per response token, stop token included, over all rows and ranks.
@@ -183,12 +183,12 @@ def _examples(
     except InputError as error:
         if where == "train_loader":
             raise
-        # Messages about rows name the block that they are usually of.
+        # Messages about rows name train_loader.
         raise InputError(str(error).replace("train_loader.", f"{where}.")) from error
 
 
 def pair_data_spec(loader: DataLoader) -> DataSpec:
-    """Return a DataSpec of ``loader`` that understands pair batches."""
+    """Return a DataSpec of ``loader`` for pair batches."""
     return DataSpec(
         loader,
         split_batch=split_pairs,
@@ -214,7 +214,7 @@ def examples_of(loader: object) -> ExampleDataset:
 
 
 def refuse_to_train(examples: Sequence[Example]) -> NoReturn:
-    """Stop a run that trains on the SFT examples themselves (the loader's collate function)."""
+    """Raise, as the loader's collate function: the SFT examples must not be trained on directly."""
     raise RuntimeError(
         "train_loader `spin` holds SFT rows without generated responses and cannot be trained on "
         "by itself: add `algorithms: spin: {...}` to the YAML (or algorithms=[SPIN(...)] to the "

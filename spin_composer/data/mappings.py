@@ -1,7 +1,6 @@
-"""Functions for ``dataset.preprocessing_fn`` that read other people's formats.
+"""Functions for ``dataset.preprocessing_fn`` that convert other formats.
 
-Each takes a row and returns one of a known format. They are named by the errors of rows that they
-read, and by the README.
+Each converts a row to a supported format. Error messages and the README name them.
 """
 
 from __future__ import annotations
@@ -36,7 +35,7 @@ _ALPACA_INPUT = (
 
 
 def as_chat(row: Columns) -> Row:
-    """Return a question and its answer as turns, whatever their columns are called.
+    """Convert a question and its answer to turns, for many column names.
 
     Args:
         row: Alpaca's, Dolly's, OpenOrca's and similar: the prompt is ``instruction``,
@@ -148,7 +147,7 @@ def human_assistant(row: Columns) -> Row:
     """
     text = row.get("chosen") or row.get("text")
     if not isinstance(text, str) or "\n\nHuman:" not in text:
-        raise InputError(f"chosen={format_value(text)} is no text with Human: and Assistant: turns")
+        raise InputError(f"chosen={format_value(text)} has no Human: and Assistant: turns")
     roles = {"Human:": "user", "Assistant:": "assistant"}
     turns: list[dict[str, str]] = []
     for part in text.split("\n\n"):
@@ -158,7 +157,7 @@ def human_assistant(row: Columns) -> Row:
         elif turns:
             turns[-1]["content"] += f"\n\n{part}"
         elif part.strip():
-            raise InputError(f"{format_value(part)} stands before the first turn")
+            raise InputError(f"{format_value(part)} comes before the first turn")
     return {"messages": [{**turn, "content": turn["content"].strip()} for turn in turns]}
 
 

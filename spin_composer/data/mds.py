@@ -1,8 +1,8 @@
-"""Rows of MDS data sets, local or remote, by Streaming's own streams and shard readers.
+"""Rows of MDS data sets, local or remote, by Streaming's streams and shard readers.
 
-The rows are read once, in order and by every rank alike, so none of StreamingDataset's machinery
-for shuffling and sharing is wanted (its shared memory would stay until the process ends). What
-Streaming does not look at is checked here: that each local shard exists, whole and unaltered.
+Every rank reads all rows once, in order, so StreamingDataset's shuffling and sharing is not needed
+(and its shared memory would remain until the process ends). What Streaming does not check is
+checked here: that each local shard exists and is intact.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ def read_mds(config: DatasetConfig) -> Iterator[RawRow]:
 
 
 def _streams(config: DatasetConfig) -> list[Stream]:
-    """Make the Stream objects of the config, all defaults applied."""
+    """Create the Stream objects of the config, with defaults applied."""
     from streaming.base.stream import streams_registry
 
     if config.streams is not None:
@@ -120,7 +120,7 @@ def _columns(shard: Reader) -> list[str]:
 
 
 def _check_shard(shard: Reader, root: str) -> None:
-    """Compare a shard's file with what index.json says of it: size, and a hash where it has one."""
+    """Compare the size and, if there is one, the hash of a shard's file with index.json."""
     from streaming.base.hashing import get_hash, get_hashes
 
     for raw, _ in shard.file_pairs:

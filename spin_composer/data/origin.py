@@ -1,4 +1,4 @@
-"""Where examples come from: what is needed to tokenize the same rows in the other way."""
+"""The origin of examples, to tokenize the same rows in the other way."""
 
 from __future__ import annotations
 
@@ -23,12 +23,12 @@ if TYPE_CHECKING:
     from spin_composer.settings.dataset import DatasetConfig, Tokenization
 
 KEPT_ROWS = 64
-"""Formatted rows that are kept in memory, to be compared without reading the source again."""
+"""Formatted rows kept in memory, to compare tokenizations without reading the source again."""
 
 
 @dataclass(frozen=True)
 class RenderingVsTurns:
-    """A row in both ways of tokenizing; a ``BadRow`` where a way cannot."""
+    """A row tokenized in both ways; a ``BadRow`` if one of them fails."""
 
     where: Location
     rendering: Example | BadRow
@@ -36,7 +36,7 @@ class RenderingVsTurns:
 
     @property
     def differ(self) -> bool:
-        """Whether both ways give an example, with other ids or another boundary."""
+        """Whether both ways succeed, with different ids or a different boundary."""
         if isinstance(self.rendering, BadRow) or isinstance(self.turns, BadRow):
             return False
         return not (
@@ -62,7 +62,7 @@ class Origin:
         return build_examples(read_rows(config), self.tokenizer, config, legacy=legacy)
 
     def tokenized_both_ways(self, limit: int | None) -> Iterator[RenderingVsTurns]:
-        """Yield the rows in both ways."""
+        """Yield the rows tokenized in both ways."""
         from spin_composer.data.tokenization import ExampleBuilder
 
         with_turns = replace(
@@ -83,7 +83,7 @@ class Origin:
                     made.append(way(kind, row, where, DataReport()))
                 except BadRow as fault:
                     made.append(fault)
-                except InputError as error:  # the whole way does not work: no text mode, say
+                except InputError as error:  # this way fails for all rows, e.g. without text mode
                     made.append(BadRow(where, "cannot be tokenized", str(error), ""))
             yield RenderingVsTurns(where, *made)
 
@@ -105,8 +105,8 @@ class Origin:
 
 
 def original_tokenize_warning(tokenize: str) -> str:
-    """Return what is logged where a run's rows are tokenized as when it began."""
+    """Return the warning that a run's rows are tokenized as when it was started."""
     return (
-        f"train_loader.dataset: this run began with rows tokenized by {tokenize}, and goes on so, "
-        "whatever the default is today."
+        f"train_loader.dataset: this run was started with rows tokenized by {tokenize}, and "
+        "continues so, whatever today's default is."
     )

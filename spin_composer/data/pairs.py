@@ -1,4 +1,4 @@
-"""Pair batches: what the collator makes on the CPU and the model scores.
+"""Pairs and pair batches, which the collator creates on the CPU and the model scores.
 
 Dimensions: B pairs, S = 2B sequences (real_0, generated_0, real_1, ...), N scored positions.
 """
@@ -21,16 +21,16 @@ Ids = NDArray[np.int32]
 """Token ids of a prompt or a response."""
 
 STOP, LENGTH, STRING = 0, 1, 2
-"""Finish reasons of a response: the stop token, max_new_tokens, a stop string. Only the first ends
-with the stop token; none is added to the others."""
+"""Finish reasons of a response: the stop token, max_new_tokens, a stop string. Only with the first
+does the response end with the stop token."""
 FINISH_NAMES = {STOP: "stop", LENGTH: "length", STRING: "stop string"}
 
 
 class PairBatch(TypedDict):
-    """The tensors of B pairs, and three lists that stay with the host.
+    """The tensors of B pairs, and three lists that stay on the host.
 
-    What the host plans by the lists (padding, chunks, microbatches) it would else have to read
-    from the GPU, and wait for it.
+    The host plans padding, chunks and microbatches from the lists, without a synchronization with
+    the GPU.
     """
 
     input_ids: Tensor
@@ -47,11 +47,11 @@ class PairBatch(TypedDict):
     opponent_logps: Tensor
     """float32 [B, 2]: the opponent's log-prob sums (real, generated), in nats."""
     seqlen_bounds: list[int]
-    """[S + 1]: ``cu_seqlens`` once more."""
+    """[S + 1]: ``cu_seqlens`` as a list."""
     scored_bounds: list[int]
-    """[S + 1]: ``cu_scored`` once more."""
+    """[S + 1]: ``cu_scored`` as a list."""
     indices: list[int]
-    """[B]: the pairs' rows in the data set, -1 if unknown."""
+    """[B]: the index of each pair's row in the data set, -1 if unknown."""
     budget: NotRequired[TokenBudget]
     """What a microbatch may hold; where it is absent, Composer's number of pairs counts."""
 
@@ -68,7 +68,7 @@ class Pair:
     opponent_generated: float = 0.0
     """The opponent's log-prob sum of the generated response, in nats."""
     index: int = -1
-    """Its row in the data set; -1: unknown."""
+    """Index of its row in the data set; -1 if unknown."""
     finish: int = STOP
     """Why the generated response ended."""
 
@@ -116,7 +116,7 @@ def collate_pairs(pairs: Sequence[Pair], budget: TokenBudget | None = None) -> P
 
 
 def is_pair_batch(batch: object) -> TypeGuard[PairBatch]:
-    """Tell a pair batch from the SFT batches of an evaluation loader."""
+    """Return whether a batch is a pair batch, not an SFT batch of an evaluation loader."""
     return isinstance(batch, Mapping) and "cu_scored" in batch
 
 
@@ -141,7 +141,7 @@ def split_pairs(batch: PairBatch, microbatch_size: int | float) -> list[PairBatc
         microbatch_size: Composer's number of pairs of a microbatch, at most.
 
     Raises:
-        ValueError: If ``microbatch_size`` is no positive whole number.
+        ValueError: If ``microbatch_size`` is not a positive whole number.
     """
     size = int(microbatch_size)
     if size != microbatch_size or size < 1:

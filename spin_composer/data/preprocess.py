@@ -22,14 +22,14 @@ FOUNDRY_DATASETS = frozenset(
     | {"Muennighoff/flan", "teknium/OpenHermes-2.5", "math-ai/StackMathQA"}
     | {"AI-MO/NuminaMath-CoT"}
 )
-"""Hub data sets for which llm-foundry has a function of its own."""
+"""Hub data sets for which llm-foundry registers a function."""
 
 
 def make_preprocessor(config: DatasetConfig) -> Preprocess | None:
-    """Return the function that the config names or that llm-foundry registers for the data set.
+    """Return the function that the config names, or that llm-foundry registers for the data set.
 
     Raises:
-        InputError: It cannot be imported, or only llm-foundry has it and is not installed.
+        InputError: It cannot be imported, or it is llm-foundry's, which is not installed.
     """
     named = config.preprocessing_fn
     if named is None:
@@ -40,7 +40,7 @@ def make_preprocessor(config: DatasetConfig) -> Preprocess | None:
 
 
 def _renamed(columns: Mapping[str, str], row: Any) -> dict[str, Any]:
-    """Return a row's columns by the names that ``columns`` gives them."""
+    """Return a row with its columns renamed."""
     return {"prompt": row[columns["prompt"]], "response": row[columns["response"]]}
 
 
@@ -61,7 +61,7 @@ def _of_hub(name: str | None) -> Preprocess | None:
 
 
 def _registered(named: str) -> Preprocess:
-    require_foundry(f"{_KEY}={format_value(named)} is no module:function, and a registered name")
+    require_foundry(f"{_KEY}={format_value(named)} is not module:function, and a registered name")
     from spin_composer.foundry.finetuning import registered_preprocessor
 
     function = registered_preprocessor(named)
@@ -77,7 +77,7 @@ def _imported(named: str) -> Preprocess:
     module, _, function = named.partition(":")
     if module.partition(".")[0] == "llmfoundry":
         require_foundry(f"{_KEY}={format_value(named)}")
-    # As `python -m` does: a console script's sys.path lacks the folder it is called in.
+    # Like `python -m`: a console script's sys.path lacks the current folder.
     if os.getcwd() not in sys.path:
         sys.path.insert(0, os.getcwd())
     try:

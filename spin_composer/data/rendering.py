@@ -1,7 +1,7 @@
-"""A conversation as its chat template writes it: the prompt's text and the whole row's.
+"""Rendering of conversations by the chat template: the text of the prompt and of the whole row.
 
-Only the last turn is trained on, so the template may rewrite earlier turns (reasoning models drop
-their thoughts), as long as it does so with and without the answer alike.
+Only the last turn is trained on, so the template may change earlier turns (reasoning models drop
+their thoughts), as long as it does so both with and without the answer.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 _OURS = frozenset({"messages", "tools", "add_generation_prompt", "tokenize", "chat_template"})
-# Stands for an answer of which no character agrees with what a template writes.
+# An answer that has no character in common with what a template writes.
 _UNLIKE_ANYTHING = "\U0010f8ff"
 _SHOWN = 48
 
@@ -50,11 +50,11 @@ class Renderer:
     """Renders rows of kind ``chat`` by the tokenizer's template.
 
     Args:
-        tokenizer: Has the template; llm-foundry's default is taken where it has none.
+        tokenizer: Has the template; without one, llm-foundry's default is used.
         date_string: The date for the template.
-        generation_prompt: Where the prompt ends if the template's generation prompt is no
-            beginning of the whole rendering.
-        quiet: Do not warn of a template that prints today's date.
+        generation_prompt: Where the prompt ends if the template's generation prompt is not a
+            prefix of the whole rendering.
+        quiet: Do not warn about a template that prints today's date.
     """
 
     def __init__(
@@ -74,7 +74,7 @@ class Renderer:
         row: Row | None = None,
         generation_prompt: bool = False,
     ) -> str:
-        """Render turns; ``row`` may bring tools and further arguments for the template."""
+        """Render turns; ``row`` may have tools and further arguments for the template."""
         row = row or {}
         turns = [self._as_handed(message) for message in messages]
         return self._template(
@@ -89,21 +89,21 @@ class Renderer:
         return message if type(role) is str else {**message, "role": str(role)}
 
     def supports_role(self, word: str) -> bool:
-        """Tell whether the template compares roles with a word, or has a token for it."""
+        """Return whether the template compares roles with a word, or has a token for it."""
         quoted = rf"""['"]{re.escape(word)}['"]"""
         return re.search(quoted, self._template.source) is not None or any(
             token in (f"<|{word}|>", f"<{word}>", f"[{word.upper()}]") for token in self._added
         )
 
     def header_in_answer(self) -> str:
-        """Return what an answer's rendering begins with that no generation prompt writes."""
+        """Return the start of an answer's rendering that is not part of the generation prompt."""
         turns = [{"role": "user", "content": "a"}]
         answer = {"role": "assistant", "content": _UNLIKE_ANYTHING}
         try:
             prompt = self.text(turns, generation_prompt=True)
             whole = self.text([*turns, answer])
             without = self.text(turns)
-        except Exception:  # it cannot render such turns: the rows will say so
+        except Exception:  # it cannot render such turns: the rows will fail
             return ""
         if prompt != without or not whole.startswith(prompt):
             return ""
@@ -113,8 +113,8 @@ class Renderer:
         """Return the prompt's text and the whole row's.
 
         Raises:
-            BadRow: The template refuses the row, would lose a part of it, or writes the prompt
-                otherwise once an answer follows.
+            BadRow: The template rejects the row, would lose a part of it, or renders the prompt
+                differently once an answer follows.
         """
         self._check_arguments(row, where)
         messages, whole, left_out = self._render_row(row, where)
@@ -249,7 +249,7 @@ class Renderer:
         whole: str,
         where: Location,
     ) -> int:
-        """Return where the generation prompt and the whole part, if the prompt may end there."""
+        """Return where generation prompt and whole text diverge, if the prompt may end there."""
         parts = _common_prefix_length(prompt, whole)
         try:
             before = self.text(messages[:-1], row)
@@ -260,10 +260,10 @@ class Renderer:
                 where, "the prompt is rewritten",
                 f"the chat template writes the turns before the answer otherwise once the answer "
                 f"follows: {_excerpt(prompt, parts)} becomes {_excerpt(whole, parts)}",
-                "Mend the template: it must write them alike (a system text that moves to the last "
+                "Fix the template: it must write them alike (a system text that moves to the last "
                 "turn does not), or drop such rows.",
             )  # fmt: skip
-        # The answer's own first characters may agree by chance: they are no part of the prompt.
+        # The answer's first characters may match by chance: they are not part of the prompt.
         unlike = self._render(
             [*messages[:-1], {"role": "assistant", "content": _UNLIKE_ANYTHING}], row, where
         )
@@ -291,7 +291,7 @@ class Renderer:
 
 
 def _prints_objects(messages: Sequence[Turn], whole: str) -> bool:
-    """Tell whether arguments of calls stand in a rendering as Python prints objects."""
+    """Return whether a rendering contains arguments of calls as Python prints objects."""
     found = (
         call.get("function", {}).get("arguments")
         for message in messages

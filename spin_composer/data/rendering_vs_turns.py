@@ -1,4 +1,4 @@
-"""How often the two ways of tokenizing differ on the rows at hand, for ``data check``."""
+"""Comparison of the two ways of tokenizing on the rows of a data set, for ``data check``."""
 
 from __future__ import annotations
 
@@ -21,12 +21,12 @@ _BEFORE, _AFTER = 3, 6
 
 @dataclass(frozen=True)
 class TokenizationDiff:
-    """What ``tokenize: rendering`` and ``turns`` make of the same rows."""
+    """Differences between ``tokenize: rendering`` and ``turns`` on the same rows."""
 
     compared: int = 0
     """Rows that both ways can tokenize."""
     differ: int = 0
-    """Of these, with other ids."""
+    """Rows of these with different ids."""
     only_rendering: int = 0
     """Rows that ``turns`` cannot tokenize."""
     only_turns: int = 0
@@ -34,12 +34,12 @@ class TokenizationDiff:
     where: str = ""
     """The first row that differs."""
     rendering: tuple[str, ...] = ()
-    """Its tokens around the first difference, one way."""
+    """Its tokens around the first difference, by ``rendering``."""
     turns: tuple[str, ...] = ()
-    """And the other."""
+    """The same by ``turns``."""
 
     def lines(self) -> list[str]:
-        """Return what to tell the user; nothing if no row differs."""
+        """Return notes for the user; empty if no row differs."""
         said = []
         if self.differ:
             said.append(

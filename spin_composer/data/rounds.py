@@ -1,4 +1,4 @@
-"""Rows of long conversations, cut to what the paper plays: their first round."""
+"""Long conversations, cut to their first round, as in the paper."""
 
 from __future__ import annotations
 

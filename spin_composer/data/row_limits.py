@@ -1,4 +1,4 @@
-"""Whether rows fit a model's positions and embedding, and fill one whole batch."""
+"""Checks that rows fit a model's positions and embedding, and fill at least one batch."""
 
 from __future__ import annotations
 
@@ -14,12 +14,12 @@ if TYPE_CHECKING:
 def check_rows(
     examples: ExampleDataset, limits: ModelLimits, max_new_tokens: int, where: str = "train_loader"
 ) -> None:
-    """Refuse rows, or responses to them, that the model has no positions or embeddings for.
+    """Reject rows, or generated responses, that exceed the model's positions or embedding.
 
     Args:
         examples: The SFT set.
-        limits: Of the model.
-        max_new_tokens: Of a generated response; 0 where none is generated.
+        limits: The model's limits.
+        max_new_tokens: Longest generated response; 0 if none is generated.
         where: The loader's name in messages.
 
     Raises:
@@ -49,7 +49,7 @@ def check_rows(
 
 
 def check_first_batch_is_whole(examples: ExampleDataset, samples: int | str, batch: int) -> None:
-    """Refuse fewer prompts than the first iteration's one batch takes.
+    """Reject a data set with fewer prompts than one batch of the first iteration.
 
     Args:
         examples: The SFT set.

@@ -1,4 +1,4 @@
-"""``tokenize: rendering``: the ids of a row as a whole, spelled control tokens looked after."""
+"""``tokenize: rendering``: tokenization of the whole row, with checks for control tokens."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ _ASKED, _SAID = "spin asks", "spin says"
 
 
 class RowTokenizer:
-    """Gives the ids of a row's prompt, and those that follow it in the whole row.
+    """Returns the ids of a row's prompt, and those that follow it in the whole row.
 
     Args:
         tokenizer: The model's tokenizer.
@@ -76,10 +76,11 @@ class RowTokenizer:
     def __call__(
         self, row: Row, where: Location, report: DataReport
     ) -> tuple[list[int], list[int], str]:
-        """Return the prompt's ids, the response's, and what the prompt lacks of the template's.
+        """Return the ids of prompt and response, and the missing part of the generation prompt.
 
         Raises:
-            BadRow: The template, the boundary or a control token in a text forbids it.
+            BadRow: The template rejects the row, a token spans the boundary, or a text contains a
+                control token.
         """
         encode = None
         if self._encoder is None:
@@ -136,7 +137,7 @@ class RowTokenizer:
     def _count_cut_answer(
         self, row: Row, rendering: Rendering, where: Location, report: DataReport
     ) -> None:
-        """Count an answer that the template does not write whole, white space aside."""
+        """Count an answer that the template does not write completely, ignoring white space."""
         content = row["messages"][-1]["content"]
         prompt, whole = rendering.prompt, rendering.whole
         if not content or content.strip() in whole[len(prompt) :]:
@@ -171,7 +172,7 @@ class RowTokenizer:
                 )
 
     def _between_turns(self) -> str:
-        """Return what the template writes between an answer and the next question."""
+        """Return the text that the template writes between an answer and the next question."""
         if self._renderer is None:
             return ""
         turns = [
@@ -180,14 +181,14 @@ class RowTokenizer:
         ]  # fmt: skip
         try:
             text = self._renderer.text(turns)
-        except Exception:  # it cannot render such turns: the rows will say so
+        except Exception:  # it cannot render such turns: the rows will fail
             return ""
         before, _, after = text.partition(_SAID)
         between = after.partition(_ASKED)[0]
         return between + before.partition(_ASKED)[2]
 
     def _warn_of_missing_date(self) -> None:
-        """Say it if the template prints a date_string that nobody gives."""
+        """Warn if the template prints date_string and it is not set."""
         assert self._renderer is not None
         if self._config.date_string is not None:
             return
@@ -197,7 +198,7 @@ class RowTokenizer:
             try:
                 given = {**turns, "chat_template_kwargs": date}
                 texts.append(self._renderer.text(turns["messages"], given))
-            except Exception:  # such a template says what it lacks at the first row
+            except Exception:  # such a template fails at the first row
                 return
         if texts[0] == texts[1] != texts[2]:
             log.warning(

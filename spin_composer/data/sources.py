@@ -1,4 +1,4 @@
-"""From the ``dataset:`` block to raw rows: which reader reads what the block names."""
+"""Raw rows of a ``dataset:`` block: choose the reader for its source."""
 
 from __future__ import annotations
 
@@ -31,25 +31,25 @@ _BUILDERS = {
     "csv": (".csv", ".csv.gz", ".csv.zst"),
     "parquet": (".parquet",),
 }
-# Files that hold data only, as llm-foundry has them, and those that a download leaves beside them.
+# Endings of data files, as in llm-foundry, and of files that a download leaves next to them.
 _OF_DATA = (".csv", ".json", ".jsonl", ".parquet")
 _OF_DOWNLOADS = (".lock", ".metadata")
 _WHERE = "train_loader.dataset"
-# Arguments of load_dataset that our own readers know.
+# Arguments of load_dataset that our own readers support.
 _READ_BY_US = {"field", "delimiter", "sep"}
 
 
 def read_rows(config: DatasetConfig) -> Iterator[RawRow]:
-    """Yield every row that the config names, in order, with its place.
+    """Yield every row of the configured source, in order, with its location.
 
-    Files and MDS shards are read by us, so that errors name file and line; all else goes through
-    ``datasets.load_dataset``. On several ranks this is a collective call for remote data.
+    Files and MDS shards are read by our own readers, so that errors name file and line; everything
+    else by ``datasets.load_dataset``. On several ranks this is a collective for remote data.
 
     Args:
         config: The checked ``dataset:`` block.
 
     Yields:
-        The row's place, and the row or the ``BadRow`` that it could not be decoded with.
+        The row's location, and the row, or a ``BadRow`` if it cannot be decoded.
 
     Raises:
         InputError: The data cannot be found or opened.
@@ -90,7 +90,7 @@ def source_keys(source: str, split: str) -> dict[str, object]:
     """
     path = os.path.expanduser(source)
     is_mds = os.path.isfile(os.path.join(path, "index.json"))
-    # The default, train, is also said of data without any subfolder.
+    # The default, train, is also given for data without subfolders.
     if is_mds and split == "train":
         return {"local": path}
     if os.path.isfile(os.path.join(path, split, "index.json")):
@@ -110,7 +110,7 @@ def _looks_like_a_path(name: str) -> bool:
 
 
 def _own_options(config: DatasetConfig) -> dict[str, Any]:
-    """Return what ``hf_kwargs`` says to our own readers."""
+    """Return the options in ``hf_kwargs`` for our own readers."""
     given = config.hf_kwargs
     return {"field": given.get("field"), "delimiter": given.get("delimiter") or given.get("sep")}
 
@@ -210,7 +210,7 @@ def _split_files(folder: str, split: str) -> list[str]:
         )
     files: list[str] = []
     for pattern in patterns[split]:
-        # One of several patterns may match nothing: together they matched something.
+        # One of several patterns may match nothing: together they match something.
         with contextlib.suppress(FileNotFoundError):
             found = resolve_pattern(pattern, os.path.abspath(folder))
             files += [file for file in found if file not in files]
@@ -257,7 +257,7 @@ def _load_from_disk(folder: str, config: DatasetConfig) -> Iterator[RawRow]:
 def _read_remote_folder(name: str, config: DatasetConfig) -> Iterator[RawRow]:
     """Download ``{split}.jsonl`` (or json, csv, parquet) from a remote folder, and read it.
 
-    llm-foundry's own download does not make its target folder, which http needs.
+    llm-foundry's own download does not create its target folder, which http needs.
     """
     from composer.utils import dist, get_file
 
@@ -273,7 +273,7 @@ def _read_remote_folder(name: str, config: DatasetConfig) -> Iterator[RawRow]:
                 break
             except FileNotFoundError:
                 continue
-            except Exception as error:  # each store has its own: no credentials, no network
+            except Exception as error:  # each store has its own errors: no credentials, no network
                 raise InputError(
                     f"{_WHERE}.hf_name={format_value(name, 120)}: {file} cannot be downloaded "
                     f"({type(error).__name__}: {format_value(str(error), 160)}). Check the address "
@@ -294,12 +294,12 @@ def _load_dataset(
     more: dict[str, object] | None = None,
     default_split: str | None = None,
 ) -> Iterator[RawRow]:
-    """Read what only ``datasets`` knows: hub names, other file types, slices of splits."""
+    """Read what only ``datasets`` supports: hub names, other file types, slices of splits."""
     import datasets
 
     split = config.split or default_split or _require_split(config)
     arguments = {**config.hf_kwargs, **(more or {})}
-    # Said outright: an environment variable must not turn it on behind the user's back.
+    # Explicit, so that an environment variable cannot turn it on unnoticed.
     arguments.setdefault("trust_remote_code", False)
     source = config.source
     try:
@@ -307,7 +307,7 @@ def _load_dataset(
             name = _safe_download(name, arguments)
         loaded = datasets.load_dataset(name, split=split, **arguments)
     except Exception as error:
-        inner = error.__cause__ or error  # DatasetGenerationError says nothing itself
+        inner = error.__cause__ or error  # DatasetGenerationError has no message of its own
         raise InputError(
             f"{_WHERE}.hf_name={format_value(source, 200)}, split={split!r}: datasets.load_dataset "
             f"fails with {type(inner).__name__}: {format_value(str(inner), 200)}. Check the name, "
@@ -317,7 +317,7 @@ def _load_dataset(
 
 
 def _safe_download(name: str, arguments: dict[str, Any]) -> str:
-    """Download the data files of a hub data set, and nothing that could be run."""
+    """Download only the data files of a hub data set, no code."""
     import huggingface_hub
 
     folder = huggingface_hub.snapshot_download(

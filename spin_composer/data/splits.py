@@ -1,7 +1,7 @@
-"""Slices of a split (``train[:99%]``, ``train[10:20]+train[50:]``) of rows that we read ourselves.
+"""Slices of a split (``train[:99%]``, ``train[10:20]+train[50:]``) for our own readers.
 
-``datasets`` applies them to what it loads; a local file or a saved Dataset has no splits of its
-own, and a split that is ignored there would put held-out rows into the training.
+``datasets`` applies them to what it loads; a local file or a saved Dataset has no splits, and
+ignoring a slice there would put held-out rows into the training set.
 """
 
 from __future__ import annotations
@@ -22,14 +22,14 @@ def split_rows(
     source: str,
     names: Collection[str] = ("train",),
 ) -> Iterator[RawRow]:
-    """Return the rows of ``split``, each under its number in the whole source.
+    """Return the rows of ``split``, numbered as in the whole source.
 
     Args:
-        read: Gives all rows from the first on, each time that it is called.
-        num_rows: Counts them; called only where the split is a slice.
-        split: None or a plain name for all rows, or slices by the rules of ``datasets``.
+        read: Returns an iterator over all rows.
+        num_rows: Counts the rows; called only if the split is a slice.
+        split: None or a plain name for all rows, or slices in the syntax of ``datasets``.
         source: The file or folder, for messages.
-        names: The names that the source's one split may be called by.
+        names: Accepted names of the source's only split.
 
     Raises:
         InputError: The split has another name, or is not a slice.

@@ -1,7 +1,7 @@
-"""The one token at which a response ends, real or generated.
+"""The stop token, which ends every response, real or generated.
 
-For chat it is the end-of-turn token that the chat template puts after the assistant's content;
-for plain rows, and for a template without such a token, it is EOS.
+For chat it is the end-of-turn token that the chat template writes after the assistant's content;
+for plain rows, and for templates without such a token, it is EOS.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ class StopRule:
 
     Args:
         token_id: The stop token.
-        per_response: How often the rendered response holds it; 0 if it is to be appended.
+        per_response: How often the rendered response contains it; 0 if it must be appended.
     """
 
     token_id: int
@@ -58,13 +58,13 @@ def stop_rule(
     date_string: str | None = None,
     legacy: bool = False,
 ) -> StopRule:
-    """Find the stop token and how it comes into a tokenized response.
+    """Find the stop token and whether rendered responses contain it.
 
     Args:
-        tokenizer: The model's.
+        tokenizer: The model's tokenizer.
         kind: plain or chat.
-        date_string: For the template.
-        legacy: A closing tag may be one, as it was before.
+        date_string: The date for the template.
+        legacy: Also accept a closing tag, as early versions did.
 
     Raises:
         InputError: The tokenizer has neither an end-of-turn token nor EOS.
@@ -86,7 +86,7 @@ def stop_rule(
 
 
 def _template_tail_ids(tokenizer: PreTrainedTokenizerBase, date_string: str | None) -> list[int]:
-    """Return the ids that the chat template puts after the last assistant's content."""
+    """Return the ids that the chat template writes after the last assistant's content."""
     turns = [{"role": "user", "content": _PROBE}, {"role": "assistant", "content": _PROBE}]
     renderer = Renderer(tokenizer, date_string, quiet=True)
     try:
@@ -94,17 +94,17 @@ def _template_tail_ids(tokenizer: PreTrainedTokenizerBase, date_string: str | No
     except InputError:
         raise
     except Exception as error:
-        try:  # some templates demand a system turn
+        try:  # some templates require a system turn
             response = renderer.text([{"role": "system", "content": _PROBE}, *turns])
         except Exception:
             raise InputError(
                 f"tokenizer.chat_template: it cannot render a user's and an assistant's turn: "
-                f"{error}. Mend the template of {format_value(tokenizer.name_or_path)}."
+                f"{error}. Fix the template of {format_value(tokenizer.name_or_path)}."
             ) from error
     if response.count(_PROBE) < 2:
         raise InputError(
             "tokenizer.chat_template: the assistant's content does not appear in its rendering "
-            f"{format_value(response)}. Mend the template of "
+            f"{format_value(response)}. Fix the template of "
             f"{format_value(tokenizer.name_or_path)}."
         )
     tail = response.rsplit(_PROBE, 1)[1]
@@ -112,9 +112,9 @@ def _template_tail_ids(tokenizer: PreTrainedTokenizerBase, date_string: str | No
 
 
 def _mark_ids(tokenizer: PreTrainedTokenizerBase, legacy: bool) -> set[int]:
-    """Return the ids that stand for a mark rather than for text: special and added tokens.
+    """Return the ids of special and added tokens, which are markers rather than text.
 
-    A tag of a pair, such as ``</answer>``, is a part of the answer that it closes.
+    Paired tags such as ``</answer>`` are not included: they are part of the answer.
     """
     texts = {token.content: i for i, token in tokenizer.added_tokens_decoder.items()}
     added = {i for text, i in texts.items() if text.strip() and (legacy or not is_tag(text, texts))}
@@ -124,17 +124,16 @@ def _mark_ids(tokenizer: PreTrainedTokenizerBase, legacy: bool) -> set[int]:
 def other_stop_tokens(
     tokenizer: PreTrainedTokenizerBase, rule: StopRule, date_string: str | None = None
 ) -> list[str]:
-    """Return the tokens of the chat template, besides the stop token, that may end an answer.
+    """Return tokens of the chat template, besides the stop token, that may end an answer.
 
-    They are those that end its calls of tools, those that the model's generation config stops at
-    (where the tokenizer's folder or Hugging Face's cache has it), and those named as others' are.
-    Headers of the assistant's own turn are none, nor are ends of documents (EOS), which a template
-    never writes.
+    These are tokens that end tool calls, EOS tokens of the model's generation config (if the
+    tokenizer's folder or Hugging Face's cache has it), and well-known end-of-turn tokens. Headers
+    of the assistant's turn and ends of documents (EOS) are excluded.
 
     Args:
-        tokenizer: The model's.
-        rule: How the answers of the data set end.
-        date_string: For the template.
+        tokenizer: The model's tokenizer.
+        rule: How the responses of the data set end.
+        date_string: The date for the template.
     """
     source = str(tokenizer.chat_template or "")
     added = {i: token.content for i, token in tokenizer.added_tokens_decoder.items()}
@@ -154,13 +153,13 @@ def answer_header(renderer: Renderer) -> str:
     """Return what a chat template writes between a question and its answer; empty if unknown."""
     try:
         text = renderer.text([{"role": "user", "content": _PROBE}], generation_prompt=True)
-    except Exception:  # it wants other turns
+    except Exception:  # it needs other turns
         return ""
     return text.rpartition(_PROBE)[2]
 
 
 def _end_of_call(renderer: Renderer, added: Sequence[str]) -> str | None:
-    """Return the token with which the template ends a call of a tool."""
+    """Return the token with which the template ends a tool call."""
     for arguments in ({}, "{}"):
         function = {**_CALL, "arguments": arguments}
         call = {"type": "function", "id": "spinprobe", "function": function}
@@ -170,7 +169,7 @@ def _end_of_call(renderer: Renderer, added: Sequence[str]) -> str | None:
         ]
         try:
             text = renderer.text(turns, {"tools": [{"type": "function", "function": _TOOL}]})
-        except Exception:  # it knows no calls, or wants arguments in the other spelling
+        except Exception:  # it does not support calls, or needs arguments in the other form
             continue
         if _CALL["name"] not in text:
             return None  # it writes no calls
@@ -181,7 +180,7 @@ def _end_of_call(renderer: Renderer, added: Sequence[str]) -> str | None:
 
 
 def _generation_ends(name: object) -> set[int]:
-    """Return the ids of the generation config's EOS, as far as it is at hand."""
+    """Return the EOS ids of the generation config, if it is available offline."""
     if not name:
         return set()
     path: object = Path(str(name)) / _GENERATION_CONFIG
@@ -193,6 +192,6 @@ def _generation_ends(name: object) -> set[int]:
         if not isinstance(path, (str, Path)):
             return set()
         said = json.loads(Path(path).read_text(encoding="utf-8")).get("eos_token_id")
-    except (OSError, ValueError):  # a name of no repository; transformers, too, goes on without
+    except (OSError, ValueError):  # not a repository; transformers ignores this as well
         return set()
     return {i for i in (said if isinstance(said, list) else [said]) if isinstance(i, int)}

@@ -12,12 +12,12 @@ from typing import IO, Any, cast
 from spin_composer.data.bad_row import BadRow, Location
 from spin_composer.errors import InputError, format_value
 
-# A raw row with its place; a row that could not even be decoded comes as its error.
+# A raw row, or a BadRow if it cannot be decoded, with its location.
 RawRow = tuple[Location, object]
 
 
 def read_table(path: Path, file: IO[bytes], delimiter: str) -> Iterator[RawRow]:
-    """Read a table with a header; each cell is the text that stands there."""
+    """Read a table with a header; cells are strings."""
     csv.field_size_limit(min(sys.maxsize, 2**31 - 1))
     text = io.TextIOWrapper(cast(Any, file), encoding="utf-8-sig", newline="")
     rows = csv.reader(text, delimiter=delimiter, strict=True)
@@ -61,7 +61,7 @@ def read_table(path: Path, file: IO[bytes], delimiter: str) -> Iterator[RawRow]:
 
 
 def read_parquet(path: Path) -> Iterator[RawRow]:
-    """Read a parquet file; of structs Arrow gives each row all keys, and null where it has none."""
+    """Read a parquet file; Arrow adds missing keys to structs with the value null."""
     import pyarrow
     import pyarrow.parquet
 
@@ -70,7 +70,7 @@ def read_parquet(path: Path) -> Iterator[RawRow]:
         table = pyarrow.parquet.ParquetFile(path)
         names = table.schema_arrow.names
         if twice := sorted({name for name in names if names.count(name) > 1}):
-            raise InputError(f"{path}: the column {twice[0]!r} stands twice. Rename one.")
+            raise InputError(f"{path}: the column {twice[0]!r} appears twice. Rename one.")
         for batch in table.iter_batches(batch_size=1024):
             for row in batch.to_pylist():
                 number += 1

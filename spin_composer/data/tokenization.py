@@ -1,8 +1,8 @@
-"""From raw rows to examples: format, tokenize, end with the stop token, keep to the limits.
+"""Conversion of raw rows to examples: format, tokenize, append the stop token, apply limits.
 
-``tokenize: rendering`` encodes the whole row at once, as TRL, axolotl and most others tune models;
-``turns`` encodes each turn by itself, as llm-foundry does. Added to both: one stop token
-at the end, the limits, and the counts.
+``tokenize: rendering`` encodes the whole row at once, like TRL, axolotl and most others; ``turns``
+encodes each turn separately, like llm-foundry. Both then end with one stop token, are limited, and
+are counted.
 """
 
 from __future__ import annotations
@@ -53,10 +53,10 @@ def build_examples(
     """Format, tokenize and limit every row.
 
     Args:
-        rows: Places and raw rows, from ``read_rows``.
+        rows: Locations and raw rows, from ``read_rows``.
         tokenizer: The model's tokenizer.
         config: The checked ``dataset:`` block.
-        legacy: Read and tokenize as before ``tokenize`` was a setting, for stores played then.
+        legacy: Read and tokenize as before ``tokenize`` was a setting, for stores of that time.
 
     Returns:
         The examples in the order of the rows.
@@ -73,7 +73,7 @@ def build_examples(
     origin = Origin(tokenizer, config)
     start = time.monotonic()
 
-    def made(where: Location, row: object, report: DataReport) -> Example:
+    def build(where: Location, row: object, report: DataReport) -> Example:
         if isinstance(row, BadRow):
             raise row
         if preprocess is not None:
@@ -91,12 +91,12 @@ def build_examples(
             if report.rows % _ROWS_PER_LOG == 0:
                 _log_progress(report.rows, time.monotonic() - start)
             try:
-                examples.append(made(where, row, report))
+                examples.append(build(where, row, report))
             except BadRow as fault:
                 if isinstance(fault, BoundaryError):
                     boundaries.append(fault)
                     if config.on_bad_row == "error":
-                        failed, tried = _count_boundary_errors(rows, made, len(examples))
+                        failed, tried = _count_boundary_errors(rows, build, len(examples))
                         if 2 * failed > tried:
                             raise InputError(
                                 boundary_failures_message(
@@ -133,14 +133,14 @@ def build_examples(
 
 
 def _count_boundary_errors(
-    rows: Iterator[RawRow], made: Callable[[Location, object, DataReport], Example], good: int
+    rows: Iterator[RawRow], build: Callable[[Location, object, DataReport], Example], good: int
 ) -> tuple[int, int]:
-    """Try some rows after the first that fails at the boundary: failed, and tried in all."""
+    """Try some rows after the first boundary error; return failures and attempts, all included."""
     failed, tried, aside = 1, good + 1, DataReport()
     with contextlib.suppress(InputError):
         for where, row in islice(rows, _ROWS_TRIED):
             try:
-                made(where, row, aside)
+                build(where, row, aside)
             except BoundaryError:
                 failed += 1
             except BadRow:
@@ -168,7 +168,7 @@ def _log_counts(report: DataReport) -> None:
 
 @contextmanager
 def _without_length_warnings() -> Iterator[None]:
-    """Silence the tokenizer's warning of its own limit: the limits here are the config's."""
+    """Suppress the tokenizer's warning about its own limit: the config's limits apply here."""
     logger = logging.getLogger("transformers.tokenization_utils_base")
     logger.addFilter(_is_no_length_warning)
     try:
@@ -182,7 +182,7 @@ def _is_no_length_warning(record: logging.LogRecord) -> bool:
 
 
 class ExampleBuilder:
-    """Makes an Example of a formatted row; the first row fixes the data set's kind."""
+    """Builds an Example from a formatted row; the first row determines the data set's kind."""
 
     def __init__(
         self, tokenizer: PreTrainedTokenizerBase, config: DatasetConfig, legacy: bool = False
@@ -238,11 +238,11 @@ class ExampleBuilder:
             self._ids = RowTokenizer(self._tokenizer, self._config, kind, self.rule)
 
     def _end_with_stop_token(self, response: list[int], where: Location) -> list[int]:
-        """Cut what the template puts after the stop token, or append the stop token."""
+        """Cut what follows the stop token, or append it."""
         stop, expected = self.rule.token_id, self.rule.per_response
         count = response.count(stop)
         if expected == 0:
-            # A tokenizer may have put EOS there itself.
+            # A tokenizer may have added EOS itself.
             body = response[:-1] if response and response[-1] == stop else response
             early = stop in body
         else:

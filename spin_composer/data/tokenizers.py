@@ -1,4 +1,4 @@
-"""The tokenizer of a data command, made just as a training run makes it."""
+"""Load the tokenizer of a data command, exactly like a training run."""
 
 from __future__ import annotations
 
@@ -13,14 +13,14 @@ from spin_composer.settings.section import Config
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
-# llm-foundry's own name, and where other packages register theirs with it.
+# llm-foundry's own tokenizer, and the entry points of other packages' tokenizers.
 _OF_FOUNDRY = "tiktoken"
 _GROUP = "llmfoundry_tokenizers"
 _NO_LIMIT = int(1e30)
 
 
 def load_tokenizer(name: str, kwargs: Config | None = None) -> PreTrainedTokenizerBase:
-    """Return the tokenizer that ``tokenizer: {name, kwargs}`` of a YAML means.
+    """Return the tokenizer of a YAML's ``tokenizer: {name, kwargs}``.
 
     Args:
         name: A Hugging Face name, a folder, or a name that is registered with llm-foundry.
@@ -46,7 +46,7 @@ def load_tokenizer(name: str, kwargs: Config | None = None) -> PreTrainedTokeniz
 
 
 def _is_registered(name: str) -> bool:
-    """Tell whether a name is registered with llm-foundry, which must be installed then."""
+    """Return whether a name is registered with llm-foundry, which must be installed then."""
     if os.sep in name and os.path.isdir(name):
         return False
     if foundry_is_installed():
@@ -69,8 +69,8 @@ def _from_pretrained(name: str, given: dict[str, Any]) -> PreTrainedTokenizerBas
     given.setdefault("trust_remote_code", False)  # transformers would ask on the terminal
     tokenizer: Any = AutoTokenizer.from_pretrained(name, **given)
     check_vocabulary(tokenizer)
-    # from_pretrained takes the smaller of what it is given and what the folder says. A limit of
-    # the tokenizer's is none of the run's: max_seq_len is.
+    # from_pretrained uses the smaller of the argument and the folder's limit. The run's limit is
+    # max_seq_len, not the tokenizer's.
     tokenizer.model_max_length = given.get("model_max_length", _NO_LIMIT)
     if tokenizer.eos_token is None:
         raise InputError(

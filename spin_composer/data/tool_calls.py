@@ -1,8 +1,8 @@
-"""Tools and calls of tools in a row: every spelling, turned into the one that templates read.
+"""Tools and tool calls of a row, converted from all formats to the one that templates read.
 
-Chat templates expect OpenAI's newer form: ``tool_calls: [{"type": "function", "function": {"name",
-"arguments"}}]`` with the arguments as an object (transformers' documentation of tool use; vLLM
-parses them too), and ``tools`` as a list of objects. Data often holds JSON text instead, or
+Chat templates expect OpenAI's newer format: ``tool_calls: [{"type": "function", "function":
+{"name", "arguments"}}]`` with the arguments as an object (see transformers' documentation of tool
+use; vLLM parses them too), and ``tools`` as a list of objects. Data often has JSON text instead, or
 OpenAI's older ``function_call``.
 """
 
@@ -26,7 +26,7 @@ _ARGUMENTS = ("arguments", "parameters")
 
 
 def parse_json(value: object) -> Any:
-    """Return the object or list that a JSON text holds, and anything else as it is."""
+    """Parse a JSON text of an object or list; return anything else unchanged."""
     if not isinstance(value, str) or value.lstrip()[:1] not in ("{", "["):
         return value
     try:
@@ -45,10 +45,10 @@ def drop_nulls(value: object) -> Any:
 
 
 def validate_json(value: object, field: str, where: Location) -> Any:
-    """Return ``value``, a part of a row that is not text, if JSON can hold it.
+    """Return ``value`` if it can be written as JSON.
 
     Raises:
-        BadRow: It cannot: a date, bytes, NaN.
+        BadRow: It cannot, like a date, bytes or NaN.
     """
     if where.filled:
         value = drop_nulls(value)
@@ -85,10 +85,10 @@ def validate_tools(value: object, field: str, where: Location) -> list[dict[str,
         raise BadRow(
             where,
             "wrong type",
-            f"{field}={format_value(value)} is no list of tools",
+            f"{field}={format_value(value)} is not a list of tools",
             f"Write {_TOOL}.",
         )
-    if field == "functions":  # as `function_call`, of before tools of other types were thought of
+    if field == "functions":  # like `function_call`, older than tools of other types
         tools = [{"type": "function", "function": tool} for tool in tools]
     return validate_json(tools, field, where)
 
@@ -111,7 +111,7 @@ def validate_calls(value: object, field: str, where: Location) -> list[Call]:
         raise BadRow(
             where,
             "wrong type",
-            f"{field}={format_value(value)} is no list of calls",
+            f"{field}={format_value(value)} is not a list of calls",
             f"Write {_CALL}.",
         )
     return [_validate_call(call, f"{field}[{i}]", where) for i, call in enumerate(calls)]
@@ -132,7 +132,7 @@ def parse_function_call(value: object, field: str, where: Location) -> list[Call
 def _validate_call(call: object, field: str, where: Location) -> Call:
     call = parse_json(call)
     if isinstance(call, Mapping) and call.get("function") is None and call.get("name"):
-        # The function's own object alone, as some data sets have it.
+        # Some data sets have only the function's object.
         outer = {key: call[key] for key in _BESIDE_FUNCTION if call.get(key) is not None}
         inner = {k: v for k, v in call.items() if k not in (*_BESIDE_FUNCTION, "function")}
         call = {"type": "function", **outer, "function": inner}
@@ -143,7 +143,7 @@ def _validate_call(call: object, field: str, where: Location) -> Call:
         or not isinstance(function.get("name"), str)
     ):
         raise BadRow(
-            where, "wrong type", f"{field}={format_value(call)} is no call with a function's name",
+            where, "wrong type", f"{field}={format_value(call)} is not a call of a named function",
             f"Write tool_calls: {_CALL}.",
         )  # fmt: skip
     _check_keys(call, (*_BESIDE_FUNCTION, "function"), field, where)
@@ -157,15 +157,15 @@ def _validate_call(call: object, field: str, where: Location) -> Call:
 def _check_keys(
     given: Mapping[str, object], known: Sequence[str], field: str, where: Location
 ) -> None:
-    """Refuse an object of a call with a key that templates do not read, if it holds something."""
+    """Reject an object of a call with a key that templates do not read, unless it is empty."""
     for key, value in given.items():
         value = parse_json(value)
         if key in known or value is False or drop_nulls(value) in (None, "", [], {}):
             continue
         raise BadRow(
             where, "unknown key of a call",
-            f"{field}.{key}={format_value(value)} is no key of a call that is read, so it would be "
-            "lost", f"Write arguments as such, {_CALL}, or remove the key.",
+            f"{field}.{key}={format_value(value)} is not a key of a call that is read, so it "
+            "would be lost", f"Write arguments as such, {_CALL}, or remove the key.",
         )  # fmt: skip
 
 
@@ -182,7 +182,7 @@ def _validate_arguments(
         if not isinstance(arguments, Mapping):
             raise BadRow(
                 where, "wrong type",
-                f"{field}.{key}={format_value(given)} is no object, nor JSON text of one",
+                f"{field}.{key}={format_value(given)} is not an object, nor JSON text of one",
                 'Write {"name of an argument": value, ...}.',
             )  # fmt: skip
         if where.filled and not isinstance(given, str):
@@ -202,9 +202,9 @@ def _validate_arguments(
 
 
 def with_text_arguments(messages: Sequence[Turn]) -> list[Turn]:
-    """Return copies of the turns whose calls hold their arguments as JSON text.
+    """Return copies of the turns whose tool calls have their arguments as JSON text.
 
-    For the few templates (DeepSeek's) that join them to text instead of writing them as JSON.
+    For the few templates (DeepSeek's) that concatenate arguments instead of writing JSON.
     """
     made = [copy.deepcopy(dict(message)) for message in messages]
     for message in made:

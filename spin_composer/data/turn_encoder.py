@@ -1,6 +1,6 @@
-"""A row's turns by themselves: the text and the ids of each prompt and of the answer to it.
+"""Tokenization turn by turn: text and ids of each prompt and of its answer.
 
-So SFT by llm-foundry encodes them, id for id: ``tests/data/test_turn_encoder.py`` compares.
+The ids equal those of llm-foundry's SFT: ``tests/data/test_turn_encoder.py`` compares them.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ _SHOWN = 120
 
 
 class TurnFault(Exception):
-    """Turns that cannot be written one after another; the text says why."""
+    """Turns that cannot be rendered one after another; the message says why."""
 
 
 class TurnEncoder:
@@ -29,7 +29,7 @@ class TurnEncoder:
 
     Args:
         tokenizer: The model's tokenizer.
-        date_string: The date for the template; if None, today's is given to it as ``date_string``.
+        date_string: The date for the template; today's if None.
     """
 
     def __init__(self, tokenizer: PreTrainedTokenizerBase, date_string: str | None = None) -> None:
@@ -39,14 +39,14 @@ class TurnEncoder:
         self._arguments = {} if pinned else {"date_string": datetime.now().strftime(_DATE)}
 
     def __call__(self, row: Row) -> list[tuple[list[int], list[int]]]:
-        """Return the ids of each prompt and of its answer, from the first turn to the last.
+        """Return the ids of each prompt and of its answer, in order.
 
-        Plain rows get what the tokenizer puts around each text, BOS once. Turns of a chat get
-        nothing: their template writes its own.
+        Plain rows get the special tokens that the tokenizer adds to each text, BOS only once. Turns
+        of a chat get none: their template writes its own.
 
         Raises:
-            TurnFault: The template cannot write the turns one after another.
-            Exception: The template's or the tokenizer's own: it refuses the row.
+            TurnFault: The template cannot render the turns one after another.
+            Exception: The template's or the tokenizer's error: it rejects the row.
         """
         if "messages" in row:
             turns = self.texts(row["messages"])
@@ -58,11 +58,11 @@ class TurnEncoder:
         return [(prompt, answer)]
 
     def texts(self, messages: Sequence[Turn]) -> list[tuple[str, str]]:
-        """Return the text of each prompt, what stands before it left out, and of its answer.
+        """Return the text of each prompt, without what precedes it, and of its answer.
 
         Raises:
-            TurnFault: Two turns of one role, a content that is no text, or a template that writes
-                a turn otherwise once others follow.
+            TurnFault: Two successive turns have the same role, a content is not text, or the
+                template renders a turn differently once others follow.
         """
         _check(messages)
         turns: list[tuple[str, str]] = []
@@ -88,18 +88,18 @@ class TurnEncoder:
 
 
 def _check(messages: Sequence[Turn]) -> None:
-    """Refuse turns that SFT by llm-foundry does not take either."""
+    """Reject turns that llm-foundry's SFT rejects as well."""
     previous = None
     for i, message in enumerate(messages):
         if not isinstance(message["content"], str):
-            raise TurnFault(f"messages[{i}].content={format_value(message['content'])} is no text")
+            raise TurnFault(f"messages[{i}].content={format_value(message['content'])} is not text")
         if message["role"] == previous:
             raise TurnFault(f"messages[{i}] is the second turn of role {previous!r} in a row")
         previous = message["role"]
 
 
 def _parting(earlier: str, later: str) -> str:
-    """Show where a text parts from what it should begin with."""
+    """Show where a text diverges from its expected prefix."""
     at = next(
         (i for i, (a, b) in enumerate(zip(earlier, later, strict=False)) if a != b), len(later)
     )

@@ -1,4 +1,4 @@
-"""``tokenize: turns``: the ids of each turn by itself, as SFT by llm-foundry has them."""
+"""``tokenize: turns``: tokenization turn by turn, as in llm-foundry's SFT."""
 
 from __future__ import annotations
 
@@ -23,14 +23,14 @@ if TYPE_CHECKING:
 
 
 class TurnTokenizer:
-    """Gives the ids that SFT by llm-foundry trains on.
+    """Returns the ids that llm-foundry's SFT trains on.
 
     Args:
         tokenizer: The model's tokenizer.
         config: The checked ``dataset:`` block.
         kind: plain or chat.
         rule: How responses end.
-        legacy: Lose what earlier versions lost, and check nothing that they did not.
+        legacy: Drop what early versions dropped, and skip checks that they did not have.
     """
 
     def __init__(
@@ -64,7 +64,7 @@ class TurnTokenizer:
     def __call__(
         self, row: Row, where: Location, report: DataReport
     ) -> tuple[list[int], list[int], str]:
-        """Return all ids before the last response, the last response's, and nothing lacking."""
+        """Return the ids before the last response, those of the last response, and ``""``."""
         if self._renderer is not None and self._holds_other_roles(row):
             messages = row["messages"]
             try:
@@ -93,7 +93,7 @@ class TurnTokenizer:
         last, response = turns[-1]
         prompt += last
         bos = self._tokenizer.bos_token_id
-        # A text that spells out BOS where the tokenizer or the template puts one as well.
+        # The text spells out BOS, and the tokenizer or the template adds it as well.
         if bos is not None and prompt[:2] == [bos, bos]:
             prompt = prompt[1:]
         return prompt, response, ""
@@ -102,7 +102,7 @@ class TurnTokenizer:
         return any(turn["role"] not in ("user", "assistant") for turn in row["messages"])
 
     def _with_known_keys(self, row: Row, where: Location) -> Row:
-        """Return the row with the keys that are encoded, if nothing is lost by that."""
+        """Return the row with only the keys that are encoded; reject others."""
         if self._kind == "plain":
             return row
         if not self._old:
@@ -151,14 +151,14 @@ def check_control_tokens(
     report: DataReport,
     refuse: bool,
 ) -> None:
-    """Refuse a response that spells out a control token; count, or refuse, such a prompt.
+    """Reject a response that spells out a control token; count, or refuse, such a prompt.
 
     Raises:
         BadRow: Names the token.
     """
     before, answer = split_answer(row)
     for text in iter_texts(answer):
-        # A stop token within a response is found by its id; at its end it may be spelled out.
+        # A stop token within a response is found by its id; at the end it may be spelled out.
         for token in spelled(text):
             if token != stop:
                 raise _control_token_error(token, text, "response", where, "")
@@ -174,7 +174,7 @@ def check_control_tokens(
 
 
 def split_answer(row: Row) -> tuple[object, object]:
-    """Return what the row says before the answer, and the answer."""
+    """Split a row into what precedes the answer, and the answer."""
     if "messages" not in row:
         return row["prompt"], row["response"]
     return [row["messages"][:-1], row.get("tools")], row["messages"][-1]

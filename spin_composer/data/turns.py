@@ -1,7 +1,7 @@
-"""Turns of a conversation: every spelling, turned into what chat templates read.
+"""Turns of a conversation, converted from all formats to the one that chat templates read.
 
-A turn becomes ``{"role", "content"}`` and those of its further keys that carry training text, such
-as ``tool_calls`` or ``reasoning_content``. ``content`` is None only beside ``tool_calls``.
+A turn becomes ``{"role", "content"}`` and those of its further keys that have training text, such
+as ``tool_calls`` or ``reasoning_content``. ``content`` is None only with ``tool_calls``.
 """
 
 from __future__ import annotations
@@ -62,7 +62,7 @@ _TRAINED_IF_FALSE = ("masked", "ignore", "ignored", "skip", "no_loss")
 def validate_text(
     value: object, field: str, empty: str, where: Location, blank_is_empty: bool = True
 ) -> str:
-    """Return ``value`` if it is text with something in it; ``empty`` is the fault's reason."""
+    """Return ``value`` if it is a non-empty text; ``empty`` is the reason in the error."""
     if not isinstance(value, str):
         raise BadRow(
             where,
@@ -88,17 +88,17 @@ def read_turns(
     mask: str | None = None,
     legacy: bool = False,
 ) -> list[Turn]:
-    """Return the turns of a list, each checked; :func:`check_order` checks how they follow.
+    """Return the turns of a list, each checked; :func:`check_order` checks their order.
 
     Args:
         turns: The list, or JSON text of one.
         field: The column's name.
-        where: The row's place.
-        report: Counts the keys that are not read.
-        mask: NeMo-Aligner's: the speaker whose turns are not trained on; all others but the
-            system answer. Without it the speakers are known by name.
-        legacy: Only role and content of each turn, and no marks of what not to train on: what was
-            read before the other keys had a meaning.
+        where: The row's location.
+        report: Counts ignored keys.
+        mask: NeMo-Aligner's: the speaker whose turns are not trained on; all others except the
+            system are the assistant. Without it roles are recognized by name.
+        legacy: Read only role and content of each turn, and ignore marks of untrained turns, as
+            early versions did.
 
     Raises:
         BadRow: Names the turn and the key.
@@ -132,7 +132,7 @@ def _turn(
     turn: Mapping, name: str, where: Location, report: DataReport | None, mask: str | None,
     legacy: bool,
 ) -> Turn:  # fmt: skip
-    """Return one turn; a key that is null is absent (Arrow fills them in)."""
+    """Return one turn; null keys count as absent (Arrow adds them)."""
     role_key = next((key for key in _ROLE_KEYS if turn.get(key) is not None), None)
     content_key = _content_key(turn, name, where)
     if role_key is None:
@@ -157,9 +157,9 @@ def _turn(
 
 
 class Role(str):
-    """One of the four roles, and the word that the row has for it.
+    """One of the four roles, and the row's name for it.
 
-    ``spelled`` is what the template is given where it knows that word: GLM-4 has a control token
+    ``spelled`` is passed to templates that support that name: GLM-4 has a control token
     ``<|observation|>``, and none for ``tool``.
     """
 
@@ -167,7 +167,7 @@ class Role(str):
 
     @classmethod
     def of(cls, role: str, spelled: str) -> str:
-        """Return the role; with the row's word if that is another one."""
+        """Return the role, with the row's name for it if that differs."""
         word = spelled.strip()
         if role in (word, _CALLER):
             return role
@@ -177,7 +177,7 @@ class Role(str):
 
 
 def _content_key(turn: Mapping, name: str, where: Location) -> str | None:
-    """Return which of the spellings the turn has; two that differ are an error."""
+    """Return the key of the turn's content; two keys with different values are an error."""
     found = [key for key in _CONTENT_KEYS if turn.get(key) is not None]
     if len(found) > 1 and any(repr(turn[key]) != repr(turn[found[0]]) for key in found):
         both = " and ".join(f"{key}={format_value(turn[key], 40)}" for key in found)
@@ -214,7 +214,7 @@ def _role_of(speaker: str, mask: str | None, field: str, where: Location) -> str
 
 
 def _content(content: object, field: str, where: Location) -> str:
-    """Return a turn's text; a list of parts is joined if all of them are text."""
+    """Return a turn's text; a list of text parts is joined."""
     if isinstance(content, str):
         return content
     if not isinstance(content, (list, tuple)):
@@ -226,7 +226,7 @@ def _content(content: object, field: str, where: Location) -> str:
         if str(kind) not in _TEXT_PARTS or not isinstance(text, str):
             raise BadRow(
                 where, "wrong type",
-                f"{field}={format_value(content)} holds {format_value(part)}, which is no part "
+                f"{field}={format_value(content)} holds {format_value(part)}, which is not part "
                 "with text",
                 'Write one string, or parts such as {"type": "text", "text": "..."}: SPIN trains '
                 "on text only.",
@@ -239,7 +239,7 @@ def _extra_keys(
     turn: Mapping, role_key: str, content_key: str | None, name: str, where: Location,
     report: DataReport | None,
 ) -> Turn:  # fmt: skip
-    """Return the turn's other keys that carry text, and count those that do not."""
+    """Return the turn's other keys with text, and count those without."""
     kept: Turn = {}
     for key, value in turn.items():
         if key in (role_key, content_key, *_ROLE_KEYS, *_CONTENT_KEYS) or value is None:
@@ -256,7 +256,7 @@ def _extra_keys(
             kept[key] = value
         elif carries_text(str(key), value):
             value = validate_json(value, field, where)
-            if value:  # Arrow may have filled it with nothing but nulls
+            if value:  # Arrow may have filled it with nulls only
                 kept[str(key)] = value
         elif report is not None:
             report.ignore(f"a turn's {key}")
@@ -264,16 +264,16 @@ def _extra_keys(
 
 
 def carries_text(key: str, value: object) -> bool:
-    """Tell whether a turn's further key holds text for the model; flags and numbers never do."""
+    """Return whether a turn's further key has text for the model; flags and numbers have not."""
     filled = isinstance(value, (str, list, tuple, Mapping)) and bool(value)
     return filled and bool(_CARRIES_TEXT.search(key.lower()))
 
 
 def untrained_mark(fields: Mapping, of_row: bool = False) -> str | None:
-    """Return the key that says of a turn or row that it is not to be trained on, if there is one.
+    """Return the key that marks a turn or row as not to be trained on, if any.
 
-    OpenAI writes ``weight: 0``, axolotl ``train: false``, ms-swift ``loss: false``. Of a row only
-    the first few names are such marks: its ``loss`` is a figure.
+    OpenAI uses ``weight: 0``, axolotl ``train: false``, ms-swift ``loss: false``. For rows only the
+    first few names are such marks: a row's ``loss`` is a number.
     """
     if_true, if_false = (_MARKS_OF_ROWS, ()) if of_row else (_TRAINED_IF_TRUE, _TRAINED_IF_FALSE)
     for key, value in fields.items():
@@ -284,16 +284,16 @@ def untrained_mark(fields: Mapping, of_row: bool = False) -> str | None:
 
 
 def parse_flag(value: object) -> bool | None:
-    """Return what a flag says; None if it is none."""
+    """Return the value of a flag; None if it is not a flag."""
     if isinstance(value, str):
         value = _FLAGS.get(value.strip().lower())
     return bool(value) if isinstance(value, (bool, int, float)) else None
 
 
 def _check_is_trained_on(turns: Sequence[Mapping], field: str, where: Location) -> None:
-    """Refuse a last turn that its own keys say not to train on."""
+    """Reject a last turn that is marked as not to be trained on."""
     last, key = turns[-1], untrained_mark(turns[-1])
-    # `mask` alone says neither "trained" nor "left out"; the same one on both sides is unclear.
+    # The meaning of `mask` is ambiguous: reject it if it is the same for both sides.
     if key is None and parse_flag(last.get("mask")) is not None:
         first = next((turn.get("mask") for turn in turns[:-1]), None)
         key = (
@@ -309,7 +309,7 @@ def _check_is_trained_on(turns: Sequence[Mapping], field: str, where: Location) 
 
 
 def check_order(turns: list[Turn], field: str, where: Location) -> None:
-    """Refuse a conversation that does not lead up to an answer of the assistant."""
+    """Reject a conversation with an invalid order of roles, or without a final answer."""
     previous: str | None = None
     if all(turn["role"] != "assistant" for turn in turns):
         raise BadRow(

@@ -1,4 +1,4 @@
-"""Texts of a row that stand beside those that are read, and would be lost without a word."""
+"""Checks for texts of a row that are not read and would be lost silently."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from spin_composer.errors import format_value
 
 _BESIDE_MESSAGES = ("prompt", "response", "completion", "output", "chosen")
 _THOUGHTS = ("reasoning_content", "reasoning", "thinking", "rationale", "chain_of_thought", "cot")
-# Columns that say something to the model, and have no place in a plain row.
+# Columns with input for the model that a plain row cannot hold.
 _BESIDE_PLAIN = (
     *SYSTEMS, "instruction", "context", "input", "history", "tools", "functions", "documents",
     *_THOUGHTS,
@@ -22,7 +22,7 @@ _BESIDE_PLAIN = (
 
 
 def check_duplicate_columns(row: Mapping, where: Location) -> None:
-    """Refuse columns that differ in case or spaces only: which is meant cannot be told."""
+    """Reject columns whose names differ only in case or spaces, which is ambiguous."""
     seen: dict[str, object] = {}
     for key in (key for key, value in row.items() if value is not None):
         twin = seen.setdefault(str(key).strip().lower(), key)
@@ -40,9 +40,9 @@ def check_duplicate_columns(row: Mapping, where: Location) -> None:
 def check_other_texts(
     row: Mapping, form: str | tuple[str, str], turns: list[Turn], where: Location
 ) -> None:
-    """Refuse a prompt, response or thought beside the turns that is none of theirs.
+    """Reject a column with a prompt, response or thought that is not part of the turns.
 
-    UltraChat, UltraFeedback and No Robots repeat the first prompt in a column of its own.
+    UltraChat, UltraFeedback and No Robots repeat the first prompt in its own column.
     """
     own = (form,) if isinstance(form, str) else form
     texts = [" ".join(text.split()) for turn in turns for text in turn.values()
@@ -56,15 +56,15 @@ def check_other_texts(
         if not any(" ".join(text.split()) in one for one in texts):
             raise BadRow(
                 where, "two formats in one row",
-                f"{key}={format_value(text)} stands beside {' and '.join(own)}, and is in none of "
-                "their turns",
+                f"{key}={format_value(text)} appears next to {' and '.join(own)}, and is in none "
+                "of their turns",
                 "Join it to the turns, or leave it out with dataset.preprocessing_fn: "
                 "spin_composer.data.mappings:messages_only.",
             )  # fmt: skip
 
 
 def check_unused_columns(row: Mapping, form: tuple[str, str], made: Row, where: Location) -> None:
-    """Refuse a plain row with a column that the model was to read, and that would be lost."""
+    """Reject a plain row with a column for the model that would be lost."""
     for key in _BESIDE_PLAIN:
         value = row.get(key)
         if key in form or not isinstance(value, (str, list, tuple, Mapping)) or not value:
@@ -82,14 +82,15 @@ def check_unused_columns(row: Mapping, form: tuple[str, str], made: Row, where: 
                     "functions") else "spin_composer.data.mappings:as_chat"  # fmt: skip
         raise BadRow(
             where, f"{key} column",
-            f"{key}={format_value(value)} stands beside {form[0]} and {form[1]}, and would be lost",
+            f"{key}={format_value(value)} appears next to {form[0]} and {form[1]}, and would be "
+            "lost",
             f"Make it a part of the row with dataset.preprocessing_fn: {function}, or leave it out "
             f"with preprocessing_fn: {pair}.",
         )  # fmt: skip
 
 
 def check_surrogates(row: Row, where: Location) -> None:
-    """Refuse half of a surrogate pair, which JSON can spell and no tokenizer encodes."""
+    """Reject half of a surrogate pair, which JSON can contain but no tokenizer can encode."""
     text = json.dumps(row, ensure_ascii=False)
     try:
         text.encode()

@@ -1,7 +1,7 @@
-"""A tiny tokenizer and a tiny Llama, trained on rows of SFT data from nothing.
+"""A tiny tokenizer and a tiny Llama, trained on rows of SFT data from scratch.
 
-``python -m spin_composer.demo.base TRAIN.jsonl HELDOUT.jsonl FOLDER`` makes a base model for any
-data; the demo makes its own by the same functions.
+``python -m spin_composer.demo.base TRAIN.jsonl HELDOUT.jsonl FOLDER`` creates a base model for any
+data; the demo uses the same functions.
 """
 
 from __future__ import annotations
@@ -138,7 +138,7 @@ def main(
 ) -> None:
     """Train a tiny tokenizer and a tiny Llama on SFT rows, on the CPU."""
     if (folder / "config.json").exists():
-        print(f"error: {folder} holds a model already. Delete it to train anew.", file=sys.stderr)
+        print(f"error: {folder} holds a model already. Delete it to train again.", file=sys.stderr)
         raise typer.Exit(2)
     size = ModelSize(vocab_size, width, layers, heads, max_seq_len)
     training = SFTConfig(epochs, batch_size, microbatch_size, learning_rate, seed)

@@ -1,4 +1,4 @@
-"""The game of the demo's YAML, by Composer's Trainer: the same run with llm-foundry or without."""
+"""Run the demo's YAML by Composer's Trainer, with or without llm-foundry."""
 
 from __future__ import annotations
 
@@ -15,14 +15,14 @@ _TRAINER = (
     "run_name", "seed", "max_duration", "eval_interval", "save_folder", "save_interval",
     "save_num_checkpoints_to_keep", "precision", "device_train_microbatch_size", "progress_bar",
 )  # fmt: skip
-"""What Composer's Trainer calls as the YAML does."""
+"""The keys of the YAML that are also arguments of Composer's Trainer."""
 
 
 def play_game(path: Path, overrides: Sequence[str]) -> Trainer:
-    """Train what the demo's YAML says, and return Composer's Trainer.
+    """Train from the demo's YAML, and return Composer's Trainer.
 
-    ``spin-composer train`` builds the same of it through llm-foundry, which need not be installed
-    for this.
+    ``spin-composer train`` builds the same run through llm-foundry, which need not be installed
+    here.
 
     Args:
         path: The YAML: ``demo.yaml`` or a copy of it.

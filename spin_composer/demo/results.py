@@ -1,4 +1,4 @@
-"""The demo's figures: a table of SPIN and of SFT beside it, the curves, and a line of JSON."""
+"""The demo's results: tables of SPIN and of continued SFT, curves, and a line of JSON."""
 
 from __future__ import annotations
 

@@ -1,6 +1,6 @@
-"""The demonstration from nothing to its figures: data, base model, game, rival, scores.
+"""The demo from start to finish: data, base model, SPIN, continued SFT, scores.
 
-Everything runs in this process: torch's and Composer's imports are paid for once.
+Everything runs in one process, so that torch and Composer are imported only once.
 """
 
 from __future__ import annotations
@@ -29,18 +29,18 @@ if TYPE_CHECKING:
     from spin_composer.report.history import RunHistory
 
 YAML = resources.files("spin_composer.demo") / "demo.yaml"
-"""The game's YAML, installed with the package; each demo keeps a copy beside its results."""
+"""The run's YAML, installed with the package; each demo saves a copy with its results."""
 
 _MARK = ".spin-composer-demo"
 _ANSWERS_PER_PROMPT = 8
-"""How often each row stands in the data, so how often the opponent answers it per iteration."""
+"""Repetitions of each row in the data: how often the opponent answers it per iteration."""
 _SCORED_ROWS, _SAMPLES = 200, 5
 _LONGEST_ANSWER = 16
 
 
 @dataclass(frozen=True)
 class Paths:
-    """Where the demo's files lie."""
+    """The paths of the demo's files."""
 
     folder: Path
 
@@ -127,7 +127,7 @@ _NLL = in_evaluation("eval", NLL)
 
 
 def _load_quietly() -> None:
-    """Import what takes longest, and keep what it says off the demo's few lines."""
+    """Import the slow packages, and silence their messages."""
     warnings.simplefilter("ignore")
     logging.disable(logging.WARNING)
     import datasets
@@ -151,7 +151,7 @@ def prepare(paths: Paths) -> None:
     if folder.exists() and any(folder.iterdir()):
         if not (folder / _MARK).exists():
             raise InputError(
-                f"--folder={folder} holds something that is no demo's. Name another folder."
+                f"--folder={folder} contains something other than a demo. Name another folder."
             )
         shutil.rmtree(folder)
     folder.mkdir(parents=True, exist_ok=True)
@@ -177,10 +177,10 @@ def _play(paths: Paths, seed: int) -> tuple[int, RunHistory]:
 
 
 def _continue_sft(paths: Paths, seed: int, steps: list[int]) -> list[SftResult]:
-    """Go on with SFT on the game's rows for an iteration's steps at a time.
+    """Continue SFT on the same rows, for one iteration's number of steps at a time.
 
     Optimizer, learning rate, its restart with each iteration, gradient clipping and seed are those
-    of the game; a step takes two rows for each pair.
+    of SPIN; a step uses two rows for each pair.
     """
     from spin_composer.settings.yaml import read_yaml
 
@@ -217,7 +217,7 @@ def _score(model: Path, held_out: list[Row]) -> Score:
 
 
 class _Stage:
-    """Says what is being done, and how long it took."""
+    """Prints the current stage, and how long it took."""
 
     def __init__(self, console: Console):
         self.console = console

@@ -1,4 +1,4 @@
-"""The task score of a saved model: how many of its own samples a checker accepts.
+"""The task score of a saved model: the share of its samples that a checker accepts.
 
 ``python -m spin_composer.demo.scoring GSM8K.jsonl MODEL ...`` prints the exact match of the final
 answers of saved models, those after ``#### ``.
@@ -90,7 +90,7 @@ def final_answer(response: str) -> str | None:
 
 
 def same_answer(row: Row, response: str) -> bool:
-    """Tell whether a response's final answer is that of the row's response."""
+    """Return whether a response's final answer is that of the row's response."""
     wanted = final_answer(row.response)
     return wanted is not None and final_answer(response) == wanted
 

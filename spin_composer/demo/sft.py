@@ -1,4 +1,4 @@
-"""Supervised fine-tuning by Composer's Trainer: of base models, and as SPIN's rival."""
+"""Supervised fine-tuning by Composer's Trainer, for base models and as SPIN's baseline."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class SftResult:
-    """What a run of SFT left."""
+    """The result of an SFT run."""
 
     folder: Path
     """The model and its tokenizer, as ``from_pretrained`` reads them."""
@@ -98,7 +98,7 @@ def sft(
 
 
 def _train_loader(tokenizer: Any, rows: Path, batch_size: int, max_seq_len: int) -> DataSpec:
-    """Return shuffled SFT batches of the very ids that SPIN plays on and measures."""
+    """Return shuffled SFT batches, tokenized like SPIN's rows."""
     from composer.utils import dist
     from torch.utils.data import DataLoader
 

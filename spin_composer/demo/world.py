@@ -124,7 +124,7 @@ def _inflect(verb: str, number: str) -> str:
 
 
 def is_valid(prompt: str, response: str) -> bool:
-    """Tell whether a careful writer could have answered the prompt so: the demo's task score."""
+    """Return whether a careful writer could have answered the prompt so: the demo's task score."""
     animal, _, place = prompt.removesuffix(":").partition(", ")
     words = response.removesuffix(".").split()
     if not response.endswith(".") or len(words) not in (7, 8) or words[0] not in NUMBERS:

@@ -1,8 +1,8 @@
-"""Engines: who answers an iteration's prompts, as play knows them.
+"""The interface of engines, which generate the responses to an iteration's prompts.
 
-An :class:`Engine` is made from a run's settings; :meth:`Engine.open` makes it ready for an
-opponent and yields the :class:`Generator` that answers. To add an engine, write both in a package
-of their own and register the engine in ``settings.engines.ENGINES``.
+An :class:`Engine` is created from a run's settings; :meth:`Engine.open` prepares it for an opponent
+and yields the :class:`Generator`. To add an engine, implement both in a package of their own and
+register it in ``settings.engines.ENGINES``.
 """
 
 from __future__ import annotations
@@ -28,22 +28,22 @@ if TYPE_CHECKING:
 _MERGE_ADAPTERS = f"{SECTION}.generation.merge_adapters"
 
 OnProgress = Callable[[int, int], None]
-"""Called with the prompts that are answered, and the tokens generated, so far in a call."""
+"""Called with the numbers of prompts answered and of tokens generated so far in a call."""
 
 
 def ignore_progress(answered: int, tokens: int) -> None:
-    """Hear of a generator's progress, and do nothing."""
+    """Ignore a generator's progress."""
 
 
 @dataclass(frozen=True, slots=True)
 class Response:
-    """A generated response: int32 token ids [G], and why it ended."""
+    """A generated response: int32 token ids [G] and its finish reason."""
 
     ids: Ids
     finish: int
     """``STOP``, ``LENGTH`` or ``STRING``."""
     logp: float | None = None
-    """Its log-prob sum as a server gave it, in nats; None where that is not the policy's."""
+    """Its log-prob sum as reported by a server, in nats; None if that is not the policy's."""
 
 
 class Generator(Protocol):
@@ -57,42 +57,43 @@ class Generator(Protocol):
         Args:
             prompts: Token ids [P] of each prompt; the response continues exactly these.
             seed: Seed of the sampling.
-            on_progress: Called now and then meanwhile.
+            on_progress: Called from time to time.
         """
         ...
 
     def check_logps(
         self, pairs: Sequence[Pair], logps: Sequence[float | None], noise: float
     ) -> float | None:
-        """Compare log-probs that came with responses with those of scoring.
+        """Compare the log-probs that came with the responses with those of scoring.
 
         Args:
-            pairs: Scored ones.
-            logps: Of each pair's generated response as its :class:`Response` had it.
-            noise: Of scoring, in nats per token.
+            pairs: Scored pairs.
+            logps: The log-prob sum of each pair's generated response, from its :class:`Response`.
+            noise: Noise of scoring, in nats per token.
 
         Returns:
-            Mean absolute difference in nats per token; None if there are none to compare.
+            Mean absolute difference in nats per token; None if there is nothing to compare.
 
         Raises:
-            EngineError: If they differ by more than rounding: another model answered.
+            EngineError: If they differ by more than rounding: another model generated them.
         """
         ...
 
 
 @dataclass(frozen=True)
 class Opponent:
-    """The frozen policy of an iteration, as an engine gets it.
+    """The frozen policy of an iteration.
 
     Args:
-        model: The SpinLM; its parameters are gathered where the engine needs them whole.
-        stop_token_id: The one token that ends a response.
-        fingerprint: Of the weights.
-        precision: Of training, as Composer names it.
-        autocast: Returns the context that training's forward passes run in.
-        device: This rank's.
-        folder: The iteration's folder in the store, or a job's in it, for what the engine writes.
-        merge_adapters: Generate with LoRA adapters merged.
+        model: The SpinLM; its parameters are gathered if the engine needs the whole model.
+        stop_token_id: The token that ends a response.
+        fingerprint: Hash of the weights.
+        precision: Composer's precision of training.
+        autocast: Returns the context of training's forward passes.
+        device: This rank's device.
+        folder: Where the engine writes its files: the iteration's folder in the store, or a
+            subfolder for a play-only job.
+        merge_adapters: Generate with merged LoRA adapters.
     """
 
     model: SpinLM
@@ -106,40 +107,40 @@ class Opponent:
 
 
 class NoGenerator:
-    """Stands where all prompts of an iteration are answered: it is never asked."""
+    """Placeholder for an iteration without prompts to answer; it is never called."""
 
     def generate(
         self, prompts: Sequence[Ids], seed: int, on_progress: OnProgress = ignore_progress
     ) -> list[Response]:
-        """Raise: nothing is left to be answered."""
+        """Raise an AssertionError: there is nothing to answer."""
         raise AssertionError(f"{len(prompts)} prompts to answer, but no engine was opened")
 
     def check_logps(
         self, pairs: Sequence[Pair], logps: Sequence[float | None], noise: float
     ) -> None:
-        """See :class:`Generator`; nothing was generated."""
+        """See :class:`Generator`; there is nothing to compare."""
 
 
 class Engine(ABC):
-    """How prompts are answered: ``algorithms.spin.generation.engine``.
+    """Base class of engines, chosen by ``algorithms.spin.generation.engine``.
 
     Args:
-        settings: Which engine, and how it samples.
+        settings: The settings of generation.
     """
 
     needs_whole_model: ClassVar[bool]
-    """Generation runs the policy's own forward, so every rank holds its parameters gathered."""
+    """Generation runs the policy's own forward pass: every rank gathers all parameters."""
     exports_model: ClassVar[bool]
-    """The opponent is written as a Hugging Face folder."""
+    """The opponent is exported as a Hugging Face folder."""
     keeps_adapters: ClassVar[bool]
-    """LoRA adapters may stay beside the weights that generate (``merge_adapters: false``)."""
+    """LoRA adapters can be used without merging them (``merge_adapters: false``)."""
 
     def __init__(self, settings: GenerationSettings):
         self.settings = settings
 
     @classmethod
     def check_settings(cls, settings: GenerationSettings) -> None:
-        """Refuse settings that the engine cannot follow; called before data and model are read.
+        """Reject settings that the engine does not support, before data and model are read.
 
         Raises:
             InputError: Names the setting, its value and the remedy.
@@ -151,7 +152,7 @@ class Engine(ABC):
 
     @abstractmethod
     def check(self, model: SpinLM) -> None:
-        """Refuse a model that the engine cannot play with; called at the start of a run.
+        """Reject a model that the engine cannot play with; called at the start of a run.
 
         Args:
             model: The SpinLM.
@@ -165,24 +166,24 @@ class Engine(ABC):
         return self.settings.sampling_fields()
 
     def merges_adapters(self, model: SpinLM) -> bool | None:
-        """Return whether LoRA adapters are merged meanwhile; None if there are none to merge."""
+        """Return whether LoRA adapters are merged for generation; None if there are none."""
         del model
         return None
 
     def memory_remedy(self) -> str:
-        """Return what to set where generation or scoring does not fit in memory, a sentence."""
+        """Return the remedy, a sentence, for generation or scoring that runs out of memory."""
         return f"Lower {SECTION}.generation.batch_size ({self.settings.batch_size})."
 
     @abstractmethod
     def open(self, opponent: Opponent) -> AbstractContextManager[Generator]:
-        """Return the context in which the engine answers; a collective at entry.
+        """Return the context in which the engine generates; entering it is a collective.
 
         Args:
-            opponent: Whose responses are wanted.
+            opponent: The policy that generates.
 
         Raises:
-            EngineError: If it does not start.
-            EnvironmentFailure: If the machine has not what it takes.
+            EngineError: If the engine does not start.
+            EnvironmentFailure: If the machine lacks a resource.
         """
 
 

@@ -101,7 +101,7 @@ class HuggingFaceExporter(Callback):
         return copy.deepcopy(config)
 
     def init(self, state: State, logger: Logger) -> None:
-        """Refuse a model that could not be loaded again; begin to upload.
+        """Reject a model that could not be loaded again; begin to upload.
 
         Raises:
             InputError: Names the model's class or adapters.
@@ -171,7 +171,7 @@ class HuggingFaceExporter(Callback):
 
 
 def _check(model: Any, merges_adapters: bool) -> None:
-    """Refuse what transformers' Auto classes would not load as it is here."""
+    """Reject what transformers' Auto classes would not load as it is here."""
     if not isinstance(model, HuggingFaceModel) or model.tokenizer is None:
         raise InputError(
             "HuggingFaceExporter exports a Hugging Face causal LM with its tokenizer, got "

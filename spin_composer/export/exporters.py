@@ -50,5 +50,5 @@ def local_export_folders(state: State) -> list[str]:
 
 
 def export_is_due(state: State, event: Event) -> bool:
-    """Tell whether an export is written at an event."""
+    """Return whether an export is written at an event."""
     return any(one.check_interval(state, event) for one in exporters(state))

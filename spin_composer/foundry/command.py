@@ -1,4 +1,4 @@
-"""The training command of llm-foundry: a config in, a finished Trainer out."""
+"""llm-foundry's training command: takes a config and returns the Trainer after training."""
 
 from __future__ import annotations
 

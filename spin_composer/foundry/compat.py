@@ -1,6 +1,6 @@
-"""llm-foundry 0.22 under transformers 5, which is newer than it: what breaks there is mended here.
+"""Patches that llm-foundry 0.22 needs under transformers 5, which is newer than it.
 
-Each patch_foundry names its cause. MPT is not mended: settings/launch.py refuses it.
+Each patch names its cause. MPT is not patched: settings/model.py rejects it.
 """
 
 from __future__ import annotations
@@ -17,11 +17,11 @@ from spin_composer.foundry.installed import foundry_is_installed
 
 
 class _AutoModel(AutoModelForCausalLM):
-    """What llm-foundry loads causal LMs by, without arguments that transformers 5 has dropped.
+    """llm-foundry's loader of causal LMs, without arguments that transformers 5 has removed.
 
-    ``hf_base.py`` hands on ``use_auth_token`` and ``load_in_8bit`` whatever they are, and
-    transformers 5 passes what it does not know to the model's ``__init__``, which refuses it.
-    SPIN refuses settings that quantize, and a token is read from the environment.
+    ``hf_base.py`` always passes ``use_auth_token`` and ``load_in_8bit``, and transformers 5
+    forwards unknown arguments to the model's ``__init__``, which rejects them. SPIN rejects
+    settings that quantize, and a token is read from the environment.
     """
 
     @classmethod
@@ -33,11 +33,11 @@ class _AutoModel(AutoModelForCausalLM):
 
 @contextmanager
 def _init_empty_weights(include_buffers: bool = False) -> Iterator[None]:
-    """Make parameters on the device ``meta``, as llm-foundry's context of this name.
+    """Create parameters on the device ``meta``, like llm-foundry's context of this name.
 
-    llm-foundry's, and accelerate's alike, hand a parameter's attributes to ``Parameter.__new__``.
-    transformers 5 marks those that it has filled by an attribute, ``_is_hf_initialized``, which is
-    no such argument. Here attributes are copied.
+    llm-foundry and accelerate pass a parameter's attributes to ``Parameter.__new__``.
+    transformers 5 marks initialized parameters with an attribute, ``_is_hf_initialized``, which
+    ``__new__`` does not accept. Here attributes are copied.
 
     Args:
         include_buffers: Not supported; llm-foundry never asks for it.
@@ -60,7 +60,7 @@ def _init_empty_weights(include_buffers: bool = False) -> Iterator[None]:
 
 
 def patch_foundry() -> None:
-    """Mend llm-foundry, if it is there beside transformers 5; another time changes nothing."""
+    """Patch llm-foundry if it is installed with transformers 5; idempotent."""
     if int(transformers.__version__.partition(".")[0]) < 5 or not foundry_is_installed():
         return
     from llmfoundry.callbacks import hf_checkpointer

@@ -15,7 +15,7 @@ _ITERATION = "{iteration}"
 
 
 class FoundryExporter:
-    """A ``HuggingFaceCheckpointer`` behind what SPIN asks of every exporter.
+    """Adapts a ``HuggingFaceCheckpointer`` to the interface of exporters.
 
     See :class:`spin_composer.export.exporters.Exporter`.
     """
@@ -58,11 +58,11 @@ def foundry_exporters(state: State) -> list[FoundryExporter]:
 
 
 def set_export_names(state: State) -> None:
-    """Put the iteration that is in training into the names of llm-foundry's exports to come.
+    """Insert the current iteration into the names of llm-foundry's next exports.
 
-    Composer's format strings know no ``{iteration}``, and at an iteration's end, when the folder is
-    written, its clock already shows the next one. Call it at an iteration's start, and where a run
-    goes on in its midst.
+    Composer's format strings do not support ``{iteration}``, and at an iteration's end, when the
+    folder is written, its clock already shows the next one. Call it at an iteration's start, and
+    when a run is resumed within one.
     """
     for callback in _checkpointers(state):
         given: Any = getattr(callback, "spin_folder_name", callback.huggingface_folder_name_fstr)

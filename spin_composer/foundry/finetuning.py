@@ -1,4 +1,4 @@
-"""What of llm-foundry's fine-tuning only llm-foundry can tell: its registries and its collator.
+"""llm-foundry's registries and collator for fine-tuning.
 
 Imported within functions only, and only where llm-foundry is installed; it takes seconds.
 """
@@ -25,5 +25,5 @@ registered_tokenizers = registry.tokenizers
 
 
 def registered_preprocessor(name: str) -> Callable[[Any], Any] | None:
-    """Return the function of rows that is registered by a name, such as a data set's; or None."""
+    """Return the preprocessing function registered by a name, such as a data set's, or None."""
     return dataset_constructor.get_preprocessing_fn_from_str(None, name)

@@ -1,4 +1,4 @@
-"""Whether llm-foundry is installed, asked without importing it, which takes seconds."""
+"""Check whether llm-foundry is installed without importing it, which takes seconds."""
 
 from __future__ import annotations
 
@@ -11,15 +11,15 @@ EXTRA = "spin-composer[foundry]"
 
 
 def foundry_is_installed() -> bool:
-    """Tell whether llm-foundry can be imported."""
+    """Return whether llm-foundry can be imported."""
     return find_spec("llmfoundry") is not None
 
 
 def require_foundry(what: str) -> None:
-    """Refuse what only llm-foundry can do where it is not installed.
+    """Raise if llm-foundry is not installed.
 
     Args:
-        what: The beginning of the message: a setting and its value, or a command.
+        what: Start of the message: the setting and its value, or the command that needs it.
 
     Raises:
         InputError: Names the extra to install.

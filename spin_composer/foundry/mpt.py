@@ -1,4 +1,4 @@
-"""llm-foundry's MPT as a ComposerModel of the game."""
+"""llm-foundry's MPT as a ComposerModel for SPIN."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from spin_composer.model.lm import Batch, SpinLM
 
 
 class MPTSpinLM(SpinLM, ComposerMPTCausalLM):
-    """llm-foundry's MPT that plays SPIN; llm-foundry's name for it is ``mpt_spin_lm``.
+    """llm-foundry's MPT for SPIN; its name in a YAML is ``mpt_spin_lm``.
 
     Args:
         tokenizer: the model's tokenizer.

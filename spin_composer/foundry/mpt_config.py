@@ -1,4 +1,4 @@
-"""The config of llm-foundry's MPT, where this stack can run that model.
+"""The config of llm-foundry's MPT, if the installed versions can run it.
 
 Imported within functions only: llm-foundry takes seconds to import, and need not be installed.
 """
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 
 def check_mpt_runs() -> None:
-    """Refuse MPT where llm-foundry is not installed, or where transformers is too new for it.
+    """Reject MPT where llm-foundry is not installed, or where transformers is too new for it.
 
     Raises:
         InputError: Names what to install.
@@ -32,7 +32,7 @@ def mpt_config(**settings: Any) -> MPTConfig:
     """Return an MPTConfig.
 
     Raises:
-        InputError: This stack cannot run MPT.
+        InputError: The installed versions cannot run MPT.
     """
     check_mpt_runs()
     from llmfoundry.models.mpt import MPTConfig

@@ -1,4 +1,4 @@
-"""What llm-foundry finds of SPIN by entry points: the transform of a training config."""
+"""SPIN's transform of llm-foundry's training config, found by its entry point."""
 
 from __future__ import annotations
 
@@ -19,18 +19,18 @@ from spin_composer.store.original_tokenization import started_with_legacy_turns
 def transform(cfg: dict[str, Any]) -> dict[str, Any]:
     """Check a training config and set SPIN's defaults in it; llm-foundry's config transform.
 
-    Defaults: validation before the first iteration, a Hugging Face folder at each iteration's
-    end if the run saves checkpoints, and ``autoresume`` where the run has what it takes.
+    Defaults: validation before the first iteration, a Hugging Face export at each iteration's end
+    if the run saves checkpoints, and ``autoresume`` if the run can be resumed.
 
     Raises:
-        InputError: If a setting cannot work; see :func:`validate`.
+        InputError: If a setting is invalid; see :func:`validate`.
     """
     from spin_composer.foundry.compat import patch_foundry  # imports transformers
 
     patch_foundry()
     _measure_icl_tasks(cfg)
     if not is_spin(cfg):
-        check_eval_loaders(cfg, training=None)  # of SFT beside SPIN, measured alike
+        check_eval_loaders(cfg, training=None)  # an SFT run may use SPIN's evaluation loader
         route_eval_loaders(cfg)
         return cfg
     from spin_composer.foundry.registered import check_registered  # imports llm-foundry
@@ -56,7 +56,7 @@ def transform(cfg: dict[str, Any]) -> dict[str, Any]:
 
 
 def _measure_icl_tasks(cfg: dict[str, Any]) -> None:
-    """Give our model the metrics of in-context learning where a YAML has such tasks."""
+    """Add the metrics of in-context learning to our model if a YAML has such tasks."""
     model = cfg.get("model")
     if not isinstance(model, dict) or model.get("name") != "hf_spin_lm":
         return
@@ -68,7 +68,7 @@ def _measure_icl_tasks(cfg: dict[str, Any]) -> None:
 
 
 def _pass_limits_to_loaders(cfg: dict[str, Any], settings: SpinSettings) -> None:
-    """Tell SPIN's loaders what their rows must fit; llm-foundry builds them before the model."""
+    """Pass the limits of rows to SPIN's loaders, which llm-foundry builds before the model."""
     from spin_composer.engines.base import engine_class  # imports torch and Composer
 
     evaluated = cfg.get("eval_loader") or cfg.get("eval_loaders") or []
@@ -94,10 +94,10 @@ def _pass_limits_to_loaders(cfg: dict[str, Any], settings: SpinSettings) -> None
 
 
 def _can_resume_itself(cfg: Config) -> bool:
-    """Tell whether the same command, given again, can find and go on from the last checkpoint.
+    """Return whether the same command can resume from the last checkpoint.
 
-    Not where the YAML says otherwise (``save_overwrite``), where no whole checkpoint is kept, and
-    not with several concurrent uploads, with which Composer refuses ``autoresume``.
+    Not if the YAML excludes it (``save_overwrite``), if no complete checkpoint is kept, or with
+    several concurrent uploads, for which Composer rejects ``autoresume``.
     """
     loggers = cfg.get("loggers")
     uploader = loggers.get("remote_uploader_downloader") if isinstance(loggers, Mapping) else None

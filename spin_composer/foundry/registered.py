@@ -1,6 +1,6 @@
-"""A YAML's names and arguments against what llm-foundry can build, before it builds anything.
+"""Checks of a YAML's component names and arguments against llm-foundry's registries.
 
-llm-foundry itself finds a mistyped optimizer when the model's weights are in memory.
+llm-foundry itself reports a mistyped optimizer only after the model was loaded.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ _GIVEN_BY_FOUNDRY = frozenset({"self", "params", "tokenizer", "train_config"})
 
 
 def check_registered(cfg: Config) -> None:
-    """Check a SPIN run's names, their arguments, and what its device can do.
+    """Check a SPIN run's component names, their arguments, and what its device supports.
 
     Args:
         cfg: A config that ``config.validate`` accepts.
@@ -113,7 +113,8 @@ def _check_arguments(
     lines = [f"{where}.{key} is not set, and {name} needs it." for key in missing]
     if arguments is not None:
         lines += [
-            f"{where}.{key} is no setting of {name}. {suggest_key(key, sorted(arguments | others))}"
+            f"{where}.{key} is not a setting of {name}. "
+            f"{suggest_key(key, sorted(arguments | others))}"
             for key in given
             if key not in arguments | others
         ]
@@ -122,10 +123,10 @@ def _check_arguments(
 
 
 def _arguments(built: Callable[..., object]) -> tuple[set[str] | None, set[str]]:
-    """Return the names of what a class or function takes, None if any, and of what it needs."""
+    """Return the parameters of a class or function (None if any) and the required ones."""
     functions = [built.__init__ if inspect.isclass(built) else built]
     if inspect.isclass(built) and issubclass(built, HFSpinLM):
-        functions.append(HFSpinLM.__init__)  # gets what a subclass does not name
+        functions.append(HFSpinLM.__init__)  # receives arguments that a subclass does not name
     signatures = [list(inspect.signature(f).parameters.values()) for f in functions]
     named = [
         p for each in signatures for p in each if p.kind not in (p.VAR_KEYWORD, p.VAR_POSITIONAL)

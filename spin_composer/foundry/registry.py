@@ -1,4 +1,4 @@
-"""What llm-foundry's registries build by name.
+"""Metrics from llm-foundry's registries.
 
 Imported within functions only: llm-foundry takes seconds to import, and need not be installed.
 """
@@ -15,7 +15,7 @@ _OF_EVERY_MODEL = ("language_cross_entropy", "language_perplexity", "token_accur
 
 
 def icl_metrics() -> list[str]:
-    """Return the names of the metrics that llm-foundry's tasks of in-context learning are in."""
+    """Return the names of llm-foundry's metrics of in-context learning."""
     from llmfoundry.metrics import DEFAULT_CAUSAL_LM_EVAL_METRICS
 
     return [name for name in DEFAULT_CAUSAL_LM_EVAL_METRICS if name not in _OF_EVERY_MODEL]

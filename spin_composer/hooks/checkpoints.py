@@ -1,4 +1,4 @@
-"""The save folder of a run that was killed, as the Trainer is to find it."""
+"""Repair of a killed run's save folder before the Trainer reads it."""
 
 from __future__ import annotations
 
@@ -13,13 +13,13 @@ from spin_composer.save_folder import name_pattern, repair_folder, require_reada
 
 
 def repair_checkpoints(state: State) -> None:
-    """Set aside what a kill left partial in the save folder, and repair ``latest``; a collective.
+    """Set aside partial checkpoints in the save folder, and repair ``latest``; a collective.
 
     Call it at ``BEFORE_LOAD``: after that the Trainer looks for the checkpoint to resume. Does
-    nothing where checkpoints go to an object store, whose objects are whole or absent.
+    nothing if checkpoints are saved to an object store, whose objects are atomic.
 
     Raises:
-        InputError: If the newest checkpoint is sharded and the run reads full ones, or conversely.
+        InputError: If the newest checkpoint is sharded and the run reads full ones, or vice versa.
     """
     saver = next((c for c in state.callbacks if isinstance(c, CheckpointSaver)), None)
     if saver is None or saver.remote_uploader is not None or saver.latest_filename is None:

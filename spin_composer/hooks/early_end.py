@@ -1,7 +1,7 @@
-"""A run that a callback ended early: noted in its checkpoint, so that it stays ended.
+"""Runs that a callback ends early: recorded in the checkpoint, so that they stay ended.
 
 EarlyStopper, ThresholdStopper and others call ``state.stop_training()``, which sets the duration to
-now; the YAML still names the whole one, so that the same command would train on.
+the current time. The YAML still has the full duration, so the same command would continue.
 """
 
 from __future__ import annotations
@@ -20,18 +20,18 @@ log = logging.getLogger(__name__)
 
 
 class EarlyEnd:
-    """Notes who ends a run early, and keeps a run that was ended from going on."""
+    """Records which callback ends a run early, and keeps an ended run from continuing."""
 
     reason: ClassVar[str] = ""
-    """Why the run that was loaded last is finished, for the command's line; empty if it is not."""
+    """Why the last loaded run is finished, for the command's message; empty if it is not."""
 
     def __init__(self) -> None:
         self.record: dict[str, Any] = {}
-        """Part of the checkpoint: ``by`` (a class), ``line``, and ``epochs``, the whole duration;
-        empty while nobody has ended the run."""
+        """Saved in the checkpoint: ``by`` (a class), ``line``, and ``epochs``, the full duration;
+        empty if the run was not ended."""
 
     def watch(self, state: State) -> None:
-        """Note calls of ``state.stop_training``; at ``INIT``."""
+        """Record calls of ``state.stop_training``; at ``INIT``."""
         stop = state.stop_training
 
         def noted() -> None:
@@ -39,11 +39,11 @@ class EarlyEnd:
             if not self.record:
                 self._note(state, caller)
             stop()
-            for saver in state.callbacks:  # at an epoch's end its last batch may be saved already
+            for saver in state.callbacks:  # the last batch of an epoch may be saved already
                 if isinstance(saver, CheckpointSaver):
                     saver.last_checkpoint_batch = None
             if int(state.timestamp.batch) == 0:
-                # 0 batches: Composer would divide by it. The batch at hand is still trained.
+                # Composer would divide by 0 batches. The current batch is still trained.
                 state.max_duration = Time(1, TimeUnit.BATCH)
 
         state.stop_training = noted
@@ -55,21 +55,21 @@ class EarlyEnd:
         self.record = {"by": who, "line": f"{who}{_monitored_metric(caller)} ended it at {at}"}
         self.record["epochs"] = int(state.max_duration.value) if state.max_duration else 0
         if dist.get_global_rank() == 0:
-            log.warning(f"{self.record['line']}; the same command will not train on.")
+            log.warning(f"{self.record['line']}; the same command will not continue training.")
 
     def should_save(self, event: Event) -> bool:
-        """Tell whether a checkpoint is to be saved since the run ends here."""
+        """Return whether a checkpoint should be saved because the run ends here."""
         return bool(self.record) and event in (Event.BATCH_CHECKPOINT, Event.EPOCH_CHECKPOINT)
 
     def restore(self, state: State, saved: dict[str, Any], epochs: int) -> bool:
-        """Let a run whose checkpoint says that it was ended be finished; at ``AFTER_LOAD``.
+        """Keep a run ended that was ended according to its checkpoint; at ``AFTER_LOAD``.
 
-        It goes on if it is to be longer than it was, or if who ended it is no more a callback.
+        It continues if its duration was extended, or if the callback that ended it was removed.
 
         Args:
-            state: Composer's.
+            state: Composer's state.
             saved: The checkpoint's record.
-            epochs: The run's whole duration.
+            epochs: The run's full duration.
 
         Returns:
             Whether it is finished: Composer's ``fit()`` then refuses to train.
@@ -82,8 +82,8 @@ class EarlyEnd:
         EarlyEnd.reason = saved["line"]
         if dist.get_global_rank() == 0:
             log.warning(
-                f"the run is finished: {saved['line']}. To train on, raise max_duration or take "
-                f"{by} out."
+                f"the run is finished: {saved['line']}. To continue, raise max_duration or remove "
+                f"{by}."
             )
         state.max_duration = Time(int(state.timestamp.batch), TimeUnit.BATCH)
         return True
@@ -92,14 +92,14 @@ class EarlyEnd:
         """Stop if the run was ended before anything was played; at ``FIT_START``.
 
         Raises:
-            RunEnded: Names who ended it.
+            RunEnded: Names the callback that ended it.
         """
         if self.record and int(state.timestamp.batch) == 0:
             raise RunEnded(f"{self.record['line']}: nothing was played and nothing trained.")
 
 
 def _monitored_metric(caller: object) -> str:
-    """Return what a stopper of Composer's looks at, in brackets."""
+    """Return the metric that a stopper of Composer's monitors, in parentheses."""
     if isinstance(caller, EarlyStopper):
         best = "" if caller.best is None else f", best {float(caller.best):.4g}"
         return f" ({caller.monitor}{best}, patience {caller.patience.to_timestring()})"

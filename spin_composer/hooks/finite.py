@@ -1,7 +1,7 @@
-"""NaN and infinity: found before anything is built on them, or saved.
+"""Detection of NaN and infinity before they reach the weights or a checkpoint.
 
-A batch's losses and gradients are looked at before the optimizer's step, by all ranks together; the
-weights at the start and before each save. What is found stops the run: a step of NaN is not undone.
+A batch's losses and gradients are checked before the optimizer's step, on all ranks; the weights at
+the start and before each save. The run stops on the first NaN: the step could not be undone.
 """
 
 from __future__ import annotations
@@ -26,19 +26,19 @@ _SHOWN_NAMES = 3
 
 
 class FiniteMonitor:
-    """Looks at each batch's losses and gradients before the optimizer's step."""
+    """Checks each batch's losses and gradients before the optimizer's step."""
 
     def __init__(self) -> None:
         self._losses: list[Tensor] = []
         self._rows: list[list[int]] = []
 
     def before_train_batch(self, state: State, logger: Logger) -> None:
-        """Begin the batch, perhaps anew: one that ran out of memory is split finer."""
+        """Start a batch, or restart one that ran out of memory and is split further."""
         del state, logger
         self._losses, self._rows = [], []
 
     def after_loss(self, state: State, logger: Logger) -> None:
-        """Keep a microbatch's losses; no collective, and no wait for the device."""
+        """Keep a microbatch's losses, without a collective or synchronization."""
         del logger
         outputs = cast(Mapping[str, Tensor], state.outputs)
         losses = outputs.get("pair_losses")
@@ -48,13 +48,13 @@ class FiniteMonitor:
         self._rows.append(list(state.batch.get("indices", [])))
 
     def after_train_batch(self, state: State, logger: Logger) -> None:
-        """Decide; a collective.
+        """Check the batch; a collective.
 
-        With a gradient scaler (amp_fp16) gradients overflow by design, and the scaler leaves that
-        step out: they count only once it has no scale left to take back.
+        With a gradient scaler (amp_fp16) gradients overflow by design, and the scaler skips the
+        step: they are an error only if the scale cannot be reduced further.
 
         Raises:
-            NotFiniteError: On all ranks, if a loss or a gradient of any is not finite.
+            NotFiniteError: On all ranks, if a loss or a gradient of any rank is not finite.
         """
         del logger
         sync_after_backward(state)
@@ -77,8 +77,8 @@ class FiniteMonitor:
         return (
             f"iteration {int(t.iteration)}, batch {int(t.batch)}: the {what} is not finite "
             f"(training rows {_format_names(found, _SHOWN_ROWS)} of the data). The run stopped "
-            "before the optimizer's step, and nothing was saved. Look at these rows, lower the "
-            "learning rate or clip gradients; the same command goes on from the newest checkpoint."
+            "before the optimizer's step, and nothing was saved. Check these rows, lower the "
+            "learning rate or clip gradients; the same command resumes from the newest checkpoint."
         )
 
 
@@ -115,7 +115,7 @@ def require_finite_weights(state: State) -> None:
         raise NotFiniteError(f"{which}, before training. Use a base model that is whole.")
     raise NotFiniteError(
         f"{which} after batch {int(t.batch)}. They are not saved. Lower the learning rate, and "
-        "give the same command again: it goes on from the newest checkpoint. If that one is at "
+        "run the same command again: it resumes from the newest checkpoint. If that one is at "
         "fault, move it out of save_folder."
     )
 

@@ -1,8 +1,8 @@
-"""At an iteration's first batch the policy equals the opponent: measured, and decided together.
+"""Check that the policy equals the opponent at an iteration's first batch.
 
-Within a batch ranks may be at different places: with ``device_train_microbatch_size: auto`` one
-that runs out of memory leaves its forward or backward for Composer's own collectives, and would
-meet with ours there. So each rank measures alone, and all decide when all have done the batch.
+Within a batch ranks may diverge: with ``device_train_microbatch_size: auto`` a rank that runs out
+of memory leaves its forward or backward pass for Composer's collectives, which ours would meet. So
+each rank measures on its own, and the check is a collective after the batch.
 """
 
 from __future__ import annotations
@@ -27,33 +27,33 @@ _NOISE_MULTIPLE = 4.0
 class FirstBatchMonitor:
     """Compares policy and opponent at the first microbatch of an iteration.
 
-    Its methods are called at Composer's events. Nothing has been learned when it decides: the
-    optimizer's step comes after ``AFTER_TRAIN_BATCH``.
+    Its methods are called at Composer's events, before the first optimizer step, which follows
+    ``AFTER_TRAIN_BATCH``.
     """
 
     def __init__(self) -> None:
         self.noise: float | None = None
-        """Of scoring, in nats per token; None when there is nothing to compare."""
+        """Noise of scoring, in nats per token; None if there is nothing to compare."""
         self._sums: Tensor | None = None
 
     def start_iteration(self, noise: float) -> None:
-        """Compare at the next batch. ``noise``: of scoring, in nats per token, measured at play."""
+        """Compare at the next batch; ``noise`` of scoring, in nats per token, is from play."""
         self.noise = noise
 
     def before_train_batch(self, state: State, logger: Logger) -> None:
-        """Begin the batch, perhaps anew: one that ran out of memory is split finer."""
+        """Start a batch, or restart one that ran out of memory and is split further."""
         del state, logger
         self._sums = None
 
     def after_forward(self, state: State, logger: Logger) -> None:
-        """Measure the batch's first microbatch; no collective."""
+        """Measure the batch's first microbatch, without a collective."""
         del logger
         if self.noise is not None and self._sums is None:
             outputs = cast(Mapping[str, Tensor], state.outputs)
             self._sums = gap_sums(outputs, state.batch)
 
     def after_train_batch(self, state: State, logger: Logger) -> None:
-        """Decide; a collective of an iteration's first batch.
+        """Check the measurement; a collective in an iteration's first batch.
 
         Raises:
             RuntimeError: See :func:`require_small_gap`.
@@ -83,8 +83,8 @@ def require_small_gap(per_token: float, noise: float, state: State) -> float:
     """Return the mean |policy - opponent| per token, in nats, if it is no more than noise.
 
     Raises:
-        RuntimeError: If it exceeds the tolerance: wrong template, stale store, wrong checkpoint
-            or wrong reference.
+        RuntimeError: If it exceeds the tolerance: wrong template, stale store, wrong checkpoint or
+            wrong opponent.
     """
     floor = _FP32_TOLERANCE if state.precision == Precision.FP32 else _LOW_PRECISION_TOLERANCE
     tolerance = max(floor, _NOISE_MULTIPLE * noise)
@@ -100,15 +100,15 @@ def require_small_gap(per_token: float, noise: float, state: State) -> float:
 
 
 def sync_after_backward(state: State) -> None:
-    """Let a collective of ours at ``AFTER_TRAIN_BATCH`` meet only itself on other ranks.
+    """Make sure that all ranks have finished the batch before a collective of ours.
 
-    With ``auto`` microbatching a rank that is out of memory waits in Composer's collectives, a
-    pair of them, until all are. Answered by the same pair, as each forward of Composer's does, it
-    waits on, and this rank leaves its batch too; if none is out of memory, all ranks are here.
-    A collective; nothing without ``auto``.
+    With ``auto`` microbatching a rank that is out of memory waits in a pair of Composer's
+    collectives until all ranks join. This joins with the same pair, as each of Composer's forward
+    passes does, and then leaves the batch too; if no rank is out of memory, all ranks are here.
+    A collective; does nothing without ``auto``.
 
     Raises:
-        RuntimeError: Composer's own, which the Trainer catches: another rank is out of memory.
+        RuntimeError: Composer's, which the Trainer catches: another rank is out of memory.
     """
     if not state.auto_microbatching:
         return

@@ -1,4 +1,4 @@
-"""When the Trainer evaluates, saves and exports: at each iteration's end, and at the run's, too."""
+"""Evaluation, checkpoints and exports at the end of each iteration and of the run."""
 
 from __future__ import annotations
 
@@ -11,22 +11,22 @@ from spin_composer.export.exporters import exporters
 
 Interval = Callable[[State, Event], bool]
 Rule = Callable[[Interval, State, Event], bool]
-"""Decides, given the interval that the run has."""
+"""Decides whether an interval is due, given the run's own interval."""
 
 
 class ExtendedInterval:
-    """An interval of Composer's behind a rule of SPIN's."""
+    """One of Composer's intervals, extended by a rule."""
 
     def __init__(self, given: Interval, rule: Rule) -> None:
         self._given, self._rule = given, rule
 
     def __call__(self, state: State, event: Event) -> bool:
-        """Tell whether it is time."""
+        """Return whether the interval is due."""
         return self._rule(self._given, state, event)
 
 
 def _extend(owner: object, name: str, rule: Rule) -> None:
-    """Put a rule before an interval of ``owner``, unless an earlier fit() has."""
+    """Extend an interval of ``owner`` by a rule, unless an earlier fit() has done so."""
     given = getattr(owner, name)
     if not isinstance(given, ExtendedInterval):
         setattr(owner, name, ExtendedInterval(given, rule))
@@ -48,13 +48,13 @@ def save_at_iteration_ends(
     epochs_per_iteration: int,
     also: Callable[[Event], bool] = lambda event: False,
 ) -> None:
-    """Save checkpoints at each iteration's end, and where ``also`` says so, whatever the interval.
+    """Save checkpoints at each iteration's end, and if ``also`` returns true, at any interval.
 
-    That of the iteration's last batch or epoch is put off until then: a run resumed from it would
-    have to do again, or would miss, what is done at an iteration's end.
+    A checkpoint of the iteration's last batch or epoch is deferred to the iteration's end: a run
+    resumed from it would repeat or miss what is done there.
 
-    Resumed from within the iteration before, a run on GPUs would come to slightly other weights
-    than the opponent whose play is in the store, and be refused.
+    A run on GPUs that is resumed from within the previous iteration would reach slightly different
+    weights than the opponent whose play is in the store, and would be rejected.
     """
 
     def due(given: Interval, state: State, event: Event) -> bool:
@@ -63,8 +63,8 @@ def save_at_iteration_ends(
             wanted and not _ends_iteration(state, event, epochs_per_iteration)
         )
 
-    # llm-foundry puts its Hugging Face export behind the checkpoint: killed in between, a run would
-    # resume from the iteration's end and never write that folder.
+    # llm-foundry exports after the checkpoint: killed in between, a run would resume from the
+    # iteration's end and never write that folder.
     state.callbacks[:] = sorted(state.callbacks, key=lambda c: isinstance(c, CheckpointSaver))
     for saver in state.callbacks:
         if isinstance(saver, CheckpointSaver):
@@ -72,10 +72,10 @@ def save_at_iteration_ends(
 
 
 def export_at_the_end(state: State) -> None:
-    """Make every exporter also write the policy that the run ends with, whatever its interval.
+    """Make every exporter also write the final policy, whatever its interval.
 
-    llm-foundry's own end of training is missed by an interval such as ``2iter`` of three
-    iterations: it looks at batches and epochs, and iterations end after them.
+    With an interval such as ``2iter`` of three iterations llm-foundry misses the end of training:
+    it checks batches and epochs, and iterations end after them.
     """
 
     def due(given: Interval, state: State, event: Event) -> bool:
@@ -88,7 +88,7 @@ def export_at_the_end(state: State) -> None:
 
 
 def _ends_iteration(state: State, event: Event, epochs_per_iteration: int) -> bool:
-    """Tell whether the batch or epoch that an event closes is the last of its iteration."""
+    """Return whether an event ends the last batch or epoch of its iteration."""
     epochs = int(state.timestamp.epoch_in_iteration)
     if event == Event.BATCH_CHECKPOINT:
         assert state.dataloader_len is not None

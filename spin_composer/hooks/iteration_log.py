@@ -1,4 +1,4 @@
-"""What goes into a run's books (``report.books``), gathered batch by batch."""
+"""Collects a run's history (``report.history``), batch by batch."""
 
 from __future__ import annotations
 
@@ -14,9 +14,9 @@ from spin_composer.store.layout import HISTORY
 
 
 class IterationLog:
-    """Means of an iteration's training metrics, its play's figures and its evaluation.
+    """Means of an iteration's training metrics, its play metrics and its evaluation.
 
-    Its state is part of the checkpoint, so a resumed run keeps the same books.
+    Its state is part of the checkpoint, so a resumed run continues the same history.
     """
 
     def __init__(self) -> None:
@@ -28,13 +28,13 @@ class IterationLog:
         self._batches = 0
 
     def open(self, root: Path, state: State) -> None:
-        """Note where the books are kept, and the evaluation before the first iteration."""
+        """Set the history's file, and record the evaluation before the first iteration."""
         self._path = root / HISTORY
         if int(state.timestamp.batch) == 0:
             self._baseline = _evaluation(state)
 
     def start(self, play: Mapping[str, float]) -> None:
-        """Open an iteration with its play's figures."""
+        """Start an iteration with its play metrics."""
         self._play, self._sums, self._batches = dict(play), {}, 0
 
     def add_batch(self, state: State) -> None:
@@ -46,7 +46,7 @@ class IterationLog:
         self._batches += 1
 
     def close(self, state: State, figures: Mapping[str, float]) -> None:
-        """Close the iteration that the state's clock has just left."""
+        """Finish the iteration before the one of the state's clock."""
         iteration = int(state.timestamp.iteration) - 1
         means = {name: total / self._batches for name, total in self._sums.items()}
         record = {ITERATION: iteration, BATCHES: self._batches}
@@ -54,12 +54,12 @@ class IterationLog:
         self._records = [r for r in self._records if r[ITERATION] < iteration] + [record]
 
     def write(self, ended: str = "") -> None:
-        """Write the books; call it on rank 0. ``ended`` says who ended the run early, and where."""
+        """Write the history on rank 0; ``ended`` says who ended the run early, and when."""
         history = RunHistory(self._baseline, self._records, ended)
         write_atomically(self._path, history.as_json())
 
     def state_dict(self) -> dict[str, object]:
-        """Return the books so far, the open iteration included."""
+        """Return the history so far, including the current iteration."""
         return {
             "baseline": self._baseline,
             "records": self._records,
@@ -78,7 +78,7 @@ class IterationLog:
 
 
 def _evaluation(state: State) -> dict[str, float]:
-    """Return the last evaluation's metrics as ``eval/<label>/<name>``; a collective at most."""
+    """Return the last evaluation's metrics as ``eval/<label>/<name>``; may be a collective."""
     return {
         in_evaluation(label, name): float(metric.compute())
         for label, metrics in (state.eval_metrics or {}).items()

@@ -1,4 +1,4 @@
-"""Runs whose W&B is offline or disabled: no server is asked for anything, so none is waited for."""
+"""Runs with W&B offline or disabled: avoid requests to its server, which would block."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ _MODES = ("offline", "disabled", "dryrun")
 
 
 def log_tables_offline() -> None:
-    """Let an offline W&B run log tables without asking a server, which it would wait for.
+    """Let an offline W&B run log tables without a request to the server, which would block.
 
     Call it before the run's ``wandb.init``.
     """
@@ -20,11 +20,11 @@ def log_tables_offline() -> None:
 
 
 def disable_artifact_lookup(logger: Logger) -> None:
-    """Have W&B loggers that reach no server answer that they hold no checkpoint; a collective.
+    """Make offline W&B loggers report that they have no checkpoint; a collective.
 
-    Looking for a checkpoint to go on from, Composer asks every logger. Without a server W&B's has
-    neither entity nor project and raises a RuntimeError, where Composer expects FileNotFoundError.
-    Call it at ``INIT``, when ``wandb.init`` has been called.
+    Composer asks every logger for a checkpoint to resume. Without a server W&B's logger has neither
+    entity nor project and raises a RuntimeError, where Composer expects FileNotFoundError. Call it
+    at ``INIT``, after ``wandb.init``.
     """
     for destination in logger.destinations:
         if isinstance(destination, WandBLogger) and _is_offline(destination):
@@ -32,13 +32,13 @@ def disable_artifact_lookup(logger: Logger) -> None:
 
 
 def _is_offline(logger: WandBLogger) -> bool:
-    """Tell whether rank 0's run reaches no server; on other ranks there may be no run."""
+    """Return whether rank 0's run is offline; other ranks may have no run."""
     import wandb
 
     run = wandb.run
     off = run is not None and getattr(run.settings, "mode", None) in _MODES
     off = off or not (logger.entity and logger.project)
-    off = off or logger.entity == logger.project == "disabled"  # Composer's, of a run that is none
+    off = off or logger.entity == logger.project == "disabled"  # set by Composer
     return any(dist.all_gather_object(off and logger._enabled))
 
 

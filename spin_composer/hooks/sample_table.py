@@ -1,4 +1,4 @@
-"""The table of samples of an iteration, from the store to ``samples.jsonl`` and to the loggers."""
+"""Write an iteration's table of samples to ``samples.jsonl`` and to the loggers."""
 
 from __future__ import annotations
 
@@ -33,11 +33,11 @@ def log_samples(
     Args:
         logger: The run's.
         tokenizer: The policy's.
-        store: Holds the iteration's units, whole.
-        iteration: Which iteration.
-        num_units: How many units it has.
+        store: Has the complete units of the iteration.
+        iteration: Index of the iteration.
+        num_units: Number of its units.
         count: Most rows of the table.
-        step: The run's batch: logged without one, a table makes W&B refuse all else of that batch.
+        step: The run's batch: W&B would reject other metrics of the batch after a table without it.
     """
     pairs = chain.from_iterable(store.read_unit(iteration, unit) for unit in range(num_units))
     samples = [_sample(pair, iteration, tokenizer) for pair in islice(pairs, count)]

@@ -1,8 +1,8 @@
-"""Where a run stops after a signal: all ranks at the same batch, after a save if that is wanted.
+"""Stop a run after a signal: all ranks at the same batch, after a checkpoint if requested.
 
-Between two batches all ranks tell one another, in one small all-reduce beside the several that
-Composer makes there, of what each has noted. So they stop at the same batch, whichever of them
-got the signal, and none is left in a collective.
+Between two batches all ranks exchange recorded signals in one small all-reduce, besides the several
+that Composer makes there. So they stop at the same batch, whichever rank got the signal, and none
+is left in a collective.
 """
 
 from __future__ import annotations
@@ -23,27 +23,27 @@ from spin_composer.distributed import from_rank_zero, key_value_store
 from spin_composer.errors import InputError
 
 _BEFORE_AN_END = (signal.SIGUSR1, signal.SIGUSR2)
-"""What Slurm and others send some time before they end a job; the names are the user's choice."""
+"""Signals that Slurm and others can send some time before they end a job; the user chooses."""
 
 
 class GracefulStop:
-    """Agrees with the other ranks where to stop; its methods are called at Composer's events.
+    """Stops all ranks at the same batch; its methods are called at Composer's events.
 
     Args:
-        save: Save a checkpoint before (``save_on_signal``).
+        save: Save a checkpoint first (``save_on_signal``).
     """
 
     def __init__(self, save: bool):
         self.save = save
         self.signal_number = 0
-        """The signal that all ranks know of, or 0."""
+        """The signal that all ranks have agreed on, or 0."""
         self._in_training = False
 
     def begin(self, state: State) -> None:
-        """Listen for signals, at ``FIT_START``; a collective.
+        """Start handling signals, at ``FIT_START``; a collective.
 
         Raises:
-            InputError: If checkpoints are to be saved at a signal and the run saves none.
+            InputError: If a checkpoint should be saved after a signal and the run saves none.
         """
         if self.save and not any(isinstance(c, CheckpointSaver) for c in state.callbacks):
             raise InputError(
@@ -57,14 +57,14 @@ class GracefulStop:
         _connect(key_value_store(), key)
 
     def should_save(self, event: Event) -> bool:
-        """Tell whether a checkpoint is to be saved at a batch's end because of a signal."""
+        """Return whether a checkpoint should be saved at a batch's end because of a signal."""
         return event == Event.BATCH_CHECKPOINT and bool(self.signal_number) and self.save
 
     def before_dataloader(self, state: State, logger: Logger) -> None:
-        """Before each batch: from here on signals are noted only; stop if they have been saved.
+        """Defer signals during a batch; stop if the last batch was saved after a signal.
 
         Raises:
-            Interrupted: If the checkpoint of the batch before was saved after a signal.
+            Interrupted: If the checkpoint of the previous batch was saved after a signal.
         """
         del logger
         self._in_training = True
@@ -73,10 +73,10 @@ class GracefulStop:
             self._stop_if_saved(state)
 
     def batch_end(self, state: State, logger: Logger) -> None:
-        """After each batch, in evaluation too: stop if any rank has noted a signal; a collective.
+        """Stop after a batch if any rank has recorded a signal; a collective.
 
         Raises:
-            Interrupted: On all ranks; with ``save_on_signal`` later, when that is done.
+            Interrupted: On all ranks; with ``save_on_signal`` only after the save.
         """
         del logger
         if self._in_training and not self.signal_number:
@@ -85,15 +85,15 @@ class GracefulStop:
                 raise interrupt.exception_for(self.signal_number)
 
     def eval_batch_end(self, state: State, logger: Logger) -> None:
-        """See :meth:`batch_end`; an evaluation that a save is to follow goes on to its end."""
+        """See :meth:`batch_end`; an evaluation before a save is completed first."""
         if not self.save:
             self.batch_end(state, logger)
 
     def iteration_start(self, state: State, logger: Logger) -> None:
-        """After an iteration's end, whose checkpoint is saved, and before play; a collective.
+        """Stop before play, when the last iteration's checkpoint is saved; a collective.
 
         Raises:
-            Interrupted: On all ranks, if any has noted a signal.
+            Interrupted: On all ranks, if any has recorded a signal.
         """
         del logger
         if self._in_training:
@@ -104,7 +104,7 @@ class GracefulStop:
         self._reset()
 
     def fit_end(self) -> None:
-        """Hear no more signals, unless the command line does."""
+        """Stop handling signals, unless the command line does."""
         self._reset()
         if not interrupt.owns_process():
             interrupt.uninstall()
@@ -128,10 +128,10 @@ class GracefulStop:
 
 
 def _connect(store: Any, key: str) -> None:
-    """Let a rank that a signal ends alone say so to those that lose it."""
+    """Let a rank that is ended by a signal notify the ranks that lose it."""
 
     def publish(number: int) -> None:
-        with suppress(RuntimeError):  # rank 0, which holds the store, may be gone
+        with suppress(RuntimeError):  # rank 0, which hosts the store, may be gone
             store.set(key, str(number))
 
     def poll() -> int:

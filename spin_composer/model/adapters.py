@@ -1,8 +1,8 @@
-"""LoRA adapters merged into copies of the weights, for generation and for export.
+"""Merging of LoRA adapters into copies of the weights, for generation and for export.
 
-Unmerged, each adapted layer takes two more matrix products per token, and a step of generation is
-bound by the number of its kernels. The weights themselves are not touched: merging in place and
-unmerging would not give the same bits back.
+Unmerged, each adapted layer needs two more matrix products per token, and generation is bound by
+the number of kernels. The weights themselves are not changed: merging in place and unmerging would
+not restore the same bits.
 """
 
 from __future__ import annotations
@@ -29,14 +29,14 @@ def mergeable(model: nn.Module) -> list[LoraLinear]:
 
 @contextmanager
 def merged_adapters(model: nn.Module, dtype: torch.dtype | None) -> Iterator[None]:
-    """Let the layers that :func:`mergeable` finds compute with merged weights.
+    """Within, the layers that :func:`mergeable` finds compute with merged weights.
 
-    Layers of other kinds (DoRA, embeddings, quantized weights) compute as before.
+    Other layers (DoRA, embeddings, quantized weights) compute as before.
 
     Args:
-        model: A PEFT model whose parameters are gathered, or any other, which is left alone.
-        dtype: The merged weights' dtype: autocast's, so that they are cast once and not in every
-            product; None keeps the layers' own.
+        model: A PEFT model with gathered parameters, or any other model, which is not changed.
+        dtype: The dtype of the merged weights: autocast's, so that they are cast only once; None
+            keeps the layers' dtype.
     """
     with ExitStack() as stack:
         for layer in mergeable(model):
@@ -51,9 +51,9 @@ def merged_adapters(model: nn.Module, dtype: torch.dtype | None) -> Iterator[Non
 
 @contextmanager
 def _overridden(owner: nn.Module, name: str, value: object) -> Iterator[None]:
-    """Let an instance attribute hide a registered parameter, or a method of the class.
+    """Within, an instance attribute shadows a registered parameter, or a method of the class.
 
-    There may be one already: FSDP1 puts the weight in the forward's dtype there.
+    There may be one already: FSDP1 stores the weight in the forward's dtype there.
     """
     before = owner.__dict__.get(name)
     owner.__dict__[name] = value
@@ -100,7 +100,7 @@ def unsupported_adapters(model: nn.Module) -> list[str]:
 
 
 def _is_lora(layer: nn.Module) -> TypeGuard[_Lora]:
-    """Tell a layer whose LoRA weights can be added to its own; PEFT need not be installed."""
+    """Return whether a layer has LoRA weights; PEFT need not be installed."""
     return all(hasattr(layer, name) for name in ("base_layer", "get_delta_weight", "lora_A"))
 
 

@@ -1,4 +1,4 @@
-"""Dropout off, for policy and opponent alike: their log-probs must be comparable."""
+"""Disable dropout for policy and opponent: their log-probs must be comparable."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from torch import nn
 def disable_dropout(model: nn.Module) -> int:
     """Set every dropout and router-jitter probability of ``model`` to 0; its mode is not changed.
 
-    ``eval()`` would switch dropout off as well, but also Hugging Face's gradient checkpointing.
+    ``eval()`` would disable dropout as well, but also Hugging Face's gradient checkpointing.
 
     Returns:
         How many probabilities were above 0.

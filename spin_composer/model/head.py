@@ -1,9 +1,9 @@
-"""The output layer of a causal LM, made able to return log-probs in place of logits.
+"""The output layer of a causal LM, extended to return log-probs instead of logits.
 
-The layer keeps its parameters; its class is swapped for a subclass. While a scoring request is
-active, that subclass returns the log-probs of the scored rows, or the loss of the pairs that they
-belong to. They travel through the model's own output, so that FSDP's hooks see a tensor that needs
-its backward, and the kernels get the unsharded weight. Without a request nothing changes:
+The layer keeps its parameters; its class is replaced by a subclass. While a scoring request is
+active, the subclass returns the log-probs of the scored rows, or the loss of the pairs that they
+belong to. They are passed through the model's output, so that FSDP's hooks see a tensor that needs
+a backward pass, and the kernels get the unsharded weight. Without a request nothing changes:
 generation and evaluation get logits.
 
 Dimensions: B pairs, S = 2B sequences, T the longest of them, N scored tokens.
@@ -28,7 +28,7 @@ from spin_kernels import PairLossOutput, linear_log_softmax_gather, linear_pair_
 
 @dataclass
 class PairRequest:
-    """Asks the head for the loss of pairs in place of log-probs; see ``linear_pair_loss``."""
+    """Requests the loss of pairs instead of log-probs; see ``linear_pair_loss``."""
 
     bounds: Tensor
     """[S + 1] int64 on the CPU: the sequences in the N scored rows."""
@@ -37,12 +37,12 @@ class PairRequest:
     weights: Tensor
     """[B] fp32 on the model's device."""
     answer: PairLossOutput | None = None
-    """What the head returned; its ``loss`` is what the model's output held."""
+    """The head's result; its ``loss`` is also the model's output."""
 
 
 @dataclass
 class _Request:
-    """What the head is asked for during one scoring forward."""
+    """The scoring request of one forward pass."""
 
     rows: Tensor  # [N] into the [S * T] positions
     targets: Tensor  # [N]
@@ -54,7 +54,7 @@ class _Request:
 
 
 class ScoringHead(nn.Module):
-    """Mixin of an output layer: answers a request with log-probs [1, N, 1] or a loss [1, 1, 1]."""
+    """Mixin of an output layer: returns log-probs [1, N, 1] or a loss [1, 1, 1] on request."""
 
     weight: nn.Parameter
     _request: _Request | None
@@ -100,7 +100,7 @@ class ScoringHead(nn.Module):
 
 
 class LogProbLinear(ScoringHead, nn.Linear):
-    """An ``nn.Linear`` output layer that can answer with log-probs."""
+    """An ``nn.Linear`` output layer that can return log-probs."""
 
     @override
     def forward(self, input: Tensor) -> Tensor:
@@ -110,7 +110,7 @@ class LogProbLinear(ScoringHead, nn.Linear):
 
 
 class LogProbSharedEmbedding(ScoringHead):
-    """Mixin of llm-foundry's SharedEmbedding: MPT's tied embedding, its output layer too."""
+    """Mixin of llm-foundry's SharedEmbedding: MPT's tied embedding and output layer."""
 
     @override
     def forward(self, input: Tensor, unembed: bool = False) -> Tensor:
@@ -120,28 +120,28 @@ class LogProbSharedEmbedding(ScoringHead):
 
 
 def _head_class(layer: nn.Module) -> type[ScoringHead] | None:
-    """Return the head's class that takes the place of an output layer's, None if we know none."""
+    """Return the head class for an output layer; None if its class is not supported."""
     cls = type(layer)
     if cls is nn.Linear:
         return LogProbLinear
     if cls.__module__.startswith("llmfoundry.") and cls.__name__ == "SharedEmbedding":
-        # Made of the layer's own class, so that nothing here imports llm-foundry.
+        # Derived from the layer's own class, so that llm-foundry need not be imported.
         return type(LogProbSharedEmbedding.__name__, (LogProbSharedEmbedding, cls), {})
     return None
 
 
 def install_head(model: nn.Module) -> None:
-    """Make the output layer of ``model`` able to answer with log-probs.
+    """Extend the output layer of ``model`` to return log-probs on request.
 
-    The layer's class is swapped for a subclass; its parameters, its place in the model and the
-    keys of ``state_dict`` do not change. Call it after embeddings were resized and LoRA was
-    applied, and before FSDP. A second call does nothing.
+    The layer's class is replaced by a subclass; its parameters, its path in the model and the keys
+    of ``state_dict`` do not change. Call it after embeddings were resized and LoRA was applied, and
+    before FSDP. A second call does nothing.
 
     Args:
         model: a Hugging Face causal LM, a PeftModel around one, or llm-foundry's MPTForCausalLM.
 
     Raises:
-        InputError: LoRA sits on the output layer, or the layer is of a class we do not know.
+        InputError: The output layer has LoRA, or its class is not supported.
     """
     inner = inner_model(model)
     head: Any = inner.get_output_embeddings()
@@ -161,7 +161,7 @@ def install_head(model: nn.Module) -> None:
         )
     head.__class__ = head_class
     head._request = None
-    # A list, so that nn.Module does not take the model for a child of its own head.
+    # In a list, so that nn.Module does not register the model as a child of its own head.
     head._transforms = transforms_of(inner)
 
 
@@ -173,20 +173,20 @@ def scoring(
     positions: int,
     pairs: PairRequest | None = None,
 ) -> Iterator[None]:
-    """Ask ``head`` for log-probs, or for the loss of ``pairs``, during one forward of its model.
+    """Request log-probs, or the loss of ``pairs``, from ``head`` in one forward pass of its model.
 
-    The model's own steps after the head are switched off meanwhile and handed to the kernel, so
-    that each is applied exactly once. The model is as before when the block ends, also by an error.
+    The model's own logit transforms are disabled within and passed to the kernel instead, so that
+    each is applied exactly once. They are restored on exit, also after an error.
 
     Args:
-        head: of :func:`find_head`.
-        rows: [N] the scored positions among those that the head will receive.
-        targets: [N] the tokens there.
-        positions: number of positions that the head will receive.
-        pairs: asks for a loss; its ``answer`` holds it afterward.
+        head: Returned by :func:`find_head`.
+        rows: [N] the scored positions among those that the head receives.
+        targets: [N] the tokens at these positions.
+        positions: Number of positions that the head receives.
+        pairs: Requests a loss; its ``answer`` has the result afterward.
 
     Raises:
-        InputError: A scale of the logits that is not positive.
+        InputError: A scale of the logits is not positive.
         RuntimeError: The output layer did not run exactly once.
     """
     steps = [(step, step.value) for step in head._transforms]
@@ -219,7 +219,7 @@ def scoring(
 
 
 def find_head(model: nn.Module) -> ScoringHead:
-    """Return the head that :func:`install_head` made, also through PEFT's and FSDP's wrappers."""
+    """Return the head installed by :func:`install_head`, also within PEFT's and FSDP's wrappers."""
     for module in model.modules():
         if isinstance(module, ScoringHead):
             return module

@@ -1,8 +1,8 @@
-"""ComposerModels of the game: what they share, and the one of any Hugging Face causal LM.
+"""ComposerModels for SPIN: their base class, and the one for Hugging Face causal LMs.
 
-A pair batch goes through the scoring head: to the pair loss where a gradient will be asked for, its
-gradient made on the way, and to log-prob sums elsewhere. Every other batch (held-out SFT rows,
-generation) takes the parent class's path unchanged.
+A pair batch goes through the scoring head: in training to the pair loss, whose gradient is computed
+in the forward pass, otherwise to log-prob sums. Any other batch (held-out SFT rows, generation)
+takes the parent class's path unchanged.
 
 Dimensions: B pairs, S = 2B sequences, N scored tokens.
 """
@@ -64,19 +64,19 @@ Batch = PairBatch | Mapping[str, Tensor]
 
 
 class SpinLM(HuggingFaceModel):
-    """What the ComposerModels of SPIN share."""
+    """Base class of SPIN's ComposerModels."""
 
     pair_loss: PairLoss | None
     """The iteration's loss; the algorithm sets it."""
     layout: Layout
     """How pair batches are laid out for the forward; padded, unless the algorithm sets another."""
     tokenizer: PreTrainedTokenizerBase  # pyright: ignore[reportIncompatibleVariableOverride]
-    """The run's; the algorithm refuses a model without one."""
+    """The run's tokenizer; the algorithm rejects a model without one."""
 
     def prepare_for_spin(
         self, use_train_metrics: bool, more_metrics: Sequence[PairMetric] = ()
     ) -> None:
-        """Install the head and switch dropout off; embeddings and LoRA must be final by now."""
+        """Install the head and disable dropout; embeddings and LoRA must be final."""
         self.pair_loss = None
         self.layout = PADDED
         correct_tied_flag(inner_model(self.model), has_adapters=self.using_peft)
@@ -88,7 +88,7 @@ class SpinLM(HuggingFaceModel):
         self.train_metrics = self._get_metric_dict([*(metric() for metric in names), *more_metrics])
 
     def state_dict(self, *args: Any, **kwargs: Any) -> dict[str, Any]:
-        """Return the state dict; of a PEFT model the adapters and whatever else is trained."""
+        """Return the state dict; for a PEFT model only adapters and other trained parameters."""
         if not (self.using_peft and self.should_save_peft_only):
             return super().state_dict(*args, **kwargs)
         whole = nn.Module.state_dict(self, *args, **kwargs)
@@ -145,7 +145,7 @@ class SpinLM(HuggingFaceModel):
         return self(batch) if outputs is None else outputs
 
     def update_metric(self, batch: Batch, outputs: Any, metric: Metric) -> dict:
-        """Hand a pair batch to the pair metrics only, and any other batch to the others only."""
+        """Update pair metrics with pair batches only, and other metrics with other batches only."""
         if is_pair_batch(batch) != isinstance(metric, PairMetric):
             return {}
         if not isinstance(metric, PairMetric):
@@ -191,18 +191,18 @@ class SpinLM(HuggingFaceModel):
 
 
 class HFSpinLM(SpinLM):
-    """A Hugging Face causal LM that plays SPIN; its name in a YAML is ``hf_spin_lm``.
+    """A Hugging Face causal LM for SPIN; its name in a YAML is ``hf_spin_lm``.
 
     The arguments are those of llm-foundry's ``hf_causal_lm``, which need not be installed. Weights
-    are loaded as fp32, whatever their file holds.
+    are loaded as fp32, whatever the dtype of the file.
 
     Args:
         tokenizer: The model's tokenizer.
         pretrained_model_name_or_path: A name on the Hub or a local folder.
         trust_remote_code: Run Python code that comes with the model; false unless set.
         use_train_metrics: Compute the pair metrics while training.
-        pretrained: Load the weights; else they are random, by the model's config.
-        pretrained_lora_id_or_path: LoRA adapters to go on with, a folder or a name on the Hub.
+        pretrained: Load the weights; otherwise they are random, by the model's config.
+        pretrained_lora_id_or_path: LoRA adapters to continue with, a folder or a name on the Hub.
         use_auth_token: Send the Hub the token of ``hf auth login``, or this one.
         use_flash_attention_2: The same as ``attn_implementation="flash_attention_2"``.
         load_in_8bit: Not supported; true is refused.

@@ -1,8 +1,8 @@
-"""The steps between the output layer and the logits that models take themselves, by model type.
+"""Transforms that models apply between the output layer and the logits, by model type.
 
-A scoring request replaces the logits by log-probs, so each of these steps is switched off in the
-model meanwhile and made in the kernel, exactly once. A model of another type whose logits are not
-its output layer's product is found by :func:`spin_composer.model.logprobs.check_head`.
+A scoring request returns log-probs instead of logits, so each transform is disabled in the model
+during scoring and applied in the kernel, exactly once. Unknown transforms of other model types are
+detected by :func:`spin_composer.model.logprobs.check_head`.
 """
 
 from __future__ import annotations
@@ -15,16 +15,16 @@ from transformers import PreTrainedModel
 
 @dataclass(frozen=True)
 class LogitTransform:
-    """A step of a model's forward after its output layer."""
+    """A transform in a model's forward pass after its output layer."""
 
     kind: Literal["softcap", "scale", "divisor"]
     """``softcap`` c: c * tanh(logits / c); ``scale`` s: s * logits; ``divisor`` d: logits / d."""
     attribute: str
-    """Where the model reads the number; None there means that it does not take the step."""
+    """The attribute with the number; None means that the transform is not applied."""
     neutral: float | None
-    """What that is set to for the step to change nothing."""
+    """The value with which the transform has no effect."""
     of_config: bool = False
-    """The attribute is the config's, not the model's."""
+    """The attribute belongs to the config, not to the model."""
 
 
 _CONFIG_SOFTCAP = LogitTransform("softcap", "final_logit_softcapping", None, of_config=True)
@@ -51,12 +51,12 @@ LOGIT_TRANSFORMS: dict[str, tuple[LogitTransform, ...]] = {
     ),
     "vaultgemma": (_CONFIG_SOFTCAP,),
 }
-"""By ``model_type`` of the config, in the order in which the model takes them."""
+"""Transforms by ``model_type`` of the config, in the order of application."""
 
 
 @dataclass(frozen=True)
 class InstalledTransform:
-    """A transform of a certain model, which can be read and switched off."""
+    """A transform of a particular model, which can be read and disabled."""
 
     transform: LogitTransform
     owner: object
@@ -64,21 +64,21 @@ class InstalledTransform:
 
     @property
     def value(self) -> float | None:
-        """The number, or None where the model does not take the step."""
+        """The number, or None if the transform is not applied."""
         return getattr(self.owner, self.transform.attribute, None)
 
     def switch_off(self) -> None:
-        """Make the model's own step change nothing."""
+        """Disable the model's transform."""
         self.restore(self.transform.neutral)
 
     def restore(self, value: float | None) -> None:
-        """Give the model the number ``value``."""
-        # Past the checks of transformers 5's configs, some of which take no None (Gemma 3n).
+        """Set the number to ``value``."""
+        # Bypasses the validation of transformers 5's configs; some reject None (Gemma 3n).
         vars(self.owner)[self.transform.attribute] = value
 
 
 def transforms_of(model: PreTrainedModel) -> list[InstalledTransform]:
-    """Return the steps after the output layer that this model may take, in order."""
+    """Return the transforms that this model may apply, in order."""
     config = model.config
     return [
         InstalledTransform(transform, config if transform.of_config else model)

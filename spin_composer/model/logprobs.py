@@ -1,4 +1,4 @@
-"""Response log-probs, or the loss, of a pair batch by one forward of the model.
+"""Response log-probs, or the loss, of a pair batch by one forward pass of the model.
 
 Dimensions: B pairs, S = 2B sequences, N scored tokens, V vocabulary.
 """
@@ -20,9 +20,9 @@ from spin_kernels import PairLossOutput, log_softmax_gather
 
 
 def response_logps(model: nn.Module, batch: PairBatch, layout: Layout = PADDED) -> Tensor:
-    """Return the policy's log-prob of each scored token of a pair batch, by one forward.
+    """Return the policy's log-prob of each scored token of a pair batch, by one forward pass.
 
-    Only the scored rows reach the output layer, and no [N, V] matrix of logits is held.
+    Only the scored rows reach the output layer, and no [N, V] matrix of logits is stored.
 
     Args:
         model: a model that went through :func:`~spin_composer.model.head.install_head`, inside FSDP
@@ -42,9 +42,9 @@ def response_pair_loss(
     pair_loss: Callable[[Tensor, Tensor], Tensor],
     layout: Layout = PADDED,
 ) -> PairLossOutput:
-    """Return the mean pair loss of a batch with its gradient already made in the output layer.
+    """Return the mean pair loss of a batch, its gradient computed in the output layer's forward.
 
-    One forward of the model; three matrix products of the output layer, no [N, V] logits kept.
+    One forward pass of the model, three matrix products of the output layer, no [N, V] logits.
 
     Args:
         model: a model that went through :func:`~spin_composer.model.head.install_head`, inside FSDP
@@ -68,7 +68,7 @@ def response_pair_loss(
 def _answer(
     model: nn.Module, batch: PairBatch, pairs: PairRequest | None, layout: Layout
 ) -> Tensor:
-    """Return what the head returns in place of logits, by one forward of the outermost module."""
+    """Return the head's result by one forward pass of the outermost module."""
     inputs = layout.arrange(batch)
     with scoring(find_head(model), inputs.rows, batch["targets"], inputs.num_positions, pairs):
         return model(**inputs.kwargs, use_cache=False, return_dict=True).logits
@@ -77,7 +77,7 @@ def _answer(
 def sequence_sums(token_logps: Tensor, cu_scored: Tensor) -> Tensor:
     """Return the sum of each sequence's token log-probs.
 
-    They are added in fp64 and without atomics: the same tokens give the same sum in every batch.
+    They are added in fp64 and without atomics: equal tokens have equal sums in every batch.
 
     Args:
         token_logps: [N].
@@ -109,8 +109,8 @@ def check_head(
             given.
 
     Raises:
-        RuntimeError: They differ: the model changes its logits after the output layer in a way
-            that spin_composer does not know.
+        RuntimeError: They differ: the model transforms its logits after the output layer in a way
+            that spin_composer does not support.
     """
     padded = PADDED.arrange(batch)
     inputs, rows = padded.kwargs, padded.rows
@@ -130,7 +130,7 @@ def check_head(
 
 
 def _rounding_tolerance(logits: Tensor) -> float:
-    """Return how far the model's own log-probs may be off: its logits are rounded, ours are not.
+    """Return the rounding error of the model's own log-probs: its logits are rounded, ours not.
 
     Args:
         logits: [N, V] the model's own.

@@ -1,4 +1,4 @@
-"""The metrics of a model: of held-out rows, and those that a user adds by name."""
+"""The metrics of a model: of held-out rows, and those added by name."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Which parameters are trained, and what a checkpoint of a PEFT model holds."""
+"""The trained parameters of a model, and the content of a PEFT model's checkpoint."""
 
 from __future__ import annotations
 
@@ -19,10 +19,10 @@ def trainable_names(model: nn.Module) -> set[str]:
 
 
 def checkpoint_state(state: Mapping[str, T], names: set[str], prefix: str) -> dict[str, T]:
-    """Return what a PEFT model's checkpoint holds: adapters, and every other trained parameter.
+    """Return the state of a PEFT model's checkpoint: adapters and all other trained parameters.
 
-    Composer alone would keep only what has ``lora_`` in its name: a resumed run would go on with
-    the base model's ``modules_to_save`` and the optimizer's state of the trained ones.
+    Composer itself would keep only names with ``lora_``: a resumed run would continue with the base
+    model's ``modules_to_save`` and the optimizer state of the trained ones.
 
     Args:
         state: The whole state dict.

@@ -1,4 +1,4 @@
-"""Tied embeddings: a config must say of the output layer what is true of the weights."""
+"""Tied embeddings: make a config agree with the weights."""
 
 from __future__ import annotations
 
@@ -12,9 +12,9 @@ log = logging.getLogger(__name__)
 
 
 def correct_tied_flag(model: PreTrainedModel, has_adapters: bool) -> None:
-    """Set ``tie_word_embeddings`` of a model's config to false where its weights are not tied.
+    """Set ``tie_word_embeddings`` of a model's config to false if its weights are not tied.
 
-    An exported folder whose config says "tied" of two parameters is loaded without the second.
+    From an exported folder with tied embeddings only one of the two parameters is loaded.
 
     Args:
         model: A Hugging Face causal LM.
@@ -43,8 +43,8 @@ def match_config_to_state(
     Args:
         config: A copy, changed in place.
         skeleton: A model made from it, without weights.
-        state: Names and tensors that are exported; tied parameters are one tensor. Where the
-            config does not tie them they are made two, in place.
+        state: Names and tensors that are exported; tied parameters are one tensor. If the config
+            does not tie them, they are copied, in place.
 
     Returns:
         Whether the config was changed, so that the skeleton must be made again.

@@ -1,4 +1,4 @@
-"""The ComposerModel and the Hugging Face model, without the wrappers of DDP, PEFT and FSDP."""
+"""Unwrap the ComposerModel and the Hugging Face model from DDP, PEFT and FSDP."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ def inner_model(model: nn.Module) -> PreTrainedModel:
 
 
 def plain_class(model: PreTrainedModel) -> type[PreTrainedModel]:
-    """Return a model's class; under FSDP2 the one that it made a subclass of."""
+    """Return a model's class; under FSDP2, the class that it had before."""
     return next(
         cls
         for cls in type(model).__mro__

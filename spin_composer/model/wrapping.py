@@ -85,7 +85,7 @@ def _tied(model: Any) -> list[Any]:
 
 
 def _is_adapter(model: Any, name: str, module: nn.Module) -> bool:
-    """Tell whether a module holds adapters' weights: FSDP1 does not mix them with frozen ones."""
+    """Return whether a module holds adapters' weights: FSDP1 does not mix them with frozen ones."""
     if not getattr(model, "peft_config", None):
         return False
     name = name.lower()

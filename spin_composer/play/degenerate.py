@@ -1,7 +1,7 @@
-"""Generated responses that equal the real one: what they would teach is nothing, or a spelling.
+"""Generated responses that equal the real one: they would teach nothing, or only a tokenization.
 
-The same ids give no gradient. Other ids of the same text do: a model that writes ``The`` where the
-data's tokens are ``▁The`` would learn that token, and its accuracy would be 1 for that alone.
+The same ids give no gradient. Different ids of the same text do: a model that generates ``The``
+where the data has ``▁The`` would learn that token, and its accuracy would be 1 for that alone.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 BY_IDS, BY_TEXT = "ids", "text"
-"""What an iteration's manifest says of it; iterations that say nothing were played by ids."""
+"""Values of the manifest's field ``degenerate``; a manifest without it was played by ids."""
 
 Comparison = Callable[[Sequence[Ids], Sequence[Ids]], list[bool]]
 """(real responses, generated ones) -> which of the pairs are degenerate."""
@@ -26,15 +26,15 @@ _NO_CHARACTER = "\ufffd"
 
 
 def same_ids(real: Sequence[Ids], generated: Sequence[Ids]) -> list[bool]:
-    """Tell which generated responses [G] have the ids of the real ones [R]."""
+    """Return which generated responses [G] have the ids of the real ones [R]."""
     return [np.array_equal(r, g) for r, g in zip(real, generated, strict=True)]
 
 
 def same_texts(tokenizer: PreTrainedTokenizerBase, stop_token_id: int) -> Comparison:
     """Return the comparison by ids or by decoded text.
 
-    Texts are the same if a reader takes them for the same: other control tokens make another
-    response, but the stop token is left out, so that one cut off just before it counts as the real.
+    Texts are the same if they read the same: different control tokens make a different response,
+    but the stop token is ignored, so that a response cut off just before it is a duplicate.
     """
     special = np.asarray(sorted(tokenizer.all_special_ids), dtype=np.int32)
 
@@ -47,7 +47,7 @@ def same_texts(tokenizer: PreTrainedTokenizerBase, stop_token_id: int) -> Compar
 
     def compare(real: Sequence[Ids], generated: Sequence[Ids]) -> list[bool]:
         pairs = zip(read(real), read(generated), strict=True)
-        # Bytes that are no character all read alike.
+        # Invalid bytes all decode to the same character.
         texts = [r == g and _NO_CHARACTER not in r[0] for r, g in pairs]
         return [a or b for a, b in zip(same_ids(real, generated), texts, strict=True)]
 
@@ -55,7 +55,7 @@ def same_texts(tokenizer: PreTrainedTokenizerBase, stop_token_id: int) -> Compar
 
 
 def duplicate_check_for(
-    manifest_says: str, tokenizer: PreTrainedTokenizerBase, stop_token_id: int
+    mode: str, tokenizer: PreTrainedTokenizerBase, stop_token_id: int
 ) -> Comparison:
-    """Return an iteration's comparison; the rest of one that was begun by ids goes on by ids."""
-    return same_texts(tokenizer, stop_token_id) if manifest_says == BY_TEXT else same_ids
+    """Return an iteration's comparison; one that was started by ids is finished by ids."""
+    return same_texts(tokenizer, stop_token_id) if mode == BY_TEXT else same_ids

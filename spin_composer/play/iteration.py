@@ -1,4 +1,4 @@
-"""What an iteration plays, planned once at its start: manifest, units, and which are missing."""
+"""The plan of an iteration's play, made once at its start: manifest, units, missing units."""
 
 from __future__ import annotations
 
@@ -31,29 +31,29 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class IterationPlan:
-    """An iteration's play; the same on every rank, but for ``verified``."""
+    """The plan of an iteration's play; the same on every rank, except for ``verified``."""
 
     iteration: int
     manifest: Manifest
-    """Whole, the opponent's fingerprint included."""
+    """The complete manifest, including the opponent's fingerprint."""
     units: list[Unit]
-    """Unit u is stored as unit u."""
+    """All units; the one at position u is stored as unit u."""
     wanted: range
-    """The units that this run, or job, is to have made."""
+    """The units that this run or job is responsible for."""
     missing: list[int]
     """Those of them that are not in the store, in order."""
     verified: frozenset[int] = field(default=frozenset())
-    """Units that were there and whose bytes this process has verified; rank 0's alone."""
+    """Existing units whose bytes this process has verified; on rank 0 only."""
 
     @property
     def has_prompts(self) -> bool:
-        """Tell whether any prompt is still to be answered."""
+        """Whether any prompt is still to be answered."""
         return any(isinstance(self.units[unit], PlayUnit) for unit in self.missing)
 
 
 @dataclass(frozen=True)
 class RunContext:
-    """What all manifests of a run hold alike: its data, its model's tokenizer, its seed."""
+    """What all manifests of a run have in common: data, tokenizer, seed, sampling."""
 
     settings: SpinSettings
     seed: int
@@ -67,20 +67,20 @@ class RunContext:
 def plan_iteration(
     store: Store, run: RunContext, iteration: int, opponent: str, merged: bool | None
 ) -> IterationPlan:
-    """Plan an iteration, and check all that can refuse its play; a collective that writes nothing.
+    """Plan an iteration and run all checks of its play; a collective that writes nothing.
 
     Args:
-        store: The run's.
-        run: For its manifest.
-        iteration: Which one.
-        opponent: Fingerprint of the policy as it is.
-        merged: Whether LoRA adapters would be merged; None if there are none. An iteration that
-            has begun goes on as its manifest says.
+        store: The run's store.
+        run: Input of the manifest.
+        iteration: Index of the iteration.
+        opponent: Fingerprint of the current policy.
+        merged: Whether LoRA adapters would be merged; None if there are none. A started iteration
+            is continued as its manifest says.
 
     Raises:
-        StoreError: If an iteration that it replays is not in the store, or the store is another
-            run's, or damaged.
-        EnvironmentFailure: If the disk has not the space that it takes.
+        StoreError: If a replayed iteration is not in the store, or the store is damaged or belongs
+            to another run.
+        EnvironmentFailure: If the disk has too little space.
     """
     found = from_rank_zero(lambda: existing_manifest(store, run.settings, iteration))
     manifest, units = build_manifest(store, run, iteration, found)
@@ -89,8 +89,8 @@ def plan_iteration(
         manifest["merged"] = merged
     settings = run.settings
     only = settings.play_only
-    wanted = range(len(units)) if only is None else only.of(len(units))
-    # A job that only plays leaves damage to the run, whose lock it does not hold.
+    wanted = range(len(units)) if only is None else only.select_units(len(units))
+    # A play-only job does not repair the store: the run holds the lock.
     repair = settings.repair and only is None
     verified: list[frozenset[int]] = [frozenset()]
 
@@ -109,13 +109,13 @@ def build_manifest(
     """Return an iteration's manifest, without its opponent, and its units; a collective.
 
     Args:
-        store: The run's.
-        run: For the manifest.
-        iteration: Which one.
-        found: The manifest of an iteration that has begun, or None.
+        store: The run's store.
+        run: Input of the manifest.
+        iteration: Index of the iteration.
+        found: The stored manifest if the iteration has been started, else None.
 
     Raises:
-        StoreError: If an iteration that it replays is not in the store.
+        StoreError: If a replayed iteration is not in the store.
     """
     settings, examples = run.settings, run.examples
     if found is None:
@@ -150,20 +150,20 @@ def build_manifest(
 def existing_manifest(
     store: Store, settings: SpinSettings, iteration: int
 ) -> Manifest | None:
-    """Return the manifest of an iteration of which something is there, or None."""
+    """Return the stored manifest of an iteration that has been started, or None."""
     try:
         found = store.find_manifest(iteration)
     except StoreError:
         if not settings.repair:
             raise
-        return None  # it is set aside, or refused, before anything is played
+        return None  # it is set aside, or rejected, before anything is played
     if found is None or found.get("format_version") != FORMAT_VERSION:
-        return None  # another format's is refused when it is compared
+        return None  # another format version is rejected when manifests are compared
     return None if store.is_unused(iteration) else found
 
 
 def _played_before(store: Store, iteration: int, replay: int) -> dict[int, int]:
-    """Return how many units the iterations that are replayed played, whatever is set today."""
+    """Return the number of units that each replayed iteration played, from its manifest."""
     played = {}
     for earlier in range(max(0, iteration - replay), iteration):
         found = store.find_manifest(earlier)

@@ -1,10 +1,10 @@
-"""Units made in rounds: where the model stays sharded, scoring is a forward of all ranks together.
+"""Units made in rounds: if the model stays sharded, scoring is a forward pass of all ranks.
 
 In a round every rank drafts at most one unit, by the completion server and without the model. The
-ranks wait for one another without a collective, since responses are long and uneven, and then
-score in step: a rank that has fewer batches than another scores a filler instead, and drops what
-comes of it. Then each commits its unit. A rank that fails says so to those that wait for it; one
-whose forward itself fails leaves the others in theirs, as in training, until it is gone.
+ranks wait for each other without a collective, since generation times vary, and then score in
+lockstep: a rank with fewer batches than another scores a dummy batch and discards the result. Then
+each rank commits its unit. A rank that fails notifies those that wait for it; if its forward pass
+itself fails, the others hang in theirs, as in training, until its process has exited.
 """
 
 from __future__ import annotations
@@ -29,8 +29,8 @@ class Lockstep:
     """Makes units in rounds; see :data:`~spin_composer.play.player.Schedule`.
 
     Args:
-        to_device: Moves a tensor to where the ranks' collectives want it.
-        reshard: Frees what a forward leaves gathered, so that it is not held while ranks draft.
+        to_device: Moves a tensor to the device of the collectives.
+        reshard: Frees parameters that a forward pass leaves gathered, before ranks draft again.
     """
 
     to_device: Callable[[Tensor], Tensor]
@@ -39,7 +39,7 @@ class Lockstep:
     def __call__(
         self, player: Player, work: SharedWork, iteration: int, jobs: Sequence[Job]
     ) -> Iterator[UnitReport | None]:
-        """Make this rank's part of ``jobs``; yield the units' reports."""
+        """Make this rank's share of ``jobs``; yield the units' reports."""
         for first in range(0, len(jobs), dist.get_world_size()):
             mine = jobs[first : first + dist.get_world_size()][dist.get_global_rank() :][:1]
             drafts = []
@@ -54,7 +54,7 @@ class Lockstep:
                 done = [replace(player, score=step).score_draft(draft) for draft in drafts]
                 step.finish()
             except (Exception, Interrupted) as error:
-                work.check()  # what another rank's failure broke here is that rank's to say
+                work.check()  # if another rank's failure caused this one, raise that
                 work.report_failure(error)
                 step.abort()
                 raise
@@ -66,7 +66,7 @@ _DONE, _CONTINUES, _FAILED = 0, 1, 2
 
 
 class _LockstepScorer:
-    """A score function that ranks call equally often, if each ends with `finish`."""
+    """A score function that all ranks call equally often, if each ends with `finish`."""
 
     def __init__(
         self, score: Callable[[PairBatch], Tensor], to_device: Callable[[Tensor], Tensor]
@@ -84,7 +84,7 @@ class _LockstepScorer:
             self._forward(_dummy_batch())
 
     def abort(self) -> None:
-        """Keep the others, to whom the failure is told, from one more forward."""
+        """Stop the other ranks before their next forward pass."""
         if not self._in_forward:
             self._all_reduce_max(_FAILED)
 

@@ -24,7 +24,7 @@ from spin_composer.store.unit import UnitReport
 
 @dataclass(frozen=True)
 class PlayReport:
-    """What an iteration's play came to: its units' reports, and what the run made of them."""
+    """The result of an iteration's play: its units' reports and the run's own figures."""
 
     units: tuple[UnitReport, ...]
     """The reports of all units of the iteration."""
@@ -35,12 +35,12 @@ class PlayReport:
 
     @property
     def pairs(self) -> int:
-        """Pairs of the iteration, those of earlier iterations that are replayed included."""
+        """Pairs of the iteration, including replayed pairs of earlier iterations."""
         return sum(unit.pairs for unit in self.units)
 
     @property
     def left_out_pairs(self) -> int:
-        """Pairs that an epoch leaves out: too few for a batch."""
+        """Pairs that each epoch leaves out because they do not fill a batch."""
         return self.pairs % self.batch_size
 
     @property
@@ -50,12 +50,12 @@ class PlayReport:
 
     @property
     def spans(self) -> tuple[tuple[float, float], ...]:
-        """When each unit was made: began and ended, in seconds since the epoch."""
+        """Start and end of each unit's creation, in seconds since the epoch."""
         return tuple((unit.began, unit.ended) for unit in self.units)
 
     @property
     def played(self) -> Iterator[UnitReport]:
-        """The units whose prompts were answered, not replayed."""
+        """The units that were generated, not replayed."""
         return (unit for unit in self.units if unit.kind == PLAY)
 
     @property
@@ -68,7 +68,7 @@ class PlayReport:
         return sum(map(number, self.played)) / max(1, self.prompts)
 
     def metrics(self) -> dict[str, float]:
-        """Return the value of every registered metric that the play has, by its logged name."""
+        """Return the values of all registered metrics that apply, by logged name."""
         values = {name: metric.value(self) for name, metric in PLAY_METRICS.items()}
         return {name: value for name, value in values.items() if value is not None}
 
@@ -79,13 +79,13 @@ _Value = TypeVar("_Value", bound=Value)
 
 @dataclass(frozen=True)
 class PlayMetric:
-    """How a metric is computed, and what the docs say of it."""
+    """A metric of play and its documentation."""
 
     value: Value
-    """Its value, or None where the play has none; its docstring's first line is its meaning."""
+    """Returns the value, or None if it does not apply; its docstring's first line documents it."""
     unit: str
     nemo_aligner: str | None
-    """Its name in NeMo-Aligner's SPIN."""
+    """Name of the metric in NeMo-Aligner's SPIN."""
 
 
 PLAY_METRICS: dict[str, PlayMetric] = {}

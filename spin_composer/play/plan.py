@@ -1,4 +1,4 @@
-"""What an iteration plays: which prompts, in which units, whatever the number of ranks."""
+"""The units of an iteration and their prompts, independent of the number of ranks."""
 
 from __future__ import annotations
 
@@ -36,25 +36,21 @@ def plan_units(
     seed: int,
     iteration: int,
     num_examples: int,
-    replayed: Mapping[int, int] | None = None,
+    replayed: Mapping[int, int],
 ) -> list[Unit]:
-    """Return the units of an iteration, a function of its arguments alone.
+    """Return the units of an iteration, a pure function of its arguments.
 
-    The unit at position u is stored as unit u. Units that are played come first; those replayed
-    come after them, iteration by iteration.
+    The unit at position u is stored as unit u. Played units come first, then replayed ones,
+    iteration by iteration.
 
     Args:
-        settings: Of this iteration; earlier ones may have been played with others.
-        seed: Of play.
-        iteration: Which one.
+        settings: Settings of this iteration; earlier ones may have been played with others.
+        seed: Seed of play.
+        iteration: Index of the iteration.
         num_examples: Rows of the SFT set.
-        replayed: Units to replay of each earlier iteration, which its manifest tells; None: as
-            many as this one plays.
+        replayed: Number of units to replay, by earlier iteration.
     """
     units: list[Unit] = list(_play_units(settings, seed, iteration, num_examples))
-    if replayed is None:
-        earlier = range(max(0, iteration - settings.replay), iteration)
-        replayed = dict.fromkeys(earlier, len(units))
     for earlier, count in sorted(replayed.items()):
         units += [ReplayUnit(earlier, unit) for unit in range(count)]
     return units
@@ -73,14 +69,14 @@ def _play_units(
 
 
 def too_few_units_warning(units: Sequence[Unit], num_ranks: int) -> str | None:
-    """Return a warning if smaller units would give more ranks something to play, or None."""
+    """Return a warning if smaller units would keep more ranks busy, or None."""
     sizes = [len(unit.indices) for unit in units if isinstance(unit, PlayUnit)]
-    even = -(-sum(sizes) // num_ranks)  # of the largest share, if all ranks had one unit
+    even = -(-sum(sizes) // num_ranks)  # prompts per rank, if every rank had one unit
     if len(sizes) >= num_ranks or max(sizes, default=0) <= even:
         return None
     return (
-        f"{len(sizes)} unit(s) for {num_ranks} ranks: {num_ranks - len(sizes)} of them play "
-        f"nothing. Set algorithms.spin.unit_size to {even} or less."
+        f"{len(sizes)} unit(s) for {num_ranks} ranks: {num_ranks - len(sizes)} of them are idle. "
+        f"Set algorithms.spin.unit_size to {even} or less."
     )
 
 

@@ -1,9 +1,9 @@
 """One iteration of play: answer the prompts, score both sides, store the units.
 
-Units are taken by ranks from a shared counter, so a slow rank does not hold up the others; what
-a unit holds does not depend on who makes it. No collective is made between the gathering of the
-parameters and the end, and ranks wait for one another by looking at the store: no timeout of the
-process group can end a long play. Where the parameters are not gathered, see lockstep.py.
+Ranks claim units from a shared counter, so a slow rank does not block the others; a unit's content
+does not depend on the rank that makes it. There is no collective between gathering the parameters
+and the end, and ranks wait by polling the store, so the process group's timeout cannot end a long
+play. See lockstep.py for the case that parameters are not gathered.
 """
 
 from __future__ import annotations
@@ -36,24 +36,24 @@ _NOISE_PAIRS = 8
 
 @dataclass(frozen=True)
 class Draft:
-    """A unit before it is scored: pairs without the opponent's sums, in order."""
+    """A unit before scoring: pairs without the opponent's log-prob sums, in order."""
 
     index: int
     unit: Unit
     pairs: list[Pair]
     responses: list[Response]
-    """All that were generated for it, those of pairs that were dropped included."""
+    """All generated responses, including those of dropped pairs."""
     engine_logps: list[float | None]
-    """The engine's log-prob sum of each pair's response, where it gave one."""
+    """The engine's log-prob sum of each pair's response, or None."""
     seconds: float
-    """What answering took."""
+    """Duration of generation."""
     started_at: float = 0.0
-    """When, in seconds since the epoch."""
+    """Start of generation, in seconds since the epoch."""
 
 
 @dataclass(frozen=True)
 class Scored:
-    """A unit that is ready to be stored."""
+    """A scored unit, ready to be stored."""
 
     draft: Draft
     pairs: list[Pair]
@@ -65,17 +65,17 @@ class Player:
     """Makes the units of one iteration on one rank.
 
     Args:
-        store: Where units go.
+        store: The store of the units.
         generator: Answers the prompts.
         score: Returns the opponent's log-prob sums [B, 2] of a pair batch, in training's layout
             and precision.
         examples: The SFT set: ``examples[i]`` has ``prompt`` and ``response`` ids.
         seed: Seed of play.
-        score_batch_size: Pairs scored at once.
-        meter: Counts what is done.
-        is_duplicate: Tells which generated responses equal the real ones.
-        before_commit: Called before each unit is stored; raises if it must not be.
-        verify_lock: Called now and then on rank 0; raises if the store became another run's.
+        score_batch_size: Pairs per forward pass of scoring.
+        meter: Counts progress.
+        is_duplicate: Returns which generated responses equal the real ones.
+        before_commit: Called before each unit is stored; raises if it must not be stored.
+        verify_lock: Called periodically on rank 0; raises if another run took over the store.
     """
 
     store: Store
@@ -94,7 +94,7 @@ class Player:
         return self.commit(iteration, self.score_draft(self.draft(iteration, index, unit)))
 
     def draft(self, iteration: int, index: int, unit: Unit) -> Draft:
-        """Answer a unit's prompts, or read the unit that is replayed."""
+        """Answer a unit's prompts, or read a replayed unit."""
         started, started_at = time.perf_counter(), time.time()
         if isinstance(unit, ReplayUnit):
             pairs = list(self.store.read_unit(unit.iteration, unit.unit))
@@ -131,8 +131,8 @@ class Player:
         """Store a unit; return its report.
 
         Raises:
-            StoreError: If another play of the iteration was begun meanwhile.
-            EngineError: If another model than the opponent answered it.
+            StoreError: If another play of the iteration has been started.
+            EngineError: If another model than the opponent generated it.
         """
         noise = unit.report.noise
         gap = self.generator.check_logps(unit.pairs, unit.draft.engine_logps, noise)
@@ -142,7 +142,7 @@ class Player:
         return report
 
     def recover(self, iteration: int, index: int, unit: Unit) -> bool:
-        """Tell whether a unit is there after all: by another job, or a process that was killed."""
+        """Return whether a unit exists by now: made by another job, or by a killed process."""
         if not self.store.recover_unit(iteration, index):
             return False
         if isinstance(unit, PlayUnit):
@@ -154,7 +154,7 @@ class Player:
     def _answer(
         self, iteration: int, index: int, unit: PlayUnit
     ) -> tuple[list[Pair], list[float | None], list[Response]]:
-        """Return a unit's pairs, the engine's log-probs of their responses, and all responses."""
+        """Return a unit's pairs, the engine's log-probs of their responses, all responses."""
         examples = [self.examples[int(i)] for i in unit.indices]
         seed = unit_seed(self.seed, iteration, index)
         with self.meter.answering():
@@ -168,7 +168,7 @@ class Player:
         return pairs, [r.logp for _, _, r in kept], responses
 
     def _rescore(self, pairs: Sequence[Pair]) -> tuple[list[Pair], float]:
-        """Score pairs with the current opponent; also measure the noise of scoring."""
+        """Score pairs with the current opponent, and measure the noise of scoring."""
         sums = np.empty((len(pairs), 2))
         size = self.score_batch_size
         noise = 0.0
@@ -194,7 +194,7 @@ class Player:
 
 
 def _require_finite(pairs: Sequence[Pair]) -> None:
-    """Refuse the opponent's sums that are NaN or infinite: pairs could not be trained on them."""
+    """Reject NaN or infinite log-prob sums of the opponent."""
     bad = [
         pair.index
         for pair in pairs
@@ -213,17 +213,17 @@ def _unit_starts(num_pairs: int) -> range:
 
 
 Job = tuple[int, Unit]
-"""A unit that is to be made, and its number."""
+"""The index of a unit to make, and the unit."""
 
 Schedule = Callable[[Player, SharedWork, int, Sequence[Job]], Iterator[UnitReport | None]]
-"""Makes jobs of an iteration together with the other ranks; yields the reports of this rank's, and
-None for one that was there after all: made by another job, or by a process that was killed."""
+"""Makes jobs of an iteration together with the other ranks; yields the reports of this rank's jobs,
+and None for a unit that exists by now (made by another job, or by a killed process)."""
 
 
 def run_independently(
     player: Player, work: SharedWork, iteration: int, jobs: Sequence[Job]
 ) -> Iterator[UnitReport | None]:
-    """Make units as ranks come to them, each rank for itself: a slow one holds up nobody."""
+    """Make units independently of the other ranks: a slow rank does not block them."""
     for position in work.claims():
         there = player.recover(iteration, *jobs[position])
         yield None if there else player.make(iteration, *jobs[position])
@@ -235,14 +235,13 @@ def make_units(
     schedule: Schedule = run_independently,
     begin: Callable[[], None] = lambda: None,
 ) -> None:
-    """Make the units that a plan says are missing, on all ranks together.
+    """Make the missing units of a plan, on all ranks together.
 
     Args:
-        player: This rank's; with ``run_independently`` its model's parameters are gathered.
-        plan: The iteration's.
-        schedule: How ranks share them.
-        begin: Called on rank 0 when nothing can refuse the play any more, before anything is
-            written.
+        player: This rank's player; ``run_independently`` needs gathered parameters.
+        plan: The plan of the iteration.
+        schedule: How ranks share the units.
+        begin: Called on rank 0 after all checks, before anything is written.
 
     Raises:
         StoreError: If the store is not shared between ranks, or an earlier one is damaged.
@@ -275,16 +274,14 @@ def finish_play(
     remedy: str = REGENERATE_UNIT,
     verified: Collection[int] = (),
 ) -> PlayReport:
-    """Verify and merge an iteration whose units are all there; return their figures.
-
-    A collective.
+    """Verify and merge the units of a complete iteration and return their reports; a collective.
 
     Args:
-        store: The run's.
-        iteration: Which one.
-        num_units: How many units it has.
-        remedy: What to do about a unit that is not whole.
-        verified: Units that this process has verified since it began to plan the iteration.
+        store: The run's store.
+        iteration: Index of the iteration.
+        num_units: Number of its units.
+        remedy: What to do about an incomplete unit.
+        verified: Units that this process has verified already, since it planned the iteration.
 
     Raises:
         StoreError: If a unit is missing or damaged.
@@ -303,7 +300,7 @@ def fetch_units(
     verified: Collection[int] = (),
     merge: bool = False,
 ) -> None:
-    """Have an iteration's units, verified, on every node; a collective.
+    """Make an iteration's units available and verified on every node; a collective.
 
     Raises:
         StoreError: If one is missing or damaged.
@@ -322,7 +319,7 @@ def fetch_units(
 
 
 def _totals(store: Store, jobs: Sequence[Job], existing_units: int) -> Totals:
-    """Return what is to be done."""
+    """Return the amount of work in jobs."""
     units = [unit for _, unit in jobs]
     prompts = sum(len(unit.indices) for unit in units if isinstance(unit, PlayUnit))
     replayed = [unit for unit in units if isinstance(unit, ReplayUnit)]
@@ -331,7 +328,7 @@ def _totals(store: Store, jobs: Sequence[Job], existing_units: int) -> Totals:
 
 
 def _fetch_replayed(store: Store, units: Sequence[Unit]) -> None:
-    """Verify the earlier iterations that are replayed, once, before their units are read."""
+    """Fetch and verify the replayed units of earlier iterations, once, before they are read."""
     counts: dict[int, int] = {}
     for unit in units:
         if isinstance(unit, ReplayUnit):

@@ -1,6 +1,6 @@
-"""Before an iteration is played: what is there of it is checked, and space is counted.
+"""Checks before an iteration is played: existing units, and space on the disk.
 
-Everything here is done by one rank, while the others wait for its word.
+Everything here runs on one rank, while the others wait for the result.
 """
 
 from __future__ import annotations
@@ -29,23 +29,23 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 _RUN_FIELDS = ("data", "tokenizer", "tokenize", "stop_token_id", "seed")
-"""Fields in which an iteration that is replayed must agree with the one that replays it."""
+"""Manifest fields in which a replayed iteration must agree with the one that replays it."""
 _TOKEN_BYTES = 4
 _ROW_BYTES = 128
-"""Of a row beside its tokens, generously: four numbers, and the sizes of three arrays."""
+"""Upper bound of a row's size besides its tokens: four numbers, and the sizes of three arrays."""
 _UNIT_BYTES = 5 * 4096
-"""Of a unit beside its rows: two small files, and blocks that are not full."""
+"""Upper bound of a unit's size besides its rows: two small files, and partial disk blocks."""
 _ASIDE_SECONDS = 3600.0
 
 
 @dataclass(frozen=True)
 class CheckedIteration:
-    """What a check of an iteration found in the store."""
+    """The result of :func:`check_iteration`."""
 
     missing: list[int]
     """The wanted units that are not complete, in order."""
     verified: frozenset[int]
-    """The units whose bytes are what was committed."""
+    """The units whose bytes were verified."""
 
 
 def check_iteration(
@@ -56,26 +56,26 @@ def check_iteration(
     repair: bool,
     wanted: Sequence[int],
 ) -> CheckedIteration:
-    """Check that an iteration can be played, and that what is there of it can be built upon.
+    """Check that an iteration can be played and that its existing units can be used.
 
-    Writes nothing: a run that is refused leaves the store as it was. (With ``repair``, damage is
-    set aside.)
+    Writes nothing, so a rejected run leaves the store unchanged. (With ``repair``, damaged units
+    are set aside.)
 
     Args:
-        store: The run's.
-        manifest: Of the play that is to be there.
-        units: Of the iteration; unit u is stored as unit u.
+        store: The run's store.
+        manifest: The expected manifest.
+        units: All units of the iteration; unit u is stored as unit u.
         examples: The SFT set; ``lengths`` [num_examples, 2] are tokens of prompt and response.
         repair: Set damaged units aside, to be made again.
-        wanted: The units that are to be made, if they are missing.
+        wanted: The units to make if they are missing.
 
     Returns:
         Which of those are missing, and which units this process has verified.
 
     Raises:
-        StoreError: If the folder is another run's, or damaged; with ``repair``, if it is another
-            run's. If an earlier iteration that is replayed is missing, or of other data.
-        EnvironmentFailure: If the disk has not the space that the missing units take.
+        StoreError: If the iteration belongs to another run; if it is damaged, unless ``repair``;
+            if a replayed iteration is missing or was played on other data.
+        EnvironmentFailure: If the disk has too little space for the missing units.
     """
     iteration = manifest["iteration"]
     _remove_leftovers(store, iteration)
@@ -100,10 +100,10 @@ def check_iteration(
 def needed_bytes(
     store: Store, units: Sequence[Unit], examples: ExampleDataset, max_new_tokens: int
 ) -> int:
-    """Return the most bytes that units take on the disk.
+    """Return an upper bound of the bytes that units take on the disk.
 
     Raises:
-        StoreError: If a unit that is replayed does not say how many it has.
+        StoreError: If the size of a replayed unit is unknown.
     """
     needed = _UNIT_BYTES * len(units)
     replayed: dict[int, list[int]] = {}
@@ -120,13 +120,13 @@ def needed_bytes(
 
 
 def replay_remedy(iteration: int) -> str:
-    """Return the remedy for an earlier iteration that is damaged when it is replayed."""
+    """Return the remedy for a damaged earlier iteration that is replayed."""
     again = _restore_or_play("all checkpoints after that iteration's start")
-    return f"It is replayed, and the opponent that played iteration {iteration} is gone: {again}."
+    return f"It is replayed, and the opponent of iteration {iteration} is not available: {again}."
 
 
 def resume_remedy(iteration: int, epochs_per_iteration: int) -> str:
-    """Return the remedy for a store that is damaged when the iteration's opponent is gone."""
+    """Return the remedy for a damaged store when the iteration's opponent is not available."""
     start = iteration * epochs_per_iteration
     which = f"all checkpoints after epoch {start}" if iteration else "all checkpoints"
     return (
@@ -137,13 +137,13 @@ def resume_remedy(iteration: int, epochs_per_iteration: int) -> str:
 
 def _restore_or_play(checkpoints: str) -> str:
     return (
-        f"restore it from a copy, or move {checkpoints} out of save_folder and give the same "
+        f"restore it from a copy, or move {checkpoints} out of save_folder and run the same "
         "command with algorithms.spin.repair=true"
     )
 
 
 def _check_units(store: Store, iteration: int, num_units: int, repair: bool) -> frozenset[int]:
-    """Refuse damaged units, or set them aside; return those that are as they were committed."""
+    """Reject damaged units, or set them aside; return the intact ones."""
     sound = set()
     for unit in range(num_units):
         if store.unit_folder(iteration, unit).exists():
@@ -161,7 +161,7 @@ def _check_units(store: Store, iteration: int, num_units: int, repair: bool) -> 
 
 
 def _set_unreadable_aside(store: Store, iteration: int) -> None:
-    """Set an iteration's folder aside if no manifest says what is in it."""
+    """Set an iteration's folder aside if it has units but no readable manifest."""
     folder = store.folder(iteration)
     units = folder / UNITS
     if not units.exists() or not any(units.iterdir()):
@@ -174,13 +174,13 @@ def _set_unreadable_aside(store: Store, iteration: int) -> None:
 
 
 def _remove_leftovers(store: Store, iteration: int) -> None:
-    """Remove what writers that were killed left aside; a live one's is younger than an hour."""
+    """Remove temporary files of killed writers; those of live writers are under an hour old."""
     folder = store.folder(iteration)
     now = time.time()
     for place in (store.root, folder, folder / UNITS):
         for path in list(place.iterdir()) if place.exists() else []:
             if is_temporary(path.name):
-                with suppress(FileNotFoundError):  # a job beside this run has just renamed it
+                with suppress(FileNotFoundError):  # another job has just renamed it
                     if now - path.stat().st_mtime > _ASIDE_SECONDS:
                         _remove(path)
 

@@ -1,9 +1,8 @@
-"""How far play is, over all ranks: prompts answered, pairs scored, and the time that is left.
+"""The progress of play over all ranks: prompts answered, pairs scored, time left.
 
-A unit takes minutes, so what counts are the prompts and pairs within units. Each rank has a
-:class:`Meter`; its counts are added to those of the others in the key-value store, and rank 0
-shows the sums. Answering and scoring have a speed each, measured in this play alone: units that
-were there before count for nothing.
+A unit takes minutes, so progress counts the prompts and pairs within units. Each rank has a
+:class:`Meter`; its counts are added up in the key-value store, and rank 0 shows the sums. The
+speeds of generation and of scoring are measured in this play only; existing units do not count.
 """
 
 from __future__ import annotations
@@ -20,14 +19,14 @@ from composer.utils import dist
 from tqdm import tqdm
 
 _FIRST_LINE_SECONDS, _LINE_SECONDS = 10.0, 60.0
-"""When a log, which is no terminal, gets a line."""
+"""Intervals of progress lines if the output is not a terminal."""
 
 Clock = Callable[[], float]
 
 
 @dataclass
 class Counts:
-    """What was done, of one rank or of all."""
+    """Progress of one rank, or of all ranks."""
 
     answered: int = 0
     """Prompts."""
@@ -38,19 +37,19 @@ class Counts:
     """Summed over ranks."""
     scoring_ms: int = 0
     skipped_prompts: int = 0
-    """Not to be answered after all: another process has made their unit."""
+    """Prompts that another process has answered."""
     skipped_pairs: int = 0
-    """Not to be scored after all: also those whose response equals the real one."""
+    """Pairs that another process has scored, or whose response equals the real one."""
 
 
 FIELDS = tuple(Counts.__dataclass_fields__)
 
 
 class Meter:
-    """Counts what one rank does; another thread may take the counts meanwhile.
+    """Counts the progress of one rank; thread-safe.
 
     Args:
-        clock: In seconds.
+        clock: Returns the time in seconds.
     """
 
     def __init__(self, clock: Clock = time.monotonic):
@@ -63,36 +62,36 @@ class Meter:
 
     @contextmanager
     def answering(self) -> Iterator[None]:
-        """Within, a unit's prompts are answered; :meth:`record_answered` tells how far that is."""
+        """Measure the time of answering a unit's prompts, counted by :meth:`record_answered`."""
         self._before = (self.counts.answered, self.counts.tokens)
         with self._timed("answering_ms"):
             yield
 
     def record_answered(self, answered: int, tokens: int) -> None:
-        """Count the prompts of this unit that are answered, and the tokens made for it so far."""
+        """Set the numbers of prompts answered and tokens generated so far in this unit."""
         with self._lock:
             self.counts.answered = self._before[0] + answered
             self.counts.tokens = self._before[1] + tokens
 
     @contextmanager
     def scoring(self) -> Iterator[None]:
-        """Within, pairs are scored."""
+        """Measure the time of scoring."""
         with self._timed("scoring_ms"):
             yield
 
     def record_scored(self, pairs: int) -> None:
-        """Count pairs that are scored."""
+        """Count scored pairs."""
         with self._lock:
             self.counts.scored += pairs
 
     def skip(self, prompts: int, pairs: int) -> None:
-        """Count what is not to be done after all."""
+        """Count work that another process has done, or that is not needed."""
         with self._lock:
             self.counts.skipped_prompts += prompts
             self.counts.skipped_pairs += pairs
 
     def pop_changes(self) -> dict[str, int]:
-        """Return what has been added since the last time; a token count may also fall."""
+        """Return the changes since the last call; a token count may also decrease."""
         with self._lock:
             self._tick()
             added = {n: getattr(self.counts, n) - getattr(self._taken, n) for n in FIELDS}
@@ -111,7 +110,7 @@ class Meter:
                 self._running = None
 
     def _tick(self) -> None:
-        """Add the time of what is under way, to whole milliseconds."""
+        """Add the elapsed time of the running activity, in whole milliseconds."""
         if self._running is not None:
             name, since = self._running
             more = int(1000 * (self.clock() - since))
@@ -121,26 +120,26 @@ class Meter:
 
 @dataclass(frozen=True)
 class Totals:
-    """What a play is to do."""
+    """The amount of work of a play."""
 
     units: int
     prompts: int
     pairs: int
     existing_units: int = 0
-    """Made before, and in none of the other numbers."""
+    """Units made before, not part of the other numbers."""
 
 
 def seconds_left(totals: Totals, counts: Counts, units: int, elapsed: float) -> float | None:
-    """Return how long play will take yet at the speeds measured so far, as far as can be told.
+    """Estimate the remaining seconds of play from the speeds measured so far.
 
     Args:
-        totals: What is to be done.
-        counts: What was done, by all ranks.
-        units: How many of the units are done: no more ranks than the others can be at work.
-        elapsed: Seconds since its start. It holds what ranks spend on nothing that is counted.
+        totals: The amount of work.
+        counts: Progress of all ranks.
+        units: Finished units; at most one rank works on each remaining one.
+        elapsed: Seconds since the start, including time that ranks spend on other things.
 
     Returns:
-        None while no prompt has been answered.
+        None until a prompt has been answered.
     """
     prompts = totals.prompts - counts.answered - counts.skipped_prompts
     pairs = totals.pairs - counts.scored - counts.skipped_pairs
@@ -159,13 +158,13 @@ def seconds_left(totals: Totals, counts: Counts, units: int, elapsed: float) -> 
 
 
 class Progress:
-    """Shows rank 0's user how far all ranks are: a bar on a terminal, else a line now and then.
+    """Shows the progress of all ranks on rank 0: a bar on a terminal, else a line periodically.
 
     Args:
-        iteration: Which one is played.
-        totals: What is to be done.
-        clock: In seconds.
-        stream: Where it is shown.
+        iteration: Index of the iteration.
+        totals: The amount of work.
+        clock: Returns the time in seconds.
+        stream: Output; stderr if None.
     """
 
     def __init__(
@@ -207,11 +206,11 @@ class Progress:
             self._shows = False
 
     def show(self, counts: Counts, units: int) -> None:
-        """Show what all ranks have done; may be called by any thread.
+        """Show the progress of all ranks; thread-safe.
 
         Args:
-            counts: Of all ranks.
-            units: Of those that were to be made, how many are done.
+            counts: Progress of all ranks.
+            units: Finished units.
         """
         with self._lock:
             if not self._shows:
@@ -226,7 +225,7 @@ class Progress:
                 self._print(self.text(counts, units))
 
     def text(self, counts: Counts, units: int) -> str:
-        """Return what is shown."""
+        """Return the progress as text."""
         elapsed = max(self.clock() - self.started, 1e-9)
         totals, parts = self.totals, []
         if prompts := totals.prompts - counts.skipped_prompts:
@@ -234,7 +233,7 @@ class Progress:
             parts.append(f"{counts.answered} of {prompts} prompts answered ({speed})")
         parts.append(f"{counts.scored} of {totals.pairs - counts.skipped_pairs} pairs scored")
         if totals.existing_units:
-            parts.append(f"{totals.existing_units} units were there")
+            parts.append(f"{totals.existing_units} units existed")
         if units >= totals.units:
             return ", ".join([*parts, f"done in {_format_duration(elapsed)}"])
         left = seconds_left(totals, counts, units, elapsed)

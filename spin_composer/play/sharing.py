@@ -1,4 +1,4 @@
-"""Work shared out between ranks: who takes what, how far all are, and whether all still live."""
+"""Work shared between ranks: claiming it, the progress of all ranks, and their heartbeats."""
 
 from __future__ import annotations
 
@@ -20,23 +20,22 @@ from spin_composer.store.layout import HEARTBEAT_SECONDS
 PROGRESS_SECONDS = 1.0
 RANKS_PER_PROGRESS_SECOND = 100
 HEARTBEAT_TIMEOUT_SECONDS = 180.0
-"""A rank that was not heard for so long is taken to be dead."""
+"""A rank without a heartbeat for so long is considered dead."""
 _STORE_GONE_ERRORS = (DistNetworkError, DistStoreError)
-"""What the key-value store raises where the process at its other end is gone."""
+"""Errors of the key-value store if the process that hosts it is gone."""
 
 
 class SharedWork:
-    """A count of pieces of work that ranks take one by one, in order; a collective to make.
+    """Items of work that ranks claim one by one, in order; creating it is a collective.
 
-    As a context, it defers signals, for which whoever works within looks between steps; it tells
-    the other ranks if this one fails within, and each rank's heartbeat to
-    rank 0, which ends the work if one is not heard any more: the launcher of another node may not
-    know that it has died.
+    As a context manager it defers signals (the caller checks for them between steps), notifies the
+    other ranks if this one fails, and sends heartbeats to rank 0, which ends the work if a rank is
+    silent: the launcher of another node may not know that it has died.
 
     Args:
-        count: Pieces.
-        on_heartbeat: Called now and then on rank 0; what it raises ends the work.
-        progress: Whose meter counts what this rank does within pieces; shown the sums on rank 0.
+        count: Number of items.
+        on_heartbeat: Called periodically on rank 0; an exception ends the work.
+        progress: Has the meter of this rank's progress; rank 0 shows the sums.
     """
 
     def __init__(
@@ -57,20 +56,20 @@ class SharedWork:
         self._thread = threading.Thread(target=self._send_heartbeats, daemon=True)
 
     def claims(self) -> Iterator[int]:
-        """Yield the pieces that this rank is to do; no other rank gets them."""
+        """Yield the items that this rank has claimed; no other rank gets them."""
         interrupt.check()
         while (position := self._store.add(f"{self._key}/next", 1) - 1) < self.count:
             yield position
             self._check_interrupted()
 
     def done(self) -> None:
-        """Count a piece as done."""
-        self._push_counts()  # so that rank 0 has it when it learns that all is done
+        """Mark an item as done."""
+        self._push_counts()  # before rank 0 learns that everything is done
         self._store.add(f"{self._key}/done", 1)
         self._show()
 
     def wait(self) -> None:
-        """Return when all pieces are done, by whatever rank.
+        """Wait until all items are done, by any rank.
 
         Raises:
             StoreError, EnvironmentFailure, RuntimeError: As :meth:`check`.
@@ -82,12 +81,12 @@ class SharedWork:
         self._show()
 
     def check(self) -> None:
-        """Raise if another rank has failed: what it raised where a user can correct that.
+        """Raise if another rank has failed; the message names the rank.
 
         Raises:
-            InputError, StoreError: What it met.
-            EnvironmentFailure: If its machine failed, or it is not heard any more.
-            RuntimeError: If it raised anything else; all name the rank.
+            InputError, StoreError: The error of that rank.
+            EnvironmentFailure: If its machine failed, or its heartbeats stopped.
+            RuntimeError: If it raised anything else.
         """
         failed = f"{self._key}/failed"
         if self._store.check([failed]):
@@ -112,11 +111,10 @@ class SharedWork:
             self.report_failure(error)
 
     def barrier(self) -> None:
-        """Return when all ranks have come here, however long it takes; no collective.
+        """Wait, without a collective or timeout, until all ranks have called this.
 
         Raises:
-            InputError, StoreError, EnvironmentFailure, RuntimeError: As :meth:`check`, if one of
-                them fails instead.
+            InputError, StoreError, EnvironmentFailure, RuntimeError: See :meth:`check`.
         """
         self._barrier_arrivals += dist.get_world_size()
         self._store.add(f"{self._key}/met", 1)
@@ -126,8 +124,8 @@ class SharedWork:
             next(wait)
 
     def report_failure(self, error: BaseException) -> None:
-        """Tell the other ranks that this one failed, unless another failure was reported before."""
-        with suppress(*_STORE_GONE_ERRORS):  # the store's process may be what failed
+        """Notify the other ranks that this one failed, unless a failure was reported before."""
+        with suppress(*_STORE_GONE_ERRORS):  # it may be the store's process that failed
             if not self._store.check([f"{self._key}/failed"]):
                 code, said = explain(error) or (1, error)
                 self._fail(code, f"rank {self._rank} failed in play: {said}")
@@ -136,9 +134,9 @@ class SharedWork:
         self._store.set(f"{self._key}/failed", f"{code} {text}")
 
     def _push_counts(self) -> None:
-        """Add this rank's counts to those of all."""
+        """Add this rank's counts to the sums."""
         if self._progress is not None:
-            with self._push_lock:  # the heartbeat's thread and the rank's own
+            with self._push_lock:  # called by the heartbeat thread and the main thread
                 for name, more in self._progress.meter.pop_changes().items():
                     self._store.add(f"{self._key}/counts/{name}", more)
 
@@ -152,7 +150,7 @@ class SharedWork:
             self._progress.show(Counts(**sums), done)
 
     def _heartbeat_seconds(self) -> float:
-        """Often where a user looks on, and never more often than one process can answer."""
+        """Return the interval: short if progress is shown, but bounded by the store's load."""
         shown = max(PROGRESS_SECONDS, dist.get_world_size() / RANKS_PER_PROGRESS_SECOND)
         return min(
             HEARTBEAT_SECONDS if self._progress is None else shown, HEARTBEAT_TIMEOUT_SECONDS / 4
@@ -168,13 +166,13 @@ class SharedWork:
                 if self._rank == 0:
                     self._check_heartbeats(seen)
             except _STORE_GONE_ERRORS:
-                return  # the store's process is gone, which the rank's own thread meets as well
-            except Exception as error:  # the thread stops, which is not the silence of a dead rank
+                return  # the store's process is gone: the main thread raises as well
+            except Exception as error:  # else the heartbeats would just stop, as of a dead rank
                 self.report_failure(error)
                 return
 
     def _check_remote_signals(self) -> None:
-        """Stop this rank's work, wherever it is, if another rank was interrupted."""
+        """Record the signal of an interrupted rank, which stops this rank too."""
         failed = f"{self._key}/failed"
         if self._store.check([failed]):
             code = int(self._store.get(failed).split()[0])
@@ -182,7 +180,7 @@ class SharedWork:
                 interrupt.record_signal(code - 128)
 
     def _check_heartbeats(self, seen: dict[int, tuple[int, float]]) -> None:
-        """Compare every rank's pulse with the last one heard; end the work if one is silent."""
+        """Check every rank's heartbeat; end the work if one is silent."""
         now = time.monotonic()
         for rank in range(dist.get_world_size()):
             beat = self._store.add(self._heartbeat_key(rank), 0)

@@ -1,4 +1,4 @@
-"""The checkpoint that a run goes on from: of self-play, and with every weight that is trained."""
+"""Checks of the loaded checkpoint: it is of a SPIN run, and has all trained weights."""
 
 from __future__ import annotations
 
@@ -16,13 +16,13 @@ log = logging.getLogger(__name__)
 
 
 def check_is_self_play(state: State, restored: bool) -> None:
-    """Refuse to go on from the checkpoint of another training, at ``AFTER_LOAD``.
+    """Reject a checkpoint of another kind of training, at ``AFTER_LOAD``.
 
-    Its clock would have the run resumed in the midst of a game that was never played.
+    Its clock would resume the run in the middle of an iteration that was never played.
 
     Args:
-        state: After a checkpoint was loaded, if one was.
-        restored: It held the algorithm's state.
+        state: Composer's state after loading.
+        restored: The checkpoint had the algorithm's state.
 
     Raises:
         InputError: Names the key that takes its weights only.
@@ -37,11 +37,11 @@ def check_is_self_play(state: State, restored: bool) -> None:
 
 
 def track_missing_weights(state: State) -> set[str]:
-    """Have the names of trained parameters noted that a checkpoint, loaded next, lacks.
+    """Record which trained parameters the checkpoint lacks that is loaded next.
 
     Returns:
-        Filled while it is loaded. Composer itself resumes from a checkpoint that lacks weights
-        without a word.
+        A set that is filled during loading. Composer itself silently resumes from a checkpoint that
+        lacks weights.
     """
     missing: set[str] = set()
     load = state.load_model_state
@@ -57,9 +57,9 @@ def track_missing_weights(state: State) -> set[str]:
 
 
 def check_restored(state: State, missing: set[str] | None) -> None:
-    """Refuse to go on from a checkpoint that lacks weights which are trained; a collective.
+    """Reject a checkpoint that lacks trained weights; a collective.
 
-    Before the first batch they are the base model's in any case: a warning then.
+    Before the first batch it is only a warning: they are the base model's weights anyway.
 
     Raises:
         InputError: Names the weights.
@@ -75,5 +75,5 @@ def check_restored(state: State, missing: set[str] | None) -> None:
         return
     raise InputError(
         f"{which}: {OTHER_WEIGHTS}, and the run cannot go on as it was. Train the same weights, or "
-        "start anew with another run_name and other folders."
+        "start over with another run_name and other folders."
     )

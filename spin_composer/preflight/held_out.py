@@ -1,4 +1,4 @@
-"""Whether held-out rows are measured by the ids that are trained on: named in the log if not."""
+"""Warning if held-out rows are tokenized differently than the training rows."""
 
 from __future__ import annotations
 
@@ -19,11 +19,11 @@ log = logging.getLogger(__name__)
 def warn_about_tokenization_mismatch(
     evaluators: Sequence[Evaluator], examples: ExampleDataset
 ) -> None:
-    """Warn of evaluations whose likelihood is of other ids than training's.
+    """Warn about evaluations of held-out rows that are tokenized differently than in training.
 
     Args:
-        evaluators: The Trainer's.
-        examples: What is played and trained on.
+        evaluators: The Trainer's evaluators.
+        examples: The training rows.
     """
     for evaluator in evaluators if dist.get_global_rank() == 0 else ():
         loader = evaluator.dataloader.dataloader
@@ -39,11 +39,11 @@ def warn_about_tokenization_mismatch(
 
 def _is_foundry_loader(loader: object) -> bool:
     if sys.modules.get("llmfoundry") is None:
-        return False  # nothing of it can be here
+        return False  # no loader can be llm-foundry's
     from spin_composer.foundry.finetuning import Seq2SeqFinetuningCollator
 
     collator: Any = getattr(loader, "collate_fn", None)
-    while hasattr(collator, "base_collator"):  # what counts tokens, or packs
+    while hasattr(collator, "base_collator"):  # wrappers that count tokens or pack
         collator = collator.base_collator
     return isinstance(collator, Seq2SeqFinetuningCollator)
 

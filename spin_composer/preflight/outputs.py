@@ -1,4 +1,4 @@
-"""What a run will write, tried before it costs: checkpoints, exports, and their folders."""
+"""Dry run of a run's outputs: checkpoints, exports, and their folders."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from spin_composer.settings.spin import SpinSettings
 
 
 def dry_run_outputs(state: State, settings: SpinSettings, model: SpinLM) -> None:
-    """Try what the run's checkpoints and exports will write; a collective.
+    """Try to write what checkpoints and exports will contain; a collective.
 
     Call it before FSDP wraps the model.
 
@@ -42,12 +42,12 @@ def dry_run_outputs(state: State, settings: SpinSettings, model: SpinLM) -> None
 
 
 def check_writable(state: State) -> None:
-    """Try to write where checkpoints and exports will go, if on a disk; a collective.
+    """Check that the local folders of checkpoints and exports are writable; a collective.
 
-    Found at the first save, a folder that cannot be written would cost the work until then.
+    An error at the first save would lose the work until then.
 
     Raises:
-        OSError: The system's own, with the file's name.
+        OSError: The system's error, with the file's name.
     """
     savers = [c for c in state.callbacks if isinstance(c, CheckpointSaver)]
     folders = [saver.folder for saver in savers if saver.remote_uploader is None]

@@ -1,4 +1,4 @@
-"""Whether the rows fit the model that is trained on them, and a batch of one of them."""
+"""Checks of the training rows against the model, and a short batch for the head's check."""
 
 from __future__ import annotations
 
@@ -17,14 +17,14 @@ from spin_composer.pretrained.limits import model_limits
 from spin_composer.settings.spin import SpinSettings
 
 _SHORT_TOKENS = 64
-"""Of a prompt, and of a response."""
+"""Tokens of the prompt and of the response in the short batch."""
 
 
 def check_rows_fit(settings: SpinSettings, loader: DataLoader[Example], model: SpinLM) -> None:
-    """Refuse rows that the model has no positions for, or that fill no batch.
+    """Reject rows that exceed the model's positions, or too few rows for a batch.
 
     Args:
-        settings: The game's.
+        settings: The algorithm's settings.
         loader: The SFT loader.
         model: The SpinLM.
 
@@ -54,7 +54,7 @@ def check_microbatches(settings: SpinSettings, state: State, device_batch_size: 
 
 
 def short_pair_batch(examples: ExampleDataset) -> PairBatch:
-    """Return a short pair batch of the first example, both sides real, to check the head with."""
+    """Return a short pair batch of the first example, both sides real, for the head's check."""
     first = examples[0]
     response = first.response[:_SHORT_TOKENS]
     return collate_pairs([Pair(first.prompt[-_SHORT_TOKENS:], response, response)])

@@ -1,4 +1,4 @@
-"""Whether what is played are samples of the policy: named in the log if not."""
+"""Warning if sampling settings make responses differ from samples of the policy."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ log = logging.getLogger(__name__)
 
 
 def warn_off_policy(settings: SpinSettings) -> None:
-    """Warn of sampling settings under which responses are not the policy's samples."""
+    """Warn about sampling settings with which responses are not samples of the policy."""
     generation = settings.generation
     if generation.off_policy_settings and dist.get_global_rank() == 0:
         given = ", ".join(

@@ -1,4 +1,4 @@
-"""Whether the policy was tuned on rows tokenized in the way that ``tokenize`` says."""
+"""Check that the policy was tuned on rows tokenized as the setting ``tokenize`` says."""
 
 from __future__ import annotations
 
@@ -15,18 +15,18 @@ from spin_composer.data.pairs import Pair, PairBatch, collate_pairs
 from spin_composer.errors import InputError
 
 ROWS = 8
-"""Rows that are scored, of the first in memory."""
+"""Number of scored rows."""
 SAME_TOKENS = 8
-"""Ways that agree on this many first tokens say nothing of how a response begins."""
+"""If both ways agree on this many first tokens, the row is no evidence."""
 MARGIN = 3.0
-"""Nats by which the other way must be likelier, and likelier than a uniform guess. A tuned model
-is surer by far; the logits of a random one of width 4096 differ by 1.3 (0.02 * sqrt(4096))."""
+"""Nats by which the other way must be more likely, also than a uniform guess. A tuned model is far
+more certain; logits of a random model of width 4096 differ by 1.3 (0.02 * sqrt(4096))."""
 
 
 def differing_starts(examples: ExampleDataset) -> list[tuple[Pair, Pair]]:
-    """Return rows that differ at the response's start, (this way, the other), cut after it.
+    """Return rows (this way, the other way) whose responses start differently, cut after that.
 
-    Both have as many tokens: else a random model would prefer the shorter.
+    Both have the same number of tokens: a random model would prefer the shorter one.
     """
     found = (
         (way.rendering, way.turns) if examples.tokenize == "rendering"
@@ -43,7 +43,7 @@ def _starts(this: Example | BadRow, other: Example | BadRow) -> tuple[Pair, Pair
     unlike = np.flatnonzero(this.response[:length] != other.response[:length])
     same = int(unlike[0]) if len(unlike) else length
     if not np.array_equal(this.prompt, other.prompt):
-        same = 0  # the same token after another prompt is evidence too
+        same = 0  # the same token after a different prompt is evidence too
     if same >= min(length, SAME_TOKENS):
         return None
     starts = [(one.prompt, one.response[: same + 1]) for one in (this, other)]
@@ -57,16 +57,16 @@ def check_tokenize(
     score: Callable[[PairBatch], Tensor],
     to_device: Callable[[PairBatch], PairBatch],
 ) -> None:
-    """Score how the first rows begin in both ways of tokenizing; a collective, as forwards are.
+    """Score the starts of responses in both ways of tokenizing; a collective (forward passes).
 
     Args:
-        examples: What is trained on; the same on all ranks, so that all run as many forwards.
-        vocabulary: Number of tokens.
-        score: Gives the log-prob sums [1, 2] of a pair batch.
-        to_device: Moves a batch to the model.
+        examples: The training rows, the same on all ranks.
+        vocabulary: Size of the vocabulary.
+        score: Returns the log-prob sums [1, 2] of a pair batch.
+        to_device: Moves a batch to the model's device.
 
     Raises:
-        InputError: The policy writes the other way.
+        InputError: The policy generates the other tokenization.
     """
     rows = [
         [float(score(to_device(collate_pairs([pair])))[0, 0]) for pair in pairs]
@@ -85,7 +85,7 @@ def check_tokenize(
 
 
 def prefers_other_tokenization(rows: Sequence[Sequence[float]], vocabulary: int) -> bool:
-    """Whether log-probs (this way, the other) of rows are evidence for the other."""
+    """Return whether log-probs of rows (this way, the other way) are evidence for the other."""
     if not rows or not all(math.isfinite(value) for row in rows for value in row):
         return False
     gain = sum(b - a for a, b in rows) / len(rows)

@@ -1,4 +1,4 @@
-"""What is trained: that it can move, that the optimizer holds it, and that exports can hold it."""
+"""Checks of the trained parameters: their dtype, the optimizer, and exports."""
 
 from __future__ import annotations
 
@@ -20,13 +20,13 @@ _SHOWN_NAMES = 3
 def check_trainable(
     state: State, model: nn.Module, allow_low_precision: bool, exports: bool = False
 ) -> None:
-    """Check that there is something to train, that it can move, and that the optimizer holds it.
+    """Check that there are trained parameters, of sufficient precision, and in the optimizer.
 
     Args:
-        state: For the optimizers.
+        state: Has the optimizers.
         model: The SpinLM.
-        allow_low_precision: Let weights be trained that are bf16 or fp16 themselves.
-        exports: The run writes Hugging Face folders, of a PEFT model its adapters' alone.
+        allow_low_precision: Allow trained weights in bf16 or fp16.
+        exports: The run exports Hugging Face folders; of a PEFT model only the adapters.
 
     Raises:
         InputError: Names the parameters and the remedy.
@@ -60,14 +60,14 @@ def check_trainable(
     beside = _unexported_parameters(model.get_submodule("model")) if exports else []
     if beside:
         raise InputError(
-            f"{len(beside)} parameters are trained beside the adapters ({first_names(beside)}), "
+            f"{len(beside)} parameters are trained besides the adapters ({first_names(beside)}), "
             "and the Hugging Face folders that the run exports hold the adapters alone. Name their "
             "modules in the LoraConfig's modules_to_save, or take the callback that exports out."
         )
 
 
 def _unexported_parameters(model: nn.Module) -> list[str]:
-    """Return the trained parameters of a PEFT model that are not part of its adapters' format."""
+    """Return the trained parameters of a PEFT model that its adapter format cannot hold."""
     configs: Any = getattr(model, "peft_config", None)
     if not configs:
         return []
@@ -87,6 +87,6 @@ def _unexported_parameters(model: nn.Module) -> list[str]:
 
 
 def first_names(names: Iterable[str]) -> str:
-    """Return the first of some parameters' names for a message, without the ComposerModel's."""
+    """Return the first few parameter names for a message, without the ComposerModel's prefix."""
     plain = [name.removeprefix("model.") for name in names]
     return ", ".join(plain[:_SHOWN_NAMES]) + (", ..." if len(plain) > _SHOWN_NAMES else "")

@@ -1,8 +1,8 @@
-"""A YAML's model section, checked with its tokenizer before rows are read and weights loaded.
+"""Checks of a YAML's model section with its tokenizer, before rows and weights are loaded.
 
-llm-foundry builds the tokenizer, then the loaders, then the model; SPIN's loader therefore checks
-here what the config transform told it of the run (``train_loader.run``). Without a YAML the model
-itself calls the functions of :mod:`spin_composer.pretrained.tokenizer_limits`.
+llm-foundry builds the tokenizer, then the loaders, then the model. Therefore SPIN's loader runs
+these checks, with what the config transform passes to it (``train_loader.run``). Without a YAML the
+model itself calls the functions of :mod:`spin_composer.pretrained.tokenizer_limits`.
 """
 
 from __future__ import annotations
@@ -23,24 +23,24 @@ if TYPE_CHECKING:
 
 
 class LoaderRun(TypedDict):
-    """What the config transform tells SPIN's loaders of their run: ``train_loader.run``."""
+    """What the config transform passes to SPIN's loaders: ``train_loader.run``."""
 
     model: Config
     """The ``model`` section."""
     max_new_tokens: int
-    """Of the longest response that will be generated; 0: none will."""
+    """Tokens of the longest generated response; 0: none is generated."""
     samples_per_iteration: int | str
-    """As of ``algorithms.spin``."""
+    """The setting of ``algorithms.spin``."""
     max_eval_tokens: int
-    """Of the longest row that llm-foundry's own evaluation loaders may make; 0: there is none."""
+    """Tokens of the longest row of llm-foundry's evaluation loaders; 0: there is none."""
     saves: bool
     """The run writes checkpoints or exports."""
     legacy_turns: bool
-    """It began when rows were tokenized turn by turn, and goes on so."""
+    """It was started before ``tokenize`` was a setting, with rows tokenized turn by turn."""
 
 
 def check_run(run: LoaderRun, tokenizer: PreTrainedTokenizerBase) -> ModelLimits:
-    """Check what a YAML's run says before its rows are read; a collective.
+    """Check a YAML's run before its rows are read; a collective.
 
     Returns:
         The model's limits, for :func:`~spin_composer.data.row_limits.check_rows`.
@@ -49,7 +49,7 @@ def check_run(run: LoaderRun, tokenizer: PreTrainedTokenizerBase) -> ModelLimits
         InputError: A line for each problem.
     """
     model, limits = run["model"], read_limits(run["model"])
-    resized = "pretrained_model_name_or_path" not in model  # MPT's always is, where need be
+    resized = "pretrained_model_name_or_path" not in model  # MPT is always resized if necessary
     resized = resized or bool(model.get("allow_embedding_resizing"))
     check_tokenizer(tokenizer, limits, resized)
     if resized and limits.vocabulary_size is not None:
@@ -69,7 +69,7 @@ def check_run(run: LoaderRun, tokenizer: PreTrainedTokenizerBase) -> ModelLimits
 
 
 def _check_lora_targets(model: Config) -> None:
-    """Refuse LoRA on modules that the model does not have: peft's own error comes after loading."""
+    """Reject LoRA on modules that the model does not have; peft would fail only after loading."""
     from accelerate import init_empty_weights
     from transformers import AutoModelForCausalLM
 
@@ -93,7 +93,7 @@ def _check_lora_targets(model: Config) -> None:
 
 
 def _dry_run(model: Config, tokenizer: PreTrainedTokenizerBase) -> None:
-    """Try what checkpoints and exports write and need no weights for."""
+    """Try to write the parts of checkpoints and exports that need no weights."""
     from spin_composer.pretrained.config import read_generation_config
     from spin_composer.pretrained.dry_run import dry_run_generation_config, dry_run_tokenizer
 

@@ -1,6 +1,6 @@
-"""The config that a model's weights are loaded with: of a folder or a Hub name, and overridden.
+"""The config that a model is loaded with: from a folder or the Hub, with overrides.
 
-transformers 4.51 and 5 name an argument differently; this module holds the name.
+transformers 4.51 and 5 name an argument differently; this module defines the name.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from spin_composer.settings.fields import suggest_key
 
 _VERSION = tuple(int(part) for part in transformers.__version__.split(".")[:2])
 DTYPE = "dtype" if _VERSION >= (4, 56) else "torch_dtype"
-"""What transformers calls the dtype of weights: an argument, and an attribute of a config."""
+"""transformers' name of the dtype of weights, as an argument and as a config's attribute."""
 _DTYPE_NAMES = ("dtype", "torch_dtype")
 DEFAULT_ATTENTION = "eager"
 
@@ -31,20 +31,20 @@ def read_config(
     attn_implementation: str | None = None,
     overrides: Mapping[str, Any] | None = None,
 ) -> PretrainedConfig:
-    """Read the config of a pretrained causal LM, of a multimodal model that of its language model.
+    """Read the config of a pretrained causal LM; of a multimodal model, its language model's.
 
-    Weights are loaded as fp32 unless ``overrides`` say otherwise, whatever their file holds.
+    The dtype of the weights is fp32 unless overridden, whatever the dtype of the file.
 
     Args:
         name: A folder or a Hub name.
         trust_remote_code: Run Python code that comes with the model.
-        token: For the Hub; true takes the one of ``hf auth login``, false sends none.
+        token: Hub token; true uses the one of ``hf auth login``, false sends none.
         attn_implementation: ``eager`` if None.
-        overrides: Values by setting; a mapping changes the named entries of a nested setting only.
+        overrides: Values by setting; a mapping changes only the given entries of a nested setting.
 
     Raises:
-        InputError: The model is quantized, or it has no setting of an override's name.
-        OSError: There is no such config; transformers says why.
+        InputError: The model is quantized, or an override's setting does not exist.
+        OSError: transformers cannot find the config.
     """
     attention = attn_implementation or DEFAULT_ATTENTION
     whole = AutoConfig.from_pretrained(
@@ -67,7 +67,7 @@ def read_config(
 
 
 def weights_dtype(config: PretrainedConfig) -> torch.dtype:
-    """Return the dtype that a config of :func:`read_config` gives the weights."""
+    """Return the dtype of weights in a config of :func:`read_config`."""
     dtype = getattr(config, DTYPE)
     return getattr(torch, dtype.removeprefix("torch.")) if isinstance(dtype, str) else dtype
 
@@ -83,7 +83,7 @@ def _override(config: PretrainedConfig, overrides: Mapping[str, Any]) -> None:
                 setattr(before, key, nested)
         elif isinstance(before, Mapping):
             for key, nested in _mapping(value, where).items():
-                # transformers 5 writes out a plain rotary embedding, which has no scaling.
+                # transformers 5 also has an entry for a rotary embedding without scaling.
                 if key not in before and before.get("rope_type") != "default":
                     raise InputError(
                         f"{where}.{key}={format_value(nested)}: the config has no such entry. "
@@ -95,7 +95,7 @@ def _override(config: PretrainedConfig, overrides: Mapping[str, Any]) -> None:
 
 
 def _known(config: PretrainedConfig, name: str, value: object, where: str) -> Any:
-    """Return a setting's value, or name the nearest one that there is."""
+    """Return a setting's value; raise with the closest name if it does not exist."""
     if not hasattr(config, name):
         names = sorted(key for key in config.to_dict() if not key.startswith("_"))
         raise InputError(

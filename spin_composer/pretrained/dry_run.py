@@ -155,7 +155,7 @@ def _read(tokenizer: PreTrainedTokenizerBase, folder: Path) -> PreTrainedTokeniz
 
 
 def _is_own(tokenizer: PreTrainedTokenizerBase) -> bool:
-    """Tell whether a tokenizer's class is the user's own, which AutoTokenizer does not find."""
+    """Return whether a tokenizer's class is the user's own, which AutoTokenizer does not find."""
     return type(tokenizer).__module__.partition(".")[0] not in (
         "transformers",
         "transformers_modules",
@@ -163,7 +163,7 @@ def _is_own(tokenizer: PreTrainedTokenizerBase) -> bool:
 
 
 def _is_remote(thing: object) -> bool:
-    """Tell whether a class came with the model, whose code the run has thus chosen to trust."""
+    """Return whether a class came with the model, whose code the run has thus chosen to trust."""
     return type(thing).__module__.startswith("transformers_modules.")
 
 
@@ -201,7 +201,7 @@ def _remedy(name: str, files: Sequence[str], said: str) -> str:
 def _compare(
     tokenizer: PreTrainedTokenizerBase, again: PreTrainedTokenizerBase, whose: str
 ) -> None:
-    """Refuse a tokenizer that was read back as another one."""
+    """Reject a tokenizer that was read back as another one."""
     name = format_value(getattr(tokenizer, "name_or_path", ""), 200)
     remedy = (
         "Save it to a folder by its save_pretrained and give tokenizer.name=<folder> (without the "

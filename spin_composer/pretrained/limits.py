@@ -1,4 +1,4 @@
-"""What sequences and ids a model can take, known from its config, before its weights are read."""
+"""A model's limits on sequences and token ids, from its config."""
 
 from __future__ import annotations
 
@@ -16,13 +16,13 @@ if TYPE_CHECKING:
 _POSITIONS = (
     "max_position_embeddings", "n_positions", "max_seq_len", "max_sequence_length", "n_ctx",
 )  # fmt: skip
-"""Names that configs have for the most positions; ``max_seq_len`` is MPT's."""
+"""Names of the maximum number of positions in configs; ``max_seq_len`` is MPT's."""
 _ROTARY = ("rope_theta", "rope_parameters", "rotary_pct", "rotary_dim", "alibi")
-"""Names of settings of models whose positions are computed; transformers 5 has the second."""
+"""Settings of models whose positions are computed; the second is transformers 5's."""
 _RELATIVE = ("bloom", "mamba", "mamba2", "rwkv", "t5")
-"""Model types whose attention has no last position."""
+"""Model types without a maximum position."""
 _ALREADY_SCALED = ("llama3", "longrope", "su", "mrope", "default")
-"""Rope scalings of models whose ``max_position_embeddings`` holds what the scaling gives."""
+"""Rope scalings whose result is already included in ``max_position_embeddings``."""
 _NOT_CONFIG_KEYS = (
     "name", "tokenizer", "use_train_metrics", "additional_train_metrics",
     "additional_eval_metrics", "loss_fn", "master_weights_dtype",
@@ -31,16 +31,16 @@ _NOT_CONFIG_KEYS = (
 
 @dataclass(frozen=True)
 class ModelLimits:
-    """What a model's config says of the sequences and ids that it takes."""
+    """Limits on sequences and token ids according to a model's config."""
 
     positions: int | None = None
-    """Most tokens of a sequence; None if there is no end."""
+    """Most tokens of a sequence; None if there is no limit."""
     learned_positions: bool = False
-    """The positions are rows of a table: one more is an IndexError, not a worse model."""
+    """Positions are embeddings: a longer sequence is an IndexError, not just a worse result."""
     vocabulary_size: int | None = None
     """Rows of the embedding; None if the config does not say."""
     pad_token_id: int | None = None
-    """The config's, of padding."""
+    """The padding id of the config."""
 
 
 def model_limits(config: PretrainedConfig) -> ModelLimits:
@@ -52,7 +52,7 @@ def model_limits(config: PretrainedConfig) -> ModelLimits:
     return ModelLimits(
         positions=positions,
         learned_positions=positions is not None
-        and not rotary,  # MPT refuses a longer one whatever it has
+        and not rotary,  # MPT rejects longer sequences in any case
         vocabulary_size=vocabulary if isinstance(vocabulary, int) else None,
         pad_token_id=pad if isinstance(pad, int) else None,
     )
@@ -76,7 +76,7 @@ def _positions(config: PretrainedConfig) -> int | None:
 def _scaling(config: PretrainedConfig) -> Any:
     """Return the scaling of a config's rotary embedding.
 
-    Where kinds of layers have each their own (Gemma 3 in transformers 5), that of full attention.
+    If kinds of layers differ (Gemma 3 in transformers 5), that of full attention.
     """
     scaling = getattr(config, "rope_parameters", None) or getattr(config, "rope_scaling", None)
     return scaling.get("full_attention", scaling) if isinstance(scaling, Mapping) else scaling

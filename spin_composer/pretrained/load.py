@@ -1,7 +1,7 @@
-"""A causal LM of transformers, loaded or made for training: each rank what its device asks for.
+"""Load or create a causal LM of transformers for training, as each rank's init device requires.
 
-No rank waits for another's download in a collective, which the process group's timeout would end;
-what fails on one rank ends all with the same line.
+No rank waits for another's download in a collective, which the process group's timeout would abort;
+an error on one rank is raised on all.
 """
 
 from __future__ import annotations
@@ -43,25 +43,25 @@ INIT_DEVICES = ("cpu", "meta", "mixed")
 
 @dataclass(frozen=True)
 class Source:
-    """Where a model comes from, and how its weights are made."""
+    """The source of a model, and how its weights are initialized."""
 
     name: str
     """A folder or a Hub name."""
     pretrained: bool = True
-    """Load its weights; else they are random, by its config."""
+    """Load its weights; otherwise they are random, by its config."""
     trust_remote_code: bool = False
     """Run Python code that comes with it."""
     token: bool | str | None = False
-    """For the Hub; true takes the one of ``hf auth login``, false sends none."""
+    """Hub token; true uses the one of ``hf auth login``, false sends none."""
     attn_implementation: str = DEFAULT_ATTENTION
     """One of transformers'."""
     init_device: Literal["cpu", "meta", "mixed"] = "cpu"
-    """``meta``: no rank makes weights, FSDP does; ``mixed``: rank 0 loads, FSDP hands on."""
+    """``meta``: no rank makes weights, FSDP does; ``mixed``: rank 0 loads, FSDP passes on."""
     config_overrides: Mapping[str, Any] = field(default_factory=dict)
     """Settings of its config that differ."""
 
     def __post_init__(self) -> None:
-        """Refuse what cannot be loaded, before anything is read."""
+        """Reject what cannot be loaded, before anything is read."""
         if self.init_device not in INIT_DEVICES:
             raise InputError(
                 f"model.init_device must be one of {', '.join(INIT_DEVICES)}, got "
@@ -84,7 +84,7 @@ class Source:
 
     @property
     def on_meta(self) -> bool:
-        """Whether this rank's weights have no storage until FSDP gives them one."""
+        """Whether this rank's weights have no storage until FSDP allocates it."""
         mixed = self.init_device == "mixed" and dist.get_global_rank() != 0
         return mixed or self.init_device == "meta"
 
@@ -92,7 +92,7 @@ class Source:
 def check_loading(
     load_in_8bit: bool, use_flash_attention_2: bool, attn_implementation: str | None
 ) -> None:
-    """Refuse arguments that llm-foundry's models know and that cannot work.
+    """Reject invalid values of arguments of llm-foundry's models.
 
     Raises:
         InputError: Names the argument.
@@ -124,12 +124,12 @@ def load_causal_lm(source: Source) -> PreTrainedModel:
     elif dist.get_global_rank() == 0:
         log.warning(f"{source.name} has no generation config: transformers' defaults are taken.")
     if source.on_meta:
-        model.tie_weights()  # parameters that went to meta one by one are not tied any more
+        model.tie_weights()  # moving parameters to meta one by one has untied them
     return model
 
 
 def load_adapters(model: PreTrainedModel, name: str, token: bool | str | None) -> PeftModel:
-    """Return a model with LoRA adapters of a folder or a Hub name, which go on being trained.
+    """Return a model with trainable LoRA adapters from a folder or a Hub name.
 
     Raises:
         InputError: On every rank, if one cannot read them or peft is not installed.
@@ -204,9 +204,9 @@ def _made(source: Source, config: PretrainedConfig) -> PreTrainedModel:
 
 
 def _named(what: str, make: Callable[[], T]) -> T:
-    """Return what ``make`` returns; name what could not be loaded, unless the error says it.
+    """Return what ``make`` returns; convert errors to one that names what could not be loaded.
 
-    A full disk, or a file that the user may not read, is told as such.
+    Errors of the environment (a full disk, missing permissions) are not converted.
     """
     try:
         return make()

@@ -1,4 +1,4 @@
-"""Models whose weights are quantized: not trained here, and refused by name."""
+"""Rejection of models with quantized weights, which cannot be trained here."""
 
 from __future__ import annotations
 
@@ -14,11 +14,11 @@ if TYPE_CHECKING:
 
 
 def check_config(config: PretrainedConfig | Mapping[str, object], name: object) -> None:
-    """Refuse a model by its config, a Hugging Face config or the dict of its JSON.
+    """Reject a quantized model by its config, as an object or as a dict.
 
     Args:
-        config: The model's.
-        name: What the message calls the model.
+        config: The model's config.
+        name: The model's name for the message.
 
     Raises:
         InputError: Names the model and the method.
@@ -44,13 +44,13 @@ def _value(of: object, key: str) -> object:
 
 
 def check_loaded(model: PreTrainedModel | PeftModel) -> None:
-    """Refuse a model in memory that is quantized.
+    """Reject a model in memory that is quantized.
 
     Raises:
         InputError: Names the model and the method.
     """
     name = type(model).__name__
-    config: Any = model.config  # PeftModel hands it on from the base model
+    config: Any = model.config  # PeftModel passes it on from the base model
     check_config(config, name)
     flags = ("is_quantized", "is_loaded_in_4bit", "is_loaded_in_8bit")
     quantized = any(getattr(model, flag, False) is True for flag in flags)

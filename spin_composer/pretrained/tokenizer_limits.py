@@ -42,7 +42,7 @@ def _vocabulary_problem(tokenizer: PreTrainedTokenizerBase) -> str | None:
 def check_tokenizer(
     tokenizer: PreTrainedTokenizerBase, limits: ModelLimits, may_resize: bool
 ) -> None:
-    """Refuse a tokenizer with ids that the model has no embedding for.
+    """Reject a tokenizer with ids that the model has no embedding for.
 
     Args:
         tokenizer: The run's.

@@ -1,4 +1,4 @@
-"""A run's books as curves over its iterations, drawn to a PNG."""
+"""Plots of a run's history over its iterations, as a PNG."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ def draw_panels(panels: Mapping[str, Sequence[Curve]], path: Path) -> None:
     """
     import matplotlib
 
-    matplotlib.use("agg")  # no display is asked for
+    matplotlib.use("agg")  # needs no display
     from matplotlib import pyplot
 
     figure, axes = pyplot.subplots(1, len(panels), figsize=(3.6 * len(panels), 3.2), squeeze=False)

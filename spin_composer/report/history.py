@@ -1,7 +1,7 @@
-"""A run's books: figures of the model that it began with, and of each finished iteration.
+"""A run's history: metrics of the initial model and of each finished iteration.
 
-They are the file ``iterations.json`` of the run's store. ``hooks.iteration_log`` writes it, people
-and ``spin-composer report`` read it, also on a machine that has neither the model nor a GPU.
+It is the file ``iterations.json`` of the run's store, written by ``hooks.iteration_log``, read by
+``spin-composer report``, also on a machine without the model or a GPU.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from spin_composer.store.layout import HISTORY
 Metrics = Mapping[str, float]
 
 ITERATION, BATCHES = "iteration", "batches"
-"""Names of an iteration's own figures: its number, and the batches that it trained on."""
+"""Keys of an iteration's index and of its number of batches."""
 LOSS = "loss/train/total"
 """Composer's name of the loss."""
 NLL = "LanguageCrossEntropy"
@@ -27,12 +27,12 @@ GENERATED_LENGTH = "spin/generated_length"
 TRUNCATED_FRACTION = "spin/truncated_fraction"
 DEGENERATE_FRACTION = "spin/degenerate_fraction"
 PLAY_SECONDS = "spin/play_seconds"
-"""Of the metrics of play (``play.metrics``), those that reports show."""
+"""The metrics of play (``play.metrics``) that reports show."""
 _BASELINE, _ITERATIONS, _ENDED = "baseline", "iterations", "ended"
 
 GIVE_THE_STORE = "Give the folder that algorithms.spin.store names."
 EVALUATION = "eval/"
-"""How the names of an evaluation's metrics begin."""
+"""Prefix of the names of evaluation metrics."""
 
 
 def in_training(metric: str) -> str:
@@ -46,19 +46,19 @@ def in_evaluation(label: str, metric: str) -> str:
 
 
 ACCURACY, MARGIN = in_training("SpinAccuracy"), in_training("SpinMargin")
-"""Of the metrics of training (``metrics``), those that reports show."""
+"""The metrics of training (``metrics``) that reports show."""
 
 
 @dataclass(frozen=True)
 class RunHistory:
-    """What a run noted: the evaluation before the first iteration, and a record per iteration."""
+    """The evaluation before the first iteration, and a record per finished iteration."""
 
     baseline: Metrics
-    """Evaluation metrics of the model that the run began with; empty if there was no evaluation."""
+    """Evaluation metrics of the initial model; empty if there was no evaluation."""
     iterations: Sequence[Metrics]
-    """Figures of the closed iterations, in order, by the names they are logged under."""
+    """Metrics of the finished iterations, in order, by logged name."""
     ended: str = ""
-    """Who ended the run before its time, and where; empty if nobody did."""
+    """Which callback ended the run early, and when; empty if none did."""
 
     def as_json(self) -> str:
         """Return the file's text."""
@@ -69,27 +69,27 @@ class RunHistory:
 
 
 def read_history(store: Path) -> RunHistory:
-    """Return the books of the run whose self-play store is ``store``.
+    """Return the history of the run whose self-play store is ``store``.
 
     Args:
-        store: The folder ``algorithms.spin.store``, or the books' file itself.
+        store: The folder ``algorithms.spin.store``, or the history's file.
 
     Raises:
-        StoreError: If there are none yet, or the file is damaged.
+        StoreError: If there is none yet, or the file is damaged.
     """
     path = store / HISTORY if store.is_dir() else store
     return parse_history(_text(path), path)
 
 
 def parse_history(text: str | None, where: object) -> RunHistory:
-    """Return the books that a text holds.
+    """Parse a history.
 
     Args:
-        text: The file's; None if there is no file.
+        text: The file's text; None if there is no file.
         where: Its name, for messages.
 
     Raises:
-        StoreError: If there are none yet, or they are damaged.
+        StoreError: If there is none yet, or it is damaged.
     """
     if text is None:
         raise StoreError(
@@ -108,7 +108,7 @@ def parse_history(text: str | None, where: object) -> RunHistory:
 
 
 def find_history(path: Path) -> RunHistory | None:
-    """Return the books in a file; None if no iteration of the run is finished.
+    """Return the history in a file; None if no iteration of the run is finished.
 
     Raises:
         StoreError: If the file is damaged.

@@ -1,4 +1,4 @@
-"""What a run's YAML, or its store's folder, tells of it: where its files are, how long it is."""
+"""The outline of a run from its YAML or its store: its folders and its length."""
 
 from __future__ import annotations
 
@@ -16,12 +16,12 @@ if TYPE_CHECKING:
     from omegaconf import DictConfig, ListConfig
 
 _NAMES = ("ep{epoch}-ba{batch}-rank{rank}.pt", "ep{epoch}-ba{batch}")
-"""Checkpoints' names, full and sharded, unless the YAML says otherwise."""
+"""Default names of checkpoints, full and sharded."""
 
 
 @dataclass(frozen=True)
 class RunOutline:
-    """What a YAML tells of its run."""
+    """A run's folders and length, as far as its YAML or store tells them."""
 
     store: Path
     remote: str | None = None
@@ -35,10 +35,10 @@ class RunOutline:
 
 
 def read_outline(run: Path) -> RunOutline:
-    """Return what a run's YAML, or its store's folder, tells of it.
+    """Return the outline of a run from its YAML or its store's folder.
 
     Raises:
-        InputError: If it is neither.
+        InputError: If the path is neither.
     """
     if run.is_dir():
         return RunOutline(run)
@@ -51,10 +51,10 @@ def read_outline(run: Path) -> RunOutline:
 
 
 def outline_of(config: Config, settings: SpinSettings, where: str) -> RunOutline:
-    """Return what a run's config tells of it; ``where`` names the config in messages.
+    """Return the outline of a run from its config; ``where`` names the config in messages.
 
     Raises:
-        InputError: If it has no run_name and its store's name needs one.
+        InputError: If the store's name contains {run_name} and it is not set.
     """
     name = str(config.get("run_name") or "")
     if not name and "{run_name}" in settings.store:

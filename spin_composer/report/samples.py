@@ -1,4 +1,4 @@
-"""The table of samples that each iteration logs: what the opponent answered."""
+"""The table of samples that each iteration logs: prompts with real and generated responses."""
 
 from __future__ import annotations
 

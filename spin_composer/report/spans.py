@@ -1,4 +1,4 @@
-"""Time that was spent by several, wall clock: what overlaps counts once."""
+"""Total wall-clock time of overlapping time spans."""
 
 from __future__ import annotations
 
@@ -7,12 +7,12 @@ from collections.abc import Iterable
 
 
 def union_seconds(spans: Iterable[tuple[float, float]], until: float = math.inf) -> float:
-    """Return how many seconds before ``until`` lie in at least one of the spans.
+    """Return the length in seconds of the union of time spans, up to ``until``.
 
     Args:
-        spans: Beginnings and ends, in seconds since the epoch. One that does not end after its
-            beginning (a clock that was set back; 0, 0 where neither was noted) counts nothing.
-        until: Where to cut them off.
+        spans: Starts and ends, in seconds since the epoch. A span that does not end after its start
+            (the clock was set back; 0, 0 if it was not recorded) counts nothing.
+        until: Cut-off time.
     """
     seconds, reached = 0.0, -math.inf
     for began, ended in sorted(spans):

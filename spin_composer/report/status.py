@@ -1,6 +1,6 @@
-"""Where a run stands: its store, its checkpoints and its lock, read as files.
+"""The status of a run, from the files of its store, checkpoints and lock.
 
-Works on any machine that sees the folders, while the run goes on or after it has died.
+Works on any machine that can read the folders, while the run is active or after it has died.
 """
 
 from __future__ import annotations
@@ -30,57 +30,58 @@ from spin_composer.store.layout import (
 )
 
 _LIVE_SECONDS = 6 * HEARTBEAT_SECONDS
-"""A run that has not touched its lock for so long is shown as dead."""
+"""A run is shown as dead if it has not touched its lock for so long."""
 
 
 @dataclass(frozen=True)
 class IterationStatus:
-    """What the store holds of an iteration."""
+    """The status of an iteration in the store."""
 
     iteration: int
     units: int
-    """Units committed."""
+    """Committed units."""
     num_units: int
-    """Units that it has; 0 if its manifest cannot be read."""
+    """Units of the iteration; 0 if its manifest cannot be read."""
     pairs: int
     tokens_per_second: float
     """Generated, per rank; 0 if nothing was generated yet."""
     closed: bool
-    """Trained to its end, and in the books."""
+    """Training is finished, and the iteration is in the history."""
     play_seconds: float = 0.0
-    """Wall clock of making its units; 0 where they do not note it."""
+    """Wall-clock time of making its units; 0 if it is not recorded."""
     problem: str = ""
-    """What is damaged, judged without hashing; ``spin-composer`` hashes when it trains."""
+    """What is damaged, checked without hashing; hashes are verified before training."""
 
 
 @dataclass(frozen=True)
 class Status:
-    """Where a run stands."""
+    """The status of a run."""
 
     outline: RunOutline
     iterations: list[IterationStatus]
     owner: str
-    """Who holds the store, and whether it lives."""
+    """The owner of the store's lock, for display."""
     live: bool
+    """Whether the owner is alive."""
     checkpoint: str | None = None
-    """The newest whole one's name."""
+    """Name of the newest complete checkpoint."""
     position: tuple[int, int] | None = None
     """Its epoch and batch."""
     partial: list[str] = field(default_factory=list)
-    """Checkpoints that are cut short."""
+    """Names of incomplete checkpoints."""
     ended: str = ""
-    """Who ended the run before its time, and where."""
+    """Which callback ended the run early, and when."""
 
 
 def read_status(outline: RunOutline, records: Path | None = None) -> Status:
-    """Read where a run stands.
+    """Read the status of a run.
 
     Args:
-        outline: Of :func:`read_outline`.
-        records: Folder with the store's small files, if they are not in its own.
+        outline: Returned by :func:`read_outline`.
+        records: Folder with the store's small files, if they were downloaded.
 
     Raises:
-        StoreError: If there is no store, or its books are damaged.
+        StoreError: If there is no store, or its history is damaged.
     """
     store = records or outline.store
     if not store.is_dir():
@@ -102,7 +103,7 @@ def read_status(outline: RunOutline, records: Path | None = None) -> Status:
 
 
 def print_status(status: Status, console: Console) -> None:
-    """Print a row per iteration, the last checkpoint, and what would be done next."""
+    """Print a row per iteration, the last checkpoint, and the next step."""
     total = f" of {status.outline.iterations}" if status.outline.iterations else ""
     where = status.outline.remote or status.outline.store
     table = Table(title=f"{where}: {len(status.iterations)}{total} iterations begun")
@@ -124,7 +125,7 @@ def print_status(status: Status, console: Console) -> None:
 
 
 def next_step(status: Status) -> str:
-    """Return what the same command would do, or what the run is doing."""
+    """Describe what the same command would do next, or what the run is doing."""
     word = "it" if status.live else "the same command"
     epochs, total = status.outline.epochs, status.outline.iterations
     damaged = [one for one in status.iterations if one.problem]
@@ -139,7 +140,7 @@ def next_step(status: Status) -> str:
         if last.units < last.num_units:
             return f"{word} plays {last.num_units - last.units} units of iteration {last.iteration}"
         if last.closed:
-            return f"iteration {last.iteration} is trained; {word} goes on from its checkpoint"
+            return f"iteration {last.iteration} is trained; {word} resumes from its checkpoint"
         return f"{word} trains iteration {last.iteration} from the last checkpoint in it"
     epoch, batch = status.position
     iteration = epoch // epochs
@@ -161,7 +162,7 @@ def _state(one: IterationStatus) -> str:
 
 
 def _read_iteration(folder: Path, number: int, closed: bool, with_files: bool) -> IterationStatus:
-    """Read an iteration's folder; ``with_files``, units' other files are there too."""
+    """Read an iteration's folder; ``with_files`` if it also contains the units' shards."""
     reports, problem, num_units = [], "", 0
     try:
         manifest = (folder / MANIFEST).read_text(encoding="utf-8")
@@ -171,7 +172,7 @@ def _read_iteration(folder: Path, number: int, closed: bool, with_files: bool) -
     except (ValueError, KeyError, TypeError):
         problem = f"{MANIFEST} is damaged"
     for unit in sorted(folder.glob(f"{UNITS}/*")):
-        if unit_number(unit.name) is None:  # the merged index; a unit that is being written
+        if unit_number(unit.name) is None:  # the merged index, or a unit that is being written
             continue
         try:
             report = json.loads((unit / REPORT).read_text(encoding="utf-8"))

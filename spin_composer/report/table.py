@@ -1,4 +1,4 @@
-"""A run's books as a table: a row per iteration below the row of the model that it began with."""
+"""A run's history as a table: the initial model, then a row per iteration."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ from spin_composer.report.history import (
 
 @dataclass(frozen=True)
 class Column:
-    """A column of the table: its title, the figure it shows, and how."""
+    """A column of the table: its title, the metric that it shows, and the format."""
 
     title: str
     key: str
@@ -67,7 +67,7 @@ def held_out_columns(history: RunHistory) -> list[Column]:
 
 
 def print_table(history: RunHistory, console: Console) -> None:
-    """Print a row per iteration below the row of the model that the run began with."""
+    """Print a row for the initial model and a row per iteration."""
     columns = [*held_out_columns(history), *_PLAY, *_TRAINING, *_RESPONSES]
     rows = [("base", history.baseline)]
     rows += [(f"{record[ITERATION]:.0f}", record) for record in history.iterations]
@@ -86,13 +86,13 @@ def print_table(history: RunHistory, console: Console) -> None:
 def make_table(
     title: str, first: str, columns: Sequence[Column], rows: Sequence[tuple[str, Metrics]]
 ) -> Table:
-    """Return a table of figures; one that a row does not have is shown as a dash.
+    """Return a table of metrics; a missing one is shown as a dash.
 
     Args:
-        title: The table's.
-        first: Title of the column of the rows' names.
-        columns: What is shown of each row.
-        rows: Name and figures.
+        title: Title of the table.
+        first: Title of the column with the rows' names.
+        columns: The columns.
+        rows: Names and metrics.
     """
     table = Table(title=title)
     table.add_column(first)
@@ -104,6 +104,6 @@ def make_table(
 
 
 def format_metric(figures: Metrics, column: Column) -> str:
-    """Return a figure as the column shows it."""
+    """Format a metric for a column."""
     value = figures.get(column.key)
     return "-" if value is None or math.isnan(value) else column.form.format(value)

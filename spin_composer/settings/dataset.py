@@ -1,10 +1,9 @@
 """The ``dataset:`` block of a SPIN ``train_loader``: llm-foundry's finetuning keys and ours.
 
 Ours are ``on_bad_row``, ``truncate_prompt``, ``max_prompt_len``, ``date_string``, ``tokenize``,
-``generation_prompt`` and ``special_tokens_in_text``. A working SFT block is accepted as it is. Keys
-that SPIN gives no meaning to (it pads and shuffles per iteration itself) are named once in the
-log; keys that would change which rows or tokens are trained on, and that SPIN cannot honor, are
-errors.
+``generation_prompt`` and ``special_tokens_in_text``. A working SFT block is accepted unchanged.
+Keys that have no effect in SPIN (which pads and shuffles per iteration itself) are logged once;
+keys that SPIN cannot honor and that would change which rows or tokens are trained on are errors.
 """
 
 from __future__ import annotations
@@ -31,10 +30,10 @@ from spin_composer.settings.section import Config, fill, section, to_plain
 log = logging.getLogger(__name__)
 
 Tokenization = Literal["rendering", "turns"]
-"""The ways to tokenize a row: whole, as the template renders it, or turn by turn."""
+"""How a row is tokenized: as a whole, as the template renders it, or turn by turn."""
 DEFAULT_TOKENIZATION: Tokenization = "rendering"
 LEGACY_TOKENIZATION: Tokenization = "turns"
-"""That of stores that were played before ``tokenize`` was a setting."""
+"""Used by stores that were played before ``tokenize`` was a setting."""
 
 # Keys of llm-foundry's loader that only order, cache or pad.
 _IGNORED_KEYS = {
@@ -185,7 +184,7 @@ class DatasetConfig:
 
     @property
     def source(self) -> str:
-        """What the block names: files, a Hugging Face name, or MDS folders."""
+        """Where the data comes from, for messages: files, a Hugging Face name, or MDS folders."""
         if self.hf_name is not None:
             files = self.hf_kwargs.get("data_files")
             return self.hf_name if files is None else f"{self.hf_name} {format_value(files, 200)}"
@@ -212,7 +211,7 @@ def read_config(dataset: Config, where: str = "train_loader.dataset") -> Dataset
     ignored = sorted(key for key in given if key in _IGNORED_KEYS and given[key] is not None)
     if ignored:
         log.info(
-            "%s: %s have no effect here: SPIN shuffles anew in each iteration and its batches "
+            "%s: %s have no effect here: SPIN reshuffles in each iteration and its batches "
             "carry no padding.", where, ", ".join(ignored),
         )  # fmt: skip
     not_ours = _IGNORED_KEYS | set(_UNSUPPORTED_KEYS) | {k for k in known if given.get(k) is None}
@@ -222,10 +221,10 @@ def read_config(dataset: Config, where: str = "train_loader.dataset") -> Dataset
 
 
 def check_loader_keys(given: Iterable[str], where: str = "train_loader") -> None:
-    """Refuse keys that the block of a loader ``spin`` does not have.
+    """Reject unknown keys of a loader named ``spin``.
 
     Raises:
-        InputError: Names the key and the nearest known one.
+        InputError: Names the key and the closest known one.
     """
     for key in given:
         if key not in LOADER_KEYS:
@@ -253,7 +252,7 @@ def dataset_block(given: object, where: str, remedy: str = _SFT_BLOCK) -> Config
     """Return the ``dataset`` block of a loader.
 
     Raises:
-        InputError: If it is no mapping; names the loader.
+        InputError: If it is not a mapping; names the loader.
     """
     if not isinstance(given, Mapping):
         raise InputError(
@@ -263,7 +262,7 @@ def dataset_block(given: object, where: str, remedy: str = _SFT_BLOCK) -> Config
 
 
 def _check_turns(config: DatasetConfig, where: str) -> None:
-    """Refuse what turns cannot do; no validator, since old stores are read by turns anyhow."""
+    """Reject what ``turns`` does not support; not a validator, since old stores are read anyway."""
     given = {
         "generation_prompt": (config.generation_prompt, "response"),
         "special_tokens_in_text": (config.special_tokens_in_text, "text"),

@@ -25,7 +25,7 @@ class EngineSettings:
 
     @classmethod
     def check_generation(cls, generation: GenerationSettings) -> None:
-        """Refuse generation settings that the engine does not support.
+        """Reject generation settings that the engine does not support.
 
         Raises:
             ValueError: The message without its prefix ``algorithms.spin.generation``.

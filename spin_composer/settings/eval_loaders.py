@@ -1,4 +1,4 @@
-"""The ``eval_loader`` of a YAML: ``name: spin`` measures held-out rows by training's own ids."""
+"""The ``eval_loader`` of a YAML: ``name: spin`` tokenizes held-out rows as training does."""
 
 from __future__ import annotations
 
@@ -20,24 +20,24 @@ from spin_composer.settings.section import Config
 log = logging.getLogger(__name__)
 
 _TOKENIZATION_KEYS = ("tokenize", "generation_prompt", "date_string", "special_tokens_in_text")
-"""Keys of the dataset block that say how a row becomes ids."""
+"""Keys of the dataset block that change the token ids of a row."""
 _LIMITS = ("max_seq_len", "max_prompt_len", "truncate_prompt")
-"""Keys that say what is left of a long row."""
+"""Keys that determine how a long row is cut."""
 _INTERNAL_KEYS = ("label", "evaluation", "run")
-"""The evaluation's own key, and those that the config transform sets."""
+"""Keys that are not arguments of the loader: the label, and those that the transform sets."""
 _TEXT_MODE = ("special_tokens_in_text", "text")
-"""The one value of that key that changes ids; the others say what is done about such a row."""
+"""The only value of that key that changes ids; the others decide how such a row is reported."""
 
 
 def check_eval_loaders(cfg: Config, training: DatasetConfig | None) -> None:
-    """Check the evaluation loaders of the name ``spin`` without loading anything.
+    """Check the evaluation loaders named ``spin`` without loading anything.
 
     Args:
         cfg: A training config.
-        training: The ``train_loader``'s dataset block; None where the run is no SPIN run.
+        training: The ``train_loader``'s dataset block; None if this is not a SPIN run.
 
     Raises:
-        InputError: A key cannot work, or makes other ids of a row than training has of it.
+        InputError: A key is invalid, or a row would be tokenized differently than in training.
     """
     ours = [(where, loader) for where, loader in _loaders(cfg) if loader.get("name") == "spin"]
     if not ours:
@@ -65,9 +65,9 @@ def check_eval_loaders(cfg: Config, training: DatasetConfig | None) -> None:
 
 
 def route_eval_loaders(cfg: dict[str, Any]) -> None:
-    """Tell the loaders of the name ``spin`` that they evaluate; a labeled one becomes a list.
+    """Mark the loaders named ``spin`` as evaluation loaders; a labeled one becomes a list.
 
-    llm-foundry builds loaders for training and evaluation by the same names, and reads a label in
+    llm-foundry uses the same names for training and evaluation loaders, and reads a label in
     ``eval_loaders`` only.
     """
     for _, loader in _loaders(cfg):
@@ -82,7 +82,7 @@ def route_eval_loaders(cfg: dict[str, Any]) -> None:
 
 
 def _loaders(cfg: Config) -> list[tuple[str, Any]]:
-    """Return each evaluation loader of a config with the name that messages give it."""
+    """Return each evaluation loader of a config with its name in messages."""
     found: list[tuple[str, Any]] = []
     for key in ("eval_loader", "eval_loaders"):
         given = cfg.get(key) or []
@@ -94,7 +94,7 @@ def _loaders(cfg: Config) -> list[tuple[str, Any]]:
 
 
 def _compare(config: DatasetConfig, training: DatasetConfig, where: str) -> None:
-    """Refuse other ids than training's; name other limits, which only long rows feel."""
+    """Reject different token ids than in training; warn of different limits on long rows."""
     for key in _TOKENIZATION_KEYS:
         default = DEFAULT_TOKENIZATION if key == "tokenize" else None
         here, there = (getattr(one, key) or default for one in (config, training))

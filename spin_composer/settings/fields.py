@@ -1,7 +1,7 @@
-"""Types of settings, and what they are called in messages and in the documentation's tables.
+"""Types of settings, and how messages and the documentation describe them.
 
-A field's type says what it accepts; :func:`describe_type` puts that into words. ``Requirement`` in
-its ``Annotated`` gives a field words of its own, and the remedy that its error ends with.
+A field's type declares what it accepts, and :func:`describe_type` describes it. A ``Requirement``
+in its ``Annotated`` overrides the description and adds a remedy to the error message.
 """
 
 from __future__ import annotations
@@ -20,10 +20,10 @@ from pydantic_core import CoreSchema, core_schema
 from spin_composer.errors import InputError, format_value
 
 SECTION = "algorithms.spin"
-"""Where a YAML has the algorithm's settings: their prefix in messages."""
+"""Prefix of the algorithm's settings in a YAML and in messages."""
 
 Number = int | float
-"""A finite number, kept as it was given: a manifest holds 1 where the YAML has 1."""
+"""A finite number, not converted: a manifest has 1 where the YAML has 1."""
 Count = Annotated[int, Field(ge=0)]
 PositiveInt = Annotated[int, Field(ge=1)]
 Positive = Annotated[Number, Field(gt=0)]
@@ -39,24 +39,24 @@ _NAMES: dict[object, str] = {
 
 @dataclass(frozen=True)
 class Requirement:
-    """A field's own words, as metadata of its type."""
+    """Metadata of a field's type: how messages describe it."""
 
-    be: str = ""
-    """What it must be; the words of its type if not given."""
+    description: str = ""
+    """What the value must be; derived from the type if empty."""
     remedy: str = ""
-    """A sentence that its error ends with."""
+    """The sentence that the error message ends with."""
 
 
 @dataclass(frozen=True)
 class OneOf:
-    """Metadata of a text that is a name in a registry, which may grow after the import."""
+    """Metadata of a string that names an entry of a registry, which may grow after the import."""
 
     names: Collection[str]
 
     def __get_pydantic_core_schema__(
         self, source: Any, handler: GetCoreSchemaHandler
     ) -> CoreSchema:
-        """Return the schema of a text that is one of the names."""
+        """Return the schema of a string that is one of the names."""
         return core_schema.no_info_after_validator_function(self._known, handler(source))
 
     def _known(self, name: str) -> str:
@@ -70,14 +70,14 @@ def describe_type(annotation: object, metadata: Sequence[object] = ()) -> str:
 
     Args:
         annotation: The type, as a field declares it.
-        metadata: What ``Annotated`` says beside it.
+        metadata: The metadata of its ``Annotated``.
     """
     if get_origin(annotation) is Annotated:
         inner, *more = get_args(annotation)
         return describe_type(inner, [*more, *metadata])
-    said = [m.be for m in metadata if isinstance(m, Requirement) and m.be]
-    if said:
-        return said[0]
+    for requirement in (m for m in metadata if isinstance(m, Requirement)):
+        if requirement.description:
+            return requirement.description
     for registry in (m for m in metadata if isinstance(m, OneOf)):
         return f"one of {', '.join(registry.names)}"
     if get_origin(annotation) in (Union, types.UnionType):
@@ -100,8 +100,8 @@ def _describe_union(members: tuple[object, ...], metadata: Sequence[object]) -> 
 def _add_bounds(noun: str, metadata: Sequence[object]) -> str:
     """Add the bounds that the metadata declares to a noun."""
     bounds: dict[str, object] = {}
-    for given in metadata:
-        for bound in given.metadata if isinstance(given, FieldInfo) else [given]:
+    for item in metadata:
+        for bound in item.metadata if isinstance(item, FieldInfo) else [item]:
             for name in ("ge", "gt", "le", "lt"):
                 if hasattr(bound, name):
                     bounds[name] = getattr(bound, name)
@@ -117,35 +117,35 @@ def _add_bounds(noun: str, metadata: Sequence[object]) -> str:
 
 
 def suggest_key(name: object, known: Sequence[str]) -> str:
-    """Return a sentence that names the known key nearest to ``name``, or all of them."""
+    """Return a sentence with the known key closest to ``name``, or with all known keys."""
     close = difflib.get_close_matches(str(name), known, n=1, cutoff=0.5)
     return f"Did you mean {close[0]!r}?" if close else f"Known: {', '.join(sorted(known))}."
 
 
-def requirement_message(name: str, value: object, describe_type: str, remedy: str = "") -> str:
-    """Return the line that says what a setting must be, what it is, and what to do."""
-    return f"{name} must be {describe_type}, got {format_value(value)}. {remedy}".rstrip()
+def requirement_message(name: str, value: object, expected: str, remedy: str = "") -> str:
+    """Return the message that a setting must be ``expected``, with its value and the remedy."""
+    return f"{name} must be {expected}, got {format_value(value)}. {remedy}".rstrip()
 
 
-def check(ok: bool, name: str, value: object, describe_type: str, remedy: str = "") -> None:
-    """Raise an InputError that names the setting, what it must be, and its value, if not ``ok``."""
+def check(ok: bool, name: str, value: object, expected: str, remedy: str = "") -> None:
+    """Raise an InputError unless ``ok``; see :func:`requirement_message`."""
     if not ok:
-        raise InputError(requirement_message(name, value, describe_type, remedy))
+        raise InputError(requirement_message(name, value, expected, remedy))
 
 
-def require(ok: bool, name: str, value: object, describe_type: str, remedy: str = "") -> None:
-    """Raise what a validator raises, if not ``ok``: the section puts its name before ``name``."""
+def require(ok: bool, name: str, value: object, expected: str, remedy: str = "") -> None:
+    """Raise a validator's ValueError unless ``ok``: the section's name is put before ``name``."""
     if not ok:
-        raise ValueError(requirement_message(name, value, describe_type, remedy))
+        raise ValueError(requirement_message(name, value, expected, remedy))
 
 
 def is_int(value: object) -> TypeGuard[int]:
-    """Tell whether a setting is an integer; true and false are none."""
+    """Return whether a setting is an integer; booleans are not."""
     return isinstance(value, int) and not isinstance(value, bool)
 
 
 def is_number(value: object) -> bool:
-    """Tell whether a setting is a finite number."""
+    """Return whether a setting is a finite number."""
     if isinstance(value, bool) or not isinstance(value, (int, float)):
         return False
     return math.isfinite(value)

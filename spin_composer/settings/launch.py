@@ -1,6 +1,6 @@
-"""What a YAML and the machine say together before anything is imported: can this run start?
+"""Checks of a YAML against the machine, before anything is imported: can this run start?
 
-Nothing here loads a library, a model or data; every problem found is one line.
+Nothing here loads a library, a model or data; each problem is reported in one line.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ Problems = Iterator[str]
 def launch_checks(
     cfg: Config, settings: SpinSettings, world_size: int
 ) -> list[Callable[[], object]]:
-    """Return the checks of a SPIN run's start, each of which raises what it finds.
+    """Return the checks to run at the start of a SPIN run; each raises an InputError.
 
     Args:
         cfg: A config that ``config.validate`` accepts.
@@ -70,7 +70,7 @@ def _raise(problems: Problems) -> None:
 
 
 def check_folders(cfg: Config, settings: SpinSettings) -> None:
-    """Try to write where the run will: store, checkpoints, exports; once per node.
+    """Check that the run's folders are writable (store, checkpoints, exports), once per node.
 
     Raises:
         OSError: The system's own, with the file's name.
@@ -108,8 +108,8 @@ def _batches(cfg: Config, world_size: int) -> Problems:
     batch = cfg["global_train_batch_size"]
     if batch % world_size:
         yield (
-            f"global_train_batch_size={batch} is no multiple of the {world_size} ranks. Set it to "
-            f"{max(1, batch // world_size) * world_size}, or start another number of ranks."
+            f"global_train_batch_size={batch} is not a multiple of the {world_size} ranks. Set it "
+            f"to {max(1, batch // world_size) * world_size}, or start another number of ranks."
         )
     micro = cfg.get("device_train_microbatch_size", "auto")
     if micro != "auto" and not (is_int(micro) and micro > 0):

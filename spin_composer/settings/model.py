@@ -32,7 +32,7 @@ def lora_on_output_layer(layer: str) -> str:
 
 
 def mpt_runs_on(transformers_version: str) -> bool:
-    """Tell whether llm-foundry's MPT runs on a version of transformers."""
+    """Return whether llm-foundry's MPT runs on a version of transformers."""
     return int(transformers_version.partition(".")[0]) < 5
 
 
@@ -45,7 +45,7 @@ def mpt_refusal(what: str, transformers_version: str) -> str:
 
 
 def check_model_settings(model: Config, allow_low_precision: bool = False) -> None:
-    """Refuse a YAML's ``model`` that quantizes, or that trains weights of low precision.
+    """Reject a YAML's ``model`` that quantizes, or that trains weights of low precision.
 
     Raises:
         InputError: Names the setting.

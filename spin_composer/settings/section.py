@@ -1,7 +1,7 @@
-"""A section of a YAML as a dataclass that pydantic fills and checks.
+"""A section of a YAML as a dataclass that pydantic fills and validates.
 
-Whatever is wrong with it becomes an InputError of a line for each setting: its name, what it must
-be, what it is, and the remedy.
+Invalid settings raise one InputError with a line per setting: its name, what it must be, its value
+and the remedy.
 """
 
 from __future__ import annotations
@@ -26,9 +26,9 @@ from spin_composer.settings.fields import (
 T = TypeVar("T")
 
 Config = Mapping[str, Any]
-"""A mapping of a run's YAML as it was read, the whole or a part of it: nothing is checked yet."""
+"""A run's YAML, or a part of it, as it was read: nothing is validated yet."""
 
-# Strict: true is no integer and "3" no number. Defaults come to their types as well.
+# Strict: true is not an integer and "3" is not a number. Defaults are validated as well.
 _CONFIG = ConfigDict(strict=True, extra="forbid", allow_inf_nan=False, validate_default=True)
 
 
@@ -36,11 +36,12 @@ _CONFIG = ConfigDict(strict=True, extra="forbid", allow_inf_nan=False, validate_
 def section(
     where: str, frozen: bool = False, subsections: Mapping[str, type] | None = None
 ) -> Callable[[type[T]], type[T]]:
-    """Make a class the dataclass of a section of settings.
+    """Return a decorator that makes a class the dataclass of a section of settings.
 
-    Its fields' types say what they accept (see :mod:`spin_composer.settings.fields`). A validator
-    raises ``ValueError`` with what follows the section's name (``.port must be ...``) or, of a
-    field, the field's; without a text it means the words of the field's type.
+    The types of its fields declare what they accept (see :mod:`spin_composer.settings.fields`). A
+    validator raises ``ValueError`` with the message without its prefix: the section's name
+    (``.port must be ...``) or, for a field's validator, the field's name. Without a text, the
+    message is derived from the field's type.
 
     Args:
         where: Dotted name of the section, for messages.
@@ -55,9 +56,9 @@ def section(
             setattr(cls, name, None)
         settings: Any = dataclass(config=_CONFIG, frozen=frozen)(cls)
 
-        def __init__(self: Any, *args: Any, **given: Any) -> None:
+        def __init__(self: Any, *args: Any, **kwargs: Any) -> None:
             names = [f.name for f in fields(settings)]
-            _validate(self, {**dict(zip(names, args, strict=False)), **given}, where)
+            _validate(self, {**dict(zip(names, args, strict=False)), **kwargs}, where)
 
         __init__.__qualname__ = f"{cls.__qualname__}.__init__"
         settings.__init__ = __init__
@@ -94,7 +95,7 @@ def section_validator(cls: type) -> BeforeValidator:
 
 
 def to_plain(value: Any) -> Any:
-    """Turn OmegaConf's containers, and other iterables, into dicts and lists."""
+    """Convert OmegaConf containers and other iterables to dicts and lists."""
     if isinstance(value, Mapping):
         return {key: to_plain(item) for key, item in value.items()}
     if isinstance(value, (str, bytes)) or not hasattr(value, "__iter__"):
@@ -110,28 +111,28 @@ def _validate(settings: Any, given: Config, where: str) -> None:
         validator.validate_python(ArgsKwargs((), values), self_instance=settings)
     except ValidationError as error:
         lines: dict[tuple[int | str, ...], str] = {}
-        for fault in error.errors(include_url=False):
-            lines.setdefault(fault["loc"][:1], _line(type(settings), fault, values, where))
+        for details in error.errors(include_url=False):
+            lines.setdefault(details["loc"][:1], _message(type(settings), details, values, where))
         raise InputError("\n".join(lines.values())) from None
 
 
-def _line(cls: type[Any], fault: ErrorDetails, values: Config, where: str) -> str:
-    """Return the line of one of pydantic's errors."""
-    cause = fault.get("ctx", {}).get("error")
-    if isinstance(cause, InputError):  # of a section within this one
+def _message(cls: type[Any], details: ErrorDetails, values: Config, where: str) -> str:
+    """Return our message for one of pydantic's errors."""
+    cause = details.get("ctx", {}).get("error")
+    if isinstance(cause, InputError):  # of a nested section
         return str(cause)
-    if not fault["loc"]:
+    if not details["loc"]:
         return f"{where}{cause}"
-    key = str(fault["loc"][0])
+    key = str(details["loc"][0])
     name = f"{where}.{key}"
     if cause is not None and str(cause):
         return f"{name}{cause}"
-    if fault["type"] == "unexpected_keyword_argument":
+    if details["type"] == "unexpected_keyword_argument":
         return f"{name} is not a setting. {suggest_key(key, [f.name for f in fields(cls)])}"
     declared = cls.__pydantic_fields__[key]
     remedies = [m.remedy for m in declared.metadata if isinstance(m, Requirement)]
     remedy = next(iter(remedies), "")
-    if fault["type"] == "missing":
+    if details["type"] == "missing":
         return f"{name} is not set. {remedy}".rstrip()
     value = values.get(key, declared.default)
     return requirement_message(

@@ -1,7 +1,7 @@
-"""The settings of the game: a YAML's ``algorithms.spin`` fills :class:`SpinSettings`.
+"""The algorithm's settings: a YAML's ``algorithms.spin`` fills :class:`SpinSettings`.
 
-An unknown key, a wrong type or a value that cannot work is an
-:class:`~spin_composer.errors.InputError` that names the field, the value and the remedy.
+An unknown key, a wrong type or an invalid value raises
+:class:`~spin_composer.errors.InputError`, which names the field, the value and the remedy.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ STORES = {
     "gs": "spin_composer.store.remote:RemoteStore",
     "oci": "spin_composer.store.remote:RemoteStore",
 }
-"""Stores by the scheme of their URL, imported when a run opens one; ``LOCAL`` without a URL."""
+"""Stores by URL scheme, imported when a run opens one; ``LOCAL`` is used without a URL."""
 
 
 def url_schemes() -> list[str]:
@@ -58,20 +58,20 @@ def _units(given: str) -> str:
 
 @section(f"{SECTION}.play_only")
 class PlayOnly:
-    """What a job that only plays is to make (``algorithms.spin.play_only``)."""
+    """What a play-only job generates (``algorithms.spin.play_only``)."""
 
     iteration: Count = 0
-    """Which iteration; the run must be at its start."""
+    """Index of the iteration; the loaded checkpoint must be at its start."""
     units: Annotated[
         str, BeforeValidator(str), AfterValidator(_units), Requirement("a:b with a < b, or 'all'")
     ] = ALL
-    """Its units from a up to, and without, b, as ``a:b``; or ``all``."""
+    """Its units from a up to but excluding b, as ``a:b``; or ``all``."""
 
-    def of(self, num_units: int) -> range:
-        """Return the units to make of an iteration that has ``num_units``.
+    def select_units(self, num_units: int) -> range:
+        """Return the selected units of an iteration that has ``num_units``.
 
         Raises:
-            InputError: If it has not that many.
+            InputError: If the selection exceeds them.
         """
         if self.units == ALL:
             return range(num_units)
@@ -93,7 +93,7 @@ def _as_list(given: object) -> object:
 
 
 def _check_braces(given: str, wanted: str) -> str:
-    """Refuse a text in which anything but ``{run_name}`` stands in braces."""
+    """Reject a text with a placeholder other than ``{run_name}``."""
     try:
         given.format(run_name="")
     except (KeyError, IndexError, ValueError):
@@ -180,7 +180,7 @@ class SpinSettings:
     for an optimizer that keeps fp32 copies of them or rounds stochastically."""
     save_on_signal: bool = False
     """Save a checkpoint before stopping at Ctrl-C, SIGTERM, SIGUSR1 or SIGUSR2 (Slurm's
-    ``--signal``), at the end of the batch under way."""
+    ``--signal``), at the end of the current batch."""
     sample_table_rows: Count = 8
     """Rows of the table of samples that each iteration logs."""
     generation: Annotated[GenerationSettings, section_validator(GenerationSettings)] = field(
@@ -194,7 +194,7 @@ class SpinSettings:
         return int(str(self.iteration_length).removesuffix("ep"))
 
     def check_iterations(self, num_iterations: int) -> None:
-        """Refuse per-iteration lists that do not fit the number of iterations.
+        """Reject per-iteration lists whose length does not match the number of iterations.
 
         Raises:
             InputError: If a list has more than one value and not exactly ``num_iterations``.
@@ -209,7 +209,7 @@ class SpinSettings:
 
 
 def value_for_iteration(values: float | Sequence[float], iteration: int) -> float:
-    """Return the value of an iteration from a list of one per iteration, or one for all."""
+    """Return an iteration's value of a setting that has one value, or one per iteration."""
     if isinstance(values, (int, float)):
         return values
     return values[0] if len(values) == 1 else values[iteration]
@@ -235,7 +235,7 @@ def count_iterations(max_duration: object, epochs_per_iteration: int) -> int:
         if text.endswith(suffix) and digits.isdigit() and int(digits) > 0:
             if int(digits) % per_iteration:
                 raise InputError(
-                    f"max_duration={text} is no whole number of iterations of "
+                    f"max_duration={text} is not a whole number of iterations of "
                     f"{epochs_per_iteration}ep ({SECTION}.iteration_length). Use e.g. "
                     f"{-(-int(digits) // per_iteration)}iter."
                 )

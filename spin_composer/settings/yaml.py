@@ -1,4 +1,4 @@
-"""A run's YAML: read, and checked before anything heavy is imported or loaded."""
+"""Read a run's YAML and check it before anything heavy is imported or loaded."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from omegaconf import DictConfig
 
 _MODELS = {"hf_causal_lm": "hf_spin_lm", "mpt_causal_lm": "mpt_spin_lm"}
-# llm-foundry's, here so that a mistyped one is found before llm-foundry is imported (20 s).
+# Copied from llm-foundry so that a typo is found before llm-foundry is imported (20 s).
 _TOP_LEVEL_KEYS = frozenset(
     """
     accumulate_train_batch_on_tokens algorithms autoresume callbacks code_paths
@@ -49,7 +49,7 @@ _TOP_LEVEL_KEYS = frozenset(
 
 
 def is_spin(cfg: Config) -> bool:
-    """Tell whether a training config means a SPIN run."""
+    """Return whether a training config describes a SPIN run."""
     sections = [cfg.get(section) for section in ("train_loader", "model")]
     names = [s.get("name") if isinstance(s, Mapping) else s for s in sections]
     return (
@@ -112,7 +112,7 @@ def _check_batch(cfg: Config) -> None:
 
 
 def check_launch(cfg: Config, settings: SpinSettings, world_size: int) -> None:
-    """Check what only the start of a run shows: its machine, its folders, its number of ranks.
+    """Run the checks that depend on the machine: installed packages, folders, number of ranks.
 
     Args:
         cfg: A SPIN run's config that :func:`validate` accepts.
@@ -132,7 +132,7 @@ def _check_keys(cfg: Config) -> None:
     if unknown:
         raise InputError(
             "\n".join(
-                f"{key} is no key of llm-foundry's training config. "
+                f"{key} is not a key of llm-foundry's training config. "
                 f"{suggest_key(key, sorted(_TOP_LEVEL_KEYS))}"
                 for key in unknown
             )
@@ -180,7 +180,7 @@ def read_yaml(path: str | Path, overrides: Sequence[str]) -> DictConfig:
     """Return the YAML's OmegaConf config with ``key=value`` overrides merged in.
 
     Raises:
-        InputError: If the file is missing or no YAML mapping, or an override is no ``key=value``.
+        InputError: If the file is missing or not a YAML mapping, or an override is malformed.
     """
     from omegaconf import DictConfig, OmegaConf
     from omegaconf.errors import OmegaConfBaseException
@@ -188,11 +188,11 @@ def read_yaml(path: str | Path, overrides: Sequence[str]) -> DictConfig:
 
     for override in overrides:
         if "=" not in override:
-            raise InputError(f"{override!r} is no setting. Write key=value.")
+            raise InputError(f"{override!r} is not a setting. Write key=value.")
     try:
         config = OmegaConf.load(path)
         if not isinstance(config, DictConfig):
-            raise InputError(f"{path} holds no settings. It must be a YAML mapping.")
+            raise InputError(f"{path} does not contain settings. It must be a YAML mapping.")
         # spin.x is short for algorithms.spin.x
         given = [f"algorithms.{x}" if x.startswith("spin.") else x for x in overrides]
         merged = OmegaConf.merge(config, OmegaConf.from_cli(given))

@@ -1,7 +1,7 @@
-"""The self-play store as its users know it; which one a run has is decided by ``open_store``.
+"""The interface of self-play stores; ``open_store`` chooses a run's implementation.
 
-A store holds iterations; an iteration has a manifest, written first, and units of pairs. A unit
-exists wholly or not at all. Methods are local to a process: ranks agree outside of them.
+A store holds iterations; an iteration has a manifest, written first, and units of pairs. Units are
+atomic: complete or absent. Methods are local to a process; callers coordinate the ranks.
 """
 
 from __future__ import annotations
@@ -20,21 +20,21 @@ REGENERATE_UNIT = (
     "Delete {folder} or set algorithms.spin.repair=true; the same command makes it again at the "
     "iteration's start."
 )
-"""What to do about a damaged unit; ``{folder}`` becomes the unit's."""
+"""The remedy for a damaged unit; ``{folder}`` is replaced by the unit's folder."""
 
 RESUME_AT_START = "resume from the checkpoint at the iteration's start."
-"""What to do where a store does not fit the checkpoint."""
+"""The remedy for a store that does not match the checkpoint."""
 
 
 class Store(ABC):
     """Pairs and opponent log-probs of a run, iteration by iteration.
 
     Args:
-        root: The folder on this machine that holds the store, or this node's copy of it.
+        root: The folder on this machine with the store, or with this node's copy of it.
     """
 
     shared: ClassVar[bool]
-    """All ranks see the same ``root``; else each node has a copy of its own."""
+    """All ranks see the same ``root``; otherwise each node has its own copy."""
 
     def __init__(self, root: str | Path):
         self.root = Path(root)
@@ -59,13 +59,13 @@ class Store(ABC):
 
     @abstractmethod
     def lock_backends(self) -> list[LockBackend]:
-        """Return where a run takes the locks of this store."""
+        """Return the locks that a run must acquire."""
 
     # --- manifest ---------------------------------------------------------------------------
 
     @abstractmethod
     def find_manifest(self, iteration: int) -> Manifest | None:
-        """Return an iteration's manifest, or None if it has not begun.
+        """Return an iteration's manifest, or None if it has not been started.
 
         Raises:
             StoreError: If it is not readable.
@@ -81,7 +81,7 @@ class Store(ABC):
 
     @abstractmethod
     def check_manifest(self, wanted: Manifest) -> None:
-        """Check that an iteration's manifest says what it is expected to say.
+        """Check that an iteration's manifest equals the expected one.
 
         Raises:
             StoreError: If there is none, or it differs; the differing fields are named.
@@ -89,25 +89,25 @@ class Store(ABC):
 
     @abstractmethod
     def check_open(self, manifest: Manifest, complete: Collection[int] | None = None) -> None:
-        """Check that an iteration can be opened with a manifest; write nothing.
+        """Check, without writing, that an iteration can be opened with a manifest.
 
         Args:
-            manifest: The iteration's.
-            complete: Of :meth:`complete_units`; None: it is looked up, where it is needed.
+            manifest: The iteration's manifest.
+            complete: Result of :meth:`complete_units`; None: it is listed if needed.
 
         Raises:
-            StoreError: If the folder holds another run's iteration (the differing fields are
-                named), or units of which nothing says what they are.
+            StoreError: If the folder has another run's iteration (the differing fields are named),
+                or units without a manifest.
         """
 
     @abstractmethod
     def open_iteration(self, manifest: Manifest, replace: bool = False) -> None:
-        """Write an iteration's manifest, or check that the one that is there is the same.
+        """Write an iteration's manifest, or check that the existing one is equal.
 
         Args:
-            manifest: The iteration's.
-            replace: Replace another one by which nothing was played: that of a run which failed
-                before it had made a unit. For the holder of the store's lock only.
+            manifest: The iteration's manifest.
+            replace: Replace a different one that was not used (its run failed before it made a
+                unit). For the holder of the store's lock only.
 
         Raises:
             StoreError: See :meth:`check_open`.
@@ -115,11 +115,11 @@ class Store(ABC):
 
     @abstractmethod
     def is_unused(self, iteration: int) -> bool:
-        """Tell whether nothing was played, or is being written, by an iteration's manifest."""
+        """Return whether no unit was made, or is being written, with an iteration's manifest."""
 
     @abstractmethod
     def prepare_node(self, iteration: int) -> None:
-        """Make this node's copy of an open iteration ready for units that are made here.
+        """Prepare this node's copy of an open iteration for units made on this node.
 
         Raises:
             StoreError: If the iteration is not open.
@@ -129,17 +129,17 @@ class Store(ABC):
 
     @abstractmethod
     def complete_units(self, iteration: int) -> set[int]:
-        """Return the units of an iteration that are complete, by one listing."""
+        """Return the complete units of an iteration, by a single listing."""
 
     @abstractmethod
     def recover_unit(self, iteration: int, unit: int) -> bool:
-        """Tell whether a unit is complete, after finishing what a killed process left to do."""
+        """Finish what a killed process left undone; return whether the unit is complete."""
 
     @abstractmethod
     def commit_unit(
         self, iteration: int, unit: int, pairs: Sequence[Pair], report: UnitReport
     ) -> None:
-        """Put a unit in place, whole; one that another process committed meanwhile stays."""
+        """Store a unit atomically; one that another process has committed is kept."""
 
     @abstractmethod
     def report(self, iteration: int, unit: int) -> UnitReport:
@@ -147,42 +147,43 @@ class Store(ABC):
 
     @abstractmethod
     def read_unit(self, iteration: int, unit: int) -> Iterator[Pair]:
-        """Yield the pairs of a complete unit, in the order they were written."""
+        """Yield the pairs of a complete unit, in order."""
 
     @abstractmethod
     def unit_bytes(
         self, iteration: int, units: Collection[int], remedy: str = REGENERATE_UNIT
     ) -> int:
-        """Return the bytes of complete units' files together; one that is not there has none.
+        """Return the total bytes of complete units' files; absent units count 0.
 
         Raises:
-            StoreError: If a unit does not say them; ``remedy`` says what to do.
+            StoreError: If the size of a unit is unknown; the message ends with ``remedy``.
         """
 
     @abstractmethod
     def damage(self, iteration: int, unit: int, thorough: bool) -> str | None:
-        """Return what is wrong with a unit that is there, or None.
+        """Return what is wrong with an existing unit, or None.
 
         Args:
-            iteration: Whose unit.
-            unit: Which one.
-            thorough: Also look at what is not on this machine.
+            iteration: The unit's iteration.
+            unit: Index of the unit.
+            thorough: Also check files that are not on this machine.
         """
 
     @abstractmethod
     def set_unit_aside(self, iteration: int, unit: int) -> Path:
-        """Give a damaged unit another name, so that it is missing; return that."""
+        """Rename a damaged unit, so that it counts as missing; return the new name."""
 
-    # --- what is trained on -----------------------------------------------------------------
+    # --- training data ----------------------------------------------------------------------
 
     @abstractmethod
     def select_attempts(self, iteration: int, num_units: int, remedy: str) -> list[str]:
-        """Settle, once for all nodes, which files of each unit are trained on.
+        """Decide, for all nodes, which attempt at each unit is trained on; call it on one rank.
 
-        Call it on one rank; :meth:`fetch` takes what it returns.
+        Returns:
+            The argument ``selected`` of :meth:`fetch`.
 
         Raises:
-            StoreError: If a unit is missing; ``remedy`` says what to do.
+            StoreError: If a unit is missing; the message ends with ``remedy``.
         """
 
     @abstractmethod
@@ -194,14 +195,14 @@ class Store(ABC):
         remedy: str = REGENERATE_UNIT,
         verified: Collection[int] = (),
     ) -> None:
-        """Have every unit in this node's folder, byte for byte what was committed.
+        """Make every unit available in this node's folder, and verify its bytes.
 
         Args:
-            iteration: Whose units.
-            num_units: How many it has.
-            selected: Of :meth:`select_attempts`.
-            remedy: What to do about a damaged unit; ``{folder}`` is replaced by the unit's.
-            verified: Units whose files here this process has verified already.
+            iteration: The units' iteration.
+            num_units: Number of its units.
+            selected: Result of :meth:`select_attempts`.
+            remedy: What to do about a damaged unit; ``{folder}`` is replaced by the unit's folder.
+            verified: Units whose local files this process has verified already.
 
         Raises:
             StoreError: Names the first missing or damaged unit and the remedy.
@@ -212,22 +213,22 @@ class Store(ABC):
     def merge(self, iteration: int, num_units: int) -> int:
         """Merge the units' indices, in order, for StreamingDataset; return the number of pairs."""
 
-    # --- what people read -------------------------------------------------------------------
+    # --- reports ----------------------------------------------------------------------------
 
     def publish(self, name: str) -> None:
-        """Let other machines see a file that people read, by its name in the store."""
+        """Make a report file visible to other machines, by its name in the store."""
         del name
 
     def read_published(self, name: str) -> str | None:
-        """Return the text of a file that people read; None if there is none."""
+        """Return the text of a report file; None if there is none."""
         path = self.root / name
         return path.read_text(encoding="utf-8", errors="replace") if path.exists() else None
 
-    def fetch_records(self, aside: Path) -> Path:
-        """Return a folder with manifests, units' reports, books and lock, laid out as a store's.
+    def fetch_records(self, target: Path) -> Path:
+        """Return a folder with manifests, units' reports, history and lock, laid out as a store.
 
         Args:
-            aside: An empty folder to bring them to, if they are not on this machine.
+            target: An empty folder to download them to, if they are not on this machine.
         """
-        del aside
+        del target
         return self.root

@@ -1,4 +1,4 @@
-"""Small files that survive a crash, and tell whether they are what was written."""
+"""Small files that survive a crash, with a hash of their content."""
 
 from __future__ import annotations
 
@@ -15,17 +15,17 @@ from spin_composer.store.layout import temporary_name
 
 
 def write_atomically(path: Path, text: str) -> None:
-    """Write a small file so that it is there whole or not at all, also after a power cut."""
+    """Write a small file atomically and durably, also against a power failure."""
     with _staged_file(path, text) as aside:
         os.replace(aside, path)
         fsync(path.parent)
 
 
 def create_atomically(path: Path, text: str) -> bool:
-    """Write a small file as :func:`write_atomically`, unless there is one; tell which."""
+    """Write a file atomically unless it exists; return whether it was written."""
     with _staged_file(path, text) as aside:
         try:
-            os.link(aside, path)  # of two that do so at once, one fails
+            os.link(aside, path)  # fails for one of two concurrent writers
         except FileExistsError:
             return False
         fsync(path.parent)
@@ -52,7 +52,7 @@ def dump_hashed(content: Mapping[str, object]) -> str:
 
 
 def load_hashed(text: str) -> dict[str, Any]:
-    """Return what :func:`dump_hashed` was given; ValueError if a byte of it differs."""
+    """Return the content of :func:`dump_hashed`; ValueError if its hash differs."""
     content = json_object(text)
     if dump_hashed({k: v for k, v in content.items() if k != "xxh64"}) != text:
         raise ValueError("its hash differs")
@@ -61,10 +61,10 @@ def load_hashed(text: str) -> dict[str, Any]:
 
 
 def json_object(text: str) -> dict[str, Any]:
-    """Return a JSON object; ValueError if ``text`` is none."""
+    """Parse a JSON object; ValueError if ``text`` is not one."""
     content = json.loads(text)
     if not isinstance(content, dict):
-        raise ValueError("it is no JSON object")
+        raise ValueError("it is not JSON object")
     return content
 
 
@@ -78,7 +78,7 @@ def hash_file(path: Path) -> str:
 
 
 def fsync(path: Path) -> None:
-    """Bring a file or folder to the disk."""
+    """Flush a file or folder to the disk."""
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)

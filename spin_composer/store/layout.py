@@ -1,18 +1,18 @@
 """Names of the files and folders of a self-play store; nothing here touches a disk.
 
-    <store>/run.lock                                   who runs (in an object store also run.beat)
-    <store>/iterations.json                            the run's books
-    <store>/iter-000/manifest.json                     what was played, with whom, and how
+    <store>/run.lock                                   the run's lock (object stores: also run.beat)
+    <store>/iterations.json                            the run's history
+    <store>/iter-000/manifest.json                     what the iteration's play depends on
     <store>/iter-000/units/unit-00000/                 one MDS shard set, and unit.json
-    <store>/iter-000/units/index.json                  the units merged, once all of them are there
-    <store>/iter-000/samples.jsonl                     a table of samples for people
+    <store>/iter-000/units/index.json                  the merged index, once all units are there
+    <store>/iter-000/samples.jsonl                     a table of samples for humans
     <store>/iter-000/set-aside/unit-00000-<n>/         a damaged unit that was made again
 
-An object store has the same files, but for its units, which it cannot rename into their place:
+An object store has the same files except for units, which cannot be renamed into place:
 
     <url>/iter-000/units/unit-00000-<attempt>/<file>   the files of one attempt at a unit
     <url>/iter-000/done/unit-00000-<attempt>.json      its unit.json, uploaded last
-    <url>/iter-000/done/unit-00000-<attempt>.damaged   that attempt is not to be used
+    <url>/iter-000/done/unit-00000-<attempt>.damaged   marks an attempt as damaged
     <url>/iter-000/complete.json                       which attempt at each unit is trained on
 """
 
@@ -24,14 +24,14 @@ from typing import NamedTuple
 
 LOCK = "run.lock"
 HEARTBEAT_SECONDS = 5.0
-"""How often a run touches its lock, and in play each of its ranks says that it lives."""
+"""Interval at which a run touches its lock, and at most at which ranks send heartbeats in play."""
 HEARTBEAT = "run.beat"
 HISTORY = "iterations.json"
 MANIFEST = "manifest.json"
 UNITS = "units"
 REPORT = "unit.json"
 INDEX = "index.json"
-"""Streaming's name: of a unit's shards, and of all units' together."""
+"""Streaming's name of an index: of a unit's shards, and of all units merged."""
 SAMPLES = "samples.jsonl"
 SET_ASIDE = "set-aside"
 DONE = "done"
@@ -52,7 +52,7 @@ def iteration_name(iteration: int) -> str:
 
 
 def iteration_number(name: str) -> int | None:
-    """Return the iteration whose folder has a name; None if the name is no iteration's."""
+    """Return the iteration of a folder's name; None if it is not an iteration's folder."""
     found = _ITERATION.fullmatch(name)
     return int(found[1]) if found else None
 
@@ -63,23 +63,23 @@ def unit_name(unit: int) -> str:
 
 
 def unit_number(name: str) -> int | None:
-    """Return the unit whose folder has a name; None if the name is no unit's."""
+    """Return the unit of a folder's name; None if it is not a unit's folder."""
     found = _UNIT.fullmatch(name)
     return int(found[1]) if found else None
 
 
 def temporary_name(name: str) -> str:
-    """Return a new name for what is written aside, and then gets ``name``."""
+    """Return a unique temporary name for a file or folder that will be renamed to ``name``."""
     return f".{name}.{uuid.uuid4().hex[:8]}"
 
 
 def is_temporary(name: str) -> bool:
-    """Tell whether :func:`temporary_name` gives such a name."""
+    """Return whether a name was made by :func:`temporary_name`."""
     return _TEMPORARY.fullmatch(name) is not None
 
 
 class Marker(NamedTuple):
-    """The object that says of one attempt at a unit that it is whole, or damaged."""
+    """The object that marks one attempt at a unit as complete or as damaged."""
 
     iteration: int
     unit: int
@@ -95,18 +95,18 @@ class Marker(NamedTuple):
 
     @property
     def folder(self) -> str:
-        """The name of the folder of the attempt's files, below the store."""
+        """The folder of the attempt's files, below the store."""
         return f"{iteration_name(self.iteration)}/{UNITS}/{unit_name(self.unit)}-{self.attempt}"
 
 
 def markers(iteration: int, unit: int | None = None) -> str:
-    """Return how the names of an iteration's, or of a unit's, markers begin."""
+    """Return the common prefix of the markers of an iteration, or of a unit."""
     only = "" if unit is None else f"{unit_name(unit)}-"
     return f"{iteration_name(iteration)}/{DONE}/{only}"
 
 
 def marker_named(name: str) -> Marker | None:
-    """Return the marker that an object is; None if it is none."""
+    """Parse an object's name as a marker; None if it is not one."""
     found = _MARKER.fullmatch(name)
     if found is None:
         return None

@@ -1,8 +1,8 @@
 """The self-play store in a folder: pairs and opponent log-probs, as verified MDS units.
 
-Its files and folders are named in ``store.layout``.
+``store.layout`` documents its files and folders.
 
-A unit exists wholly or not at all: it is written aside, fsynced and renamed. Every unit is
+Units are atomic: they are written to a temporary folder, fsynced and renamed. Every unit is
 verified, by size and xxh64, before it is trained on.
 """
 
@@ -70,7 +70,7 @@ class LocalStore(Store):
     # --- manifest ---------------------------------------------------------------------------
 
     def check_open(self, manifest: Manifest, complete: Collection[int] | None = None) -> None:
-        """See :class:`Store`; units that are being written count as well."""
+        """See :class:`Store`; units that are being written count too."""
         del complete
         folder = self.folder(manifest["iteration"])
         found = self._manifest_here(manifest["iteration"])
@@ -96,7 +96,7 @@ class LocalStore(Store):
             unused = replace and self.is_unused(iteration)
             if unused and differing_fields(self.manifest(iteration), manifest):
                 write_atomically(folder / MANIFEST, text)
-            self.check_manifest(manifest)  # another job may have been quicker
+            self.check_manifest(manifest)  # another job may have written it first
 
     def is_unused(self, iteration: int) -> bool:
         """See :class:`Store`."""
@@ -107,7 +107,7 @@ class LocalStore(Store):
         return self._manifest_here(iteration)
 
     def prepare_node(self, iteration: int) -> None:
-        """See :class:`Store`; the folder that all nodes share is ready when it is open."""
+        """See :class:`Store`; all nodes share the folder."""
         del iteration
 
     def _manifest_here(self, iteration: int) -> Manifest | None:
@@ -144,13 +144,13 @@ class LocalStore(Store):
         return {unit for unit in units if unit is not None}
 
     def recover_unit(self, iteration: int, unit: int) -> bool:
-        """See :class:`Store`; a unit that is renamed into its place is complete."""
+        """See :class:`Store`; a unit in place is complete."""
         return (self.unit_folder(iteration, unit) / REPORT).exists()
 
     def commit_unit(
         self, iteration: int, unit: int, pairs: Sequence[Pair], report: UnitReport
     ) -> None:
-        """See :class:`Store`; it is written aside, brought to the disk, and renamed."""
+        """See :class:`Store`; it is written to a temporary folder, fsynced and renamed."""
         target = self.unit_folder(iteration, unit)
         with staging_folder(target) as aside:
             write_unit(aside, pairs, report)
@@ -169,12 +169,12 @@ class LocalStore(Store):
         return sum(path.stat().st_size for folder in folders for path in folder.glob("*"))
 
     def problem(self, iteration: int, unit: int) -> str | None:
-        """Return what is missing of a unit or differs from what was committed, or None."""
+        """Return what is missing or damaged in a unit, or None."""
         return unit_problem(self.unit_folder(iteration, unit))
 
     def damage(self, iteration: int, unit: int, thorough: bool) -> str | None:
         """See :class:`Store`."""
-        del thorough  # all of it is on this machine
+        del thorough  # all files are local
         there = self.unit_folder(iteration, unit).exists()
         return self.problem(iteration, unit) if there else None
 
@@ -187,10 +187,10 @@ class LocalStore(Store):
         """See :class:`Store`."""
         yield from read_pairs(self.unit_folder(iteration, unit))
 
-    # --- what is trained on -----------------------------------------------------------------
+    # --- training data ----------------------------------------------------------------------
 
     def select_attempts(self, iteration: int, num_units: int, remedy: str) -> list[str]:
-        """See :class:`Store`; a unit has one set of files."""
+        """See :class:`Store`; there is one attempt per unit."""
         del iteration, num_units, remedy
         return []
 
@@ -202,7 +202,7 @@ class LocalStore(Store):
         remedy: str = REGENERATE_UNIT,
         verified: Collection[int] = (),
     ) -> None:
-        """See :class:`Store`; all is here, and verified."""
+        """See :class:`Store`; all files are local, and are verified."""
         del selected
         for unit in sorted(set(range(num_units)) - set(verified)):
             if problem := self.problem(iteration, unit):
@@ -227,19 +227,19 @@ class LocalStore(Store):
 
 
 def move_into_place(aside: Path, target: Path) -> None:
-    """Rename a unit's folder into its place, unless another process has put one there."""
+    """Rename a unit's folder to its final name, unless another process has committed it."""
     if (target / REPORT).exists():
         return
     try:
         os.rename(aside, target)
-    except OSError:  # also if one came just now: a folder that is not empty is not replaced
+    except OSError:  # also if it was committed just now: rename replaces only an empty folder
         if not (target / REPORT).exists():
             raise
     fsync(target.parent)
 
 
 def set_aside(path: Path, name: Path) -> Path:
-    """Rename a file or folder to ``name`` with the first number that is free; return that."""
+    """Rename a file or folder to ``name`` with the first free number; return the new path."""
     number = 1
     while (aside := name.with_name(f"{name.name}-{number}")).exists():
         number += 1

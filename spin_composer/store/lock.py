@@ -1,11 +1,10 @@
-"""One run at a time on a store: a lock that a crashed run's successor takes over.
+"""The lock of a store: one run at a time; the lock of a crashed run is taken over.
 
-``<root>/run.lock`` names its owner (host, process, run) and is touched every few seconds. No
-``flock``: shared file systems differ in how they implement it. The file is created by ``link``,
-which fails if it exists, and removed by ``rename``, in which only one process can succeed; both
-are atomic on NFS. On the owner's own machine its process is looked up; from another machine the
-lock is watched, and is its owner's as long as it is touched. ``object_lock`` is the same for
-object stores.
+``<root>/run.lock`` names its owner (host, process, run) and is touched every few seconds. It does
+not use ``flock``, which shared file systems implement differently. The file is created by ``link``,
+which fails if it exists, and removed by ``rename``, in which only one process can succeed; both are
+atomic on NFS. On the owner's machine, its process is looked up; from another machine the lock is
+watched, and counts as held while it is touched. ``object_lock`` does the same for object stores.
 """
 
 from __future__ import annotations
@@ -29,18 +28,18 @@ from spin_composer.store.layout import HEARTBEAT_SECONDS, LOCK, temporary_name
 log = logging.getLogger(__name__)
 
 LEASE_SECONDS = 60.0
-"""A lock of another machine that is not touched for so long is taken over."""
+"""A lock of another machine is taken over if it is not touched for so long."""
 
 _active_locks: list[StoreLock] = []
 
 
 def this_process() -> dict[str, object]:
-    """Return the identity of this process among those of all machines.
+    """Return the identity of this process, unique across machines.
 
     Returns:
-        ``host``; ``machine``, which is the boot's id and the PID namespace (a container's process
-        ids mean nothing outside it); ``pid``; ``started``, in clock ticks since boot, by which a
-        process is told from a later one with the same id.
+        ``host``; ``machine``, the boot id and the PID namespace (process ids are only valid within
+        one); ``pid``; ``started``, in clock ticks since boot, which distinguishes a process from a
+        later one with the same id.
     """
     return {
         "host": socket.gethostname(),
@@ -51,13 +50,13 @@ def this_process() -> dict[str, object]:
 
 
 class LockBackend(Protocol):
-    """Where a lock is: a file that processes of several machines see, or an object in a store."""
+    """Storage of a lock: a file on a shared file system, or an object in an object store."""
 
     name: str
     """Name for messages."""
 
     def prepare(self) -> None:
-        """Make the place ready for a lock."""
+        """Prepare the storage."""
         ...
 
     def read(self) -> str | None:
@@ -73,11 +72,11 @@ class LockBackend(Protocol):
         ...
 
     def touch(self) -> None:
-        """Show that the lock is held."""
+        """Renew the lock's heartbeat."""
         ...
 
     def last_touched(self) -> object:
-        """Return a value that changes when the lock is touched."""
+        """Return a value that changes whenever the lock is touched."""
         ...
 
 
@@ -131,7 +130,7 @@ class LockFile:
             if aside.read_text(encoding="utf-8") != content:
                 os.link(aside, self.path)
         except FileExistsError:
-            pass  # a third process has it by now
+            pass  # a third process has acquired it
         finally:
             aside.unlink(missing_ok=True)
 
@@ -151,7 +150,7 @@ class LockFile:
 
 
 class StoreLock:
-    """The lock of a store. Hold it on one rank only.
+    """The lock of a store; to be held on one rank only.
 
     Args:
         backend: Where the lock is kept; a folder means a file in it.
@@ -165,7 +164,7 @@ class StoreLock:
         self._failure: Exception | None = None
 
     def acquire(self, run_name: str) -> None:
-        """Take the lock, also from a run that crashed, or from an earlier one of this process.
+        """Acquire the lock, also from a crashed run or from an earlier run of this process.
 
         Raises:
             StoreError: If another run holds it; names it and the remedy.
@@ -188,7 +187,7 @@ class StoreLock:
         atexit.register(self.release)
 
     def check(self) -> None:
-        """Raise if another run took the lock, as it may if this one was long suspended.
+        """Raise if another run has taken over the lock, which happens after a long suspension.
 
         Raises:
             StoreError: Names the other run.
@@ -198,22 +197,22 @@ class StoreLock:
         if self._lost:
             raise StoreError(
                 f"{self.backend.name} was taken over by another run ({self.backend.read()}) while "
-                "this one did not answer. Let one of them go on."
+                "this one did not respond. Continue only one of them."
             )
 
     def release(self) -> None:
-        """Give the lock back if it is this object's."""
+        """Release the lock if this object holds it."""
         self._stop.set()
         if self in _active_locks:
             _active_locks.remove(self)
         atexit.unregister(self.release)
-        # A forked process has this object too, but not the lock.
+        # A forked process has a copy of this object, but not the lock.
         content, self._content = self._content, ""
         if content and self._is_ours(content) and self.backend.read() == content:
             self.backend.remove(content)
 
     def _is_ours(self, found: str) -> bool:
-        """Tell whether a lock is this process's: this object's, or one of an earlier Trainer."""
+        """Return whether this process holds a lock, by this object or by an earlier Trainer."""
         try:
             owner = json.loads(found)
             return {name: owner[name] for name in this_process()} == this_process()
@@ -243,7 +242,7 @@ class StoreLock:
         )
 
     def _is_live(self, content: str) -> bool:
-        """Watch a lock for the lease; clocks of two machines are not compared."""
+        """Watch a lock for the duration of a lease, without comparing clocks of two machines."""
         log.warning(
             f"the lock of {self.backend.name} is another machine's; watching it for "
             f"{LEASE_SECONDS:g} s."
@@ -253,7 +252,7 @@ class StoreLock:
         while time.monotonic() < deadline:
             time.sleep(min(1.0, LEASE_SECONDS / 10))
             if self.backend.read() != content:
-                return False  # released, or another successor was quicker: look again
+                return False  # released, or taken over by another run: try again
             if self.backend.last_touched() != before:
                 return True
         return False
@@ -269,17 +268,17 @@ class StoreLock:
                     return
                 if found is not None:
                     self.backend.touch()
-            except (OSError, EnvironmentFailure) as error:  # away for a moment: try again
+            except (OSError, EnvironmentFailure) as error:  # temporarily unavailable: try again
                 log.warning(f"{self.backend.name}: {error}")
-            except Exception as error:  # others would take the lock for a dead run's
+            except Exception as error:  # without heartbeats others would take over the lock
                 self._failure = error
                 return
 
 
 def release_all() -> None:
-    """Give back all locks that this process holds.
+    """Release all locks that this process holds.
 
-    A process that ends does so too, but at its end the clients of object stores cannot write.
+    This also happens at exit, but then clients of object stores cannot write any more.
     """
     for lock in list(_active_locks):
         lock.release()
@@ -292,21 +291,20 @@ def _describe_owner(owner: dict[str, object] | None) -> str:
 
 
 def _is_running(pid: int, started: str | None) -> bool:
-    """Tell whether a process of this machine is there, is no zombie, and started at that tick.
+    """Return whether a process of this machine is running, and is not a zombie.
 
     Args:
         pid: Its id in this PID namespace.
-        started: See :func:`this_process`; None if it is not known, so that any with the id may be
-            the one.
+        started: See :func:`this_process`; None if unknown: any process with the id matches.
     """
     try:
         process = psutil.Process(pid)
         if process.status() in (psutil.STATUS_ZOMBIE, psutil.STATUS_DEAD):
             return False
         return started in (None, _start_ticks(process))
-    except (psutil.NoSuchProcess, ValueError):  # ValueError: no process has such an id
+    except (psutil.NoSuchProcess, ValueError):  # ValueError: an invalid id
         return False
-    except psutil.AccessDenied:  # it is there, and may be the one
+    except psutil.AccessDenied:  # it exists and may be the owner
         return True
 
 

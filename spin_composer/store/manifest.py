@@ -1,7 +1,7 @@
-"""An iteration's manifest: what its play depends on, and when two of them say the same.
+"""An iteration's manifest: what its play depends on, and the comparison of manifests.
 
-A field that a manifest does not have was not a setting yet when it was written; what was done
-then stands in :data:`LEGACY_VALUES`, so that a later version goes on with an earlier one's store.
+A manifest without a field was written before the field was introduced. :data:`LEGACY_VALUES` has
+the behavior of that time, so that a later version can continue an earlier version's store.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from spin_composer.settings.dataset import LEGACY_TOKENIZATION
 FORMAT_VERSION = 2
 
 Manifest = dict[str, Any]
-"""A manifest's fields as JSON holds them; which it has depends on the version that wrote it."""
+"""The fields of a manifest as read from JSON; they depend on the version that wrote it."""
 
 LEGACY_VALUES: Manifest = {
     "tokenize": LEGACY_TOKENIZATION,
@@ -23,22 +23,22 @@ LEGACY_VALUES: Manifest = {
     "merged": None,
     "replayed": None,
 }
-"""What each field that came later means where it is absent: rows were tokenized turn by turn;
-generated responses were compared with the real ones by ids; each process merged LoRA adapters or
-not, by its own free memory; the replayed units were computed from the iteration's own settings
+"""The meaning of an absent field: rows were tokenized turn by turn; generated responses were
+compared with the real ones by ids; each process decided by its free memory whether to merge LoRA
+adapters; the replayed units were computed from the iteration's settings
 (:func:`num_replayed_units`)."""
 
 FIXED_AT_START = ("degenerate", "merged", "replayed")
-"""Fields that no setting names: an iteration that has begun goes on as its manifest says."""
+"""Fields that no setting determines: a started iteration is continued as its manifest says."""
 
 
 def manifest_value(manifest: Manifest, field: str) -> Any:
-    """Return a manifest's value of a field; where it is absent, what was done then."""
+    """Return a field of a manifest; if it is absent, its legacy value."""
     return manifest.get(field, LEGACY_VALUES.get(field))
 
 
 def normalize_manifest(manifest: Manifest) -> Manifest:
-    """Return a manifest as reading it back gives it."""
+    """Return a manifest as it would be read back from JSON."""
     return json.loads(json.dumps({"format_version": FORMAT_VERSION, **manifest}))
 
 
@@ -51,7 +51,7 @@ def differing_fields(found: Manifest, wanted: Manifest) -> list[str]:
 
 
 def require_equal_manifests(found: Manifest, wanted: Manifest, where: str) -> None:
-    """Check that the manifest found in ``where`` says what is wanted.
+    """Check that the manifest found in ``where`` equals the expected one.
 
     Raises:
         StoreError: Names the fields that differ.
@@ -68,7 +68,7 @@ def require_equal_manifests(found: Manifest, wanted: Manifest, where: str) -> No
 
 
 def num_played_units(manifest: Manifest) -> int:
-    """Return how many units an iteration has of its own; its replayed ones come after them."""
+    """Return how many units an iteration plays itself; replayed ones come after them."""
     prompts = manifest["num_examples"]
     if isinstance(manifest["samples_per_iteration"], int):
         prompts = min(prompts, manifest["samples_per_iteration"])
@@ -79,7 +79,7 @@ def num_replayed_units(manifest: Manifest) -> dict[int, int]:
     """Return how many units of each earlier iteration an iteration replays.
 
     Raises:
-        KeyError: If it does not say.
+        KeyError: If the manifest does not have the necessary fields.
     """
     recorded = manifest_value(manifest, "replayed")
     if recorded is not None:

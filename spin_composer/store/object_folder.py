@@ -1,6 +1,6 @@
 """A folder in an object store (``s3://``, ``gs://``, ``oci://``), through Composer's clients.
 
-The same ones that write checkpoints there: credentials and endpoints are set alike
+The same clients write checkpoints, so credentials and endpoints are configured in the same way
 (``S3_ENDPOINT_URL``, ``AWS_PROFILE``, ``GOOGLE_APPLICATION_CREDENTIALS``, ...).
 """
 
@@ -60,7 +60,7 @@ STORE_ERRORS = (
     "oci.exceptions.ResumableDownloadException",
     "oci.exceptions.ServiceError",
 )
-"""Errors of the transport and of the stores, by name: a client that is not used is not imported."""
+"""Errors of transport and stores, by name, so that unused clients need not be imported."""
 
 PERMANENT_ERRORS = (
     "builtins.ImportError",  # of the store's client
@@ -75,11 +75,11 @@ _PERMANENT_CODES = (
     "SignatureDoesNotMatch",
     "403",
 )
-"""Codes of S3's error responses that no second attempt changes."""
+"""Codes of S3 error responses that are not retried."""
 
 
 class ObjectFolder:
-    """Objects under one URL, by their names below it. Methods may be called from many threads.
+    """The objects below one URL, by relative name; thread-safe.
 
     Args:
         url: ``s3://bucket/folder``.
@@ -102,7 +102,7 @@ class ObjectFolder:
         return sorted(key.removeprefix(self._prefix) for key in keys)
 
     def upload(self, path: Path, name: str) -> None:
-        """Write a file as an object, whole or not at all, replacing one that is there."""
+        """Upload a file as an object, atomically, replacing an existing one."""
         self._with_retries(
             f"written ({name})", lambda: self._client.upload_object(self._key(name), path)
         )
@@ -134,17 +134,17 @@ class ObjectFolder:
                 self.download(name, path)
             except FileNotFoundError:
                 return None
-            return path.read_text(errors="replace")  # a damaged one is its reader's to refuse
+            return path.read_text(errors="replace")  # the reader detects a damaged one
 
     def _key(self, name: str) -> str:
         return self._prefix + name
 
     def _with_retries(self, what: str, call: Callable[[], T]) -> T:
-        """Return what ``call`` returns, attempted several times with growing pauses between.
+        """Return what ``call`` returns; retry transient errors with growing pauses.
 
         Raises:
             FileNotFoundError: If there is no such object.
-            EnvironmentFailure: If it fails for good.
+            EnvironmentFailure: If all attempts fail.
         """
 
         def warn(state: RetryCallState) -> None:
@@ -170,8 +170,8 @@ class ObjectFolder:
                 raise
             raise EnvironmentFailure(
                 f"{self.url} cannot be {what}: {_error_text(error)}. See that the bucket exists "
-                "and that this machine's credentials may list, read and write there; then give the "
-                "same command again: the run goes on."
+                "and that this machine's credentials may list, read and write there; then run the "
+                "same command again: the run resumes."
             ) from error
 
 
@@ -188,14 +188,14 @@ def _is_one_of(error: BaseException, names: Sequence[str]) -> bool:
 
 
 def _is_store_error(error: BaseException) -> bool:
-    """Tell an error of the transport or the store from one of a local file or a defect."""
+    """Return whether an error comes from the transport or the store, not from a local file."""
     if isinstance(error, OSError) and error.filename is not None:
         return False
     return _is_one_of(error, STORE_ERRORS)
 
 
 def _is_permanent(error: BaseException) -> bool:
-    """Tell whether an error will not pass: a missing package, bucket, credential or right."""
+    """Return whether retrying is useless: a missing package, bucket, credential or permission."""
     return (
         _is_one_of(error, PERMANENT_ERRORS)
         or _s3_code(error) in _PERMANENT_CODES

@@ -1,9 +1,9 @@
-"""The lock of a store in an object store: see ``lock``, which holds it.
+"""The lock of a store in an object store; see ``store.lock``.
 
-``run.lock`` names the owner, and ``run.beat`` changes every few seconds while it is held. Object
-stores have no operation that fails if an object exists and that all of them know, so two runs that
-take a free lock at the same moment both write it, wait, and read whose it became: the writes of
-one moment must have settled within the wait. A lock that is given back becomes empty.
+``run.lock`` names the owner, and ``run.beat`` changes every few seconds while the lock is held.
+Not all object stores can create an object only if it does not exist. Two runs that acquire a free
+lock at the same time therefore both write it, wait, and read it to see who won; concurrent writes
+must be visible after that wait. A released lock is an empty object.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from spin_composer.store.layout import HEARTBEAT, LOCK
 from spin_composer.store.object_folder import ObjectFolder
 
 PROPAGATION_SECONDS = 3.0
-"""How long two writes of the same moment may take to be seen."""
+"""Time after which concurrent writes are assumed to be visible."""
 
 
 class LockObject:
@@ -54,7 +54,7 @@ class LockObject:
             self.remote.write_text(LOCK, "")
 
     def touch(self) -> None:
-        """See :class:`LockBackend`; the time in it is for people (``spin-composer status``)."""
+        """See :class:`LockBackend`; ``spin-composer status`` shows the time."""
         self._beats += 1
         self.remote.write_text(HEARTBEAT, json.dumps({"beat": self._beats, "time": time.time()}))
 

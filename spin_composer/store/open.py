@@ -1,4 +1,4 @@
-"""Which store a run has: found by the scheme of its URL among :data:`STORES`."""
+"""Open a run's store, by the scheme of its URL in :data:`STORES`."""
 
 from __future__ import annotations
 
@@ -11,11 +11,11 @@ from spin_composer.store.base import Store
 
 
 def open_store(settings: SpinSettings, run_name: str) -> Store:
-    """Return the store of a run: on a file system that ranks share, or behind a URL.
+    """Return the store of a run: on a shared file system, or at a URL.
 
     Args:
-        settings: Name the folder, and the URL if there is one.
-        run_name: In place of ``{run_name}``.
+        settings: Have the folder, and the URL if there is one.
+        run_name: Replaces ``{run_name}``.
 
     Raises:
         EnvironmentFailure: If the store's client cannot be made.
@@ -26,11 +26,11 @@ def open_store(settings: SpinSettings, run_name: str) -> Store:
 
 
 def store_at(root: Path, url: str | None) -> Store:
-    """Return the store in a folder of this machine, or behind a URL.
+    """Return the store in a local folder, or at a URL.
 
     Args:
-        root: The folder; of a store behind a URL, this machine's part of it.
-        url: None without one.
+        root: The folder; for a store at a URL, this machine's copy of it.
+        url: The URL, or None.
 
     Raises:
         InputError: If no store has the URL's scheme.

@@ -1,4 +1,4 @@
-"""What a run began with, told by its store's manifests before its rows are read."""
+"""The tokenization that a run was started with, from its store's manifests."""
 
 from __future__ import annotations
 
@@ -23,10 +23,10 @@ log = logging.getLogger(__name__)
 
 
 def started_with_legacy_turns(settings: SpinSettings, run_name: str) -> bool:
-    """Tell whether a run began when rows were tokenized turn by turn and no setting said so.
+    """Return whether a run was started before ``tokenize`` was a setting.
 
-    Its rows are then read as they were. A store in an object store is not asked here: see
-    :func:`spin_composer.store.original_tokenization.with_original_tokenization`.
+    Its rows are then tokenized as at that time. This does not look into object stores: see
+    :func:`with_original_tokenization`.
     """
     if settings.remote_store is not None:
         return False
@@ -37,9 +37,9 @@ def started_with_legacy_turns(settings: SpinSettings, run_name: str) -> bool:
 def recorded_tokenize(
     manifests: Iterable[Manifest | None],
 ) -> Literal["rendering", "turns", ""] | None:
-    """Return how the rows of these manifests were tokenized; ``""`` if there are none.
+    """Return how the rows of a run were tokenized; ``""`` if there are no manifests.
 
-    None if one of them, however early, does not say: the run began before it was a setting.
+    None if one of the manifests has no such field: the run was started before it was a setting.
     """
     found = [manifest for manifest in manifests if manifest]
     if not found:
@@ -60,14 +60,14 @@ def _read(path: Path) -> Manifest | None:
 def with_original_tokenization(
     examples: ExampleDataset, store: Store, iteration: int, trained: Manifest
 ) -> ExampleDataset:
-    """Return the rows tokenized as they were when the run began, where the YAML does not say.
+    """Return the rows tokenized as when the run was started, unless the YAML sets ``tokenize``.
 
     A collective.
 
     Args:
-        examples: As they were made, by today's default unless the YAML says otherwise.
-        store: The run's.
-        iteration: That the run stands in.
+        examples: Rows tokenized by today's default, or as the YAML says.
+        store: The run's store.
+        iteration: The run's current iteration.
         trained: The manifest in the checkpoint; empty without one.
     """
     if examples.config is None or examples.config.tokenize is not None:

@@ -1,4 +1,4 @@
-"""The training data of an iteration: its units, read by MosaicML Streaming."""
+"""The data loader of an iteration's pairs, read by MosaicML Streaming."""
 
 from __future__ import annotations
 
@@ -19,21 +19,21 @@ from spin_composer.store.base import Store
 from spin_composer.store.layout import UNITS
 from spin_composer.store.unit import StoredPair, pair_from_sample
 
-use_unique_names()  # on import: a user's own loaders of evaluation may be made before ours
+use_unique_names()  # on import: a user's evaluation loaders may be created before ours
 
 _CANONICAL_NODES = 1
 """Fixed, so that the order of pairs is the same on any number of nodes and ranks."""
 
 
 class PairDataset(StreamingDataset):
-    """The pairs of an iteration's merged units, shuffled anew every epoch."""
+    """The pairs of an iteration's merged units, reshuffled every epoch."""
 
     @property
     def state_dict(self) -> NoReturn:  # pyright: ignore[reportIncompatibleMethodOverride]
-        """Be absent: the position is the checkpoint's clock, see :func:`resume_at`.
+        """Not available: the position comes from the checkpoint's clock, see :func:`resume_at`.
 
-        Composer would put Streaming's into the checkpoint, and a sharded one could then not be
-        loaded: at that time the Trainer still has the SFT loader, whose dataset has none.
+        Composer would save Streaming's state, and could not load a sharded checkpoint with it: at
+        that time the Trainer still has the SFT loader, whose dataset has no state.
         """
         raise AttributeError("state_dict")
 
@@ -44,10 +44,10 @@ class PairDataset(StreamingDataset):
 
 
 def num_batches(num_pairs: int, global_batch_size: int, iteration: int) -> int:
-    """Return the whole global batches of an epoch.
+    """Return the number of full global batches of an epoch.
 
     Raises:
-        InputError: If there is not one.
+        InputError: If there is none.
     """
     batches = num_pairs // global_batch_size
     if batches == 0:
@@ -69,13 +69,13 @@ def build_pair_loader(
 ) -> DataLoader[Pair]:
     """Return the loader of an iteration's pair batches; a collective.
 
-    An epoch is trimmed to whole global batches, a different remainder being left out in each.
+    An epoch is trimmed to full global batches; each epoch drops a different remainder.
 
     Args:
         store: The store, with the iteration's units merged.
-        iteration: Which one.
-        num_pairs: Pairs in it.
-        like: The SFT loader, whose batch size (pairs per rank) and worker settings are taken.
+        iteration: Index of the iteration.
+        num_pairs: Number of its pairs.
+        like: The SFT loader; its batch size (pairs per rank) and worker settings are used.
         world_size: Number of ranks.
         seed: Seed of the run; the order depends on it and on the iteration.
         budget: What a microbatch may hold.
@@ -108,15 +108,15 @@ def build_pair_loader(
 def resume_at(
     loader: DataLoader[Pair], seed: int, iteration: int, epoch: int, sample: int, num_nodes: int
 ) -> None:
-    """Set a loader to a position within its iteration, for a run that is resumed.
+    """Set a loader to a position within its iteration, for a resumed run.
 
     Args:
-        loader: From :func:`build_pair_loader`.
+        loader: Made by :func:`build_pair_loader`.
         seed: Seed of the run.
-        iteration: Which one.
+        iteration: Index of the iteration.
         epoch: Epoch within the iteration.
         sample: Pairs of that epoch already trained on, over all ranks.
-        num_nodes: Physical nodes of the run.
+        num_nodes: Number of nodes of the run.
     """
     assert isinstance(loader.dataset, PairDataset)
     loader.dataset.load_state_dict(
@@ -131,5 +131,5 @@ def resume_at(
 
 
 def _shuffle_seed(seed: int, iteration: int) -> int:
-    # Streaming seeds epoch e with seed + e, so iterations must lie further apart than epochs.
+    # Streaming seeds epoch e with seed + e, so seeds of iterations must be far apart.
     return (seed + 1_000_003 * iteration) % 2**31

@@ -1,4 +1,4 @@
-"""The small files of a store in an object store, brought here for ``spin-composer status``."""
+"""Download the small files of a store in an object store, for ``spin-composer status``."""
 
 from __future__ import annotations
 
@@ -25,9 +25,9 @@ _TRANSFERS = 16
 
 
 def download_records(remote: ObjectFolder, folder: Path) -> None:
-    """Write manifests, units' reports, books and lock to ``folder``, laid out as a store's.
+    """Download manifests, units' reports, history and lock to ``folder``, laid out as a store.
 
-    The lock gets the time of its last beat, so that its age can be told as a local one's.
+    The lock file gets the time of its last heartbeat, like a local one.
     """
     names = remote.names()
     wanted = {x: folder / x for x in names if x in (HISTORY, LOCK) or _is_manifest(x)}
@@ -45,7 +45,7 @@ def download_records(remote: ObjectFolder, folder: Path) -> None:
         list(pool.map(lambda item: download(*item), wanted.items()))
     lock = folder / LOCK
     if lock.exists() and not lock.stat().st_size:
-        lock.unlink()  # given back
+        lock.unlink()  # released
     elif lock.exists():
         beat = json.loads(remote.read_text(HEARTBEAT) or '{"time": 0}')
         os.utime(lock, (beat["time"], beat["time"]))

@@ -1,10 +1,10 @@
 """A self-play store in an object store, of which each node keeps a copy.
 
-Its objects are named in ``store.layout``.
+``store.layout`` documents the names of its objects.
 
-Object stores cannot rename, so a unit exists once its object in ``done/`` does. Each attempt has a
-name of its own: two processes that make the same unit at once (a job of ``spin-composer play``
-beside the run) cannot mix their files. Which one is trained on is settled once, for all nodes.
+Object stores cannot rename, so a unit exists once its object in ``done/`` exists. Each attempt has
+its own name, so that two processes that make the same unit (the run and a ``spin-composer play``
+job) cannot mix their files. Which attempt is trained on is decided once, for all nodes.
 """
 
 from __future__ import annotations
@@ -78,13 +78,13 @@ class RemoteStore(LocalStore):
         return cls(root, ObjectFolder(url))
 
     def lock_backends(self) -> list[LockBackend]:
-        """See :class:`Store`; another run may use the same folder here, or the same one there."""
+        """See :class:`Store`; another run could use the same local folder, or the same URL."""
         return [*super().lock_backends(), LockObject(self.remote)]
 
     # --- manifest ---------------------------------------------------------------------------
 
     def check_open(self, manifest: Manifest, complete: Collection[int] | None = None) -> None:
-        """See :class:`Store`; the object store's manifest is the one that counts."""
+        """See :class:`Store`; the object store's manifest is authoritative."""
         iteration = manifest["iteration"]
         found = self.find_manifest(iteration)
         if found is not None:
@@ -109,23 +109,23 @@ class RemoteStore(LocalStore):
         if found is None:
             name = f"{self._name(iteration)}/{MANIFEST}"
             self.remote.upload(self.folder(iteration) / MANIFEST, name)
-            # Of two jobs that open it at once, the one that wrote first reads the other's.
+            # If two jobs open it at once, the one that wrote first reads the other's manifest.
             require_equal_manifests(
                 self.find_manifest(iteration) or {}, wanted, self._url(iteration)
             )
 
     def is_unused(self, iteration: int) -> bool:
-        """Tell that an iteration may be in use: other nodes' units are not seen here."""
+        """Return False: other nodes may have made units that are not visible here."""
         del iteration
         return False
 
     def prepare_node(self, iteration: int) -> None:
-        """See :class:`Store`; the node's folder then holds nothing of another play."""
+        """See :class:`Store`; a folder with another play is set aside."""
         found = self.find_manifest(iteration)
         if found is None:
             raise StoreError(
                 f"{self._url(iteration)}/{MANIFEST} is missing, but its units are being made. "
-                "Give the same command again."
+                "Run the same command again."
             )
         folder = self.folder(iteration)
         try:
@@ -133,14 +133,14 @@ class RemoteStore(LocalStore):
                 return
         except (FileNotFoundError, ValueError):
             pass
-        if folder.exists():  # nothing says that what is in it was played as this iteration is
+        if folder.exists():  # its units may be of another play
             aside = set_aside(folder, folder.with_name(f"{folder.name}.{SET_ASIDE}"))
-            log.warning(f"{folder} is not of this run's play, and is set aside as {aside}.")
+            log.warning(f"{folder} does not belong to this run and is set aside as {aside}.")
         (folder / UNITS).mkdir(parents=True)
         write_atomically(folder / MANIFEST, json.dumps(found, indent=1))
 
     def manifest(self, iteration: int) -> Manifest:
-        """See :class:`Store`; it is brought to this node if it is not there."""
+        """See :class:`Store`; it is downloaded to this node if necessary."""
         path = self.folder(iteration) / MANIFEST
         if not path.exists() and (found := self.find_manifest(iteration)) is not None:
             (path.parent / UNITS).mkdir(parents=True, exist_ok=True)
@@ -148,7 +148,7 @@ class RemoteStore(LocalStore):
         return super().manifest(iteration)
 
     def find_manifest(self, iteration: int) -> Manifest | None:
-        """See :class:`Store`; the object store's."""
+        """See :class:`Store`; reads the object store's manifest."""
         text = self.remote.read_text(f"{self._name(iteration)}/{MANIFEST}")
         try:
             return None if text is None else json_object(text)
@@ -160,11 +160,11 @@ class RemoteStore(LocalStore):
     # --- units ------------------------------------------------------------------------------
 
     def complete_units(self, iteration: int) -> set[int]:
-        """See :class:`Store`; complete is what is whole in the object store."""
+        """See :class:`Store`; lists the complete units of the object store."""
         return set(self._attempts(iteration))
 
     def recover_unit(self, iteration: int, unit: int) -> bool:
-        """See :class:`Store`; uploads a unit that is whole on this node only."""
+        """See :class:`Store`; uploads a unit that is complete on this node only."""
         if unit in self._attempts(iteration, unit):
             return True
         folder = self.unit_folder(iteration, unit)
@@ -178,14 +178,14 @@ class RemoteStore(LocalStore):
     def commit_unit(
         self, iteration: int, unit: int, pairs: Sequence[Pair], report: UnitReport
     ) -> None:
-        """See :class:`Store`; it is written on this node, then uploaded, its marker last."""
+        """See :class:`Store`; the unit is written locally, then uploaded, its marker last."""
         super().commit_unit(iteration, unit, pairs, report)
         self._upload(iteration, unit)
 
     def unit_bytes(
         self, iteration: int, units: Collection[int], remedy: str = REGENERATE_UNIT
     ) -> int:
-        """See :class:`Store`; what is not on this node is told by the markers, listed once."""
+        """See :class:`Store`; sizes of units that are not on this node come from the markers."""
         here = {unit: LocalStore.unit_bytes(self, iteration, [unit]) for unit in units}
         absent = [unit for unit, size in here.items() if not size]
         attempts = self._attempts(iteration) if absent else {}
@@ -200,7 +200,7 @@ class RemoteStore(LocalStore):
         return sum(here.values()) + sum(sizes)
 
     def damage(self, iteration: int, unit: int, thorough: bool) -> str | None:
-        """See :class:`Store`; where only this node's copy is damaged, the unit is not."""
+        """See :class:`Store`; a unit of which only this node's copy is damaged is intact."""
         here = self.unit_folder(iteration, unit).exists()
         whole = here and not self._is_damaged_here(iteration, unit)
         attempts = self._attempts(iteration, unit).get(unit) if thorough else None
@@ -209,7 +209,7 @@ class RemoteStore(LocalStore):
         )
 
     def set_unit_aside(self, iteration: int, unit: int) -> Path:
-        """See :class:`Store`; a marker says that the files are damaged; its name."""
+        """See :class:`Store`; writes a marker that the attempt is damaged, and returns its name."""
         attempt = self._attempts(iteration, unit)[unit][0]
         name = Marker(iteration, unit, attempt, damaged=True).name
         self.remote.write_text(name, "set aside by algorithms.spin.repair\n")
@@ -218,8 +218,8 @@ class RemoteStore(LocalStore):
     # --- what is trained on -----------------------------------------------------------------
 
     def select_attempts(self, iteration: int, num_units: int, remedy: str) -> list[str]:
-        """See :class:`Store`; what was settled once stays."""
-        # A job without the run's lock may have opened it with another opponent at the same moment.
+        """See :class:`Store`; an earlier decision is kept."""
+        # A job without the run's lock may have opened it with another opponent at the same time.
         found = self.find_manifest(iteration)
         if found is None:
             name = f"{self._url(iteration)}/{MANIFEST}"
@@ -232,7 +232,7 @@ class RemoteStore(LocalStore):
             try:
                 selected = load_hashed(text)["units"]
             except (ValueError, KeyError, TypeError):
-                # Another attempt may have been trained on than would be chosen now.
+                # The run may have trained on another attempt than would be selected now.
                 raise StoreError(
                     f"{self.remote.url}/{name} is damaged, so nothing says which attempt at each "
                     f"unit is trained on. {remedy.format(folder=f'{self.remote.url}/{name}')}"
@@ -257,9 +257,9 @@ class RemoteStore(LocalStore):
         remedy: str = REGENERATE_UNIT,
         verified: Collection[int] = (),
     ) -> None:
-        """See :class:`Store`; each unit is verified as it is downloaded, or where it is here.
+        """See :class:`Store`; each unit is verified after the download, or if it is local.
 
-        Of a unit in ``verified``, another attempt than the one that is here may be settled on.
+        A different attempt than the local one may be selected for a unit in ``verified``.
         """
         del num_units
         (self.folder(iteration) / UNITS).mkdir(parents=True, exist_ok=True)
@@ -283,7 +283,7 @@ class RemoteStore(LocalStore):
             list(pool.map(fetch_unit, absent))
 
     def publish(self, name: str) -> None:
-        """Upload a file that people read."""
+        """See :class:`Store`."""
         if (self.root / name).exists():
             self.remote.upload(self.root / name, name)
 
@@ -291,13 +291,13 @@ class RemoteStore(LocalStore):
         """See :class:`Store`."""
         return self.remote.read_text(name)
 
-    def fetch_records(self, aside: Path) -> Path:
+    def fetch_records(self, target: Path) -> Path:
         """See :class:`Store`."""
-        download_records(self.remote, aside)
-        return aside
+        download_records(self.remote, target)
+        return target
 
     def _attempts(self, iteration: int, unit: int | None = None) -> dict[int, list[str]]:
-        """Return the attempts at each unit that is there, the one to use first."""
+        """Return the usable attempts at each unit, the preferred one first."""
         names = self.remote.names(markers(iteration, unit))
         found = dict.fromkeys(marker for marker in map(marker_named, names) if marker)
         usable: dict[int, list[str]] = {}
@@ -307,7 +307,7 @@ class RemoteStore(LocalStore):
         return usable
 
     def _is_damaged_here(self, iteration: int, unit: int) -> bool:
-        """Tell whether this node's copy of a unit is damaged, and set it aside then."""
+        """Return whether this node's copy of a unit is damaged; if so, set it aside."""
         if problem := self.problem(iteration, unit):
             aside = super().set_unit_aside(iteration, unit)
             log.warning(f"{problem}: this node's copy is set aside as {aside}.")
@@ -322,16 +322,16 @@ class RemoteStore(LocalStore):
         self.remote.upload(folder / REPORT, made.name)
 
     def _has_attempt(self, iteration: int, unit: int, marker: str | None, verified: bool) -> bool:
-        """Tell whether this node has the attempt at a unit with that marker, whole.
+        """Return whether this node has the attempt with that marker, complete and intact.
 
-        Where what this node has is ``verified``, its files are not hashed again.
+        Files that are ``verified`` are not hashed again.
         """
         path = self.unit_folder(iteration, unit) / REPORT
         there = path.exists() and path.read_text(errors="replace") == marker
         return there and (verified or self.problem(iteration, unit) is None)
 
     def _fetch_attempt(self, iteration: int, unit: int, attempt: str, verified: bool) -> str | None:
-        """Download an attempt, verify it, and put it in the unit's place.
+        """Download an attempt, verify it, and move it into place.
 
         Returns:
             What is wrong with the attempt, or None.
@@ -358,7 +358,7 @@ class RemoteStore(LocalStore):
     def _download(
         self, iteration: int, unit: int, attempt: str, marker: str, aside: Path
     ) -> str | None:
-        """Download an attempt to ``aside``; return what is wrong with it."""
+        """Download an attempt to ``aside``; return what is wrong with it, or None."""
         text = self.remote.read_text(marker)
         try:
             names = list(unit_files(text or ""))
@@ -374,7 +374,7 @@ class RemoteStore(LocalStore):
         return None if problem is None else problem.replace(f"{aside}/", "")
 
     def _attempt_bytes(self, name: str, marker: str | None, remedy: str) -> int:
-        """Return the bytes of a unit's files by its marker.
+        """Return the total bytes of a unit's files, from its marker.
 
         Raises:
             StoreError: If the marker is missing or damaged.
@@ -396,4 +396,4 @@ class RemoteStore(LocalStore):
 
 
 def _incomplete_error(where: str, problem: str | None) -> str:
-    return f"the unit of {where} is not whole ({problem})"
+    return f"the unit of {where} is incomplete ({problem})"

@@ -1,4 +1,4 @@
-"""Room on a disk: what is to be written must fit."""
+"""Check that a disk has enough free space."""
 
 from __future__ import annotations
 
@@ -9,15 +9,15 @@ from spin_composer.errors import EnvironmentFailure
 
 
 def require_space(root: Path, needed: float, what: str) -> None:
-    """Refuse to write what the disk of a store cannot hold.
+    """Raise unless the disk of a store has enough free space.
 
     Args:
         root: The store's folder, which need not exist yet.
-        needed: Bytes.
-        what: What they are, with its verb: ``the 3 units ... take up to``.
+        needed: Required bytes.
+        what: Start of the message, with its verb: ``the 3 units ... take up to``.
 
     Raises:
-        EnvironmentFailure: Names the numbers.
+        EnvironmentFailure: If there is too little space; names the numbers.
     """
     at = root.absolute()
     while not at.exists():
@@ -25,12 +25,12 @@ def require_space(root: Path, needed: float, what: str) -> None:
     free = shutil.disk_usage(at).free
     if needed > free:
         raise EnvironmentFailure(
-            f"{what} {_shown(needed)}, and {root.absolute()} has {_shown(free)} free. Free space "
-            "there, or set algorithms.spin.store to a folder on a larger disk."
+            f"{what} {_format_bytes(needed)}, and {root.absolute()} has {_format_bytes(free)} free."
+            " Free space there, or set algorithms.spin.store to a folder on a larger disk."
         )
 
 
-def _shown(num_bytes: float) -> str:
+def _format_bytes(num_bytes: float) -> str:
     for unit in ("bytes", "kB", "MB", "GB"):
         if num_bytes < 1000:
             return f"{num_bytes:.3g} {unit}"

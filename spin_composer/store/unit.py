@@ -1,6 +1,6 @@
-"""A unit of the store on disk: the pairs of one MDS shard set, and ``unit.json``, which seals them.
+"""A unit of the store on disk: one MDS shard set of pairs, and ``unit.json``.
 
-``unit.json`` holds the unit's figures and every file's size and xxh64. Streaming does not verify
+``unit.json`` holds the unit's report and every file's size and xxh64. Streaming does not verify
 local files, so units are verified here.
 """
 
@@ -27,7 +27,7 @@ from spin_composer.store.durable import (
 from spin_composer.store.layout import INDEX, REPORT, temporary_name
 
 _GAP = "server_gap"
-"""Name of a report's ``logprob_gap`` in ``unit.json``."""
+"""The key of a report's ``logprob_gap`` in ``unit.json``."""
 _COLUMNS = {
     "index": "int64",
     "prompt": "ndarray:int32",
@@ -40,14 +40,14 @@ _COLUMNS = {
 
 
 class FileFacts(TypedDict):
-    """What ``unit.json`` says of one of the unit's files."""
+    """Size and hash of a unit's file, as recorded in ``unit.json``."""
 
     bytes: int
     xxh64: str
 
 
 class StoredPair(TypedDict):
-    """A pair as MDS holds it: the columns of a unit."""
+    """A pair as an MDS sample: the columns of a unit."""
 
     index: int
     prompt: Ids
@@ -60,7 +60,7 @@ class StoredPair(TypedDict):
 
 @dataclass(frozen=True)
 class UnitReport:
-    """What a unit holds, and what making it took (``unit.json`` beside its file hashes)."""
+    """The content and cost of a unit, stored in ``unit.json``."""
 
     kind: str
     """``play``: generated and scored; ``replay``: an earlier iteration's pairs, rescored."""
@@ -73,23 +73,23 @@ class UnitReport:
     truncated: int
     """Generated responses cut off by max_new_tokens."""
     generated_tokens: int
-    """Tokens generated, degenerate ones included."""
+    """Tokens generated, including those of degenerate responses."""
     generation_seconds: float
     scoring_seconds: float
     noise: float
-    """Mean |difference| per token, in nats, of two scorings of the same rows in different
+    """Mean |difference| per token, in nats, between two scorings of the same rows in different
     batches."""
     began: float = 0.0
     ended: float = 0.0
-    """When it was made, in seconds since the epoch; 0 in stores that did not note it."""
+    """Start and end of its creation, in seconds since the epoch; 0 in older stores."""
     logprob_gap: float | None = None
-    """Mean difference of the engine's log-probs and ours, in nats per token; None where it gives
-    none."""
+    """Mean difference between the engine's log-probs and ours, in nats per token; None if the
+    engine returns none."""
 
 
 @contextmanager
 def staging_folder(folder: Path) -> Iterator[Path]:
-    """Yield a name beside ``folder`` that is gone on the way out, for what is to become it."""
+    """Yield a temporary path next to ``folder``; whatever remains there is removed on exit."""
     aside = folder.with_name(temporary_name(folder.name))
     try:
         yield aside
@@ -98,10 +98,10 @@ def staging_folder(folder: Path) -> Iterator[Path]:
 
 
 def write_unit(folder: Path, pairs: Sequence[Pair], report: UnitReport) -> None:
-    """Write a unit's files to a new folder, and bring them to the disk."""
+    """Write a unit's files to a new folder and fsync them."""
     if pairs:
         _write_mds(folder, pairs)
-    else:  # MDS knows no empty dataset: an all-degenerate unit is its unit.json alone
+    else:  # MDS has no empty datasets: a unit without pairs has only its unit.json
         folder.mkdir(parents=True)
     files = {
         path.name: {"bytes": path.stat().st_size, "xxh64": hash_file(path)}
@@ -114,17 +114,17 @@ def write_unit(folder: Path, pairs: Sequence[Pair], report: UnitReport) -> None:
 
 
 def fsync_folder(folder: Path) -> None:
-    """Bring a folder and the files in it to the disk."""
+    """Flush a folder and its files to the disk."""
     for path in folder.iterdir():
         fsync(path)
     fsync(folder)
 
 
 def unit_files(text: str) -> dict[str, FileFacts]:
-    """Return the ``bytes`` and ``xxh64`` of a unit's files by name, from its ``unit.json``.
+    """Return the sizes and hashes of a unit's files by name, from its ``unit.json``.
 
     Raises:
-        ValueError: If a byte of it differs from what was written.
+        ValueError: If it is damaged.
     """
     return load_hashed(text)["files"]
 
@@ -138,7 +138,7 @@ def read_report(folder: Path) -> UnitReport:
 
 
 def unit_problem(folder: Path) -> str | None:
-    """Return what is missing of a unit or differs from what was written, or None."""
+    """Return what is missing or damaged in a unit, or None."""
     if not folder.exists():
         return f"{folder} is missing"
     try:
@@ -158,7 +158,7 @@ def unit_problem(folder: Path) -> str | None:
 
 
 def read_pairs(folder: Path) -> Iterator[Pair]:
-    """Yield the pairs of a complete unit, in the order they were written."""
+    """Yield the pairs of a complete unit, in order."""
     from streaming.base.format import reader_from_json
 
     if not (folder / INDEX).exists():
@@ -171,7 +171,7 @@ def read_pairs(folder: Path) -> Iterator[Pair]:
 
 
 def pair_from_sample(sample: StoredPair) -> Pair:
-    """Return the pair that an MDS sample of a unit holds."""
+    """Convert an MDS sample of a unit to a pair."""
     return Pair(
         sample["prompt"],
         sample["real"],

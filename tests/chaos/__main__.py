@@ -1,4 +1,4 @@
-"""Kill a tiny run again and again, give the same command again, and compare what it comes to.
+"""Kill a tiny run again and again, run the same command again, and compare what it comes to.
 
     python tests/chaos --kills 30 --seed 1
 

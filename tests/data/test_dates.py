@@ -59,5 +59,6 @@ def test_of_several_templates_the_one_for_tools_has_the_date_too():
 def test_a_date_string_that_is_no_date_is_refused_where_it_would_be_printed():
     render = ChatTemplate(templates.chatml(UNREACHED + CHATML), "Christmas")
     assert render(TURNS).startswith("<|im_start|>")
-    with pytest.raises(InputError, match=r"'Christmas' is no date .* print as '%d %b %Y'\. Write"):
+    said = r"'Christmas' is not a date .* print as '%d %b %Y'\. Write"
+    with pytest.raises(InputError, match=said):
         ChatTemplate(templates.chatml(templates.DATED), "Christmas")(TURNS)

@@ -92,7 +92,7 @@ def test_many_frames_and_long_lines_are_read(tmp_path):
         ("a.json", json.dumps({"prompt": "a", "response": "b"}, indent=2).encode(),
          r"one object with the fields .*Write one object per line"),
         ("a.json", b"[1,", r"not a JSON list"),
-        ("a.json", b'[{"prompt": "a", "prompt": "b", "response": "c"}]', r"'prompt' stands twice"),
+        ("a.json", b'[{"prompt": "a", "prompt": "b", "response": "c"}]', r"'prompt' appears twice"),
         ("a.csv", b"prompt,prompt\na,b\n", r"a\.csv:1: the header .* a name twice"),
         ("a.csv", b'prompt,response\na,"b\n', r"not a table after line 2"),
         ("a.csv", b"prompt,response\na,\xff\n", r"not UTF-8 text"),
@@ -111,7 +111,7 @@ def test_a_file_that_cannot_be_read_is_one_line(name, data, said, tmp_path):
     [
         ("a.jsonl", b'{"prompt": "a", "response": "b",}\n', r"a\.jsonl:1: .* is not JSON"),
         ("a.jsonl", b'\n{"prompt": "a", "response": "b", "prompt": "c"}\n',
-         r"a\.jsonl:2: the field 'prompt' stands twice"),
+         r"a\.jsonl:2: the field 'prompt' appears twice"),
         ("a.jsonl", '{"prompt": "a"}\n'.encode("utf-16"), r"a\.jsonl:1: .* not UTF-8"),
         ("a.csv", b"prompt,response\na,b,c\n", r"a\.csv:2: the row has 3 cells where the header"),
     ],
@@ -128,7 +128,7 @@ def test_a_column_that_stands_twice_is_named(tmp_path):
     column = pyarrow.array(["a"])
     table = pyarrow.Table.from_arrays([column] * 3, ["prompt", "prompt", "response"])
     pyarrow.parquet.write_table(table, tmp_path / "a.parquet")
-    with pytest.raises(InputError, match=r"a\.parquet: the column 'prompt' stands twice"):
+    with pytest.raises(InputError, match=r"a\.parquet: the column 'prompt' appears twice"):
         rows_of(tmp_path / "a.parquet")
 
 

@@ -113,7 +113,7 @@ def test_generation_prompt_that_opens_think_is_explained_and_can_be_left_out(jso
     ) as seen:
         rendered(tokenizer, row, jsonl)
     assert "role" not in str(seen.value).replace("generation", "")
-    # The answer's "<th" is no part of the prompt, though it agrees with the generation prompt's.
+    # The answer's "<th" is not part of the prompt, though it agrees with the generation prompt's.
     for text in ("<them> One", "Two"):
         row = {"messages": [user("Hi"), answer(text)]}
         prompt, response = rendered(tokenizer, row, jsonl, generation_prompt="response")
@@ -193,7 +193,7 @@ def test_strftime_now_is_pinned_by_date_string(way, jsonl, caplog):
         prompt, _ = rendered(tokenizer, TWO, jsonl, date_string=date, tokenize=way)
         assert prompt.startswith("26 Jul 2024<|im_start|>")
     assert not caplog.text
-    with pytest.raises(InputError, match=r"date_string='Christmas' is no date"):
+    with pytest.raises(InputError, match=r"date_string='Christmas' is not a date"):
         rendered(tokenizer, TWO, jsonl, date_string="Christmas")
     rendered(tokenizer, TWO, jsonl, tokenize=way)
     assert caplog.text.count("prints today's date (strftime_now)") == 1

@@ -1,4 +1,4 @@
-"""Turns keep what the model is to read or write, and lose nothing without a word."""
+"""Turns keep what the model is to read or write, and lose nothing silently."""
 
 from __future__ import annotations
 

@@ -62,7 +62,7 @@ def test_folder_of_an_earlier_demo_is_emptied(tmp_path: Path):
 
 def test_folder_of_something_else_is_left_alone(tmp_path: Path):
     (tmp_path / "thesis.tex").touch()
-    with pytest.raises(InputError, match="holds something that is no demo's"):
+    with pytest.raises(InputError, match="contains something other than a demo"):
         run.prepare(Paths(tmp_path))
     assert (tmp_path / "thesis.tex").exists()
 

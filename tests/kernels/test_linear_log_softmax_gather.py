@@ -268,7 +268,7 @@ def test_sums_over_responses_in_bf16_are_no_worse_than_the_twin(impl: str) -> No
 def peak_of(op: Any, n: int, dtype: torch.dtype, **options: Any) -> int:
     """Return the peak of forward and backward at D = 4, V = 2048."""
     given = problem(n, 4, 2048, bias=False).to(dtype)
-    # Without oneDNN: its scratch, of the weight's size, is no logit and not ours.
+    # Without oneDNN: its scratch, of the weight's size, is not a logit and not ours.
     with torch.backends.mkldnn.flags(enabled=False):
         return peak_bytes(lambda: logps_and_gradients(op, given, **options))
 

@@ -129,7 +129,7 @@ def test_a_pair_loss_that_is_none_is_an_error(pair_loss: Any, message: str, impl
 
 def peak_of(op: Any, given: Problem, bounds: Tensor, **options: Any) -> int:
     pair_loss = partial(logistic, opponent=torch.zeros(len(bounds) // 2, 2))
-    # Without oneDNN: its scratch, of the weight's size, is no logit and not ours.
+    # Without oneDNN: its scratch, of the weight's size, is not a logit and not ours.
     with torch.backends.mkldnn.flags(enabled=False):
         return peak_bytes(lambda: loss_and_gradients(op, given, bounds, pair_loss, **options))
 

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from fixtures.units import units_of_run
 from tokenizers import Tokenizer, decoders, models
 from transformers import PreTrainedTokenizerFast
 
@@ -14,7 +15,6 @@ from spin_composer.data.examples import Example, ExampleDataset
 from spin_composer.data.pairs import LENGTH, STOP, Ids
 from spin_composer.engines.base import NoGenerator, OnProgress, Response, ignore_progress
 from spin_composer.play.degenerate import BY_IDS, BY_TEXT, duplicate_check_for, same_ids, same_texts
-from spin_composer.play.plan import plan_units
 from spin_composer.play.player import Player, finish_play, make_units
 from spin_composer.settings.spin import SpinSettings
 from spin_composer.store.local import LocalStore
@@ -113,7 +113,7 @@ def test_play_drops_and_counts_both_and_an_old_iteration_goes_on_by_ids(tmp_path
                 Response(ids(text), STOP if text.endswith("</s>") else LENGTH) for text in answers
             ]
 
-    units = plan_units(SpinSettings(unit_size=4), 0, 0, 4)
+    units = units_of_run(SpinSettings(unit_size=4), 0, 0, 4)
 
     def play(manifest_says: str) -> tuple[list[int], float]:
         store = LocalStore(tmp_path / manifest_says)

@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 import torch
 from fixtures.ranks import on_two_ranks
+from fixtures.units import units_of_run
 from torch import distributed as dist
 
 from spin_composer.data.pairs import STOP
@@ -29,7 +30,6 @@ from tests.play.test_player import (
     content,
     make_player,
     plan_for,
-    plan_units,
     run,
     stored,
     sums_of_tokens,
@@ -55,7 +55,7 @@ def player_in(
 
 def open_and_play(player: Player, rounds: Lockstep, iteration: int, count: int) -> Any:
     """Play the first ``count`` units of an iteration on all ranks."""
-    units = plan_units(SETTINGS, SEED, iteration, NUM_EXAMPLES)[:count]
+    units = units_of_run(SETTINGS, SEED, iteration, NUM_EXAMPLES)[:count]
     if dist.get_rank() == 0:
         player.store.open_iteration({"iteration": iteration, "num_units": len(units)})
     dist.barrier()
@@ -101,9 +101,7 @@ def on_rank(rank: int, folder: str) -> dict[Any, Any]:
         report = open_and_play(player, rounds, 0, count)
         results[count] = (report.prompts, len(freed))
     player, rounds, _ = player_in(Path(folder) / "units-4")
-    results["replay"] = open_and_play(player, rounds, 1, 8).metrics()[
-        "spin/replayed_pairs"
-    ]
+    results["replay"] = open_and_play(player, rounds, 1, 8).metrics()["spin/replayed_pairs"]
     for fail in (failing_engine, failing_collate, failing_commit):
         player, rounds, _ = player_in(Path(folder) / fail.__name__)
         if rank == 1:
@@ -161,7 +159,7 @@ def test_a_rank_that_fails_ends_the_other_with_its_error(
 
 def test_one_process_alone_plays_in_rounds_too(tmp_path: Path) -> None:
     player, _ = make_player(tmp_path / "one", score=sums_of_tokens)
-    units = plan_units(SETTINGS, SEED, 0, NUM_EXAMPLES)
+    units = units_of_run(SETTINGS, SEED, 0, NUM_EXAMPLES)
     player.store.open_iteration({"iteration": 0, "num_units": len(units)})
     rounds = Lockstep(lambda tensor: tensor, lambda: None)
     make_units(player, plan_for(player.store, 0, units), rounds)

@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from fixtures.units import units_of_run
 
 from spin_composer.play.plan import (
     PlayUnit,
@@ -21,7 +22,7 @@ from spin_composer.settings.spin import SpinSettings
 
 
 def plan(iteration: int, num_examples: int = 23, seed: int = 7, **settings: Any) -> list[Unit]:
-    return plan_units(SpinSettings(**{"unit_size": 5, **settings}), seed, iteration, num_examples)
+    return units_of_run(SpinSettings(**{"unit_size": 5, **settings}), seed, iteration, num_examples)
 
 
 def played(units: list[Unit]) -> np.ndarray:
@@ -92,7 +93,7 @@ def test_more_ranks_than_units_are_told_the_unit_size_that_keeps_them_busy() -> 
     units = plan(1)
     assert too_few_units_warning(units, 5) is None
     assert too_few_units_warning(units, 7) == (
-        "5 unit(s) for 7 ranks: 2 of them play nothing. Set algorithms.spin.unit_size to 4 or less."
+        "5 unit(s) for 7 ranks: 2 of them are idle. Set algorithms.spin.unit_size to 4 or less."
     )
     assert too_few_units_warning(plan(1, unit_size=3), 7) is None
 

@@ -11,14 +11,14 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from fixtures.units import missing_units
+from fixtures.units import missing_units, units_of_run
 
 from spin_composer.data.examples import Example, ExampleDataset
 from spin_composer.data.pairs import LENGTH, STOP, Pair
 from spin_composer.engines.base import NoGenerator, OnProgress, Response, ignore_progress
 from spin_composer.errors import StoreError
 from spin_composer.play.iteration import IterationPlan
-from spin_composer.play.plan import Unit, plan_units
+from spin_composer.play.plan import Unit
 from spin_composer.play.player import Player, PlayReport, finish_play, make_units
 from spin_composer.play.prepare import check_iteration
 from spin_composer.settings.spin import SpinSettings
@@ -90,7 +90,7 @@ def plan_for(store: LocalStore, iteration: int, units: list[Unit]) -> IterationP
 
 
 def run(player: Player, iteration: int = 0, settings: SpinSettings = SETTINGS) -> PlayReport:
-    units = plan_units(settings, SEED, iteration, NUM_EXAMPLES)
+    units = units_of_run(settings, SEED, iteration, NUM_EXAMPLES)
     player.store.open_iteration(
         {
             "iteration": iteration,
@@ -109,8 +109,7 @@ def stored(store: LocalStore, iteration: int, num_units: int) -> list[Pair]:
 def content(pairs: Sequence[Pair]) -> list[tuple[int, list[int], list[int], list[int], int]]:
     """Return what pairs hold, without the opponent's sums."""
     return [
-        (p.index, p.prompt.tolist(), p.real.tolist(), p.generated.tolist(), p.finish)
-        for p in pairs
+        (p.index, p.prompt.tolist(), p.real.tolist(), p.generated.tolist(), p.finish) for p in pairs
     ]
 
 
@@ -280,7 +279,7 @@ def test_each_unit_is_hashed_once_when_a_play_is_resumed(tmp_path: Path, monkeyp
         return unit_problem(folder)
 
     monkeypatch.setattr(local, "unit_problem", counting)
-    units = plan_units(SETTINGS, SEED, 0, NUM_EXAMPLES)
+    units = units_of_run(SETTINGS, SEED, 0, NUM_EXAMPLES)
     manifest = player.store.manifest(0)
     checked = check_iteration(player.store, manifest, units, player.examples, False, range(4))
     assert checked.missing == [2]

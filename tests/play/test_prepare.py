@@ -10,13 +10,12 @@ from typing import Any
 
 import numpy as np
 import pytest
-from fixtures.units import missing_units
+from fixtures.units import missing_units, units_of_run
 
 from spin_composer.data.examples import Example, ExampleDataset
 from spin_composer.data.pairs import STOP, Pair
 from spin_composer.errors import EnvironmentFailure, StoreError
 from spin_composer.play import prepare
-from spin_composer.play.plan import plan_units
 from spin_composer.play.prepare import (
     check_iteration,
     needed_bytes,
@@ -35,7 +34,7 @@ EXAMPLES = ExampleDataset.from_examples(
     ],
     stop_token_id=0,
 )
-UNITS = plan_units(SETTINGS, 5, 0, len(EXAMPLES))  # of 4, 4 and 2 prompts
+UNITS = units_of_run(SETTINGS, 5, 0, len(EXAMPLES))  # of 4, 4 and 2 prompts
 MANIFEST: dict[str, Any] = {
     "iteration": 0,
     "seed": 5,

@@ -59,9 +59,7 @@ def test_the_time_left_is_true_in_long_units_and_never_far_below():
     done = 0
 
     def look() -> None:
-        left = seconds_left(
-            totals, counts_of(progress.meter), done, clock.now - progress.started
-        )
+        left = seconds_left(totals, counts_of(progress.meter), done, clock.now - progress.started)
         if left is not None:
             found.append((done, left, end - clock.now))
 
@@ -101,7 +99,7 @@ def test_units_that_were_there_neither_count_nor_speed_anything_up():
         progress.meter.record_answered(4, 80)
     text = progress.text(counts_of(progress.meter), 0)
     assert text == (
-        "4 of 8 prompts answered (80 tokens, 2/s), 0 of 8 pairs scored, 99 units were there, "
+        "4 of 8 prompts answered (80 tokens, 2/s), 0 of 8 pairs scored, 99 units existed, "
         "more than 00:40 left"
     )
     # A replayed play only scores; a unit that another process made meanwhile is spared.

@@ -114,7 +114,7 @@ def test_a_rank_that_died_is_noticed_by_its_silence() -> None:
     kind, said, code = on_ranks(die, wanted=1)[0]
     assert (kind, code) == ("EnvironmentFailure", 4)
     assert said.startswith("rank 1 was not heard for 2 s in play: its process or its machine is")
-    assert "the run goes on" in said
+    assert "the run resumes" in said
 
 
 def die_on_rank_zero(rank: int) -> None:

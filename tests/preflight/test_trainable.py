@@ -176,7 +176,7 @@ def test_an_export_that_could_not_hold_what_is_trained_is_refused(
     whose: str, tmp_path: Path
 ) -> None:
     line = refused(tmp_path, adapted("norm"), callbacks=[exporter(whose, tmp_path)])
-    assert "5 parameters are trained beside the adapters (" in line
+    assert "5 parameters are trained besides the adapters (" in line
     assert "norm.weight" in line
 
 

@@ -29,7 +29,7 @@ ENV = {"generation": {"engine": "server", "server": {"command": "env A=b no-such
 
 REFUSED: list[tuple[dict[str, Any], str]] = [
     ({"eval_first": True}, "eval_first=true, and there is nothing to evaluate. Add an eval_loader"),
-    ({"global_train_batch_size": 5}, "=5 is no multiple of the 2 ranks. Set it to 4"),
+    ({"global_train_batch_size": 5}, "=5 is not a multiple of the 2 ranks. Set it to 4"),
     ({"device_train_microbatch_size": 0}, "must be a positive number of pairs, or auto, got 0"),
     ({"device_train_microbatch_size": "atuo"}, "or auto, got 'atuo'"),
     ({"max_seq_len": None}, "max_seq_len must be a positive number of tokens, got None"),
@@ -62,7 +62,7 @@ REFUSED: list[tuple[dict[str, Any], str]] = [
         {"model": {"name": "mpt_spin_lm"}, "algorithms.spin": SHELL},
         "algorithms.spin.generation.engine=server cannot serve llm-foundry's MPT",
     ),
-    ({"max_sequence_len": 3}, "max_sequence_len is no key of llm-foundry's training config"),
+    ({"max_sequence_len": 3}, "max_sequence_len is not a key of llm-foundry's training config"),
     ({"tokenizer.name": "./nowhere"}, "tokenizer.name=./nowhere does not exist"),
 ]  # fmt: skip
 
@@ -136,16 +136,16 @@ ON_A_CPU = "on a CPU."
 REGISTERED: list[tuple[dict[str, Any], str]] = [
     ({"optimizer.name": "rmsprpo"}, "optimizer.name='rmsprpo' is not registered. Did you mean"),
     ({"optimizer": {"name": "rmsprop", "learning_rate": 1}},
-     "optimizer.learning_rate is no setting of rmsprop."),
+     "optimizer.learning_rate is not a setting of rmsprop."),
     ({"algorithms": {"spin": {"beta": 0.1}, "gradient_cliping": {}}}, "Did you mean 'gradient_cl"),
     ({"callbacks": {"lr_montor": {}}}, "callbacks.lr_montor='lr_montor' is not registered. Did"),
     ({"callbacks": {"hf_checkpointer": {"save_folder": "x"}}},
      "callbacks.hf_checkpointer.save_interval is not set, and hf_checkpointer needs it"),
     ({"loggers": {"wand": {}}}, "loggers.wand='wand' is not registered. Did you mean 'wandb'?"),
-    ({"model.pretraned": True}, "model.pretraned is no setting of hf_spin_lm. Did you mean"),
+    ({"model.pretraned": True}, "model.pretraned is not a setting of hf_spin_lm. Did you mean"),
     (
         {"model.peft_config": {**LORA, "alpha": 8}},
-        "model.peft_config.alpha is no setting of LoRA. Did you mean",
+        "model.peft_config.alpha is not a setting of LoRA. Did you mean",
     ),
     ({"model": {"name": "hf_spin_lm"}}, "model.pretrained_model_name_or_path is not set"),
     ({"eval_loader": {"name": "finetune"}}, "eval_loader.name='finetune' is not registered."),

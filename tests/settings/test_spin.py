@@ -122,7 +122,7 @@ def test_iterations_of_a_duration(duration: Any, epochs: int, iterations: int) -
 @pytest.mark.parametrize(
     ("duration", "said"),
     [
-        ("5ep", "max_duration=5ep is no whole number of iterations of 2ep"),
+        ("5ep", "max_duration=5ep is not a whole number of iterations of 2ep"),
         ("100ba", "must be a positive number of iterations or epochs, got 100ba"),
         ("0iter", "got 0iter"),
         ("-2ep", "got -2ep"),

@@ -71,7 +71,7 @@ WRONG: list[tuple[dict[str, Any], str]] = [
     ({"algorithms": {"gradient_clipping": {}}}, "algorithms must hold spin, got ['gradient_cl"),
     ({"algorithms": "spin"}, "algorithms must"),
     ({"algorithms": ["spin"]}, "algorithms must"),
-    ({"max_duration": "7ep"}, "max_duration=7ep is no whole number of iterations of 2ep"),
+    ({"max_duration": "7ep"}, "max_duration=7ep is not a whole number of iterations of 2ep"),
     ({"max_duration": "100ba"}, "max_duration must be a positive number of iterations or epochs"),
     ({"max_duration": REMOVED}, "max_duration must be"),
     ({"scheduler": {"name": "linear_decay_with_warmup", "t_warmup": "0.1dur", "alpha_f": 0}},
@@ -209,7 +209,7 @@ def test_the_command_refuses_before_anything_heavy_is_imported(tmp_path: Path) -
         ("a: [", [], "error: "),
         ("- a\n- b\n", [], "must be a YAML mapping"),
         ("a: ${missing}\n", [], "missing"),
-        ("a: 1\n", ["b"], "'b' is no setting. Write key=value."),
+        ("a: 1\n", ["b"], "'b' is not a setting. Write key=value."),
     ],
 )
 def test_a_file_that_is_no_yaml_of_settings_is_refused(

@@ -137,7 +137,7 @@ def test_a_writer_that_dies_leaves_no_unit(
 ) -> None:
     bad = [*make_rows(3), Pair(*[np.empty(0, np.int32)] * 3, index=1)]
     with pytest.raises(Exception, match=r".*"):
-        commit(store, 2, bad)  # MDS refuses the empty array in the midst of the unit
+        commit(store, 2, bad)  # MDS refuses the empty array in the middle of the unit
     assert missing_units(store, 0, range(3)) == [2]
     monkeypatch.setattr(os, "rename", lambda *_: (_ for _ in ()).throw(OSError("disk full")))
     with pytest.raises(OSError, match="disk full"):

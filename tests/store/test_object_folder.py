@@ -92,7 +92,7 @@ def test_a_failure_that_lasts_is_one_line_with_the_remedy(folder, s3):
         folder.write_text("a", "b")
     said = str(caught.value)
     assert said.startswith(f"s3://{BUCKET}/runs/a cannot be written (a): ")
-    assert "give the same command again: the run goes on" in said
+    assert "run the same command again: the run resumes" in said
     assert "\n" not in said
 
 

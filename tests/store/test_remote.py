@@ -257,7 +257,7 @@ def test_a_damaged_object_is_named_before_it_is_trained_on(b, s3, damage):
     with pytest.raises(StoreError) as caught:
         finish_play(b, 0, 2, "Restore it.")
     said = str(caught.value)
-    assert f"iter-000/done/unit-00001-{making(s3, 1)}.json is not whole (" in said
+    assert f"iter-000/done/unit-00001-{making(s3, 1)}.json is incomplete (" in said
     assert said.endswith("Restore it.")
     assert "\n" not in said
     assert not b.unit_folder(0, 1).exists()
@@ -361,7 +361,7 @@ def test_the_bytes_of_a_unit_whose_marker_is_damaged_are_not_guessed(b, s3):
     damage_marker(s3)
     reopen(b)
     assert b.unit_bytes(0, [0]) > 0
-    with pytest.raises(StoreError, match=r"-.* is not whole \(its marker is damaged\)\. Do X\."):
+    with pytest.raises(StoreError, match=r"-.* is incomplete \(its marker is damaged\)\. Do X\."):
         b.unit_bytes(0, [0, 1], "Do X.")
 
 

@@ -1,7 +1,7 @@
-"""The KV cache of the decode loop: rows of a batch, kept flush right, that come and go.
+"""The KV cache of the decode loop: right-aligned rows that join and leave the batch.
 
-Dimensions: R rows, H key-value heads, C columns held, L columns filled, P columns of a prompt
-batch, D width of a head.
+Dimensions: R rows, H key-value heads, C columns allocated, L columns filled, P columns of a prompt
+batch, D head width.
 """
 
 from __future__ import annotations
@@ -18,11 +18,11 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
 BLOCK = 64
-"""Columns that the cache grows by: one copy per block in place of one per token."""
+"""The cache grows by this many columns: one copy per block instead of one per token."""
 
 
 def cache_argument(model: PreTrainedModel) -> str:
-    """Return by which name a model's forward takes its cache: transformers 5.20 renamed it.
+    """Return the name of the cache argument of a model's forward: transformers 5.20 renamed it.
 
     Args:
         model: Of :func:`~spin_composer.model.unwrap.inner_model`.
@@ -34,16 +34,16 @@ def cache_argument(model: PreTrainedModel) -> str:
 class RowCache(Cache):
     """Keys and values [R, H, C, D] of each layer, in the dtype that attention computes in.
 
-    A row's tokens end at column L, whatever its length; the attention mask hides what is left of
-    them, and the columns right of L, which hold zeros. Attention gets whole buffers, which are
-    contiguous: a view of the filled columns would be copied by every layer.
+    Every row's tokens end at column L, whatever its length; the attention mask hides the padding to
+    their left and the columns right of L, which hold zeros. Attention gets the whole buffers, which
+    are contiguous: a view of the filled columns would be copied by every layer.
 
     Not a ``DynamicCache``: those are registered pytree nodes, which FSDP2's ``cast_forward_inputs``
-    takes apart and copies for every layer, losing what the layer appends.
+    flattens and copies for every layer, losing what the layer appends.
 
     Args:
-        dtype: That attention computes in. Under autocast rotary embeddings give fp32 keys, all of
-            which attention would cast anew at every token.
+        dtype: The dtype that attention computes in. Under autocast, rotary embeddings return fp32
+            keys, all of which attention would cast again for every token.
     """
 
     is_compileable: Any = False  # a property in transformers 5
@@ -96,7 +96,7 @@ class RowCache(Cache):
         return layer
 
     def reserve(self, columns: int) -> bool:
-        """Make room for ``columns`` in all; tell whether the buffers were made anew."""
+        """Make room for ``columns`` in total; return whether the buffers were reallocated."""
         if columns <= self.capacity:
             return False
         room = round_up(columns) - self.capacity
@@ -106,7 +106,7 @@ class RowCache(Cache):
         return True
 
     def merge(self, keep: Tensor, kept_columns: int, other: RowCache | None) -> None:
-        """Keep some rows and add those of another cache, which is used up.
+        """Keep some rows and add those of another cache, which must not be used afterward.
 
         Args:
             keep: [K] int64, the rows that stay, in order.
@@ -129,10 +129,10 @@ class RowCache(Cache):
                 made.append(new)
             self.tensors[index] = (made[0], made[1])
             if other is not None:
-                other.tensors[index] = (keep, keep)  # its storage is free now
+                other.tensors[index] = (keep, keep)  # frees its storage
         self.length, self.capacity = length, capacity
 
 
 def round_up(columns: int) -> int:
-    """Return how many columns a cache holds that needs ``columns``."""
+    """Round a number of columns up to whole blocks."""
     return -(-columns // BLOCK) * BLOCK

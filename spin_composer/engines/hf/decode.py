@@ -1,10 +1,10 @@
 """The decode loop of engine ``hf``: finished rows leave the batch, waiting prompts join it.
 
-A step feeds one token per row, draws the next and notes on the device which rows are done; the
-host looks at that every few steps only.
+A step feeds one token per row, draws the next and marks finished rows on the device; the host
+reads these flags every few steps only.
 
-What a row gets depends on the prompts and their uniforms alone: who sits beside it is decided by
-the tokens themselves, and moves its logits by rounding at most.
+A row's tokens depend only on its prompt and its uniforms: the other rows of the batch change its
+logits by rounding at most.
 
 Dimensions: R rows in the batch, Q tokens fed to each, L columns of the cache that are filled,
 P tokens of a prompt, V vocabulary, G longest response.
@@ -34,23 +34,23 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
 SYNC_EVERY = 8
-"""Steps between two looks of the host at which rows are done."""
+"""Steps after which the host reads which rows are finished."""
 COMPACTION_RATIO = 8
-"""Rows leave when there is one for so many that stay: a change copies the whole cache."""
+"""Finished rows are removed once there is one per so many that stay: removal copies the cache."""
 PREFILL_TOKENS = 8192
-"""Prompt tokens, padding included, that one forward pass takes; a longer prompt goes alone."""
+"""Most prompt tokens, padding included, of one forward pass; a longer prompt runs alone."""
 
 
 class Decoder:
     """Answers prompts with a model that has a standard KV cache.
 
     Args:
-        model: The policy; called as training calls it.
+        model: The policy, called as in training.
         stop_token_id: The one token that ends a response.
         settings: Sampling settings.
         device: Where the model is.
         dtype: That attention computes in.
-        strings: Ends rows at stop strings, or None.
+        strings: Finds stop strings, or None.
     """
 
     def __init__(
@@ -74,7 +74,7 @@ class Decoder:
         self._cache_argument = cache_argument(inner)
         takes = inspect.signature(inner.forward).parameters
         self._takes_columns = "cache_position" in takes  # transformers 5 asks the cache
-        # Of a prompt's logits [P, V] only the last are needed.
+        # Only the last position's logits of a prompt's [P, V] are needed.
         self._last_only = {"logits_to_keep": 1} if "logits_to_keep" in takes else {}
 
     def run(
@@ -87,11 +87,11 @@ class Decoder:
 
         Args:
             prompts: Token ids [P] of each.
-            uniforms: [N, G] fp64 in [0, 1): row i is the fate of prompt i.
-            on_progress: Called whenever the host looks at which rows are done.
+            uniforms: [N, G] fp64 in [0, 1): row i has the random numbers of prompt i.
+            on_progress: Called whenever the host reads which rows are finished.
 
         Returns:
-            The response of each [<= G]; behind its end, stop tokens may follow.
+            The response to each prompt [<= G]; stop tokens may follow its end.
 
         Raises:
             RuntimeError: If the policy's logits are not finite.
@@ -117,16 +117,16 @@ class Decoder:
                 self._step(rows)
 
     def _poll_finished(self, rows: Rows) -> list[bool]:
-        """Return which rows are done: the one place where the host waits for the device."""
-        *done, sound = torch.cat([rows.finished, self._all_finite[None]]).tolist()
-        if not sound:
+        """Return which rows are finished: the only place where the host waits for the device."""
+        *done, finite = torch.cat([rows.finished, self._all_finite[None]]).tolist()
+        if not finite:
             raise RuntimeError("the policy's logits are not finite: its weights are broken.")
         return done
 
     def _should_compact(self, rows: Rows, num_kept: int) -> bool:
-        """Tell whether the rows that are done are to leave now."""
+        """Return whether the finished rows should be removed now."""
         num_done = len(rows.prompt_indices) - num_kept
-        # The cache would be copied anyway; and it never grows for rows that are done.
+        # A cache that must grow is copied anyway, and should not grow for finished rows.
         grows = rows.cache.length + SYNC_EVERY + 2 > rows.cache.capacity
         return num_kept == 0 or num_done * COMPACTION_RATIO >= num_kept or (grows and num_done > 0)
 
@@ -138,7 +138,7 @@ class Decoder:
         uniforms: Tensor,
         waiting: deque[int],
     ) -> Rows | None:
-        """Return the batch of the rows that are kept and of waiting prompts; None if empty."""
+        """Return a batch of the remaining rows and of waiting prompts; None if it is empty."""
         rows = rows if keep else None
         changed = False
         while waiting and len(keep) < self.settings.batch_size:
@@ -163,7 +163,7 @@ class Decoder:
         return prompt_indices
 
     def _prefill(self, prompt_indices: list[int], prompts: Sequence[Ids], uniforms: Tensor) -> Rows:
-        """Return rows of prompts whose first response token is drawn."""
+        """Return rows for prompts, with the first response token drawn."""
         rows = Rows.from_prompts(prompt_indices, prompts, uniforms, self.dtype)
         width = max(rows.widths)
         columns = torch.arange(width, device=self.device)
@@ -175,7 +175,7 @@ class Decoder:
     def _step(self, rows: Rows) -> None:
         """Feed the token drawn last, and draw the next."""
         column = rows.open_column()
-        # Rows that are done go on until the next look, at a position that they have been at.
+        # Finished rows continue until the next poll, at a position that they have had before.
         positions = (column - rows.starts).masked_fill(rows.finished, 0)[:, None]
         columns = torch.arange(column, column + 1, device=self.device)
         ids = rows.ids[:, column : column + 1]
@@ -196,17 +196,17 @@ class Decoder:
             **self._last_only,
         )
         rows.cache.length += ids.shape[1]
-        # A copy always: the sampler changes it.
+        # Always a copy: the sampler modifies it.
         return output.logits[:, -1].to(torch.float32, copy=True)
 
     def _draw(self, rows: Rows, logits: Tensor) -> None:
         """Draw the token of column L from the logits [R, V] of the one before it."""
         column = rows.cache.length
         counts = column - rows.response_starts
-        # Rows that are done may be behind their last uniform.
+        # Finished rows may be past their last uniform.
         index = counts.clamp(max=rows.uniforms.shape[1] - 1)[:, None]
         uniforms = rows.uniforms.gather(1, index)[:, 0]
-        tokens, sound = self.sampler.draw(logits, uniforms, rows.ids[:, :column], counts)
+        tokens, finite = self.sampler.draw(logits, uniforms, rows.ids[:, :column], counts)
         tokens = tokens.masked_fill(rows.finished, self.stop_token_id)
         rows.ids[:, column] = tokens
         rows.finished |= (tokens == self.stop_token_id) | (
@@ -216,4 +216,4 @@ class Decoder:
             rows.finished |= self.strings.stopped_rows(
                 rows.ids[:, : column + 1], rows.response_starts
             )
-        self._all_finite &= sound
+        self._all_finite &= finite

@@ -23,7 +23,7 @@ class HFEngine(Engine):
     keeps_adapters = True
 
     def check(self, model: SpinLM) -> None:
-        """See :class:`Engine`; any model can generate."""
+        """See :class:`Engine`; every model is supported."""
 
     def merges_adapters(self, model: SpinLM) -> bool | None:
         """See :class:`Engine`."""

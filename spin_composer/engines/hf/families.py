@@ -1,4 +1,4 @@
-"""Which model types our decode loop runs, and how it has their attention computed."""
+"""The model types that our decode loop supports, and how it runs their attention."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ compares each with whole forward passes. Other types take Hugging Face generate:
 
 
 def unsupported_reason(model: PreTrainedModel, num_tokens: int) -> str | None:
-    """Return why a model cannot go through the decode loop, or None.
+    """Return why the decode loop does not support a model, or None.
 
     Args:
         model: Of :func:`inner_model`.
@@ -88,10 +88,10 @@ def autocast_dtype(device: torch.device) -> torch.dtype | None:
 
 @contextmanager
 def masked_attention(model: PreTrainedModel) -> Iterator[None]:
-    """Compute attention by a function that takes a 4D mask.
+    """Within, compute attention by an implementation that takes a 4D mask.
 
-    flash_attention_2 would look for padding in the mask, and wait for what it finds, in every
-    layer of every step; sdpa computes the same.
+    flash_attention_2 would search the mask for padding, and synchronize with the device, in every
+    layer of every step; sdpa computes the same result.
     """
     config = model.config
     kept = config._attn_implementation

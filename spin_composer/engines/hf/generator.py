@@ -38,10 +38,11 @@ log = logging.getLogger(__name__)
 
 
 class _InterruptCriteria(StoppingCriteria):
-    """Looks, at each step of Hugging Face ``generate``, whether a signal was noted; stops no row.
+    """Raises at the next step of Hugging Face ``generate`` after a signal; stops no row.
 
     Args:
-        on_step: Called with the tokens of a row.
+        on_step: Called with the number of generated tokens per row.
+        prompt_width: Columns of the prompts.
     """
 
     def __init__(self, on_step: Callable[[int], None], prompt_width: int):
@@ -55,11 +56,11 @@ class _InterruptCriteria(StoppingCriteria):
 
 
 class OpaqueCache(DynamicCache):
-    """A KV cache that FSDP2 hands through.
+    """A KV cache that FSDP2 passes through unchanged.
 
-    FSDP2's ``cast_forward_inputs`` walks its inputs as pytrees and would copy a registered
-    ``DynamicCache`` for every layer, losing what the layer appends: wrong tokens, silently. A
-    subclass is no registered pytree node.
+    FSDP2's ``cast_forward_inputs`` traverses its inputs as pytrees and would copy a registered
+    ``DynamicCache`` for every layer, losing what the layer appends: the tokens would be wrong,
+    silently. A subclass is not a registered pytree node.
     """
 
     @classmethod
@@ -72,19 +73,19 @@ class OpaqueCache(DynamicCache):
 
 
 class HFGenerator:
-    """The policy itself, whose parameters are gathered meanwhile, answers.
+    """Generates with the policy itself, whose parameters must be gathered.
 
-    A model with a standard KV cache goes through our decode loop, any other through Hugging Face
-    ``generate``. Both draw from the same distribution.
+    Models with a standard KV cache use our decode loop, all others Hugging Face ``generate``. Both
+    draw from the same distribution.
 
     Args:
-        model: The Hugging Face (or PEFT) model; no collective may be needed in its forward.
+        model: The Hugging Face (or PEFT) model; its forward must not need a collective.
         tokenizer: For the stop strings.
-        stop_token_id: The one token that ends a response.
+        stop_token_id: The token that ends a response.
         settings: Sampling settings.
-        device: Where the prompts go.
-        precision: Returns the context that forward passes run in (training's autocast).
-        merge: Merge LoRA adapters into copies of the weights meanwhile.
+        device: The device of the prompts.
+        precision: Returns the context of forward passes (training's autocast).
+        merge: Merge LoRA adapters into copies of the weights during generation.
     """
 
     def __init__(
@@ -134,7 +135,7 @@ class HFGenerator:
     def check_logps(
         self, pairs: Sequence[Pair], logps: Sequence[float | None], noise: float
     ) -> None:
-        """See ``Generator``; the model that generates is the one that scores."""
+        """See ``Generator``; the same model generates and scores."""
 
     def _decode(
         self,
@@ -233,7 +234,7 @@ class HFGenerator:
 
 
 def _takes_dynamic_cache(model: PreTrainedModel) -> bool:
-    """Tell whether a model takes a DynamicCache object; until 4.51 a flag of its class said so."""
+    """Return whether a model takes a DynamicCache object; in 4.51 a flag of its class says so."""
     flag = getattr(model, "_supports_cache_class", None)
     asks: Any = model._supports_default_dynamic_cache
     return bool(asks() if flag is None else flag)
@@ -270,7 +271,7 @@ def _seeded(seed: int, device: torch.device) -> Iterator[None]:
 
 @contextmanager
 def _nondeterministic_allowed() -> Iterator[None]:
-    """Let sampling run under ``deterministic: true``: top_p's cumsum has no such CUDA kernel."""
+    """Allow sampling under ``deterministic: true``: top_p's cumsum has no such CUDA kernel."""
     strict = torch.are_deterministic_algorithms_enabled()
     lenient = torch.is_deterministic_algorithms_warn_only_enabled()
     torch.use_deterministic_algorithms(strict, warn_only=True)
@@ -282,7 +283,7 @@ def _nondeterministic_allowed() -> Iterator[None]:
 
 @contextmanager
 def _eval_mode(model: nn.Module) -> Iterator[None]:
-    """Generate in eval mode: in train mode gradient checkpointing would switch the cache off."""
+    """Switch to eval mode: in train mode gradient checkpointing disables the cache."""
     modes = [(module, module.training) for module in model.modules()]
     model.eval()
     try:

@@ -1,7 +1,7 @@
-"""The rows of a running batch: their tokens, where they start, and how some make place for others.
+"""The rows of a running batch: their tokens and start columns, and how rows are exchanged.
 
-Rows end flush right in the cache's columns, so that a step writes the same column of all of them;
-they differ in where they start.
+Rows are right-aligned in the cache, so that a step writes the same column of all of them; they
+differ in where they start.
 
 Dimensions: R rows, C columns of the cache, L of them filled, P columns of a prompt batch, G longest
 response.
@@ -23,10 +23,10 @@ from spin_composer.engines.hf.cache import RowCache, round_up
 
 @dataclass
 class Rows:
-    """Rows whose token at column L is drawn, and not yet in the cache."""
+    """Rows whose token at column L is drawn but not yet in the cache."""
 
     prompt_indices: list[int]
-    """[R] which prompts they answer."""
+    """[R] the prompt that each row answers."""
     first: list[int]
     """[R] the column of each row's first token; ``starts`` on the host."""
     widths: list[int]
@@ -98,7 +98,7 @@ class Rows:
 
     @property
     def counts(self) -> list[int]:
-        """[R] tokens of each response so far, those behind its end included."""
+        """[R] tokens of each response so far, including those after its end."""
         pairs = zip(self.first, self.widths, strict=True)
         return [self.cache.length + 1 - start - width for start, width in pairs]
 
@@ -111,7 +111,7 @@ class Rows:
         return _additive_mask(~seen, self.cache.dtype)[:, None]
 
     def open_column(self) -> int:
-        """Make column L seen, and room for the token after it; return L."""
+        """Unmask column L and make room for the next token; return L."""
         column = self.cache.length
         if self.cache.reserve(column + 2):
             self.ids = pad(self.ids, (0, self.cache.capacity - self.ids.shape[1]))
@@ -120,7 +120,7 @@ class Rows:
         return column
 
     def merged(self, keep: list[int], new: Rows | None, uniforms: Tensor) -> Rows:
-        """Return the rows that are kept and those of ``new`` as one batch; both are used up.
+        """Return the kept rows and those of ``new`` as one batch; neither may be used afterward.
 
         Args:
             keep: Which rows stay; not finished, at least one.
@@ -148,7 +148,7 @@ class Rows:
         return made
 
     def responses(self, which: Sequence[bool]) -> dict[int, Ids]:
-        """Return, by prompt, some rows' responses [<= G]; stop tokens may fill what is left."""
+        """Return the responses [<= G] of some rows by prompt; stop tokens may follow their end."""
         longest = self.uniforms.shape[1]
         ids = self.ids[:, : self.cache.length + 1].cpu().numpy().astype(np.int32)
         response_starts = zip(self.first, self.widths, strict=True)

@@ -1,4 +1,4 @@
-"""How the next token is drawn, and which rows it ends; nothing here makes the host wait.
+"""Sampling of the next token, and stop strings; nothing here synchronizes with the device.
 
 Dimensions: R rows, C columns of their ids, V vocabulary.
 """
@@ -28,14 +28,14 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 
 _NO_TOKEN = 2**31 - 1
-"""An id beyond every vocabulary, which takes part in no stop string."""
+"""An id outside every vocabulary, which is part of no stop string."""
 
 
 class StopStrings(StoppingCriteria):
     """Stops a row whose response holds a stop string.
 
     transformers' own criterion also looks at the prompt: a string that begins there would end a
-    response that does not hold it.
+    response that does not contain it.
     """
 
     def __init__(
@@ -45,16 +45,16 @@ class StopStrings(StoppingCriteria):
         self.prompt_width = prompt_width
 
     def __call__(self, input_ids: Tensor, scores: object, **_: object) -> Tensor:
-        """Tell of each row [R] whether to stop."""
+        """Return whether to stop each row, [R]."""
         return self.criteria(input_ids[:, self.prompt_width :], scores)
 
     def contains(self, response: NDArray[np.int32]) -> bool:
-        """Tell whether a response [G] ends with a token that completes a stop string."""
+        """Return whether a response [G] ends with a token that completes a stop string."""
         ids = torch.from_numpy(response)[None].long()
         return len(response) > 0 and bool(self.criteria(ids, None))
 
     def stopped_rows(self, ids: Tensor, response_starts: Tensor) -> Tensor:
-        """Tell of each row [R] whether to stop, whose response begins at a column of its own.
+        """Return whether to stop each row, [R], where responses start at different columns.
 
         Args:
             ids: [R, C] int64; every row's last token is in the last column.
@@ -68,7 +68,7 @@ class StopStrings(StoppingCriteria):
 
 
 class Sampler:
-    """Draws tokens as ``generate`` does under the same settings, from uniforms given to it.
+    """Draws tokens as ``generate`` does with the same settings, from given uniforms.
 
     Args:
         settings: Sampling settings.
@@ -78,7 +78,7 @@ class Sampler:
     def __init__(self, settings: GenerationSettings, stop_token_id: int):
         self.stop_token_id = stop_token_id
         self.min_new_tokens = settings.min_new_tokens
-        # In generate's order; of those at their neutral value, which do nothing, there are none.
+        # In generate's order; those that would do nothing are left out.
         self.penalties = LogitsProcessorList()
         if settings.repetition_penalty != 1:
             penalty = float(settings.repetition_penalty)
@@ -117,8 +117,8 @@ class Sampler:
 def sample_inverse_cdf(scores: Tensor, uniforms: Tensor) -> tuple[Tensor, Tensor]:
     """Draw from softmax(scores): the first token at which the probabilities add up to 1 - u.
 
-    One number per row, which no other row's fate touches, in place of torch.multinomial's V
-    exponentials. Summed in fp64: at fp32 a rare token's probability would be lost in the sum.
+    One random number per row, independent of the other rows, instead of torch.multinomial's V
+    exponentials. Summed in fp64: in fp32 a rare token's probability would be lost in the sum.
 
     Args:
         scores: [R, V] fp32.

@@ -37,18 +37,18 @@ _TRANSIENT_ERRORS = (
     requests.exceptions.ChunkedEncodingError,
     requests.exceptions.ContentDecodingError,
 )
-"""Failures of the connection that may pass; of the statuses, those of :func:`_is_busy` may."""
+"""Connection failures that are retried; so are the statuses of :func:`_is_busy`."""
 
 
 class HTTPClient:
-    """Sends requests to one server; its methods may be called from many threads.
+    """Sends requests to one server; its methods are thread-safe.
 
     Args:
         base_url: ``http://host:port``.
-        timeout_seconds: Of one request.
-        retries: How often a request is sent again after a failure that may pass.
-        check_alive: Raises an EngineError if the server is known to be gone for good.
-        api_key: Sent with each request, unless it is empty.
+        timeout_seconds: Timeout of one request.
+        retries: How often a request is retried after a transient failure.
+        check_alive: Raises an EngineError if the server is known to have exited.
+        api_key: Sent with each request unless it is empty.
 
     Raises:
         InputError: If the key cannot be sent in a header.
@@ -68,9 +68,9 @@ class HTTPClient:
         self.check_alive = check_alive
         if not (api_key.isascii() and api_key.isprintable() and api_key == api_key.strip()):
             raise InputError(
-                "The server's key (algorithms.spin.generation.server.api_key_env) has a line "
-                "break, a space around it, or what else no HTTP header can hold. Set it to the key "
-                "alone."
+                "The server's key (algorithms.spin.generation.server.api_key_env) contains a line "
+                "break, surrounding spaces or other characters that an HTTP header cannot hold. "
+                "Set it to the key alone."
             )
         self._headers = {"Content-Type": "application/json", "Connection": "close"}
         if api_key:
@@ -81,7 +81,7 @@ class HTTPClient:
 
         Raises:
             OSError: If the server cannot be reached, or answers with an error status.
-            EngineError: If the answer is no JSON.
+            EngineError: If the response is not JSON.
         """
         response = self._probe("GET", path)
         if not response.ok:
@@ -89,7 +89,7 @@ class HTTPClient:
         return self._json(path, response)
 
     def post(self, path: str, body: Mapping[str, object], stop: threading.Event) -> Any:
-        """Return the JSON that a request is answered with.
+        """Send a request and return the JSON of the response.
 
         Args:
             path: Below the base URL.
@@ -97,15 +97,16 @@ class HTTPClient:
             stop: Once it is set, no further attempt is made.
 
         Raises:
-            EngineError: If the server refuses it, answers no JSON, or fails ``retries`` + 1 times.
+            EngineError: If the server rejects it, its response is not JSON, or ``retries`` + 1
+                attempts fail.
         """
 
         def pause(seconds: float) -> None:
             if stop.wait(seconds):
                 raise EngineError(f"{self.base_url}{path}: the request is canceled.")
 
-        # A Session's own retries (urllib3's Retry) sleep where no event can wake them, draw their
-        # jitter from the global random generator, and cannot ask whether the server is alive.
+        # A Session's own retries (urllib3's Retry) sleep uninterruptibly, draw their jitter from
+        # the global random generator, and cannot check whether the server is alive.
         retrying = Retrying(
             retry=retry_if_exception_type(_TRANSIENT_ERRORS) | retry_if_result(_is_busy),
             stop=stop_after_attempt(self.retries + 1),
@@ -136,10 +137,10 @@ class HTTPClient:
         return self._json(path, response)
 
     def wait_until_ready(self, seconds: float) -> None:
-        """Return when the server lists its models, and calls itself healthy if it has ``/health``.
+        """Wait until the server lists its models and, if it has ``/health``, reports healthy.
 
         Raises:
-            EngineError: If it does not within ``seconds``, or is gone before.
+            EngineError: If that takes longer than ``seconds``, or the server exits.
         """
         deadline = time.monotonic() + seconds
         failure = ""
@@ -149,7 +150,7 @@ class HTTPClient:
                 self.get("/v1/models")  # llama.cpp's lists them while it still loads
                 if self._is_healthy():
                     return
-                failure = "it says that it is not healthy yet"
+                failure = "it reports that it is not healthy yet"
             except (OSError, EngineError) as error:
                 failure = str(error)
             time.sleep(_POLL_SECONDS)
@@ -160,7 +161,7 @@ class HTTPClient:
         )
 
     def requires_key(self) -> bool:
-        """Tell whether the server rejects a completion request without the key."""
+        """Return whether the server rejects a completion request without the key."""
         anonymous = HTTPClient(self.base_url, self.timeout_seconds, 0)
         response = anonymous._probe("POST", "/v1/completions", b"{}")
         return response.status_code in (401, 403)
@@ -178,13 +179,13 @@ class HTTPClient:
     def _send(
         self, method: str, path: str, timeout: float, data: bytes | None
     ) -> requests.Response:
-        # One connection, and so one Session, per request. llama.cpp's server gives each open
-        # connection a thread: those kept alive starve the others (48 clients on 4 slots: 6 s
-        # instead of 0.2 s for the slowest). A load balancer's cookie would bind all to one replica.
+        # One connection, and so one Session, per request. llama.cpp's server uses a thread per open
+        # connection, so connections kept alive starve others (48 clients on 4 slots: 6 s instead of
+        # 0.2 s for the slowest). A load balancer's cookie would pin all requests to one replica.
         with requests.Session() as session:
-            # A cluster's proxy is not for servers within the cluster, nor ~/.netrc for this key.
+            # No proxy: the server is within the cluster. No ~/.netrc: it would replace the key.
             session.trust_env = False
-            # Certificates that the system or SSL_CERT_FILE trusts, not those that requests ships.
+            # Trust the system's or SSL_CERT_FILE's certificates, not those that requests ships.
             trusted = ssl.get_default_verify_paths()
             session.verify = trusted.cafile or trusted.capath or True
             session.headers.update(self._headers)
@@ -199,7 +200,7 @@ class HTTPClient:
             ) from None
 
     def _pause_seconds(self, state: RetryCallState) -> float:
-        """Return the pause before the next attempt: what the server asks for, or the backoff."""
+        """Return the pause before the next attempt: the server's Retry-After, or the backoff."""
         longest = wait_exponential(_FIRST_PAUSE_SECONDS, _LONGEST_PAUSE_SECONDS)(state)
         backoff = longest * _RANDOM.uniform(0.5, 1.0)
         assert state.outcome is not None
@@ -209,12 +210,12 @@ class HTTPClient:
             asked = Retry().parse_retry_after(state.outcome.result().headers["Retry-After"])
         except (KeyError, InvalidHeader):
             return backoff
-        # A server that asks for more than a request may last counts as one that does not answer.
+        # Never wait longer than a request's timeout, whatever the server asks for.
         return max(backoff, min(asked, self.timeout_seconds))
 
 
 def _is_busy(response: requests.Response) -> bool:
-    """Tell whether a request may succeed when it is sent again."""
+    """Return whether a request should be retried."""
     return response.status_code == 429 or response.status_code >= 500
 
 
@@ -235,7 +236,7 @@ def _message(response: requests.Response) -> str:
 
 
 def _reason(error: BaseException, timeout: float) -> str:
-    """Return why a request failed, in one line: the cause below what the libraries wrap it in."""
+    """Return why a request failed, in one line: the innermost cause of the libraries' errors."""
     wrappers = (requests.RequestException, TransportError)
     while isinstance(error, wrappers) and (cause := error.__cause__ or error.__context__):
         error = cause

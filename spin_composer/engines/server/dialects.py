@@ -1,7 +1,7 @@
-"""What each completion server is asked, and where in its answer the token ids are.
+"""The request that each kind of completion server expects, and how its response is parsed.
 
-All are asked for the policy's own distribution: a sampling setting that a server would otherwise
-take from its defaults, or from the model's ``generation_config.json``, is always sent.
+Requests always ask for the policy's own distribution: they set every sampling parameter that a
+server would otherwise take from its defaults or the model's ``generation_config.json``.
 """
 
 from __future__ import annotations
@@ -13,41 +13,41 @@ from typing import Any
 from spin_composer.settings.generation import GenerationSettings
 
 Answer = Mapping[str, Any]
-"""A server's JSON answer, or an object in it, as it came: nothing is checked yet."""
+"""A server's JSON response, or an object in it, not validated yet."""
 
 
 @dataclass(frozen=True)
 class Reply:
-    """What a server answered to one prompt."""
+    """A server's parsed response to one prompt."""
 
     ids: list[int] | None
-    """Token ids of the response; None if the server gives none."""
+    """Token ids of the response; None if the server returns none."""
     text: str
     finish: str
     """``stop`` or ``length``."""
     stopped_by: str | int | None
-    """The stop string or token, where the server says which."""
+    """The stop string or token, if the server reports it."""
     prompt_tokens: int | None
     completion_tokens: int | None
     logps: list[float] | None = None
-    """Log-prob of each of ``ids``, in nats; None if the server gives none, or not of all."""
+    """Log-prob of each of ``ids``, in nats; None if the server does not return all of them."""
 
 
 @dataclass(frozen=True)
 class Dialect:
-    """How one kind of server is spoken to.
+    """The API of one kind of server.
 
     Args:
-        name: For messages.
-        path: Of the completion endpoint.
-        request: What is sent besides what all servers are sent, from settings and stop token.
-        read: Returns the :class:`Reply` in an answer; KeyError, TypeError or IndexError if the
-            answer is malformed.
-        ids_include_stop: The ids end with the stop token of a response that stopped at it.
-        stop_strings: The server may look for stop strings: its ids still hold every token that was
-            sampled. Where it may not, responses are cut here, after their full length was made.
-        logps: Which log-probs it gives: ``policy``, the model's own; ``sampler``, those after
-            temperature, top_p and top_k, or after they in some versions; None, none.
+        name: Name for messages.
+        path: Path of the completion endpoint.
+        request: Returns the fields of a request that are specific to this kind of server.
+        read: Parses a response to a :class:`Reply`; raises KeyError, TypeError or IndexError if
+            it is malformed.
+        ids_include_stop: The returned ids include the stop token.
+        stop_strings: Stop strings can be sent to the server: its ids still include every sampled
+            token. Otherwise responses are generated in full and cut here.
+        logps: Which log-probs it returns: ``policy``, the model's own; ``sampler``, those after
+            temperature, top_p and top_k (in some versions); None, none.
     """
 
     name: str
@@ -59,7 +59,7 @@ class Dialect:
     logps: str | None = None
 
     def gives_policy_logps(self, settings: GenerationSettings) -> bool:
-        """Tell whether the server's log-probs are the policy's under these settings."""
+        """Return whether the server's log-probs are the policy's with these settings."""
         neutral = (settings.temperature, settings.top_p, settings.top_k) == (1, 1, 0)
         return self.logps == "policy" or (self.logps == "sampler" and neutral)
 
@@ -117,7 +117,7 @@ def _if_complete(ids: list[int] | None, logps: list[float] | None) -> list[float
 
 def _llama_cpp_reply(answer: Answer) -> Reply:
     ids = [int(i) for i in answer["tokens"]]
-    # Tokens whose text is no whole UTF-8 character are left out of the probabilities.
+    # The probabilities omit tokens whose text is an incomplete UTF-8 character.
     logps = [found["logprob"] for found in answer.get("completion_probabilities") or []]
     return Reply(
         ids=ids,
@@ -135,8 +135,8 @@ def _top_k(settings: GenerationSettings, none: int) -> int:
 
 
 def _vllm(settings: GenerationSettings, stop_token_id: int) -> dict[str, object]:
-    # return_token_ids since 0.10.2; older ones give the ids as the names of the log-probs' tokens.
-    # A watermark that the server was given (0.33) is on unless a request says no.
+    # return_token_ids since 0.10.2; older versions return ids as names of the log-probs' tokens.
+    # A watermark configured on the server (0.33) is applied unless a request disables it.
     return {
         "top_k": _top_k(settings, -1), "min_p": 0.0, "repetition_penalty": 1.0,
         "presence_penalty": 0.0, "frequency_penalty": 0.0, "min_tokens": 0,
@@ -147,7 +147,7 @@ def _vllm(settings: GenerationSettings, stop_token_id: int) -> dict[str, object]
 
 
 def _sglang(settings: GenerationSettings, stop_token_id: int) -> dict[str, object]:
-    # Read in 0.5.23: seed is sampling_seed there; a watermark may be the server's default.
+    # As of 0.5.23: seed is called sampling_seed; a watermark may be enabled by default.
     return {
         "top_k": _top_k(settings, -1), "min_p": 0.0, "repetition_penalty": 1.0,
         "presence_penalty": 0.0, "frequency_penalty": 0.0, "min_tokens": 0,
@@ -165,9 +165,9 @@ def _tensorrt_llm(settings: GenerationSettings, stop_token_id: int) -> dict[str,
 
 
 def _llama_cpp(settings: GenerationSettings, stop_token_id: int) -> dict[str, object]:
-    # Its own endpoint: the OpenAI one leaves out ids whose text is no whole UTF-8 character. The
-    # samplers named are all that run, in transformers' order. A prompt cache would make results
-    # depend on the order of requests.
+    # Its own endpoint: the OpenAI one omits ids whose text is an incomplete UTF-8 character. Only
+    # the listed samplers run, in transformers' order. A prompt cache would make results depend on
+    # the order of requests.
     del stop_token_id
     return {
         "n_predict": settings.max_new_tokens, "top_k": _top_k(settings, -1), "min_p": 0.0,

@@ -1,4 +1,4 @@
-"""The engine ``server``: a completion server answers, with the exported opponent."""
+"""The engine ``server``: a completion server generates with the exported opponent."""
 
 from __future__ import annotations
 
@@ -31,28 +31,28 @@ _EXPORTED_DTYPE = {
     Precision.AMP_FP8: torch.bfloat16,
     Precision.AMP_FP16: torch.float16,
 }
-"""Training multiplies by weights of this dtype; other precisions keep the parameters'."""
+"""The dtype that training's matrix products use; other precisions keep the parameters' dtype."""
 
 
 class ServerEngine(Engine):
-    """Asks a server that loads the opponent from a folder; the model stays sharded."""
+    """Generates by a server that loads the opponent from a folder; the model stays sharded."""
 
     needs_whole_model = False
     exports_model = True
     keeps_adapters = False
 
     def check(self, model: SpinLM) -> None:
-        """See :class:`Engine`; a server must load the model as it is here."""
+        """See :class:`Engine`; a server must be able to load the model."""
         check_exportable(model.model)
 
     def manifest_fields(self) -> dict[str, object]:
-        """See :class:`Engine`; the server makes its own batches."""
+        """See :class:`Engine`; the server batches requests itself."""
         fields = super().manifest_fields()
         return {name: value for name, value in fields.items() if name != "batch_size"}
 
     @contextmanager
     def open(self, opponent: Opponent) -> Iterator[ServerGenerator]:
-        """See :class:`Engine`; rank 0 exports, starts and ends the server."""
+        """See :class:`Engine`; rank 0 exports the model, and starts and stops the server."""
         settings = ServerSettings.of(self.settings)
         model, folder = opponent.model, opponent.folder / "opponent"
         dtype = _EXPORTED_DTYPE.get(opponent.precision)
@@ -64,7 +64,7 @@ class ServerEngine(Engine):
 
         def export() -> None:
             opponent.folder.mkdir(parents=True, exist_ok=True)
-            if weights:  # which are as large as the model, and not kept while the server runs
+            if weights:  # as large as the model: freed before the server starts
                 export_opponent(model.model, model.tokenizer, *what, state=weights.pop())
 
         tolerance = settings.logp_tolerance
@@ -83,6 +83,6 @@ class ServerEngine(Engine):
             )
 
         if torch.cuda.is_available():
-            torch.cuda.empty_cache()  # what training has freed, the server may take
+            torch.cuda.empty_cache()  # memory for a server on the same GPU
         with serve_opponent(settings, Export(folder, export), make) as generator:
             yield generator

@@ -61,7 +61,7 @@ def export_opponent(
 
 
 def is_exported(stop_token_id: int, opponent: str, dtype: torch.dtype | None, folder: Path) -> bool:
-    """Tell whether a folder holds an opponent already; arguments as of the export."""
+    """Return whether a folder holds an opponent already; arguments as of the export."""
     path = folder / _MARK
     if not path.exists():
         return False
@@ -73,7 +73,7 @@ def _mark(stop_token_id: int, opponent: str, dtype: torch.dtype | None) -> str:
 
 
 def check_exportable(model: PreTrainedModel | PeftModel) -> None:
-    """Refuse a model that servers would not load, or would load as another one.
+    """Reject a model that servers would not load, or would load as another one.
 
     Raises:
         InputError: Names the model's class.

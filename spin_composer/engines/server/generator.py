@@ -1,4 +1,4 @@
-"""The engine ``server``: a completion server answers the prompts, token ids in and out."""
+"""Generation by a completion server: token ids in, token ids out."""
 
 from __future__ import annotations
 
@@ -32,24 +32,23 @@ _POLL_SECONDS = 1.0
 _TAIL_TOKENS = 8
 _USE_IDS = "Use a server that returns token ids (vLLM, a recent SGLang, TensorRT-LLM, llama.cpp)"
 _Request = tuple[Future[Response], Ids, int]
-"""What one answer is wanted for: its future, the prompt, and the row's seed."""
+"""A pending request: the future of its response, the prompt, and the row's seed."""
 
 
 class ServerGenerator:
-    """Asks a completion server for each prompt's response, many at a time.
+    """Requests the responses to many prompts concurrently from a completion server.
 
-    Responses do not depend on the order in which requests are answered: each row has a seed of its
-    own. Whether the same seed gives the same response bit for bit is the server's affair: batches
-    of other sizes make other roundings.
+    Responses do not depend on the order of requests: each row has its own seed. Whether a seed
+    reproduces a response bit for bit depends on the server, whose batch sizes affect rounding.
 
     Args:
         base_url: ``http://host:port`` of the server, which serves the opponent.
-        tokenizer: The run's, for stop strings and for servers that give text only.
-        stop_token_id: The one token that ends a response.
+        tokenizer: For stop strings, and for servers that return text only.
+        stop_token_id: The token that ends a response.
         settings: Sampling settings, with the engine's section.
-        check_alive: Raises an EngineError if the server is known to be gone.
-        api_key: The server's, or empty.
-        logp_tolerance: Nats per token by which its log-probs may differ from ours.
+        check_alive: Raises an EngineError if the server is known to have exited.
+        api_key: The server's API key, or empty.
+        logp_tolerance: Largest accepted difference of its log-probs from ours, in nats per token.
     """
 
     def __init__(
@@ -83,7 +82,7 @@ class ServerGenerator:
         return f"{self.dialect.name} at {self.client.base_url}"
 
     def _detect_dialect(self) -> tuple[str, Dialect]:
-        """Return the name of the model that is served, and how this server is spoken to."""
+        """Return the name of the served model and the server's dialect."""
         try:
             first = self.client.get("/v1/models")["data"][0]
             return str(first["id"]), DIALECTS.get(str(first.get("owned_by")), UNKNOWN_SERVER)
@@ -102,14 +101,14 @@ class ServerGenerator:
         """Answer the prompts; see :class:`~spin_composer.engines.base.Generator`.
 
         Raises:
-            EngineError: If a request fails for good; the others are given up.
+            EngineError: If a request fails after all retries; the others are abandoned.
         """
         stop = threading.Event()
         rows = zip(prompts, row_seeds(seed, len(prompts)), strict=True)
         waiting: deque[_Request] = deque((Future(), prompt, row_seed) for prompt, row_seed in rows)
         futures = [future for future, *_ in waiting]
-        # Daemons, not an executor's threads, which Python waits for at its end: after an error
-        # one may wait for its answer until the request's timeout.
+        # Daemon threads, not an executor's, which Python joins at exit: after an error one may be
+        # blocked until the request's timeout.
         for number in range(min(self.concurrency, len(prompts))):
             work, name = (waiting, stop), f"completion-{number}"
             threading.Thread(
@@ -128,7 +127,7 @@ class ServerGenerator:
         return self.gap.check(pairs, logps, noise)
 
     def _answer_requests(self, waiting: deque[_Request], stop: threading.Event) -> None:
-        """Answer requests until none is waiting, or the others are given up."""
+        """Send requests until none is left, or ``stop`` is set."""
         while not stop.is_set():
             try:
                 future, prompt, seed = waiting.popleft()  # of a deque: threads may share it
@@ -136,12 +135,12 @@ class ServerGenerator:
                 return
             try:
                 future.set_result(self._answer(prompt, seed, stop))
-            except BaseException as error:  # raised where the result is asked for, which ends all
+            except BaseException as error:  # raised again by future.result()
                 future.set_exception(error)
                 return
 
     def _wait(self, futures: list[Future[Response]], on_progress: OnProgress) -> None:
-        """Return when all are done, or raise what one of them raised first."""
+        """Wait until all are done, or raise the first error of any of them."""
         waiting = set(futures)
         answered = tokens = 0
         while waiting:
@@ -205,7 +204,7 @@ class ServerGenerator:
         return Response(np.array(ids, np.int32), finish, logp)
 
     def _check_count(self, ids: list[int], reply: Reply) -> None:
-        """Compare the number of ids with the number that the server says it sampled."""
+        """Compare the number of ids with the number of sampled tokens that the server reports."""
         stopped = reply.finish == "stop" and not self.dialect.ids_include_stop
         if reply.completion_tokens not in (None, len(ids), len(ids) + 1 if stopped else None):
             what = "its text is of" if reply.ids is None else "its ids are"
@@ -215,7 +214,7 @@ class ServerGenerator:
             )
 
     def _retokenize(self, prompt: list[int], reply: Reply) -> list[int]:
-        """Return the ids of a reply's text, if after the prompt they are that very text."""
+        """Return the ids of a reply's text, if they decode to that text after the prompt."""
         for text in (reply.text, reply.text.removeprefix(" ")):
             ids = [int(i) for i in self.tokenizer(text, add_special_tokens=False).input_ids]
             if self._text(prompt, ids) == reply.text:
@@ -226,7 +225,7 @@ class ServerGenerator:
         )
 
     def _text(self, prompt: list[int], ids: list[int]) -> str:
-        """Return the text of ``ids`` as it follows the prompt (a leading space included)."""
+        """Return the text of ``ids`` after the prompt, including a leading space."""
         tail, decode = prompt[-_TAIL_TOKENS:], self.tokenizer.decode
         before, whole = (
             str(decode(x, skip_special_tokens=False, clean_up_tokenization_spaces=False))
@@ -235,7 +234,7 @@ class ServerGenerator:
         return whole[len(before) :]
 
     def _stop_string_end(self, prompt: list[int], ids: list[int]) -> int | None:
-        """Return the length of the shortest start of ``ids`` that holds a stop string."""
+        """Return the length of the shortest prefix of ``ids`` that contains a stop string."""
 
         def holds(length: int) -> bool:
             text = self._text(prompt, ids[:length])
@@ -243,7 +242,7 @@ class ServerGenerator:
 
         if not self.settings.stop_strings or not holds(len(ids)):
             return None
-        low, high = 0, len(ids)  # low does not hold one, high does
+        low, high = 0, len(ids)  # the prefix of length low contains none, that of length high does
         while high - low > 1:
             middle = (low + high) // 2
             low, high = (low, middle) if holds(middle) else (middle, high)
@@ -254,6 +253,6 @@ class ServerGenerator:
 
 
 def row_seeds(seed: int, count: int) -> list[int]:
-    """Return a sampling seed per row of a unit: 31 bits, which every server takes."""
+    """Return a sampling seed per row of a unit: 31 bits, which every server accepts."""
     states = np.random.SeedSequence(seed).generate_state(count, np.uint32)
     return [int(state >> np.uint32(1)) for state in states]

@@ -1,4 +1,4 @@
-"""The completion server of an iteration: the opponent exported, served, and taken away again."""
+"""The completion server of an iteration: export the opponent, serve it, and clean up."""
 
 from __future__ import annotations
 
@@ -25,11 +25,11 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class Export:
-    """The folder that a server is to serve.
+    """The exported model that a server serves.
 
     Args:
-        folder: Where it is exported to; the log is beside it.
-        export: Writes it there, unless it is there already.
+        folder: Target folder; the server's log is next to it.
+        export: Writes the folder unless it exists already.
     """
 
     folder: Path
@@ -42,15 +42,15 @@ def serve_opponent(
     exported: Export,
     make_generator: Callable[[str, Callable[[], None], str], ServerGenerator],
 ) -> Iterator[ServerGenerator]:
-    """Yield the generator that asks a server of the opponent; a collective at entry.
+    """Yield the generator of a server that serves the opponent; entering is a collective.
 
-    Rank 0 exports, starts (or reloads) and ends; the others wait for it.
-    After a play that failed the export stays, for the run that finishes it.
+    Rank 0 exports the opponent, starts (or reloads) the server and stops it; the others wait.
+    If play fails, the export is kept for the run that finishes it.
 
     Args:
-        settings: Where the server is, or how it is started.
+        settings: The server's address, or the command that starts it.
         exported: The opponent.
-        make_generator: Makes it of the server's URL, a check that it is alive, and its key.
+        make_generator: Called with the server's URL, a check that it is alive, and its API key.
 
     Raises:
         EngineError: If the server does not start, or the reload command fails.
@@ -74,7 +74,7 @@ def serve_opponent(
 def _start(
     settings: ServerSettings, exported: Export, stack: ExitStack, api_key: str
 ) -> tuple[str, Callable[[], None]]:
-    """Return the URL of a server that answers, and a check that it is alive."""
+    """Return the URL of a server that is ready, and a check that it is alive."""
     log_file = exported.folder.with_name("server.log")
     seconds = settings.startup_timeout_seconds
     if settings.command is None:
@@ -101,10 +101,10 @@ def _start(
 
 
 def _configured_key(settings: ServerSettings) -> str:
-    """Return the key of a server that runs already, or nothing.
+    """Return the API key of a server that runs already; empty without one.
 
     Raises:
-        InputError: If the variable that is to hold it is not set.
+        InputError: If the environment variable with the key is not set.
     """
     if settings.api_key_env is None:
         return ""
@@ -118,7 +118,7 @@ def _configured_key(settings: ServerSettings) -> str:
 
 
 def _server_host() -> str:
-    """Return the name under which all ranks reach rank 0's machine."""
+    """Return the host name by which all ranks reach rank 0's machine."""
     if dist.get_world_size() == dist.get_local_world_size():
         return "127.0.0.1"
     return os.environ.get("MASTER_ADDR", "127.0.0.1")

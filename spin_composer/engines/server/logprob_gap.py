@@ -1,4 +1,4 @@
-"""Is what a server serves the exported opponent? Its log-probs of its own tokens must be ours."""
+"""Check that a server serves the exported opponent: its log-probs must match ours."""
 
 from __future__ import annotations
 
@@ -12,9 +12,9 @@ from spin_composer.errors import EngineError
 
 FP32_TOLERANCE = 1e-2
 LOW_PRECISION_TOLERANCE = 5e-2
-"""Nats per token, of a unit's mean. What is compared are sums over a response, in which roundings,
-some 0.02 a token in bf16, mostly cancel; a server samples what its own model finds likely, so that
-another model is off by tenths of a nat and more. An estimate: no bf16 server has been measured."""
+"""Nats per token, for a unit's mean. Sums over a response are compared, in which rounding errors
+(about 0.02 per token in bf16) mostly cancel; since a server samples from its own model, another
+model is off by tenths of a nat or more. An estimate: no bf16 server has been measured."""
 _NOISE_MULTIPLE = 4.0
 
 
@@ -24,11 +24,11 @@ def default_tolerance(precision: Precision) -> float:
 
 
 class LogprobGap:
-    """Compares, unit by unit, a server's log-probs of its responses with those of scoring.
+    """Compares a server's log-probs of its responses with those of scoring, unit by unit.
 
     Args:
-        tolerance: Of a unit's mean difference, in nats per token.
-        server: Name of the server, for the error.
+        tolerance: Largest accepted mean difference of a unit, in nats per token.
+        server: Name of the server, for messages.
     """
 
     def __init__(self, tolerance: float, server: object):
@@ -38,19 +38,19 @@ class LogprobGap:
     def check(
         self, pairs: Sequence[Pair], served: Sequence[float | None], noise: float
     ) -> float | None:
-        """Compare a unit's pairs, as scored, with the sums that the server gave.
+        """Compare the scores of a unit's pairs with the sums that the server returned.
 
         Args:
-            pairs: Scored ones.
-            served: The server's log-prob sum of each pair's generated response, in nats; None where
-                it gave none.
-            noise: Of scoring, in nats per token.
+            pairs: Scored pairs.
+            served: The server's log-prob sum of each pair's generated response, in nats; None if
+                it returned none.
+            noise: Noise of scoring, in nats per token.
 
         Returns:
-            Mean |server - ours| in nats per token; None if the server gave no sums.
+            Mean |server - ours| in nats per token; None if the server returned no sums.
 
         Raises:
-            EngineError: If they differ by more than roundings do.
+            EngineError: If they differ by more than rounding.
         """
         given = [(pair, logp) for pair, logp in zip(pairs, served, strict=True) if logp is not None]
         gaps = [abs(pair.opponent_generated - logp) for pair, logp in given]

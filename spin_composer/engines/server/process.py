@@ -1,4 +1,4 @@
-"""A completion server as a process of the run: started, watched, ended with all that it started."""
+"""A completion server as a child process: start it, watch it, and end its process group."""
 
 from __future__ import annotations
 
@@ -19,15 +19,15 @@ from spin_composer.errors import EngineError, InputError, format_value
 _GRACE_SECONDS = 30.0
 _POLL_SECONDS = 0.1
 _TAIL_LINES, _TAIL_BYTES = 5, 16_384
-# A server that read these would take itself for a rank of the training run.
+# With these variables a server would act as a rank of the training run.
 _LAUNCHER_VARIABLES = ("RANK", "WORLD_SIZE", "NODE_RANK", "MASTER_ADDR", "MASTER_PORT")
-# Where servers look for the key that they ask for; `ps` shows no environment to others.
+# Variables that servers read their API key from; other users cannot see them in `ps`.
 _API_KEY_VARIABLES = ("VLLM_API_KEY", "LLAMA_API_KEY")
 _LAUNCHER_PREFIXES = ("LOCAL_", "GROUP_", "ROLE_", "TORCHELASTIC_", "TORCH_NCCL_")
 
 
 class ServerProcess:
-    """A running server; make it by :func:`run_server`."""
+    """A running server; created by :func:`run_server`."""
 
     def __init__(self, process: subprocess.Popen[bytes], log: Path):
         self.process = process
@@ -42,24 +42,24 @@ class ServerProcess:
         status = self.exit_status()
         if status is not None:
             raise EngineError(
-                f"the completion server ended (exit status {status}): {last_lines(self.log)} Mend "
+                f"the completion server ended (exit status {status}): {last_lines(self.log)} Fix "
                 f"algorithms.spin.generation.server.command; its log is {self.log.absolute()}."
             )
 
     def end(self) -> None:
-        """End the server and every process of its group: SIGTERM, and after a while SIGKILL."""
+        """End the server's process group: SIGTERM, then SIGKILL after a grace period."""
         self._signal(signal.SIGTERM)
         deadline = time.monotonic() + _GRACE_SECONDS
         while self.exit_status() is None and time.monotonic() < deadline:
             time.sleep(_POLL_SECONDS)
-        self._signal(signal.SIGKILL)  # what is left of the group
+        self._signal(signal.SIGKILL)  # processes of the group that remain
         self.process.wait()
 
     def exit_status(self) -> int | None:
         """Return the exit status, or None while it runs.
 
-        The process is not reaped before :meth:`end`: until then its number, which is its group's,
-        cannot become another's.
+        The process is not reaped before :meth:`end`, so that its id, which is the group's id, is
+        not reused.
         """
         options = os.WEXITED | os.WNOHANG | os.WNOWAIT
         found = os.waitid(os.P_PID, self.process.pid, options)
@@ -74,16 +74,16 @@ class ServerProcess:
 def run_server(
     command: str, model: Path, port: int, log: Path, host: str = "127.0.0.1", api_key: str = ""
 ) -> Iterator[ServerProcess]:
-    """Start a server and yield it; it is ended on the way out, whatever happens within.
+    """Start a server and yield it; it is ended on exit, also after an error.
 
     Args:
         command: A template with ``{model}`` and ``{port}``.
         model: Folder of the opponent.
-        port: Where the server is to listen.
+        port: Port to listen on.
         log: File that its output is appended to.
-        host: The address at which it is to listen, in place of ``{host}``.
-        api_key: In place of ``{api_key}``, and in the variables that servers read it from; the
-            log has ``***``.
+        host: Address to listen on, replaces ``{host}``.
+        api_key: Replaces ``{api_key}``, and is set in the variables that servers read it from; the
+            log shows ``***``.
     """
     words = split_command(command, model, port, host, api_key)
     shown_words = split_command(command, model, port, host, "***")
@@ -139,7 +139,7 @@ def run_and_wait(command: str, model: Path, log: Path, seconds: float) -> None:
 def split_command(
     command: str, model: Path, port: int, host: str = "127.0.0.1", api_key: str = ""
 ) -> list[str]:
-    """Return the words of a command template, filled in; a space in ``model`` splits nothing."""
+    """Return the words of a command template with values filled in; they may contain spaces."""
     values = {PORT: str(port), HOST: host, API_KEY: api_key, MODEL: str(model.absolute())}
     words = shlex.split(command)
     for name, value in values.items():
@@ -151,7 +151,7 @@ def free_port(wanted: int) -> int:
     """Return ``wanted``, or a free port if it is 0.
 
     Raises:
-        InputError: If another process listens at it, which would answer in the server's place.
+        InputError: If another process uses the port.
     """
     with socket.socket() as probe:
         probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
@@ -166,7 +166,7 @@ def free_port(wanted: int) -> int:
 
 
 def last_lines(log: Path) -> str:
-    """Return the last lines of a log, as one."""
+    """Return the last lines of a log, joined to one line."""
     with open(log, "rb") as file:
         file.seek(max(0, log.stat().st_size - _TAIL_BYTES))
         text = file.read().decode(errors="replace")

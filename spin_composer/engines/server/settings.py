@@ -1,4 +1,4 @@
-"""The settings of the engine ``server``: where the completion server is, and how it is asked."""
+"""The settings of the engine ``server``: the completion server's address, limits and checks."""
 
 from __future__ import annotations
 
@@ -27,15 +27,15 @@ if TYPE_CHECKING:
     from spin_composer.settings.generation import GenerationSettings
 
 MODEL, PORT, HOST, API_KEY = "{model}", "{port}", "{host}", "{api_key}"
-"""What a command template has in place of the opponent's folder, port, address and key."""
+"""Placeholders of a command template: the opponent's folder, port, address and API key."""
 
 
 CUSTOM_CLASS = "only transformers' own classes load elsewhere as they are here"
-"""Why a server cannot serve a model of another class."""
+"""Why a server cannot serve a custom model class."""
 
 
 def unservable_message(what: str, why: str) -> str:
-    """Return the line that refuses a model which the engine ``server`` cannot serve."""
+    """Return the error message for a model that a server cannot serve."""
     return f"{SECTION}.generation.engine=server cannot serve {what}: {why}. Use engine: hf."
 
 
@@ -69,35 +69,36 @@ class ServerSettings(EngineSettings):
 
     command: Annotated[Text, AfterValidator(_starting)] | None = None
     """Starts the server: ``vllm serve {model} --host {host} --port {port} ...``. ``{model}``
-    becomes the exported opponent's folder, ``{port}`` the port, ``{host}`` the address that ranks
-    ask (127.0.0.1 on one machine): without it vLLM listens to every network. ``{api_key}`` becomes
-    a key made for this start, which ``VLLM_API_KEY`` and ``LLAMA_API_KEY`` hold too, so that vLLM
-    and llama.cpp need no word of it. No shell runs it. Rank 0 starts it in each iteration
-    and ends it after play."""
+    is replaced by the exported opponent's folder, ``{port}`` by the port, ``{host}`` by the address
+    that ranks connect to (127.0.0.1 on one machine): without it vLLM listens on every network.
+    ``{api_key}`` is replaced by a key generated for this start; ``VLLM_API_KEY`` and
+    ``LLAMA_API_KEY`` are set to it too, so that vLLM and llama.cpp need no option. The command is
+    not run by a shell. Rank 0 starts it in each iteration and ends it after play."""
     base_url: Annotated[Text, AfterValidator(_url)] | None = None
-    """Of a server that runs already: ``http://host:8000``, without ``/v1``."""
+    """URL of a server that runs already: ``http://host:8000``, without ``/v1``."""
     reload_command: Text | None = None
-    """Makes the server at ``base_url`` serve the folder ``{model}``, which it must see; run by
-    rank 0 in each iteration, and waited for."""
+    """Makes the server at ``base_url`` serve the folder ``{model}``, which it must be able to read;
+    rank 0 runs it in each iteration and waits for it."""
     api_key_env: Text | None = None
-    """Environment variable of rank 0 with the key of the server at ``base_url``."""
+    """Environment variable of rank 0 with the API key of the server at ``base_url``."""
     host: Text | None = None
-    """Name under which all ranks reach the started server; null: this machine, or rank 0's address
-    (``MASTER_ADDR``) where there are several nodes."""
+    """Host name by which all ranks reach the started server; null: this machine, or rank 0's
+    address (``MASTER_ADDR``) on several nodes."""
     port: Annotated[int, Field(ge=0, lt=65536), Requirement("a port, or 0 for a free one")] = 0
     """Port of the started server; 0: a free one."""
     startup_timeout_seconds: Positive = 1800.0
-    """How long the server, or ``reload_command``, may take until it answers."""
+    """How long the server, or ``reload_command``, may take to become ready."""
     request_timeout_seconds: Positive = 600.0
     """How long one response may take."""
     retries: Count = 6
-    """How often a request is sent again after a lost connection, a timeout, 429 or a 5xx; the
-    pauses between grow to half a minute."""
+    """How often a request is retried after a lost connection, a timeout, a 429 or a 5xx; pauses
+    between attempts grow to half a minute."""
     concurrency: PositiveInt = 64
-    """Requests in flight at a time, per rank."""
+    """Concurrent requests per rank."""
     logp_tolerance: Positive | None = None
-    """Nats per token, of a unit's mean, by which the server's log-probs of its responses may differ
-    from ours; beyond, it serves another model and the run stops. null: 0.01 in fp32, else 0.05."""
+    """Largest accepted mean difference, per unit and in nats per token, of the server's log-probs
+    of its responses from ours; if it is exceeded, the server serves another model and the run
+    stops. null: 0.01 in fp32, else 0.05."""
     keep_export: bool = False
     """Keep the exported opponent (``iter-<k>/opponent`` of the store) after play."""
 
@@ -155,5 +156,5 @@ class ServerSettings(EngineSettings):
             ("api_key_env", "Remove it: the started server gets a key of its own."),
         ):
             value = getattr(self, name)
-            require(value is None, f".{name}", value, "absent beside command", remedy)
+            require(value is None, f".{name}", value, "absent when there is a command", remedy)
         return self

@@ -1,8 +1,8 @@
-"""Runs a command, and ends it when the process that wants it is gone: ``supervise.py PID COMMAND``.
+"""Run a command and end it when its parent process is gone: ``supervise.py PID COMMAND``.
 
 A training rank that is killed with SIGKILL cannot end the completion server that it started, which
-would keep its GPU memory and its port. This process, in the server's process group, can. It uses
-the standard library only, and is started as a file.
+would keep its GPU memory and port. This process, in the server's process group, can. It uses the
+standard library only and is run as a script.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ _GRACE_SECONDS = 20.0
 def main() -> int:
     """Run the command; return its exit status."""
     parent, command = int(sys.argv[1]), sys.argv[2:]
-    # The command gets the signal too, and decides. It starts without this handler, as any exec.
+    # The command gets the signal too and handles it; exec does not inherit this handler.
     signal.signal(signal.SIGTERM, lambda *_: None)
     try:
         child = subprocess.Popen(command)
@@ -35,7 +35,7 @@ def main() -> int:
         if deadline is not None and time.monotonic() > deadline:
             os.killpg(os.getpgrp(), signal.SIGKILL)  # and this process with it
         time.sleep(_POLL_SECONDS)
-    if os.getppid() != parent:  # nobody else is left to end the command's own children
+    if os.getppid() != parent:  # no other process will end the command's children
         os.killpg(os.getpgrp(), signal.SIGKILL)
     return status if status >= 0 else 128 - status
 

@@ -106,7 +106,7 @@ def unsupported_reason(model: PreTrainedModel, longest: int) -> str | None:
     kinds = set(getattr(config, "layer_types", None) or ())
     others = sorted(kinds - {"full_attention", "sliding_attention", "chunked_attention"})
     if others:
-        return f"{name} has layers that are no attention ({', '.join(others)})"
+        return f"{name} has layers that are not attention ({', '.join(others)})"
     chunk = getattr(config, "attention_chunk_size", None)
     if chunk and longest > chunk:
         return f"sequences of up to {longest} tokens pass {name}'s attention chunks of {chunk}"

@@ -46,5 +46,5 @@ def test_a_server_that_died_for_good_is_not_asked_again() -> None:
 def test_a_server_that_says_it_loads_is_waited_for() -> None:
     with faulty(lambda b, _: good(b), health=[503, 503, 200]) as (url, _):
         HTTPClient(url, 5, 0).wait_until_ready(20)
-        with pytest.raises(EngineError, match="it says that it is not healthy yet"):
+        with pytest.raises(EngineError, match="it reports that it is not healthy yet"):
             HTTPClient(url, 5, 0).wait_until_ready(0.5)

@@ -121,8 +121,8 @@ def test_templates_are_filled_word_by_word() -> None:
 
 
 def test_a_reload_command_that_fails_or_hangs_is_one_line(tmp_path: Path) -> None:
-    fails = python("import sys; print('{model} is no model'); sys.exit(3)")
-    with pytest.raises(EngineError, match=r"reload_command failed \(exit status 3\): .*is no mod"):
+    fails = python("import sys; print('{model} is not a model'); sys.exit(3)")
+    with pytest.raises(EngineError, match=r"reload_command failed \(exit status 3\): .*is not a m"):
         run_and_wait(fails, tmp_path / "m", tmp_path / "log", 20)
     with pytest.raises(EngineError, match=r"did not end within 0\.3 s"):
         run_and_wait(python(CHILD), tmp_path / "m", tmp_path / "log", 0.3)

@@ -30,7 +30,10 @@ WRONG: list[tuple[dict[str, Any], str]] = [
     ({"server": {"command": "vllm serve {model}"}}, "with {model} and {port}"),
     ({"server": {"command": "'vllm {model} {port}"}}, "with {model} and {port}"),
     ({"server": {"command": 5}}, "server.command must be a text, or null, got 5"),
-    ({"server": {"command": COMMAND, "reload_command": "x {model}"}}, "absent beside command"),
+    (
+        {"server": {"command": COMMAND, "reload_command": "x {model}"}},
+        "absent when there is a command",
+    ),
     ({"server": {**URL, "base_url": "gpu7:8000"}}, "server.base_url must be like http://host:8000"),
     ({"server": {**URL, "base_url": "http://gpu7/v1/"}}, "without /v1"),
     ({"server": {"base_url": "http://gpu7"}}, "every iteration would play the first opponent"),
