@@ -81,11 +81,9 @@ def read_arguments(
 
 def _of_yaml(path: str, overrides: Sequence[str]) -> tuple[dict[str, Any], dict[str, Any]]:
     """Return the dataset block and the tokenizer's of a run's YAML."""
-    from omegaconf import OmegaConf
+    from spin_composer.settings.yaml import read_yaml, to_mapping
 
-    from spin_composer.settings.yaml import read_yaml
-
-    config: Any = OmegaConf.to_container(read_yaml(path, overrides))
+    config = to_mapping(read_yaml(path, overrides))
     loader = config.get("train_loader")
     dataset = loader.get("dataset") if isinstance(loader, Mapping) else None
     if not isinstance(dataset, Mapping):
@@ -110,6 +108,8 @@ def _of_source(
     from omegaconf.errors import OmegaConfBaseException
     from yaml import YAMLError
 
+    from spin_composer.settings.yaml import to_mapping
+
     for override in overrides:
         if "=" not in override or override.startswith("-"):
             raise InputError(
@@ -117,7 +117,7 @@ def _of_source(
                 "hf_kwargs.name=main."
             )
     try:
-        given: Any = OmegaConf.to_container(
+        given = to_mapping(
             OmegaConf.from_cli([override.removeprefix(f"{_BLOCK}.") for override in overrides])
         )
     except (OmegaConfBaseException, YAMLError, TypeError, ValueError) as error:

@@ -11,7 +11,7 @@ import time
 import uuid
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, Protocol, TypeVar, cast
 
 from composer.utils import dist
 from torch.distributed import HashStore
@@ -29,11 +29,31 @@ _RANKS_PER_POLL_SECOND = 500
 _SHARED_FOLDER_SECONDS = 60.0
 
 
-def key_value_store() -> Any:  # a Store, whose stub lacks check
+class KeyValueStore(Protocol):
+    """torch's ``Store``, whose stub lacks ``check``."""
+
+    def set(self, key: str, value: str) -> None:
+        """Write a value."""
+        ...
+
+    def get(self, key: str) -> bytes:
+        """Return a value; waits until there is one."""
+        ...
+
+    def check(self, keys: list[str]) -> bool:
+        """Return whether all keys have values."""
+        ...
+
+    def add(self, key: str, amount: int) -> int:
+        """Add to a counter, which starts at 0, and return the sum."""
+        ...
+
+
+def key_value_store() -> KeyValueStore:
     """Return the process group's key-value store; for a single process, one in memory."""
     if not dist.is_initialized() or dist.get_world_size() == 1:
-        return HashStore()
-    return _get_default_store()
+        return cast(KeyValueStore, HashStore())
+    return cast(KeyValueStore, _get_default_store())
 
 
 def poll_intervals() -> Iterator[None]:

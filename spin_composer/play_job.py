@@ -17,7 +17,7 @@ from spin_composer.report.outline import RunOutline, checkpoint_patterns, outlin
 from spin_composer.save_folder import Checkpoint, find_checkpoints, structure_problem
 from spin_composer.settings.section import Config
 from spin_composer.settings.spin import PlayOnly, SpinSettings, count_iterations
-from spin_composer.settings.yaml import is_spin, read_yaml, validate
+from spin_composer.settings.yaml import is_spin, read_yaml, to_mapping, validate
 from spin_composer.train import train_config
 
 _OPTIMIZER_STATE = ["state/optimizers/*"]
@@ -41,7 +41,7 @@ def play(path: str | Path, overrides: Sequence[str], iteration: int, units: str)
     from omegaconf import OmegaConf
 
     only = PlayOnly(iteration, units)
-    plain: Any = OmegaConf.to_container(read_yaml(path, overrides))
+    plain = to_mapping(read_yaml(path, overrides))
     if not is_spin(plain):
         raise InputError(f"{path} is not a SPIN run's YAML: it has no algorithms.spin.")
     settings = validate(plain)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import inspect
 from types import SimpleNamespace
-from typing import Any
+from typing import cast
 
 from composer.core import State, Time, Timestamp, TimeUnit
 from composer.optim import (
@@ -60,12 +60,12 @@ class SpinScheduler(ComposerScheduler):
         per_epoch = int(state.dataloader_len)
         t = state.timestamp
         batch = int(t.epoch_in_iteration) * per_epoch + int(t.batch_in_epoch)
-        clock: Any = SimpleNamespace(
+        clock = SimpleNamespace(
             timestamp=Timestamp(batch=batch),
             max_duration=Time(per_epoch * settings.epochs_per_iteration, TimeUnit.BATCH),
             dataloader_len=Time(per_epoch, TimeUnit.BATCH),
         )
-        multiplier = self.schedule(clock, ssr)
+        multiplier = self.schedule(cast(State, clock), ssr)  # schedulers read nothing else
         if settings.learning_rate is not None:
             assert isinstance(settings.learning_rate, list)
             group = state.optimizers[0].param_groups[0]

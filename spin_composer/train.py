@@ -38,14 +38,12 @@ def train(path: str | Path, overrides: Sequence[str] = ()) -> Trainer:
 
 def train_config(config: DictConfig) -> Trainer:
     """Check a config and train it; see :func:`train`."""
-    from omegaconf import OmegaConf
+    from spin_composer.settings.yaml import check_launch, is_spin, to_mapping, validate
 
-    from spin_composer.settings.yaml import check_launch, is_spin, validate
-
-    plain = OmegaConf.to_container(config)
-    if is_spin(plain):  # pyright: ignore[reportArgumentType]
-        settings = validate(plain)  # pyright: ignore[reportArgumentType]
-        check_launch(plain, settings, int(os.environ.get("WORLD_SIZE") or 1))  # pyright: ignore
+    plain = to_mapping(config)
+    if is_spin(plain):
+        settings = validate(plain)
+        check_launch(plain, settings, int(os.environ.get("WORLD_SIZE") or 1))
     require_foundry("a run's YAML")
     from spin_composer.foundry.command import train
 

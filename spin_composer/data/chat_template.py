@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from functools import partial
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from spin_composer.data.dates import TemplateDate
 from spin_composer.data.rows import Turn
+from spin_composer.data.text_tokenizer import text_tokenizer
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -42,7 +43,7 @@ class ChatTemplate:
         date_string: str | None = None,
         quiet: bool = False,
     ) -> None:
-        self._tokenizer: Any = tokenizer  # its stubs know neither Mappings nor text as a result
+        self._tokenizer = text_tokenizer(tokenizer)
         self.source = str(tokenizer.chat_template or DEFAULT_CHAT_TEMPLATE)
         self._date = TemplateDate(date_string, quiet)
 

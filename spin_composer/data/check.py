@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field, replace
 from itertools import chain, islice
-from typing import TYPE_CHECKING, Any, Literal, cast
+from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 
@@ -13,6 +13,7 @@ from spin_composer.data.counts import DataReport
 from spin_composer.data.formats import Kind
 from spin_composer.data.rendering_vs_turns import TokenizationDiff, diff_tokenizations
 from spin_composer.data.sources import read_rows
+from spin_composer.data.text_tokenizer import text_tokenizer
 from spin_composer.data.tokenizers import load_tokenizer
 from spin_composer.errors import InputError
 from spin_composer.settings.dataset import DatasetConfig
@@ -125,25 +126,24 @@ def make_report(
     if not 1 <= row <= len(examples):
         raise InputError(f"row={row}: there are rows 1 to {len(examples)}. Name one of them.")
     example = examples[row - 1]
-    # transformers' stubs do not know the methods of all tokenizers.
-    tokens = cast(Any, tokenizer)
+    text = text_tokenizer(tokenizer)
     return CheckReport(
         source=source,
         kind=examples.kind,
         rows=examples.report,
         prompt_lengths=examples.lengths[:, 0],
         response_lengths=examples.lengths[:, 1],
-        stop_token=str(tokens.convert_ids_to_tokens(examples.stop_token_id)),
+        stop_token=str(text.convert_ids_to_tokens(examples.stop_token_id)),
         fingerprint=examples.fingerprint,
-        prompt_text=tokens.decode(example.prompt, skip_special_tokens=False),
-        response_text=tokens.decode(example.response, skip_special_tokens=False),
+        prompt_text=text.decode(example.prompt, skip_special_tokens=False),
+        response_text=text.decode(example.response, skip_special_tokens=False),
         on_bad_row=on_bad_row,
-        generation_prompt=_generation_prompt(tokens) if examples.kind == "chat" else None,
-        prompt_end=tokens.convert_ids_to_tokens(example.prompt[-_NUM_FIRST:].tolist()),
-        response_start=tokens.convert_ids_to_tokens(example.response[:_NUM_FIRST].tolist()),
+        generation_prompt=_generation_prompt(tokenizer) if examples.kind == "chat" else None,
+        prompt_end=text.convert_ids_to_tokens(example.prompt[-_NUM_FIRST:].tolist()),
+        response_start=text.convert_ids_to_tokens(example.response[:_NUM_FIRST].tolist()),
         special_tokens={
-            "prompts": _special_tokens([one.prompt for one in examples], tokens),
-            "responses": _special_tokens([one.response for one in examples], tokens),
+            "prompts": _special_tokens([one.prompt for one in examples], tokenizer),
+            "responses": _special_tokens([one.response for one in examples], tokenizer),
         },
     )
 
@@ -165,8 +165,9 @@ def _special_tokens(parts: list[np.ndarray], tokenizer: PreTrainedTokenizerBase)
     ids, counts = np.unique(np.concatenate(parts), return_counts=True)
     special = np.isin(ids, sorted(added | set(tokenizer.all_special_ids)))
     order = np.argsort(-counts[special], kind="stable")
+    text = text_tokenizer(tokenizer)
     return {
-        str(tokenizer.convert_ids_to_tokens(int(i))): int(n)  # pyright: ignore
+        str(text.convert_ids_to_tokens(int(i))): int(n)
         for i, n in zip(ids[special][order], counts[special][order], strict=True)
     }
 

@@ -16,6 +16,7 @@ from collections.abc import Callable, Iterator, Mapping
 from functools import lru_cache
 from typing import TYPE_CHECKING, Any, cast
 
+from spin_composer.data.text_tokenizer import text_tokenizer
 from spin_composer.errors import InputError, format_value
 
 if TYPE_CHECKING:
@@ -108,8 +109,7 @@ class ControlTokenFinder:
     """
 
     def __init__(self, tokenizer: PreTrainedTokenizerBase, control: dict[str, int]) -> None:
-        # transformers' stubs do not know that ids are a list.
-        self._tokenizer: Any = tokenizer
+        self._tokenizer = text_tokenizer(tokenizer)
         self._control = control
         self._pattern = compile_pattern(control)
         self._normalize = _normalizer(tokenizer)

@@ -7,9 +7,10 @@ A response that is encoded separately begins differently: SentencePiece marks th
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from spin_composer.data.bad_row import DROP_SUCH_ROWS, BadRow, Location
+from spin_composer.data.text_tokenizer import TextTokenizer, text_tokenizer
 from spin_composer.errors import format_value
 
 if TYPE_CHECKING:
@@ -42,7 +43,7 @@ class FullTextTokenizer:
     """
 
     def __init__(self, tokenizer: PreTrainedTokenizerBase, with_special: bool) -> None:
-        self._tokenizer: Any = tokenizer  # transformers' stubs do not know that ids are a list
+        self._tokenizer = text_tokenizer(tokenizer)
         self._before: list[int] = []
         if with_special:
             inner, outer = self.encode("a"), list(self._tokenizer("a")["input_ids"])
@@ -110,10 +111,10 @@ class FullTextTokenizer:
         )  # fmt: skip
 
 
-def format_tokens(tokenizer: PreTrainedTokenizerBase, ids: list[int]) -> str:
+def format_tokens(tokenizer: TextTokenizer, ids: list[int]) -> str:
     """Return the tokens as text, for messages."""
     shortened = list(map(int, ids[:_SHOWN_TOKENS]))
-    names = list(map(str, tokenizer.convert_ids_to_tokens(shortened)))  # pyright: ignore
+    names = list(map(str, tokenizer.convert_ids_to_tokens(shortened)))
     return f"[{', '.join(map(repr, names))}{', ...' if len(ids) > _SHOWN_TOKENS else ''}]"
 
 

@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 from itertools import islice
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -30,6 +30,7 @@ from spin_composer.data.preprocess import make_preprocessor, preprocess_row
 from spin_composer.data.row_tokenizer import RowTokenizer
 from spin_composer.data.rows import Row
 from spin_composer.data.stop import StopRule, stop_rule
+from spin_composer.data.text_tokenizer import text_tokenizer
 from spin_composer.data.turn_tokenizer import TurnTokenizer
 from spin_composer.errors import InputError, format_value
 from spin_composer.settings.dataset import LEGACY_TOKENIZATION, DatasetConfig
@@ -187,7 +188,7 @@ class ExampleBuilder:
     def __init__(
         self, tokenizer: PreTrainedTokenizerBase, config: DatasetConfig, legacy: bool = False
     ) -> None:
-        self._tokenizer: Any = tokenizer
+        self._tokenizer = tokenizer
         self._config, self._old = config, legacy
         self._ids: RowTokenizer | TurnTokenizer | None = None
         self.kind: Kind = "plain"
@@ -249,11 +250,12 @@ class ExampleBuilder:
             body = response[: response.index(stop)] if stop in response else []
             early = count > expected
         if early or (expected and not count):
-            name = self._tokenizer.convert_ids_to_tokens(stop)
+            tokenizer = text_tokenizer(self._tokenizer)
+            name = tokenizer.convert_ids_to_tokens(stop)
             fault = "holds the stop token within" if early else "does not end with the stop token"
             raise BadRow(
                 where, "stop token within the response" if early else "no stop token",
-                f"the response {format_value(self._tokenizer.decode(response))} {fault} ({name!r})",
+                f"the response {format_value(tokenizer.decode(response))} {fault} ({name!r})",
                 "Remove it from the text: generation would end there." if early
                 else "SPIN has one stop token per data set: if such turns end with another one, as "
                 "calls of tools do in some templates, drop them with on_bad_row: skip; else "

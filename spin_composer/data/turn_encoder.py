@@ -7,10 +7,11 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from datetime import datetime
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from spin_composer.data.chat_template import ChatTemplate
 from spin_composer.data.rows import Row, Turn
+from spin_composer.data.text_tokenizer import text_tokenizer
 from spin_composer.errors import format_value
 
 if TYPE_CHECKING:
@@ -33,7 +34,7 @@ class TurnEncoder:
     """
 
     def __init__(self, tokenizer: PreTrainedTokenizerBase, date_string: str | None = None) -> None:
-        self._tokenizer: Any = tokenizer  # its stubs do not know that ids are a list
+        self._tokenizer = text_tokenizer(tokenizer)
         self._template = ChatTemplate(tokenizer, date_string)
         pinned = date_string is not None
         self._arguments = {} if pinned else {"date_string": datetime.now().strftime(_DATE)}
@@ -50,8 +51,8 @@ class TurnEncoder:
         """
         if "messages" in row:
             turns = self.texts(row["messages"])
-            return [self._encoded(*turn, add_special_tokens=False) for turn in turns]
-        prompt, answer = self._encoded(row["prompt"], row["response"])
+            return [self._encode(*turn, add_special_tokens=False) for turn in turns]
+        prompt, answer = self._encode(row["prompt"], row["response"])
         bos = self._tokenizer.bos_token_id
         if bos is not None and prompt[:1] == answer[:1] == [bos]:
             answer = answer[1:]
@@ -82,8 +83,10 @@ class TurnEncoder:
             before = whole
         return turns
 
-    def _encoded(self, prompt: str, answer: str, **given: bool) -> tuple[list[int], list[int]]:
-        ids = self._tokenizer(text=prompt, text_target=answer, **given)
+    def _encode(
+        self, prompt: str, answer: str, add_special_tokens: bool = True
+    ) -> tuple[list[int], list[int]]:
+        ids = self._tokenizer(prompt, text_target=answer, add_special_tokens=add_special_tokens)
         return list(ids["input_ids"]), list(ids["labels"])
 
 

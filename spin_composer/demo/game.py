@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from spin_composer.settings.yaml import read_yaml, validate
+from spin_composer.settings.yaml import read_yaml, to_mapping, validate
 
 if TYPE_CHECKING:
     from composer import Trainer
@@ -34,7 +34,6 @@ def play_game(path: Path, overrides: Sequence[str]) -> Trainer:
     from composer import Trainer
     from composer.algorithms import GradientClipping
     from composer.optim import DecoupledAdamW
-    from omegaconf import OmegaConf
     from transformers import AutoTokenizer
 
     from spin_composer.algorithm import SPIN
@@ -43,7 +42,7 @@ def play_game(path: Path, overrides: Sequence[str]) -> Trainer:
     from spin_composer.model.lm import HFSpinLM
     from spin_composer.schedule import SpinScheduler
 
-    config: Any = OmegaConf.to_container(read_yaml(path, overrides), resolve=True)
+    config = to_mapping(read_yaml(path, overrides))
     validate(config)
     tokenizer = AutoTokenizer.from_pretrained(
         config["tokenizer"]["name"], **config["tokenizer"]["kwargs"]

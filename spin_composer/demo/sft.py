@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from spin_composer.report.history import NLL
 from spin_composer.settings.section import Config
 
 if TYPE_CHECKING:
     from composer.core import DataSpec
+    from transformers import PreTrainedTokenizerBase
 
 
 @dataclass(frozen=True)
@@ -97,7 +98,9 @@ def sft(
     return SftResult(folder, float(nll), int(time.batch), int(time.token))
 
 
-def _train_loader(tokenizer: Any, rows: Path, batch_size: int, max_seq_len: int) -> DataSpec:
+def _train_loader(
+    tokenizer: PreTrainedTokenizerBase, rows: Path, batch_size: int, max_seq_len: int
+) -> DataSpec:
     """Return shuffled SFT batches, tokenized like SPIN's rows."""
     from composer.utils import dist
     from torch.utils.data import DataLoader

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable
-from typing import Any
+from typing import Protocol, cast
 
 from composer.core import Event, State
 from transformers import PretrainedConfig
@@ -12,6 +12,20 @@ from transformers import PretrainedConfig
 from spin_composer.foundry.compat import patch_foundry
 
 _ITERATION = "{iteration}"
+
+
+class FoundryCheckpointer(Protocol):
+    """llm-foundry's ``HuggingFaceCheckpointer``, and the name that SPIN stores in it."""
+
+    check_interval: Callable[[State, Event], bool]
+    huggingface_folder_name_fstr: str
+    remote_ud: object | None
+    save_dir_format_str: str
+    spin_folder_name: str
+
+    def transform_config(self, original_config: PretrainedConfig) -> PretrainedConfig:
+        """Return the config that is written, a copy."""
+        ...
 
 
 class FoundryExporter:
@@ -22,7 +36,7 @@ class FoundryExporter:
 
     merges_adapters = False
 
-    def __init__(self, callback: Any) -> None:
+    def __init__(self, callback: FoundryCheckpointer) -> None:
         self._callback = callback
 
     @property
@@ -44,12 +58,13 @@ class FoundryExporter:
         return self._callback.transform_config(config)
 
 
-def _checkpointers(state: State) -> list[Any]:
+def _checkpointers(state: State) -> list[FoundryCheckpointer]:
     module = sys.modules.get("llmfoundry.callbacks.hf_checkpointer")
     if module is None:  # no callback can be one whose class was never imported
         return []
     patch_foundry()
-    return [c for c in state.callbacks if isinstance(c, module.HuggingFaceCheckpointer)]
+    checkpointers = [c for c in state.callbacks if isinstance(c, module.HuggingFaceCheckpointer)]
+    return cast("list[FoundryCheckpointer]", checkpointers)
 
 
 def foundry_exporters(state: State) -> list[FoundryExporter]:
@@ -65,7 +80,7 @@ def set_export_names(state: State) -> None:
     when a run is resumed within one.
     """
     for callback in _checkpointers(state):
-        given: Any = getattr(callback, "spin_folder_name", callback.huggingface_folder_name_fstr)
+        given = getattr(callback, "spin_folder_name", callback.huggingface_folder_name_fstr)
         callback.spin_folder_name = given
-        name = str(given).replace(_ITERATION, str(int(state.timestamp.iteration)))
+        name = given.replace(_ITERATION, str(int(state.timestamp.iteration)))
         callback.huggingface_folder_name_fstr = name

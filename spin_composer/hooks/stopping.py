@@ -10,7 +10,6 @@ from __future__ import annotations
 import signal
 import uuid
 from contextlib import suppress
-from typing import Any
 
 import torch
 from composer.callbacks import CheckpointSaver
@@ -19,7 +18,7 @@ from composer.loggers import Logger
 from composer.utils import dist
 
 from spin_composer import interrupt
-from spin_composer.distributed import from_rank_zero, key_value_store
+from spin_composer.distributed import KeyValueStore, from_rank_zero, key_value_store
 from spin_composer.errors import InputError
 
 _BEFORE_AN_END = (signal.SIGUSR1, signal.SIGUSR2)
@@ -127,7 +126,7 @@ class GracefulStop:
                 raise interrupt.exception_for(self.signal_number)
 
 
-def _connect(store: Any, key: str) -> None:
+def _connect(store: KeyValueStore, key: str) -> None:
     """Let a rank that is ended by a signal notify the ranks that lose it."""
 
     def publish(number: int) -> None:

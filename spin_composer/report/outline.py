@@ -13,7 +13,7 @@ from spin_composer.settings.section import Config
 from spin_composer.settings.spin import SpinSettings, count_iterations
 
 if TYPE_CHECKING:
-    from omegaconf import DictConfig, ListConfig
+    pass
 
 _NAMES = ("ep{epoch}-ba{batch}-rank{rank}.pt", "ep{epoch}-ba{batch}")
 """Default names of checkpoints, full and sharded."""
@@ -44,9 +44,9 @@ def read_outline(run: Path) -> RunOutline:
         return RunOutline(run)
     if run.suffix not in (".yaml", ".yml"):
         raise InputError(f"{run} is neither a folder nor a YAML. Give the run's store or its YAML.")
-    from spin_composer.settings.yaml import read_yaml, validate
+    from spin_composer.settings.yaml import read_yaml, to_mapping, validate
 
-    config = _plain(read_yaml(run, ()))
+    config = to_mapping(read_yaml(run, ()))
     return outline_of(config, validate(config), str(run))
 
 
@@ -79,8 +79,3 @@ def checkpoint_patterns(outline: RunOutline) -> list[re.Pattern[str]]:
     """Return patterns of the names of a run's checkpoints."""
     return [name_pattern(name, outline.run_name) for name in outline.names]
 
-
-def _plain(config: DictConfig | ListConfig) -> Config:
-    from omegaconf import OmegaConf
-
-    return OmegaConf.to_container(config)  # pyright: ignore[reportReturnType]

@@ -48,6 +48,13 @@ _TOP_LEVEL_KEYS = frozenset(
 )
 
 
+def to_mapping(config: DictConfig) -> dict[str, Any]:
+    """Return a config as plain dicts and lists."""
+    from omegaconf import OmegaConf
+
+    return cast("dict[str, Any]", OmegaConf.to_container(config))
+
+
 def is_spin(cfg: Config) -> bool:
     """Return whether a training config describes a SPIN run."""
     sections = [cfg.get(section) for section in ("train_loader", "model")]

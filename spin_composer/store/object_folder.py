@@ -11,7 +11,7 @@ import random
 import tempfile
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TypeVar
 
 from composer.utils import maybe_create_object_store_from_uri, parse_uri
 from tenacity import (
@@ -91,9 +91,9 @@ class ObjectFolder:
     def __init__(self, url: str):
         self.url = url.rstrip("/")
         self._prefix = f"{parse_uri(self.url)[2].strip('/')}/".lstrip("/")
-        self._client: Any = self._with_retries(
-            "opened", lambda: maybe_create_object_store_from_uri(url)
-        )
+        client = self._with_retries("opened", lambda: maybe_create_object_store_from_uri(url))
+        assert client is not None, f"{url} is not the URL of an object store"
+        self._client = client
 
     def names(self, prefix: str = "") -> list[str]:
         """Return the names of the objects that begin with ``prefix``, sorted."""
