@@ -270,5 +270,5 @@ def test_pairs_of_columns_are_named_with_the_mapping_that_reads_them(prompt, ans
     columns = dict(part.split(": ") for part in given.split(", "))
     assert columns == {"prompt": prompt, "response": answer}
     # a column of this name alone says nothing
-    with pytest.raises(BadRow, match=r"are no known format\. Known are"):
+    with pytest.raises(BadRow, match=r"match no known format\. Known are"):
         to_foundry_row({"id": 1, "source": "ai2", "value": "b"}, HERE)
