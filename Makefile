@@ -13,7 +13,7 @@ UV_PIP := $(BIN)/uv pip install --quiet --compile-bytecode
 OFFLINE := HF_HUB_OFFLINE=1 HF_DATASETS_OFFLINE=1 TRANSFORMERS_OFFLINE=1 WANDB_MODE=offline TOKENIZERS_PARALLELISM=false
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo docs test test-odd test-all test-foundry test-wheel chaos lint bench bench-generation simulate parity gpu gpu-kernels gpu-tests gpu-peers gpu-product gpu-step lock clean
+.PHONY: help install demo docs test test-odd test-all test-foundry test-wheel chaos lint bench bench-step bench-generation simulate parity gpu gpu-kernels gpu-tests gpu-peers gpu-product gpu-step lock clean
 
 help: ## show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "  make %-16s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -98,6 +98,13 @@ simulate: install ## play of an iteration on 8 to 1024 ranks, simulated (a few m
 	$(LONG) --units 64 256 1024
 	$(LONG) --units --mtbf-hours 1000
 
+# TRL without what it asks for, which is installed already in other versions. A few minutes per line.
+BENCH_STEP := $(OFFLINE) OMP_NUM_THREADS=1 PYTHONPATH=.peers taskset -c 1 $(BIN)/python benchmarks/step.py --device cpu
+bench-step: install ## a training step beside TRL's DPOTrainer and the authors' way on one core of a CPU (an hour)
+	$(UV_PIP) --python $(BIN)/python --target .peers --no-deps trl==1.16.0
+	for lengths in gsm8k oasst long-prompts long-responses; do \
+		$(BENCH_STEP) --lengths $$lengths --out benchmarks/results/step_cpu_$$lengths.json || exit 1; done
+
 bench-generation: install ## engine hf beside plain generate on this machine's CPU (about 15 minutes on one core)
 	$(OFFLINE) OMP_NUM_THREADS=1 $(BIN)/python benchmarks/generation.py --shape 10m --prompts 64 --prompt-tokens 64 \
 		--new 192 --mean-response 80 --static --out benchmarks/results/generation_cpu.json
@@ -141,7 +148,7 @@ gpu-product: $(GPU_NEEDS) ## of make gpu: SFT rows to exports, resuming, generat
 	$(GPU_ENV) $(GPU_PYTHON) benchmarks/gpu/product.py $(GPU_FLAGS) --out $(GPU_OUT)/product_$(GPU_DEVICE).json
 
 gpu-step: $(GPU_NEEDS) ## of make gpu: an optimizer step beside that of TRL's DPOTrainer
-	$(GPU_ENV) $(NINE_MINUTES) $(GPU_PYTHON) benchmarks/gpu/training_step.py $(GPU_FLAGS) --out $(GPU_OUT)/training_step_$(GPU_DEVICE).json
+	$(GPU_ENV) $(NINE_MINUTES) $(GPU_PYTHON) benchmarks/step.py $(GPU_FLAGS) --out $(GPU_OUT)/training_step_$(GPU_DEVICE).json
 
 # Python versions and platform as in pyproject.toml; what is locked and still fits stays. The platform's
 # markers are left out, being the same on every line.

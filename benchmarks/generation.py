@@ -40,6 +40,8 @@ SHAPES: dict[str, dict[str, int]] = {
              "num_hidden_layers": 2, "num_attention_heads": 4, "num_key_value_heads": 2},
     "10m": {"vocab_size": 8192, "hidden_size": 256, "intermediate_size": 704,
             "num_hidden_layers": 8, "num_attention_heads": 8, "num_key_value_heads": 4},
+    "135m": {"vocab_size": 49152, "hidden_size": 576, "intermediate_size": 1536,
+             "num_hidden_layers": 30, "num_attention_heads": 9, "num_key_value_heads": 3},
     "1b": {"vocab_size": 128256, "hidden_size": 2048, "intermediate_size": 8192,
            "num_hidden_layers": 16, "num_attention_heads": 32, "num_key_value_heads": 8},
 }  # fmt: skip
