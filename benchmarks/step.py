@@ -16,8 +16,8 @@ Tokens are those of the sequences, prompts counted for both responses: what is p
 counts for nobody. On a CPU, which should be told one core (``taskset -c 1``), seconds are those of
 the process. ``held_mib`` is what a trainer keeps between steps (weights, optimizer, reference),
 ``step_mib`` what a step takes beyond that at most, gradients included: on a GPU by its allocator,
-on a CPU by the process's high-water mark, which Linux sets back before the step. The losses before the
-first step must agree.
+on a CPU by the process's high-water mark, which Linux sets back before the step. The losses before
+the first step must agree.
 """
 
 from __future__ import annotations

@@ -249,7 +249,8 @@ class SPIN(Algorithm):
             model.check_head(state.device.batch_to_device(short_pair_batch(game.examples)))
             longest = longest_sequence(game.examples, self.settings.generation.max_new_tokens)
             tokens = sample_tokens(game.examples, longest)
-            model.choose_layout(self.settings.layout, tokens, longest, state.device)
+            before = game.layout_so_far(state)
+            model.choose_layout(self.settings.layout, before, tokens, longest, state.device)
             # A started run continues with its tokenization.
             started = int(state.timestamp.batch) or from_rank_zero(
                 lambda: game.store.find_manifest(0)

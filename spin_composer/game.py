@@ -46,7 +46,7 @@ from spin_composer.play.plan import too_few_units_warning
 from spin_composer.play.player import Player, Schedule, finish_play, make_units, run_independently
 from spin_composer.play.prepare import resume_remedy
 from spin_composer.report.spans import union_seconds
-from spin_composer.settings.spin import SpinSettings, value_for_iteration
+from spin_composer.settings.spin import LayoutName, SpinSettings, value_for_iteration
 from spin_composer.store.base import RESUME_AT_START, Store
 from spin_composer.store.manifest import FIXED_AT_START, Manifest, differing_fields, manifest_value
 from spin_composer.store.pair_loader import build_pair_loader, resume_at
@@ -93,6 +93,17 @@ class Game:
         """Manifest of the iteration that is being trained."""
         self.noise = 0.0
         """Noise of scoring of this iteration, in nats per token."""
+
+    def layout_so_far(self, state: State) -> LayoutName | None:
+        """Return the layout of an iteration that has begun, None before there is one; a collective.
+
+        A run goes on as it began: sums of another layout are rounded otherwise.
+        """
+        iteration = int(state.timestamp.iteration)
+        found = self.manifest or from_rank_zero(
+            lambda: existing_manifest(self.store, self.settings, iteration)
+        )
+        return manifest_value(found, "layout") if found else None
 
     def start_iteration(self, state: State, logger: Logger) -> dict[str, float]:
         """Play iteration ``state.timestamp.iteration`` with the current policy; load its pairs.
@@ -197,6 +208,7 @@ class Game:
             composer_model(state).tokenizer,
             str(state.precision),
             self.engine.manifest_fields(),
+            composer_model(state).layout.name,
         )
 
     def _play(self, plan: IterationPlan, state: State) -> None:

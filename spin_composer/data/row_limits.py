@@ -39,6 +39,14 @@ def check_rows(
             f"({examples.max_prompt_tokens} tokens) is more than the model's {positions} "
             f"positions. Lower it, or {where}.dataset.max_prompt_len."
         )
+    most, rescaled_past = max(real, longest), limits.rescaled_past
+    if rescaled_past is not None and most > rescaled_past:
+        lines.append(
+            f"sequences of up to {most} tokens pass the {rescaled_past} beyond which this model's "
+            "rotary embedding changes for all rows of a batch, the short ones too: policy and "
+            "opponent, in other batches, would differ by that alone. Lower "
+            f"{where}.dataset.max_seq_len and algorithms.spin.generation.max_new_tokens."
+        )
     if limits.vocabulary_size is not None and examples.max_token_id >= limits.vocabulary_size:
         lines.append(
             f"{where}: its rows hold token {examples.max_token_id}, and the model's embedding has "

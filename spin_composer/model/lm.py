@@ -27,8 +27,9 @@ from spin_composer.loss import PairLoss
 from spin_composer.metrics import PAIR_METRICS, PairMetric
 from spin_composer.model.dropout import disable_dropout
 from spin_composer.model.head import install_head
+from spin_composer.model.layout.attention import install_segment_attention
 from spin_composer.model.layout.base import Layout
-from spin_composer.model.layout.choose import choose_layout
+from spin_composer.model.layout.choose import LAYOUTS, choose_layout
 from spin_composer.model.layout.padded import PADDED
 from spin_composer.model.logprobs import (
     check_head,
@@ -173,8 +174,27 @@ class SpinLM(HuggingFaceModel):
         score = partial(self.response_logps, layout=PADDED)
         check_head(self.model, batch, score=score, forward=self)
 
-    def choose_layout(self, name: LayoutName, tokens: Ids, longest: int, device: Device) -> None:
-        """Set the layout of the run (choose.choose_layout); all ranks call it."""
+    def choose_layout(
+        self,
+        name: LayoutName,
+        before: LayoutName | None,
+        tokens: Ids,
+        longest: int,
+        device: Device,
+    ) -> None:
+        """Set the layout of the run (choose.choose_layout); all ranks call it.
+
+        Args:
+            name: The setting ``layout``.
+            before: What a run that is resumed had; taken where ``name`` is ``auto``.
+            tokens: Ids of real rows.
+            longest: Tokens of the longest sequence of the run.
+            device: Where batches go.
+        """
+        if name == "auto" and before is not None:
+            self.layout = LAYOUTS[before]
+            install_segment_attention(inner_model(self.model))
+            return
 
         def score(batch: PairBatch, layout: Layout) -> Tensor:
             return self.response_logps(device.batch_to_device(batch), layout)

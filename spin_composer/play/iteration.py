@@ -14,11 +14,12 @@ from spin_composer.errors import StoreError
 from spin_composer.play.degenerate import BY_TEXT
 from spin_composer.play.plan import PlayUnit, Unit, plan_units
 from spin_composer.play.prepare import check_iteration
-from spin_composer.settings.spin import SpinSettings
+from spin_composer.settings.spin import LayoutName, SpinSettings
 from spin_composer.store.base import Store
 from spin_composer.store.manifest import (
     FIXED_AT_START,
     FORMAT_VERSION,
+    LEGACY_VALUES,
     Manifest,
     manifest_value,
     num_played_units,
@@ -62,6 +63,8 @@ class RunContext:
     precision: str
     generation: Mapping[str, object]
     """The engine's ``manifest_fields``."""
+    layout: LayoutName = "padded"
+    """How the opponent's pairs are scored."""
 
 
 def plan_iteration(
@@ -123,6 +126,7 @@ def build_manifest(
         recorded: Manifest = {
             "degenerate": BY_TEXT,
             "replayed": {str(k): n for k, n in replayed.items()},
+            "layout": run.layout,
         }
     else:
         replayed = num_replayed_units(found)
@@ -144,6 +148,8 @@ def build_manifest(
         "tokenizer": tokenizer_fingerprint(run.tokenizer),
         "stop_token_id": examples.stop_token_id,
     }
+    if recorded["layout"] == LEGACY_VALUES["layout"]:
+        del recorded["layout"]  # as an earlier version, which knows no other, wrote it
     return manifest | recorded, units
 
 

@@ -37,6 +37,9 @@ class ModelLimits:
     """Most tokens of a sequence; None if there is no limit."""
     learned_positions: bool = False
     """Positions are embeddings: a longer sequence is an IndexError, not just a worse result."""
+    rescaled_past: int | None = None
+    """Beyond so many tokens of its longest row a batch is computed with other frequencies, for its
+    short rows too; None if not."""
     vocabulary_size: int | None = None
     """Rows of the embedding; None if the config does not say."""
     pad_token_id: int | None = None
@@ -53,6 +56,7 @@ def model_limits(config: PretrainedConfig) -> ModelLimits:
         positions=positions,
         learned_positions=positions is not None
         and not rotary,  # MPT rejects longer sequences in any case
+        rescaled_past=_rescaled_past(config, positions),
         vocabulary_size=vocabulary if isinstance(vocabulary, int) else None,
         pad_token_id=pad if isinstance(pad, int) else None,
     )
@@ -71,6 +75,20 @@ def _positions(config: PretrainedConfig) -> int | None:
         return positions
     before = scaling.get("original_max_position_embeddings") or positions
     return max(positions, int(before * float(scaling.get("factor") or 1.0)))
+
+
+def _rescaled_past(config: PretrainedConfig, positions: int | None) -> int | None:
+    """Return from which length of a row on a whole batch has other frequencies, None if never."""
+    scaling = _scaling(config)
+    if not isinstance(scaling, Mapping):
+        return None
+    kind = scaling.get("rope_type", scaling.get("type", "default"))
+    if kind == "dynamic":
+        return getattr(config, "max_position_embeddings", None)
+    if kind not in ("longrope", "su"):
+        return None
+    before = scaling.get("original_max_position_embeddings")
+    return before or getattr(config, "original_max_position_embeddings", None) or positions
 
 
 def _scaling(config: PretrainedConfig) -> Any:

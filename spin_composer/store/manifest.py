@@ -22,13 +22,14 @@ LEGACY_VALUES: Manifest = {
     "degenerate": "ids",
     "merged": None,
     "replayed": None,
+    "layout": "padded",
 }
 """The meaning of an absent field: rows were tokenized turn by turn; generated responses were
 compared with the real ones by ids; each process decided by its free memory whether to merge LoRA
 adapters; the replayed units were computed from the iteration's settings
-(:func:`num_replayed_units`)."""
+(:func:`num_replayed_units`); pairs were padded, as they still are where the field is absent."""
 
-FIXED_AT_START = ("degenerate", "merged", "replayed")
+FIXED_AT_START = ("degenerate", "layout", "merged", "replayed")
 """Fields that no setting determines: a started iteration is continued as its manifest says."""
 
 

@@ -71,3 +71,27 @@ def test_a_learned_position_beyond_the_last_is_an_error_and_a_rotary_one_is_none
         else:
             model(ids)
         assert limits.learned_positions == (family == "gpt2")
+
+
+@pytest.mark.parametrize(
+    ("scaling", "past"),
+    [
+        (None, None),
+        (LLAMA3, None),
+        ({"rope_type": "dynamic", "factor": 4.0}, 64),
+        ({"rope_type": "longrope", "factor": 2.0, "original_max_position_embeddings": 32,
+          "short_factor": [1.0] * 4, "long_factor": [2.0] * 4}, 32),
+    ],
+)  # fmt: skip
+def test_frequencies_that_hang_on_a_batchs_longest_row_are_known(
+    scaling: dict[str, Any] | None, past: int | None
+) -> None:
+    overrides = {} if scaling is None else {"rope_scaling": scaling}
+    model = models.tiny_model("llama", max_position_embeddings=64, **overrides)
+    assert model_limits(model.config).rescaled_past == past
+    short, long = torch.arange(3, 13), torch.arange(3, 50)
+    batch = torch.zeros(2, len(long), dtype=torch.long)
+    batch[0, : len(short)], batch[1] = short, long
+    beside = model(input_ids=batch).logits[0, : len(short)]
+    differs = not torch.allclose(beside, model(input_ids=short[None]).logits[0], atol=1e-5)
+    assert differs == (past == 32)  # 47 tokens pass 32 and not 64

@@ -18,6 +18,15 @@ IMPLEMENTATION = "spin_segments"
 """The name of the attention function in transformers' registry."""
 
 
+_NOT_NEEDED = frozenset(
+    {
+        "cache_position", "dropout", "is_causal", "output_attentions", "output_hidden_states",
+        "output_router_logits", "position_embeddings", "position_ids", "return_dict", "training",
+        "use_cache",
+    }
+)  # fmt: skip
+
+
 def segment_attention(
     module: nn.Module,
     query: Tensor,
@@ -42,12 +51,18 @@ def segment_attention(
         sliding_window: Number of tokens that a query sees, itself included.
         softcap: Scores are softcap * tanh(scores / softcap).
         s_aux: [H] a logit per head that takes part in the softmax (attention sinks).
-        others: What other functions need: dropout, which is off, and what masks are made of.
+        others: What other functions need (:data:`_NOT_NEEDED`): dropout, which is off, and what
+            masks are made of.
 
     Returns:
         [1, T, H, D'], and None for the attention weights.
+
+    Raises:
+        TypeError: An argument that may change what is computed is not known.
     """
-    del module, others
+    if unknown := {name for name, value in others.items() if value is not None} - _NOT_NEEDED:
+        raise TypeError(f"arguments of attention that are not known: {', '.join(sorted(unknown))}")
+    module.spin_window = sliding_window  # type: ignore[assignment]  # see window_passed
     segments = segments_of(attention_mask)
     key, value = _per_head(key, query.shape[1]), _per_head(value, query.shape[1])
     how = (segments, scaling, sliding_window, softcap, s_aux)
@@ -83,20 +98,20 @@ def _attend(
 ) -> Tensor:
     """Return [1, H, Q, D'] of the last Q tokens of a causal sequence of Q or more."""
     queries, keys = query.shape[2], key.shape[2]
-    bites = window is not None and keys > window
+    window_applies = window is not None and keys > window
     if softcap is None and sinks is None:
-        if queries == keys and not bites:
+        if queries == keys and not window_applies:
             return scaled_dot_product_attention(query, key, value, is_causal=True, scale=scaling)
-        mask = segments.mask(queries, keys, window if bites else None, query)
+        mask = segments.mask(queries, keys, window if window_applies else None, query)
         return scaled_dot_product_attention(query, key, value, attn_mask=mask, scale=scaling)
     scale = query.shape[-1] ** -0.5 if scaling is None else scaling
     scores = query @ key.transpose(2, 3) * scale
     if softcap is not None:
         scores = softcap * torch.tanh(scores / softcap)
-    scores = scores + segments.mask(queries, keys, window if bites else None, scores)
+    scores = scores + segments.mask(queries, keys, window if window_applies else None, scores)
     if sinks is not None:
-        aside = sinks.to(scores.dtype).view(1, -1, 1, 1).expand(*scores.shape[:3], 1)
-        scores = torch.cat((scores, aside), -1)
+        sink_logits = sinks.to(scores.dtype).view(1, -1, 1, 1).expand(*scores.shape[:3], 1)
+        scores = torch.cat((scores, sink_logits), -1)
     weights = torch.softmax(scores.float(), -1).to(value.dtype)
     return weights[..., :keys] @ value
 
@@ -122,8 +137,13 @@ class _Switch:
             config._attn_implementation = before  # type: ignore[union-attr]
 
 
-def install_segment_attention(model: nn.Module) -> int:
-    """Have the attention layers of a Hugging Face model take tables of segments; return how many.
+def window_passed(layer: nn.Module) -> bool:
+    """Tell whether a layer's latest call of :func:`segment_attention` was given a window."""
+    return getattr(layer, "spin_window", None) is not None
+
+
+def install_segment_attention(model: nn.Module) -> list[nn.Module]:
+    """Have the attention layers of a Hugging Face model take tables of segments; return them.
 
     With any other mask nothing changes. A second call does nothing.
     """
@@ -138,4 +158,4 @@ def install_segment_attention(model: nn.Module) -> int:
             switch = layer.spin_switch = _Switch()  # type: ignore[assignment]
             layer.register_forward_pre_hook(switch.enter, with_kwargs=True)
             layer.register_forward_hook(switch.leave, always_call=True)
-    return len(layers)
+    return layers

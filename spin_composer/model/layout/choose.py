@@ -11,6 +11,7 @@ import logging
 import sys
 from collections.abc import Callable, Mapping
 from importlib.util import find_spec
+from itertools import pairwise
 from typing import Any
 
 import torch
@@ -22,7 +23,7 @@ from transformers import PreTrainedModel
 from spin_composer.data.pairs import Ids, Pair, PairBatch, collate_pairs
 from spin_composer.errors import InputError
 from spin_composer.fsdp import is_sharded
-from spin_composer.model.layout.attention import install_segment_attention
+from spin_composer.model.layout.attention import install_segment_attention, window_passed
 from spin_composer.model.layout.base import Layout
 from spin_composer.model.layout.packed import PackedLayout, SharedLayout
 from spin_composer.model.layout.padded import PADDED
@@ -43,11 +44,14 @@ _OLD_FAMILIES = frozenset(
 )  # fmt: skip
 """Model types that hand a mask of 4 dimensions on unchanged in transformers before 4.53, where each
 model makes its own; tests/model/layout/test_packed.py tries them."""
-_SHORT, _PAST_WINDOW = 96, 32
-"""Tokens of the longest probe where no window bites, and beyond one."""
+_SHORT = 96
+"""Tokens of the longest sequence that is tried where no window applies."""
 _TOLERANCE, _TOLERANCE_LOW_PRECISION = 1e-4, 0.05
-"""Mean difference of a token's log-prob that rounding explains, in nats: of fp32 and of bf16 or
-fp16. A wrong mask is off by 0.3 and more."""
+"""Mean difference of a token's log-prob that rounding explains, in nats: of fp32, and of bf16, fp16
+and TF32. The mean is taken of each part that a wrong mask would change: of each sequence, and of
+what lies past the window."""
+_READ_THE_ROW = ("attn_temperature_tuning", "use_logn_attn")
+"""Settings of models whose attention scales with a token's place in its row."""
 
 
 def choose_layout(
@@ -94,7 +98,7 @@ def unsupported_reason(model: PreTrainedModel, longest: int) -> str | None:
         model: Of :func:`inner_model`.
         longest: Tokens of the longest sequence that the run can make.
     """
-    config: Any = model.config
+    config: Any = model.config.get_text_config()
     name = plain_class(model).__name__
     source = sys.modules[plain_class(model).__module__]
     if not hasattr(source, "ALL_ATTENTION_FUNCTIONS"):
@@ -107,22 +111,37 @@ def unsupported_reason(model: PreTrainedModel, longest: int) -> str | None:
     others = sorted(kinds - {"full_attention", "sliding_attention", "chunked_attention"})
     if others:
         return f"{name} has layers that are not attention ({', '.join(others)})"
+    for setting in _READ_THE_ROW:
+        if getattr(config, setting, False):
+            return f"{name} scales attention by a token's place in its row ({setting})"
     chunk = getattr(config, "attention_chunk_size", None)
     if chunk and longest > chunk:
         return f"sequences of up to {longest} tokens pass {name}'s attention chunks of {chunk}"
     return None
 
 
-def probe_pairs(config: Any, tokens: Ids, longest: int) -> list[Pair]:
-    """Return two pairs to try a layout with: a short one, and one past windows that the run passes.
+def window_of(model: PreTrainedModel, longest: int) -> int | None:
+    """Return the smallest window of a model's attention that hides something, None if none does."""
+    config: Any = model.config.get_text_config()
+    window = getattr(config, "sliding_window", None)
+    kinds = getattr(config, "layer_types", None)
+    if kinds is not None and "sliding_attention" not in kinds:
+        return None
+    if kinds is None and not getattr(config, "use_sliding_window", True):
+        return None
+    return window if window and window < longest else None
+
+
+def probe_pairs(config: Any, window: int | None, tokens: Ids, longest: int) -> list[Pair]:
+    """Return two pairs to try a layout with: a short one, and one past the window if there is one.
 
     Args:
-        config: The model's.
+        config: The model's, of text.
+        window: Of :func:`window_of`.
         tokens: Ids of real rows; used again and again if they are few.
         longest: Tokens of the longest sequence that the run can make.
     """
-    windows = [getattr(config, name, None) for name in ("sliding_window", "attention_chunk_size")]
-    length = max([_SHORT, *(window + _PAST_WINDOW for window in windows if window)])
+    length = _SHORT if window is None else max(_SHORT, 2 * window)
     scaling = getattr(config, "rope_parameters", None) or getattr(config, "rope_scaling", None)
     if "longrope" in str(scaling) or "dynamic" in str(scaling):
         length = longest  # frequencies change with the longest position
@@ -131,7 +150,8 @@ def probe_pairs(config: Any, tokens: Ids, longest: int) -> list[Pair]:
     prompt = length // 3
     second = ids[length : 2 * length - prompt - 1]
     long = Pair(ids[:prompt], ids[prompt:length], second)
-    short = Pair(ids[1:4], ids[4:6], ids[3:8])
+    few = min(8, longest // 3)
+    short = Pair(ids[1 : 1 + few], ids[4 : 4 + min(12, longest - few)], ids[3 : 3 + few])
     return [long, short]
 
 
@@ -144,28 +164,47 @@ def _try(
 ) -> str | None:
     """Return why a layout cannot be used, by trying it; None if it can."""
     inner = inner_model(model)
-    install_segment_attention(inner)
-    pairs = probe_pairs(inner.config, tokens, longest)
+    name = plain_class(inner).__name__
+    layers = install_segment_attention(inner)
+    window = window_of(inner, longest)
+    pairs = probe_pairs(inner.config.get_text_config(), window, tokens, longest)
     alone = torch.cat([score(collate_pairs([pair]), PADDED) for pair in pairs])
+    batch = collate_pairs(pairs)
     try:
-        together = score(collate_pairs(pairs), layout)
+        together = score(batch, layout)
     except (torch.OutOfMemoryError, InputError):
         raise
     except Exception as error:
         said = f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"
         if is_sharded(model):
             raise InputError(
-                f"algorithms.spin.layout: {layout.name} failed on {plain_class(inner).__name__} "
-                f"({said}). Set layout to padded."
+                f"algorithms.spin.layout: {layout.name} failed on {name} ({said}). Set layout to "
+                "padded."
             ) from error
-        return f"{plain_class(inner).__name__} fails with a table of segments ({said})"
-    difference = _mean_difference(together, alone)
+        return f"{name} fails with a table of segments ({said})"
+    if window is not None and not any(window_passed(layer) for layer in layers):
+        return f"{name} does not tell its attention function of its window of {window}"
+    difference = max(
+        _mean_difference(together[part], alone[part]) for part in _parts(batch, window)
+    )
     if difference <= _tolerance(alone.device, inner):
         return None
     return (
-        f"{plain_class(inner).__name__}'s log-probs differ by {difference:.2g} nats a token "
-        f"between layouts {layout.name} and padded"
+        f"{name}'s log-probs differ by {difference:.2g} nats a token between layouts "
+        f"{layout.name} and padded"
     )
+
+
+def _parts(batch: PairBatch, window: int | None) -> list[slice]:
+    """Return the scored tokens of each sequence, and of those past the window."""
+    parts = []
+    sides = zip(pairwise(batch["seqlen_bounds"]), pairwise(batch["scored_bounds"]), strict=True)
+    for (start, end), (first, last) in sides:
+        parts.append(slice(first, last))
+        past = 0 if window is None else end - start - window
+        if past > 0:
+            parts.append(slice(max(first, last - past), last))
+    return parts
 
 
 def _mean_difference(one: Tensor, other: Tensor) -> float:
@@ -179,4 +218,5 @@ def _tolerance(device: torch.device, model: PreTrainedModel) -> float:
     low = torch.is_autocast_enabled(device.type) or any(
         p.dtype in (torch.bfloat16, torch.float16) for p in model.parameters()
     )
+    low |= device.type == "cuda" and torch.backends.cuda.matmul.allow_tf32
     return _TOLERANCE_LOW_PRECISION if low else _TOLERANCE

@@ -29,23 +29,24 @@ class SharedLayout(Layout):
 
     def arrange(self, batch: PairBatch) -> ModelInputs:
         """Return ``input_ids`` and ``position_ids`` [1, M], the table of segments, and rows [N]."""
-        kept: list[Tensor] = []  # which of the batch's tokens are in the row
+        taken: list[Tensor] = []  # which of the batch's tokens are in the row
         positions: list[Tensor] = []
         rows: list[Tensor] = []
         segments: list[Segment] = []
         start = 0
         offsets = batch["seqlen_bounds"][::2]
         for offset, (prompt, real, generated) in zip(offsets, pair_sizes(batch), strict=False):
-            again = offset + prompt + real  # the prompt once more, before the generated response
-            kept += [arange(offset, again), arange(again + prompt, again + prompt + generated)]
+            second = offset + prompt + real  # the prompt once more, before the generated response
+            taken.append(arange(offset, second))
+            taken.append(arange(second + prompt, second + prompt + generated))
             positions += [arange(prompt + real), arange(prompt, prompt + generated)]
-            last, second = start + prompt - 1, start + prompt + real
+            last, after = start + prompt - 1, start + prompt + real
             rows += [arange(last, last + real), arange(last, last + 1)]
-            rows.append(arange(second, second + generated - 1))
+            rows.append(arange(after, after + generated - 1))
             segments.append(Segment(start, prompt, real, generated))
             start = segments[-1].end
         device = batch["input_ids"].device
-        ids = batch["input_ids"][torch.cat(kept).to(device)]
+        ids = batch["input_ids"][torch.cat(taken).to(device)]
         return ModelInputs(_kwargs(ids, positions, segments), torch.cat(rows).to(device))
 
 

@@ -57,16 +57,16 @@ class Segments:
             window: Number of the last keys that a query sees, itself included; None: all.
             like: Of the dtype and device that the mask is to have.
         """
-        name = (queries, keys, window, like.dtype, like.device)
-        if name not in self._masks:
-            behind = torch.arange(keys - queries, keys, device=like.device)[:, None]
-            behind = behind - torch.arange(keys, device=like.device)  # how far back a key lies
-            hidden = behind < 0
+        key = (queries, keys, window, like.dtype, like.device)
+        if key not in self._masks:
+            distance = torch.arange(keys - queries, keys, device=like.device)[:, None]
+            distance = distance - torch.arange(keys, device=like.device)  # how far back a key lies
+            hidden = distance < 0
             if window is not None:
-                hidden |= behind >= window
+                hidden |= distance >= window
             mask = torch.zeros(queries, keys, dtype=like.dtype, device=like.device)
-            self._masks[name] = mask.masked_fill_(hidden, float("-inf"))
-        return self._masks[name]
+            self._masks[key] = mask.masked_fill_(hidden, float("-inf"))
+        return self._masks[key]
 
 
 def is_table(mask: object) -> bool:

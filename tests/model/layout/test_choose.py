@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import logging
 from typing import Any
 
@@ -13,9 +14,10 @@ import transformers
 from spin_composer.data.pairs import PairBatch
 from spin_composer.errors import InputError
 from spin_composer.model.head import install_head
-from spin_composer.model.layout import choose
+from spin_composer.model.layout import attention, choose
 from spin_composer.model.layout.base import Layout
 from spin_composer.model.layout.choose import choose_layout, probe_pairs
+from spin_composer.model.layout.segments import Segment, Segments
 from spin_composer.model.logprobs import response_logps
 from tests.fixtures.models import VOCAB, tiny_model
 from tests.test_new_families import FAMILIES as NEW_FAMILIES
@@ -25,7 +27,7 @@ TOKENS = np.random.default_rng(0).integers(3, VOCAB, size=40, dtype=np.int32)
 PADDED = {
     "qwen3_next": "has layers that are not attention (linear_attention)",
     "granitemoehybrid": "has layers that are not attention (linear_attention)",
-    "llama4_text": f"of up to 40 tokens pass Llama4ForCausalLM's attention chunks of {WINDOW}",
+    "llama4_text": "scales attention by a token's place in its row (attn_temperature_tuning)",
 }
 """Why a family cannot share prompts."""
 
@@ -78,23 +80,84 @@ def test_a_model_with_attention_of_its_own_is_padded() -> None:
     assert "takes no positions" in str(choose.unsupported_reason(model, 40))
 
 
-def test_what_differs_only_past_a_window_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
-    model = tiny("olmo3", VOCAB)
-    attend = choose.install_segment_attention
+def without_windows(model: Any, monkeypatch: pytest.MonkeyPatch, told: bool) -> Any:
+    """Have a model's segments ignore its window, and tell the function of it or not."""
+    attend = attention.segment_attention
 
-    def without_windows(inner: Any) -> int:
-        for module in inner.modules():
-            if "Attention" in type(module).__name__:
-                module.register_forward_pre_hook(forget, with_kwargs=True)
-        return attend(inner)
+    def ignoring(module: Any, *args: Any, sliding_window: Any = None, **kwargs: Any) -> Any:
+        found = attend(module, *args, **kwargs)
+        module.spin_window = sliding_window if told else None
+        return found
 
-    def forget(module: Any, args: Any, kwargs: Any) -> None:
-        table = kwargs.get("attention_mask")
-        module.sliding_window = None if table is not None and table.shape[-1] == 5 else WINDOW
+    monkeypatch.setattr(attention, "segment_attention", ignoring)
+    return model
 
-    monkeypatch.setattr(choose, "install_segment_attention", without_windows)
-    assert chosen("auto", model).name == "padded"
-    assert chosen("auto", tiny("olmo3", VOCAB), longest=WINDOW).name == "shared"  # none bites
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("window", [WINDOW, 300])
+def test_what_differs_only_past_a_window_is_found(
+    window: int, dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:  # fmt: skip
+    model = with_window(tiny("olmo3", VOCAB), window).to(dtype)
+    assert chosen("auto", model, 4 * window).name == "shared"
+    without_windows(model, monkeypatch, told=True)
+    with caplog.at_level(logging.INFO, choose.__name__):
+        assert chosen("auto", model, 4 * window).name == "padded"
+    assert "nats a token between layouts shared and padded" in caplog.messages[-1]
+    assert chosen("auto", model, window).name == "shared"  # none applies
+
+
+def test_a_model_that_does_not_tell_of_its_window_is_padded(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    model = without_windows(tiny("olmo3", VOCAB), monkeypatch, told=False)
+    with caplog.at_level(logging.INFO, choose.__name__):
+        assert chosen("auto", model).name == "padded"
+    assert f"does not tell its attention function of its window of {WINDOW}" in caplog.messages[-1]
+
+
+def with_window(model: Any, window: int) -> Any:
+    config = copy.deepcopy(model.config)
+    config.sliding_window = window
+    config.max_position_embeddings = 2048
+    return type(model)(config)
+
+
+@pytest.mark.parametrize("setting", ["attn_temperature_tuning", "use_logn_attn"])
+def test_attention_that_scales_with_the_place_in_a_row_is_padded(setting: str) -> None:
+    model = tiny_model("llama")
+    setattr(model.config, setting, True)
+    reason = choose.unsupported_reason(model, 40)
+    assert reason == f"LlamaForCausalLM scales attention by a token's place in its row ({setting})"
+
+
+def test_chunks_that_sequences_pass_are_padded() -> None:
+    model = tiny_model("llama")
+    model.config.attention_chunk_size = WINDOW
+    assert f"pass LlamaForCausalLM's attention chunks of {WINDOW}" in str(
+        choose.unsupported_reason(model, WINDOW + 1)
+    )
+    assert choose.unsupported_reason(model, WINDOW) is None
+
+
+def test_settings_of_text_are_read_of_a_nested_config(monkeypatch: pytest.MonkeyPatch) -> None:
+    model = tiny_model("llama")
+    text = copy.deepcopy(model.config)
+    text.sliding_window, text.layer_types = 16, ["sliding_attention", "linear_attention"]
+    monkeypatch.setattr(model.config, "get_text_config", lambda: text)
+    assert "(linear_attention)" in str(choose.unsupported_reason(model, 40))
+    assert choose.window_of(model, 40) == 16
+    assert choose.window_of(model, 16) is None
+
+
+def test_an_argument_that_is_not_known_is_no_silent_loss() -> None:
+    query = torch.randn(1, 2, 6, 4)
+    table = Segments([Segment(0, 2, 2, 2)]).table(query.device)
+    with pytest.raises(TypeError, match="not known: position_bias"):
+        attention.segment_attention(
+            torch.nn.Module(), query, query, query, table, position_bias=query, dropout=0.0
+        )
 
 
 def test_a_model_that_fails_with_a_table_is_padded_and_works_on(
@@ -132,19 +195,19 @@ def test_log_probs_that_are_not_finite_count_as_different() -> None:
 
 
 @pytest.mark.parametrize(
-    ("config", "longest", "length"),
+    ("config", "window", "longest", "length"),
     [
-        ({}, 4096, 96),
-        ({}, 40, 40),
-        ({"sliding_window": 1024}, 4096, 1056),
-        ({"sliding_window": 1024}, 600, 600),
-        ({"rope_parameters": {"rope_type": "longrope"}}, 4096, 4096),
+        ({}, None, 4096, 96),
+        ({}, None, 40, 40),
+        ({}, 1024, 4096, 2048),
+        ({}, 1024, 1600, 1600),
+        ({"rope_parameters": {"rope_type": "longrope"}}, None, 4096, 4096),
     ],
 )
 def test_the_longest_probe_passes_what_could_differ_and_no_more(
-    config: dict[str, Any], longest: int, length: int
+    config: dict[str, Any], window: int | None, longest: int, length: int
 ) -> None:
-    long, short = probe_pairs(type("Config", (), config), TOKENS, longest)
+    long, short = probe_pairs(type("Config", (), config), window, TOKENS, longest)
     assert len(long.prompt) + len(long.real) == length
     assert len(long.generated) not in (0, len(long.real))
     assert min(map(len, (short.prompt, short.real, short.generated))) > 0
