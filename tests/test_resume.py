@@ -12,6 +12,7 @@ from composer.optim import ConstantScheduler
 from fixtures.runs import tiny_trainer
 
 from spin_composer.errors import InputError, StoreError
+from spin_composer.model.unwrap import composer_model
 
 # 24 pairs / 4 = 6 batches an epoch, 12 in iteration 0; replay makes it 12 and 24 in iteration 1
 BATCHES = {
@@ -127,6 +128,34 @@ def test_fits_one_after_another_are_one_run(whole, durations, tmp_path):
         assert torch.equal(value, final[name]), name
     found = json.loads((tmp_path / "self-play/iterations.json").read_text())["iterations"]
     assert [r["batches"] for r in found] == [r["batches"] for r in json.loads(books)["iterations"]]
+
+
+def test_a_run_keeps_the_layout_that_it_began_with(whole, tmp_path, monkeypatch):
+    folder, *_ = whole
+    manifest = json.loads((folder / "self-play/iter-001/manifest.json").read_text())
+    assert manifest["layout"] == "shared"
+
+    def choose(*_):
+        raise AssertionError("the layout is chosen again")
+
+    monkeypatch.setattr("spin_composer.model.lm.choose_layout", choose)
+    trainer = resumed(folder, "ep3-ba35", tmp_path)
+    assert composer_model(trainer.state).layout.name == "shared"
+
+
+def test_a_run_of_a_version_that_only_padded_goes_on_padded(tmp_path):
+    checkpoint = str(tmp_path / "checkpoint.pt")
+    padded = tiny_trainer(tmp_path, spin={"layout": "padded"})
+    padded.fit(duration="3ba")
+    padded.save_checkpoint(checkpoint)
+    padded.close()
+    manifest = json.loads((tmp_path / "self-play/iter-000/manifest.json").read_text())
+    assert "layout" not in manifest  # as that version wrote it
+    for settings in ({"load_path": checkpoint}, {}):  # mid-epoch; and stopped in its first play
+        trainer = tiny_trainer(tmp_path, **settings)
+        trainer.fit(duration="1ba")
+        assert composer_model(trainer.state).layout.name == "padded"
+        trainer.close()
 
 
 @pytest.fixture(scope="module")

@@ -1,4 +1,4 @@
-"""Which layout a run uses: the one of fewest tokens that gives the padded layout's log-probs.
+"""Which layout a run uses: the one with the fewest tokens that gives the padded layout's log-probs.
 
 What a model does with a table of segments is tried at the run's start, on sequences so long that a
 window would hide something; what differs is padded.
@@ -77,7 +77,7 @@ def choose_layout(
     if name == "padded":
         return PADDED
     wanted = LAYOUTS["shared" if name == "auto" else name]
-    reason = unsupported_reason(inner_model(model), longest) or _try(
+    reason = unsupported_reason(inner_model(model), longest) or _probe_layout(
         wanted, model, tokens, longest, score
     )
     if reason is None:
@@ -110,7 +110,7 @@ def unsupported_reason(model: PreTrainedModel, longest: int) -> str | None:
     kinds = set(getattr(config, "layer_types", None) or ())
     others = sorted(kinds - {"full_attention", "sliding_attention", "chunked_attention"})
     if others:
-        return f"{name} has layers that are not attention ({', '.join(others)})"
+        return f"{name} has non-attention layers ({', '.join(others)})"
     for setting in _READ_THE_ROW:
         if getattr(config, setting, False):
             return f"{name} scales attention by a token's place in its row ({setting})"
@@ -155,7 +155,7 @@ def probe_pairs(config: Any, window: int | None, tokens: Ids, longest: int) -> l
     return [long, short]
 
 
-def _try(
+def _probe_layout(
     layout: Layout,
     model: nn.Module,
     tokens: Ids,

@@ -25,8 +25,8 @@ from tests.test_new_families import WINDOW, tiny
 
 TOKENS = np.random.default_rng(0).integers(3, VOCAB, size=40, dtype=np.int32)
 PADDED = {
-    "qwen3_next": "has layers that are not attention (linear_attention)",
-    "granitemoehybrid": "has layers that are not attention (linear_attention)",
+    "qwen3_next": "has non-attention layers (linear_attention)",
+    "granitemoehybrid": "has non-attention layers (linear_attention)",
     "llama4_text": "scales attention by a token's place in its row (attn_temperature_tuning)",
 }
 """Why a family cannot share prompts."""
@@ -69,8 +69,8 @@ def test_one_that_cannot_be_had_is_refused_with_the_reason() -> None:
     with pytest.raises(InputError) as caught:
         chosen("shared", tiny("qwen3_next", VOCAB))
     assert str(caught.value) == (
-        "algorithms.spin.layout=shared cannot be used: Qwen3NextForCausalLM has layers that are "
-        "not attention (linear_attention). Use auto or padded."
+        "algorithms.spin.layout=shared cannot be used: Qwen3NextForCausalLM has non-attention "
+        "layers (linear_attention). Use auto or padded."
     )
 
 
