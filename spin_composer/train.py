@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from spin_composer import interrupt
-from spin_composer.errors import InputError, PlayDone, RunEnded, explain
+from spin_composer.errors import InputError, PlayDone, RunEnded, collect_errors, explain
 from spin_composer.foundry.installed import require_foundry
 from spin_composer.settings.yaml import read_yaml
 
@@ -41,10 +41,12 @@ def train_config(config: DictConfig) -> Trainer:
     from spin_composer.settings.yaml import check_launch, is_spin, to_mapping, validate
 
     plain = to_mapping(config)
+    checks: list[Callable[[], None]] = [lambda: require_foundry("a run's YAML")]
     if is_spin(plain):
         settings = validate(plain)
-        check_launch(plain, settings, int(os.environ.get("WORLD_SIZE") or 1))
-    require_foundry("a run's YAML")
+        world_size = int(os.environ.get("WORLD_SIZE") or 1)
+        checks.append(lambda: check_launch(plain, settings, world_size))
+    collect_errors(*checks)
     from spin_composer.foundry.command import train
 
     if interrupt.owns_process():

@@ -131,8 +131,8 @@ def registry() -> Iterator[dict]:
 
 
 def test_a_loss_is_one_registered_function(registry: dict) -> None:
-    @register_loss("linear")
-    def linear_loss(
+    @register_loss("margin")
+    def margin_loss(
         policy_real: Tensor, policy_generated: Tensor,
         opponent_real: Tensor, opponent_generated: Tensor, beta: float,
     ) -> Tensor:  # fmt: skip
@@ -140,11 +140,11 @@ def test_a_loss_is_one_registered_function(registry: dict) -> None:
         return -margin(policy_real, policy_generated, opponent_real, opponent_generated, beta)
 
     policy, opponent, lengths = sums()
-    settings = SpinSettings(loss="linear")
+    settings = SpinSettings(loss="margin")
     rewards = PairLoss("logistic", 0.3).rewards(policy, opponent, lengths)
     loss = PairLoss(settings.loss, 0.3)(policy, opponent, lengths)
     torch.testing.assert_close(loss, rewards[:, 1] - rewards[:, 0])
-    with pytest.raises(InputError, match="logistic, hinge, squared, linear"):
-        SpinSettings(loss="lineal")
-    with pytest.raises(ValueError, match="'linear' is registered already"):
-        register_loss("linear")(linear_loss)
+    with pytest.raises(InputError, match="logistic, hinge, squared, margin"):
+        SpinSettings(loss="margins")
+    with pytest.raises(ValueError, match="'margin' is registered already"):
+        register_loss("margin")(margin_loss)

@@ -90,7 +90,7 @@ def registry() -> Iterator[list]:
 
 def test_a_metric_is_one_registered_class(registry: list) -> None:
     @register_pair_metric
-    class SpinRewardMax(PairMetric):
+    class LargerReward(PairMetric):
         """Mean of the larger reward of a pair."""
 
         unit = "nats times beta"
@@ -101,7 +101,7 @@ def test_a_metric_is_one_registered_class(registry: list) -> None:
     tokenizer = byte_level()
     model = HFSpinLM.from_model(tiny_model("llama", vocab_size=len(tokenizer)), tokenizer)
     model.pair_loss = PairLoss("logistic", BETA)
-    metric = model.get_metrics(is_train=True)["SpinRewardMax"]
+    metric = model.get_metrics(is_train=True)["LargerReward"]
     batch = pair_batch(3)
     outputs = model(batch)
     model.update_metric(batch, outputs, metric)
@@ -109,5 +109,5 @@ def test_a_metric_is_one_registered_class(registry: list) -> None:
         outputs["policy_logps"], batch["opponent_logps"], outputs["lengths"]
     )
     assert metric.compute().item() == pytest.approx(rewards.amax(1).mean().item())
-    with pytest.raises(ValueError, match="SpinRewardMax is registered already"):
-        register_pair_metric(SpinRewardMax)
+    with pytest.raises(ValueError, match="LargerReward is registered already"):
+        register_pair_metric(LargerReward)

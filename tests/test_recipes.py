@@ -51,11 +51,11 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Any:
         patch.setitem(ENGINES, "echo", EngineEntry("fixtures.echo_engine:EchoEngine"))
         patch.setitem(STORES, "tape", "fixtures.tape_store:TapeStore")
         try:
-            register_loss("linear")(linear)
+            register_loss("margin")(linear)
             register_pair_metric(RealShare)
             register_play_metric("spin/longest_unit", "pairs")(longest_unit)
             spin = {
-                "loss": "linear",
+                "loss": "margin",
                 "remote_store": f"tape://{folder}/tape.txt",
                 "generation": {"max_new_tokens": 12, "engine": "echo"},
             }
@@ -136,7 +136,7 @@ def test_the_toy_metrics_are_logged(run: Any) -> None:
 
 def test_a_name_that_nobody_registered_is_refused_and_the_known_are_named() -> None:
     for settings in (
-        {"loss": "linear"},
+        {"loss": "margin"},
         {"generation": {"engine": "echo"}},
         {"remote_store": "tape:///tmp/tape"},
     ):

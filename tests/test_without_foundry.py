@@ -8,9 +8,15 @@ from pathlib import Path
 
 import pytest
 from fixtures.yaml_run import tiny_config, write_config
+from omegaconf import OmegaConf
+
+from spin_composer.errors import InputError
+from spin_composer.train import train_config
 
 MISSING = "import sys; sys.modules['llmfoundry'] = None; "  # as good as uninstalled
 COMMANDS = {
+    "python -m spin_composer train": "import runpy; sys.argv.insert(1, 'train'); "
+    "runpy.run_module('spin_composer', run_name='__main__')",
     "python -m spin_composer.train": "from spin_composer.train import main; "
     "sys.exit(main(sys.argv[1:]))",
     "spin-composer train": "from spin_composer.cli import main; "
@@ -33,6 +39,17 @@ def test_a_yaml_names_the_extra_to_install(command: str, tmp_path: Path):
     assert line.startswith("error: a run's YAML needs llm-foundry, which is not installed.")
     assert "spin-composer[foundry]" in line
     assert sorted(tmp_path.rglob("*")) == before
+
+
+def test_the_missing_extra_stands_beside_the_other_problems_of_a_launch(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setitem(sys.modules, "llmfoundry", None)
+    with pytest.raises(InputError) as refused:
+        train_config(OmegaConf.create({**tiny_config(tmp_path / "run"), "sede": 7}))
+    extra, other = str(refused.value).splitlines()
+    assert extra.startswith("a run's YAML needs llm-foundry")
+    assert other.startswith("sede is no key")
 
 
 def test_importing_the_public_names_needs_no_llm_foundry():

@@ -34,7 +34,7 @@ def read_mds(config: DatasetConfig) -> Iterator[RawRow]:
     for stream in _streams(config):
         root = os.path.join(stream.local, stream.split).rstrip(os.sep)
         number = 0
-        for shard in _prepared_shards(stream, root, config):
+        for shard in _prepared_shards(stream, root):
             _check_shard(shard, root)
             for i in range(shard.samples):
                 number += 1
@@ -80,7 +80,7 @@ def _streams(config: DatasetConfig) -> list[Stream]:
     return made
 
 
-def _prepared_shards(stream: Stream, root: str, config: DatasetConfig) -> list[Reader]:
+def _prepared_shards(stream: Stream, root: str) -> list[Reader]:
     """Return the stream's shards, all of them on the local disk and decompressed."""
     from composer.utils import dist
     from streaming.base.world import World

@@ -210,6 +210,7 @@ def test_examples_survive_the_flat_storage():
         assert before.truncated == after.truncated
     assert examples[-1].response.tolist() == [9, 9, 9]
     assert examples.max_prompt_tokens == 2
+    assert examples.lengths.tolist() == [[2, 2], [1, 3]]
     with pytest.raises(IndexError):
         examples[2]
     with pytest.raises(InputError):

@@ -56,11 +56,11 @@ def registry() -> Iterator[dict]:
 
 
 def test_a_metric_is_one_registered_function(registry: dict) -> None:
-    @register_play_metric("spin/dropped_pairs", "pairs")
-    def dropped_pairs(play: PlayReport) -> float:
-        """Generated responses that made no pair."""
-        return sum(unit.degenerate for unit in play.played)
+    @register_play_metric("spin/longest_unit", "pairs")
+    def longest_unit(play: PlayReport) -> float:
+        """Pairs of the largest unit."""
+        return max(unit.pairs for unit in play.units)
 
-    assert PlayReport(UNITS).metrics()["spin/dropped_pairs"] == 2
-    with pytest.raises(ValueError, match="'spin/dropped_pairs' is registered already"):
-        register_play_metric("spin/dropped_pairs", "pairs")(dropped_pairs)
+    assert PlayReport(UNITS).metrics()["spin/longest_unit"] == 6
+    with pytest.raises(ValueError, match="'spin/longest_unit' is registered already"):
+        register_play_metric("spin/longest_unit", "pairs")(longest_unit)
