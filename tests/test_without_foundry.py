@@ -49,7 +49,7 @@ def test_the_missing_extra_stands_beside_the_other_problems_of_a_launch(
         train_config(OmegaConf.create({**tiny_config(tmp_path / "run"), "sede": 7}))
     extra, other = str(refused.value).splitlines()
     assert extra.startswith("a run's YAML needs llm-foundry")
-    assert other.startswith("sede is no key")
+    assert other.startswith("sede is not a key")
 
 
 def test_importing_the_public_names_needs_no_llm_foundry():

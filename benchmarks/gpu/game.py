@@ -2,7 +2,7 @@
 
 Plays what the spec says by Composer's Trainer, and leaves in the run's folder: its store,
 checkpoints and exports, ``journal.txt`` (``tests/chaos`` compares it) and, at its end,
-``figures.json``. The same command goes on where a killed process stopped. A spec may name the
+``figures.json``. The same command resumes where a killed process stopped. A spec may name the
 moment at which the process is to kill itself by SIGKILL.
 """
 

@@ -89,7 +89,7 @@ class RowTokenizer:
         elif any(map(self._spelled, iter_texts(split_answer(row)))):
             encode = self._encoder
             _check_marks(row, where)
-            if self._kind == "plain":  # at its end it is no part of the text
+            if self._kind == "plain":  # at its end it is not part of the text
                 row = {**row, "response": row["response"].removesuffix(self._stop_text)}
         try:
             ids, response, lacks, rendering = self._ids(row, where, encode)

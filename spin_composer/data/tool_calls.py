@@ -102,7 +102,7 @@ def validate_calls(value: object, field: str, where: Location) -> list[Call]:
         where: The row's place.
 
     Raises:
-        BadRow: A call has no name, or its arguments are no object.
+        BadRow: A call has no name, or its arguments are not an object.
     """
     calls = parse_json(value)
     if isinstance(calls, Mapping):

@@ -189,7 +189,7 @@ class SharedWork:
             elif now - seen[rank][1] > HEARTBEAT_TIMEOUT_SECONDS:
                 self._fail(
                     EnvironmentFailure.exit_code,
-                    f"rank {rank} was not heard for {HEARTBEAT_TIMEOUT_SECONDS:g} s in play: its "
+                    f"rank {rank} has not reported for {HEARTBEAT_TIMEOUT_SECONDS:g} s in play: its "
                     f"process or its machine is gone. {RESUME_REMEDY}",
                 )
 

@@ -1,1 +1,1 @@
-"""What is checked before anything costs."""
+"""What is checked before any expensive work."""

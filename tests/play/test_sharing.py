@@ -113,7 +113,7 @@ def die(rank: int) -> None:
 def test_a_rank_that_died_is_noticed_by_its_silence() -> None:
     kind, said, code = on_ranks(die, wanted=1)[0]
     assert (kind, code) == ("EnvironmentFailure", 4)
-    assert said.startswith("rank 1 was not heard for 2 s in play: its process or its machine is")
+    assert said.startswith("rank 1 has not reported for 2 s in play: its process or its machine is")
     assert "the run resumes" in said
 
 

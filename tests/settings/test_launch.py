@@ -1,4 +1,4 @@
-"""What a YAML and the machine say is checked before anything costs, all of it at once."""
+"""What a YAML and the machine say is checked before any expensive work, all of it at once."""
 
 from __future__ import annotations
 

@@ -204,7 +204,7 @@ class HFGenerator:
     def _own_cache(self) -> str | None:
         """Return the kind of cache that the model's config asks for (Gemma 2: hybrid), if any.
 
-        generate makes it; unlike DynamicCache those kinds are no pytree nodes.
+        generate makes it; unlike DynamicCache those kinds are not pytree nodes.
         """
         return getattr(self.model.config, "cache_implementation", None)
 
