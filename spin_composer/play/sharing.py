@@ -189,8 +189,8 @@ class SharedWork:
             elif now - seen[rank][1] > HEARTBEAT_TIMEOUT_SECONDS:
                 self._fail(
                     EnvironmentFailure.exit_code,
-                    f"rank {rank} has not reported for {HEARTBEAT_TIMEOUT_SECONDS:g} s in play: its "
-                    f"process or its machine is gone. {RESUME_REMEDY}",
+                    f"rank {rank} has not reported for {HEARTBEAT_TIMEOUT_SECONDS:g} s in play: "
+                    f"its process or its machine is gone. {RESUME_REMEDY}",
                 )
 
     def _heartbeat_key(self, rank: int) -> str:
