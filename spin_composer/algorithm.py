@@ -55,6 +55,7 @@ from spin_composer.preflight.rows import (
     short_pair_batch,
 )
 from spin_composer.preflight.sampling import warn_off_policy
+from spin_composer.preflight.stop import check_stop
 from spin_composer.preflight.tokenization import check_tokenize
 from spin_composer.preflight.trainable import check_trainable
 from spin_composer.schedule import refresh_learning_rates, require_spin_scheduler
@@ -242,7 +243,7 @@ class SPIN(Algorithm):
             state.dataset_state["train"] = None
 
     def _check_scores(self, state: State, game: Game) -> None:
-        """Check the head, and how rows are tokenized, by the policy's own log-probs."""
+        """Check the head, and how rows are tokenized and end, by the policy's own log-probs."""
         model = composer_model(state)
         # Ordinary forward passes, layer by layer under FSDP: parameters are not gathered.
         with get_precision_context(state.precision, state.precision_config):
@@ -259,6 +260,7 @@ class SPIN(Algorithm):
                 assert model.tokenizer is not None  # see _init
                 vocabulary, to_device = len(model.tokenizer), state.device.batch_to_device
                 check_tokenize(game.examples, vocabulary, model.score, to_device)
+                check_stop(game.examples, model.tokenizer, model.score, to_device)
         reshard(model)
 
     def _iteration_start(self, state: State, logger: Logger) -> None:

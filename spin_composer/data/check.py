@@ -46,6 +46,8 @@ class CheckReport:
     """[n] int64, tokens of each kept response."""
     stop_token: str
     """The token that ends each response."""
+    stop_token_source: str
+    """Where it comes from."""
     fingerprint: str
     """xxh64 of all token ids: equal for equal data and tokenizer."""
     prompt_text: str
@@ -134,6 +136,7 @@ def make_report(
         prompt_lengths=examples.lengths[:, 0],
         response_lengths=examples.lengths[:, 1],
         stop_token=str(text.convert_ids_to_tokens(examples.stop_token_id)),
+        stop_token_source=_stop_token_source(examples),
         fingerprint=examples.fingerprint,
         prompt_text=text.decode(example.prompt, skip_special_tokens=False),
         response_text=text.decode(example.response, skip_special_tokens=False),
@@ -146,6 +149,22 @@ def make_report(
             "responses": _special_tokens([one.response for one in examples], tokenizer),
         },
     )
+
+
+def _stop_token_source(examples: ExampleDataset) -> str:
+    rule, config = examples.stop_rule, examples.config
+    if rule is None or config is None:
+        return "made by hand"
+    by_hand = config.stop_token is not None
+    if rule.suffix:
+        source = "begins the next turn; the chat template writes no end of an answer"
+    elif rule.per_response:
+        source = "written by the chat template"
+    else:
+        source = "put at the end"
+        if examples.kind == "chat" and not by_hand and config.tokenize != "turns":
+            source += "; the chat template never writes it"
+    return source + (", by stop_token" if by_hand else "")
 
 
 def _generation_prompt(tokenizer: PreTrainedTokenizerBase) -> str | None:
@@ -208,6 +227,7 @@ def print_report(report: CheckReport, console: Console) -> None:
     counts.add_row("the example's prompt ends with", escape(" ".join(map(repr, report.prompt_end))))
     counts.add_row("its response begins with", escape(" ".join(map(repr, report.response_start))))
     counts.add_row("stop token", escape(report.stop_token))
+    counts.add_row("it is", escape(report.stop_token_source))
     for name, tokens in report.special_tokens.items():
         text = ", ".join(f"{token} {count}" for token, count in tokens.items()) or "none"
         counts.add_row(f"special tokens in {name}", escape(text))

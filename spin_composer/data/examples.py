@@ -20,6 +20,7 @@ from spin_composer.settings.dataset import DEFAULT_TOKENIZATION
 
 if TYPE_CHECKING:
     from spin_composer.data.origin import Origin, RenderingVsTurns
+    from spin_composer.data.stop import StopRule
     from spin_composer.settings.dataset import DatasetConfig, Tokenization
 
 
@@ -129,6 +130,22 @@ class ExampleDataset(Dataset):
                 "Make them by build_examples."
             )
         return self._origin.retokenized(tokenize)
+
+    def with_earlier_stop(self) -> ExampleDataset | None:
+        """Return the rows as versions before ``stop_token`` ended them; None if it is the same.
+
+        The source is read again, by all ranks.
+        """
+        return None if self._origin is None else self._origin.with_earlier_stop()
+
+    @property
+    def stop_rule(self) -> StopRule | None:
+        """How responses end; None of examples made by hand."""
+        return None if self._origin is None else self._origin.rule
+
+    def alternative_stop_ids(self) -> list[int]:
+        """Return what a model may write in the stop token's place, the likeliest first."""
+        return [] if self._origin is None else self._origin.alternative_stop_ids()
 
     def tokenized_both_ways(self, limit: int | None = 64) -> Iterator[RenderingVsTurns]:
         """Yield rows tokenized in both ways: the first ``limit``, or all, read again."""

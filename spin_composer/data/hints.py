@@ -7,9 +7,11 @@ from typing import TYPE_CHECKING
 
 from spin_composer.data.foreign import ANSWERS, PROMPTS
 from spin_composer.data.formats import Kind
+from spin_composer.data.other_ends import other_stop_tokens
 from spin_composer.data.rendering import Renderer
 from spin_composer.data.rows import Row
-from spin_composer.data.stop import StopRule, answer_header, other_stop_tokens
+from spin_composer.data.stop import StopRule
+from spin_composer.data.turn_ends import answer_header, read_turn_ends
 from spin_composer.settings.dataset import DatasetConfig
 
 if TYPE_CHECKING:
@@ -34,6 +36,10 @@ def hints(
         rule: How responses end.
         rows: The first rows, formatted.
     """
+    if kind == "chat" and rule.per_response == 0 and (
+        config.stop_token is None and config.tokenize != "turns"
+    ):  # fmt: skip
+        yield _unwritten_stop_hint(tokenizer, rule, config)
     if tokenizer.chat_template is None:
         return
     if kind == "chat":
@@ -47,6 +53,20 @@ def hints(
                 "The rows are plain and are tokenized without the tokenizer's chat template. If "
                 f"the model was tuned with it, {_remedy(config)}."
             )
+
+
+def _unwritten_stop_hint(
+    tokenizer: PreTrainedTokenizerBase, rule: StopRule, config: DatasetConfig
+) -> str:
+    stop = str(tokenizer.convert_ids_to_tokens(rule.token_id))  # pyright: ignore
+    ends = read_turn_ends(tokenizer, config.date_string)
+    written = repr(ends.between or ends.tail)
+    return (
+        f"Responses end with {stop!r}, which the chat template never writes: after an answer it "
+        f"writes {written}, without any control token. A model tuned on such text alone never ends "
+        "an answer so. If the model ends its answers with another token, set "
+        "train_loader.dataset.stop_token to it; if it has none, choose one that was tuned with one."
+    )
 
 
 def _other_ends_hint(stop: str, others: list[str]) -> str:

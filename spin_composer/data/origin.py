@@ -12,6 +12,7 @@ import numpy as np
 from spin_composer.data.bad_row import BadRow, Location
 from spin_composer.data.counts import DataReport
 from spin_composer.data.rows import Row
+from spin_composer.data.stop import StopRule, stop_rule
 from spin_composer.errors import InputError
 from spin_composer.settings.dataset import LEGACY_TOKENIZATION
 
@@ -52,6 +53,10 @@ class Origin:
     tokenizer: PreTrainedTokenizerBase
     config: DatasetConfig
     rows: list[tuple[Location, Kind, Row]] = field(default_factory=list)
+    next_turn_stops: bool = True
+    """The mark that begins the next turn may be the stop token."""
+    rule: StopRule = field(default_factory=lambda: StopRule(-1, 0))
+    """How responses end."""
 
     def retokenized(self, tokenize: Tokenization) -> ExampleDataset:
         """Read the source again and tokenize it that way; a collective call."""
@@ -59,7 +64,36 @@ class Origin:
         from spin_composer.data.tokenization import build_examples
 
         config, legacy = replace(self.config, tokenize=tokenize), tokenize == LEGACY_TOKENIZATION
-        return build_examples(read_rows(config), self.tokenizer, config, legacy=legacy)
+        return build_examples(
+            read_rows(config), self.tokenizer, config, legacy=legacy,
+            next_turn_stops=self.next_turn_stops,
+        )  # fmt: skip
+
+    def with_earlier_stop(self) -> ExampleDataset | None:
+        """Read the source again for the stop token that earlier versions took; a collective.
+
+        Returns:
+            None where it is the same, or a setting.
+        """
+        from spin_composer.data.sources import read_rows
+        from spin_composer.data.tokenization import build_examples
+
+        if not self.rows or self.config.stop_token is not None or self.config.tokenize == "turns":
+            return None
+        kind, date = self.rows[0][1], self.config.date_string
+        if stop_rule(self.tokenizer, kind, date, next_turn=False) == self.rule:
+            return None
+        rows = read_rows(self.config)
+        return build_examples(rows, self.tokenizer, self.config, next_turn_stops=False)
+
+    def alternative_stop_ids(self) -> list[int]:
+        """Return what a model may write in the stop token's place, the likeliest first."""
+        from spin_composer.data.other_ends import alternative_stop_ids
+
+        if not self.rows:
+            return []
+        kind, date = self.rows[0][1], self.config.date_string
+        return alternative_stop_ids(self.tokenizer, self.rule, kind, date)
 
     def tokenized_both_ways(self, limit: int | None) -> Iterator[RenderingVsTurns]:
         """Yield the rows tokenized in both ways."""
@@ -70,9 +104,12 @@ class Origin:
             special_tokens_in_text="warn",
         )  # fmt: skip
         ways = (
-            ExampleBuilder(self.tokenizer, replace(self.config, tokenize="rendering")),
+            ExampleBuilder(
+                self.tokenizer, replace(self.config, tokenize="rendering"),
+                next_turn_stops=self.next_turn_stops,
+            ),
             ExampleBuilder(self.tokenizer, with_turns),
-        )
+        )  # fmt: skip
         rows: Iterable[tuple[Location, Kind, Row]] = self.rows
         if limit is None or limit > len(self.rows) >= KEPT_ROWS:
             rows = self._read()

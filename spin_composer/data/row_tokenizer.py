@@ -24,8 +24,8 @@ from spin_composer.data.full_text import (
 )
 from spin_composer.data.rendering import Renderer, Rendering
 from spin_composer.data.rows import Row
-from spin_composer.data.stop import StopRule
-from spin_composer.data.turn_tokenizer import check_control_tokens, split_answer
+from spin_composer.data.stop import ONE_STOP_TOKEN, StopRule
+from spin_composer.data.turn_tokenizer import check_control_tokens, split_answer, without_end
 from spin_composer.errors import InputError, format_value
 from spin_composer.settings.dataset import DatasetConfig
 
@@ -60,6 +60,7 @@ class RowTokenizer:
         control = control_tokens(tokenizer, self._between_turns())
         self._spelled = ControlTokenFinder(tokenizer, control)
         self._stop_text = str(tokenizer.convert_ids_to_tokens(rule.token_id))  # pyright: ignore
+        self._suffix = rule.suffix
         self._encoder = None
         self._said: set[str] = set()
         if config.special_tokens_in_text == "text" and control:
@@ -90,7 +91,7 @@ class RowTokenizer:
             encode = self._encoder
             _check_marks(row, where)
             if self._kind == "plain":  # at its end it is not part of the text
-                row = {**row, "response": row["response"].removesuffix(self._stop_text)}
+                row = {**row, "response": without_end(row["response"], self._stop_text)}
         try:
             ids, response, lacks, rendering = self._ids(row, where, encode)
         except InputError:
@@ -117,8 +118,12 @@ class RowTokenizer:
             whole = row["prompt"] + row["response"]
             return *self._full_text(row["prompt"], whole, where, encoder), "", None
         hide, restore = (encoder.hide, encoder.restore) if encoder else (str, str)
-        made = self._renderer(row if encoder is None else map_texts(row, hide), where)
-        rendering = replace(made, prompt=restore(made.prompt), whole=restore(made.whole))
+        shown = row if encoder is None else map_texts(row, hide)
+        made = self._renderer(shown, where)
+        if self._suffix:
+            self._check_call(shown, made.whole, where)
+        whole = restore(made.whole + self._suffix)
+        rendering = replace(made, prompt=restore(made.prompt), whole=whole)
         try:
             ids = self._full_text(rendering.prompt, rendering.whole, where, encoder)
         except BoundaryError as fault:
@@ -133,6 +138,25 @@ class RowTokenizer:
             lacks = str(self._tokenizer.decode(cut[2])) + made.lacks
             return cut[0], cut[1], lacks, rendering
         return *ids, made.lacks, rendering
+
+    def _check_call(self, row: Row, whole: str, where: Location) -> None:
+        """Refuse a call of a tool that does not end as answers do: its result comes next."""
+        assert self._renderer is not None
+        messages = row["messages"]
+        if not messages[-1].get("tool_calls"):
+            return
+        result = {"role": "tool", "content": _SAID}
+        try:
+            after = self._renderer.text([*messages, result], row).removeprefix(whole)
+        except Exception:  # it knows no results of tools: only a question can follow
+            return
+        if not after.startswith(self._suffix):
+            raise BadRow(
+                where, "no stop token",
+                f"after the call of a tool the chat template writes "
+                f"{format_value(after.partition(_SAID)[0])}, not {format_value(self._suffix)}, "
+                f"at which answers end", ONE_STOP_TOKEN,
+            )  # fmt: skip
 
     def _count_cut_answer(
         self, row: Row, rendering: Rendering, where: Location, report: DataReport

@@ -1,33 +1,31 @@
 """The stop token, which ends every response, real or generated.
 
-For chat it is the end-of-turn token that the chat template writes after the assistant's content;
-for plain rows, and for templates without such a token, it is EOS.
+For chat it is the first mark, a special or added token, that the chat template puts after the
+assistant's content: after the last answer; else, where another question follows, the mark that
+begins it, as a model tuned on whole conversations writes it (GLM-4's ``<|user|>``). For plain
+rows, and for a template without any such mark, it is EOS. ``stop_token`` says otherwise.
 """
 
 from __future__ import annotations
 
-import json
-import re
-from collections.abc import Sequence
+from collections.abc import Set
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
 from spin_composer.data.control_tokens import is_tag
 from spin_composer.data.formats import Kind
-from spin_composer.data.rendering import Renderer
+from spin_composer.data.turn_ends import TurnEnds, read_turn_ends
 from spin_composer.errors import InputError, format_value
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
-_PROBE = "spin probe"
-# Llama 3.1's, Llama 4's, Harmony's and ChatML's ends of turns and of calls.
-_ENDS_A_TURN = re.compile(r"<\|(call|return|eom|eom_id|eot|eot_id|im_end|end_of_turn)\|>")
-_GENERATION_CONFIG = "generation_config.json"
-_CALL = {"name": "spin_probe", "arguments": {}}
-_TOOL = {"name": "spin_probe", "description": _PROBE,
-         "parameters": {"type": "object", "properties": {}}}  # fmt: skip
+ONE_STOP_TOKEN = (
+    "SPIN has one stop token per data set: if such turns end with another one, as calls of tools "
+    "do in some templates, drop them with on_bad_row: skip; else correct the chat template, or set "
+    "train_loader.dataset.stop_token."
+)
+"""The remedy for a response without the stop token."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,11 +34,14 @@ class StopRule:
 
     Args:
         token_id: The stop token.
-        per_response: How often the rendered response contains it; 0 if it must be appended.
+        per_response: How often the rendered response holds it; 0 if it is to be appended.
+        suffix: What is to be written after a rendered row, for its end to be like that of a row
+            that goes on: up to the stop token, which begins the next turn.
     """
 
     token_id: int
     per_response: int
+    suffix: str = ""
 
 
 def stop_token_id(tokenizer: PreTrainedTokenizerBase, kind: Kind) -> int:
@@ -57,24 +58,35 @@ def stop_rule(
     kind: Kind,
     date_string: str | None = None,
     legacy: bool = False,
+    stop_token: str | None = None,
+    next_turn: bool = True,
 ) -> StopRule:
     """Find the stop token and whether rendered responses contain it.
 
     Args:
         tokenizer: The model's tokenizer.
         kind: plain or chat.
-        date_string: The date for the template.
-        legacy: Also accept a closing tag, as early versions did.
+        date_string: For the template.
+        legacy: A closing tag may be one, as it was before.
+        stop_token: The setting: take this token and no other.
+        next_turn: The mark that begins the next turn may be one. It is none for llm-foundry's
+            models, whose last response it ends with EOS, and was none in earlier versions.
 
     Raises:
-        InputError: The tokenizer has neither an end-of-turn token nor EOS.
+        InputError: The tokenizer has neither an end-of-turn token nor EOS, or not that token.
     """
+    given = None if stop_token is None else _given_id(tokenizer, stop_token)
     if kind == "chat":
-        tail = _template_tail_ids(tokenizer, date_string)
-        marks = _mark_ids(tokenizer, legacy)
+        marks = _mark_ids(tokenizer, legacy) if given is None else {given}
+        ends = read_turn_ends(tokenizer, date_string)
+        tail = _encode(tokenizer, ends.tail)
         found = next((token for token in tail if token in marks), None)
         if found is not None:
             return StopRule(found, tail.count(found))
+        if next_turn and (rule := _next_turn_rule(tokenizer, ends, marks)) is not None:
+            return rule
+    if given is not None:
+        return StopRule(given, 0)
     if tokenizer.eos_token_id is None:
         raise InputError(
             f"tokenizer.eos_token=None: {format_value(tokenizer.name_or_path)} has no EOS token"
@@ -85,30 +97,45 @@ def stop_rule(
     return StopRule(cast(int, tokenizer.eos_token_id), 0)
 
 
-def _template_tail_ids(tokenizer: PreTrainedTokenizerBase, date_string: str | None) -> list[int]:
-    """Return the ids that the chat template writes after the last assistant's content."""
-    turns = [{"role": "user", "content": _PROBE}, {"role": "assistant", "content": _PROBE}]
-    renderer = Renderer(tokenizer, date_string, quiet=True)
-    try:
-        response = renderer.text(turns)
-    except InputError:
-        raise
-    except Exception as error:
-        try:  # some templates require a system turn
-            response = renderer.text([{"role": "system", "content": _PROBE}, *turns])
-        except Exception:
-            raise InputError(
-                f"tokenizer.chat_template: it cannot render a user's and an assistant's turn: "
-                f"{error}. Fix the template of {format_value(tokenizer.name_or_path)}."
-            ) from error
-    if response.count(_PROBE) < 2:
-        raise InputError(
-            "tokenizer.chat_template: the assistant's content does not appear in its rendering "
-            f"{format_value(response)}. Fix the template of "
-            f"{format_value(tokenizer.name_or_path)}."
-        )
-    tail = response.rsplit(_PROBE, 1)[1]
-    return tokenizer(tail, add_special_tokens=False)["input_ids"] if tail else []  # type: ignore
+def _next_turn_rule(
+    tokenizer: PreTrainedTokenizerBase, ends: TurnEnds, marks: Set[int]
+) -> StopRule | None:
+    """Return the rule by the first mark between an answer and the next question."""
+    added = tokenizer.added_tokens_decoder
+    texts = {
+        added[i].content: i for i in marks & added.keys()
+        if added[i].special or not added[i].content.isalnum()  # an added word is no mark
+    }  # fmt: skip
+    following = ends.following
+    text = following or ends.between
+    places = [(at, -len(mark), mark) for mark in texts if (at := text.find(mark)) >= 0]
+    if not places:
+        return None
+    at, _, mark = min(places)
+    suffix = following[: at + len(mark)]
+    if suffix and _encode(tokenizer, ends.tail + suffix)[-1] == texts[mark]:
+        return StopRule(texts[mark], 1, suffix)
+    return StopRule(texts[mark], 0)
+
+
+def _encode(tokenizer: PreTrainedTokenizerBase, text: str) -> list[int]:
+    return tokenizer(text, add_special_tokens=False)["input_ids"] if text else []  # type: ignore
+
+
+def _given_id(tokenizer: PreTrainedTokenizerBase, text: str) -> int:
+    """Return the id of the token that ``stop_token`` names, as it is listed or as it is written."""
+    vocabulary = tokenizer.get_vocab()
+    if text in vocabulary:
+        return vocabulary[text]
+    ids = _encode(tokenizer, text)
+    if len(ids) == 1 and ids[0] != tokenizer.unk_token_id:
+        return ids[0]
+    made: Any = tokenizer.convert_ids_to_tokens(ids)  # pyright: ignore
+    raise InputError(
+        f"train_loader.dataset.stop_token={format_value(text)} is no token of the tokenizer "
+        f"{format_value(tokenizer.name_or_path)}, which makes {format_value(made)} of it. Give one "
+        f"token of its vocabulary, such as {format_value(tokenizer.eos_token)}."
+    )
 
 
 def _mark_ids(tokenizer: PreTrainedTokenizerBase, legacy: bool) -> set[int]:
@@ -119,79 +146,3 @@ def _mark_ids(tokenizer: PreTrainedTokenizerBase, legacy: bool) -> set[int]:
     texts = {token.content: i for i, token in tokenizer.added_tokens_decoder.items()}
     added = {i for text, i in texts.items() if text.strip() and (legacy or not is_tag(text, texts))}
     return added | set(tokenizer.all_special_ids)
-
-
-def other_stop_tokens(
-    tokenizer: PreTrainedTokenizerBase, rule: StopRule, date_string: str | None = None
-) -> list[str]:
-    """Return tokens of the chat template, besides the stop token, that may end an answer.
-
-    These are tokens that end tool calls, EOS tokens of the model's generation config (if the
-    tokenizer's folder or Hugging Face's cache has it), and well-known end-of-turn tokens. Headers
-    of the assistant's turn and ends of documents (EOS) are excluded.
-
-    Args:
-        tokenizer: The model's tokenizer.
-        rule: How the responses of the data set end.
-        date_string: The date for the template.
-    """
-    source = str(tokenizer.chat_template or "")
-    added = {i: token.content for i, token in tokenizer.added_tokens_decoder.items()}
-    renderer = Renderer(tokenizer, date_string, quiet=True)
-    written = {i: text for i, text in added.items() if text.strip() and text in source}
-    texts = dict.fromkeys(added.values())
-    found = {i for i, text in written.items() if _ENDS_A_TURN.fullmatch(text)}
-    named = _generation_ends(tokenizer.name_or_path) & written.keys()
-    found |= named - {cast(Any, tokenizer.eos_token_id), cast(Any, tokenizer.pad_token_id)}
-    if (end := _end_of_call(renderer, list(added.values()))) is not None:
-        found |= {i for i, text in added.items() if text == end and not is_tag(text, texts)}
-    opening = answer_header(renderer)
-    return [added[i] for i in sorted(found - {rule.token_id}) if added[i] not in opening]
-
-
-def answer_header(renderer: Renderer) -> str:
-    """Return what a chat template writes between a question and its answer; empty if unknown."""
-    try:
-        text = renderer.text([{"role": "user", "content": _PROBE}], generation_prompt=True)
-    except Exception:  # it needs other turns
-        return ""
-    return text.rpartition(_PROBE)[2]
-
-
-def _end_of_call(renderer: Renderer, added: Sequence[str]) -> str | None:
-    """Return the token with which the template ends a tool call."""
-    for arguments in ({}, "{}"):
-        function = {**_CALL, "arguments": arguments}
-        call = {"type": "function", "id": "spinprobe", "function": function}
-        turns = [
-            {"role": "user", "content": _PROBE},
-            {"role": "assistant", "content": "", "tool_calls": [call]},
-        ]
-        try:
-            text = renderer.text(turns, {"tools": [{"type": "function", "function": _TOOL}]})
-        except Exception:  # it does not support calls, or needs arguments in the other form
-            continue
-        if _CALL["name"] not in text:
-            return None  # it writes no calls
-        tail = text.rpartition(_CALL["name"])[2].rstrip()
-        return max((token for token in added if token and tail.endswith(token)), key=len,
-                   default=None)  # fmt: skip
-    return None
-
-
-def _generation_ends(name: object) -> set[int]:
-    """Return the EOS ids of the generation config, if it is available offline."""
-    if not name:
-        return set()
-    path: object = Path(str(name)) / _GENERATION_CONFIG
-    try:
-        if not path.is_file():
-            from huggingface_hub import try_to_load_from_cache
-
-            path = try_to_load_from_cache(str(name), _GENERATION_CONFIG)
-        if not isinstance(path, (str, Path)):
-            return set()
-        said = json.loads(Path(path).read_text(encoding="utf-8")).get("eos_token_id")
-    except (OSError, ValueError):  # not a repository; transformers ignores this as well
-        return set()
-    return {i for i in (said if isinstance(said, list) else [said]) if isinstance(i, int)}

@@ -29,7 +29,7 @@ from spin_composer.data.origin import KEPT_ROWS, Origin
 from spin_composer.data.preprocess import make_preprocessor, preprocess_row
 from spin_composer.data.row_tokenizer import RowTokenizer
 from spin_composer.data.rows import Row
-from spin_composer.data.stop import StopRule, stop_rule
+from spin_composer.data.stop import ONE_STOP_TOKEN, StopRule, stop_rule
 from spin_composer.data.text_tokenizer import text_tokenizer
 from spin_composer.data.turn_tokenizer import TurnTokenizer
 from spin_composer.errors import InputError, format_value
@@ -50,6 +50,7 @@ def build_examples(
     tokenizer: PreTrainedTokenizerBase,
     config: DatasetConfig,
     legacy: bool = False,
+    next_turn_stops: bool = True,
 ) -> ExampleDataset:
     """Format, tokenize and limit every row.
 
@@ -57,7 +58,9 @@ def build_examples(
         rows: Locations and raw rows, from ``read_rows``.
         tokenizer: The model's tokenizer.
         config: The checked ``dataset:`` block.
-        legacy: Read and tokenize as before ``tokenize`` was a setting, for stores of that time.
+        legacy: Read and tokenize as before ``tokenize`` was a setting, for stores played then.
+        next_turn_stops: The mark that begins the next turn may be the stop token; false for stores
+            that were played before it was.
 
     Returns:
         The examples in the order of the rows.
@@ -68,10 +71,10 @@ def build_examples(
     if legacy:
         config = replace(config, tokenize=LEGACY_TOKENIZATION)
     preprocess = make_preprocessor(config)
-    builder = ExampleBuilder(tokenizer, config, legacy)
+    builder = ExampleBuilder(tokenizer, config, legacy, next_turn_stops)
     examples: list[Example] = []
     report = DataReport()
-    origin = Origin(tokenizer, config)
+    origin = Origin(tokenizer, config, next_turn_stops=next_turn_stops)
     start = time.monotonic()
 
     def build(where: Location, row: object, report: DataReport) -> Example:
@@ -128,6 +131,7 @@ def build_examples(
         for hint in hints(tokenizer, config, builder.kind, builder.rule, kept):
             report.note(hint)
     _log_counts(report)
+    origin.rule = builder.rule
     return ExampleDataset.from_examples(
         examples, builder.rule.token_id, builder.kind, report, origin
     )
@@ -186,9 +190,14 @@ class ExampleBuilder:
     """Builds an Example from a formatted row; the first row determines the data set's kind."""
 
     def __init__(
-        self, tokenizer: PreTrainedTokenizerBase, config: DatasetConfig, legacy: bool = False
+        self,
+        tokenizer: PreTrainedTokenizerBase,
+        config: DatasetConfig,
+        legacy: bool = False,
+        next_turn_stops: bool = True,
     ) -> None:
-        self._tokenizer = tokenizer
+        self._tokenizer: Any = tokenizer
+        self._next_turn_stops = next_turn_stops and config.tokenize != "turns"
         self._config, self._old = config, legacy
         self._ids: RowTokenizer | TurnTokenizer | None = None
         self.kind: Kind = "plain"
@@ -227,7 +236,10 @@ class ExampleBuilder:
 
     def _start(self, kind: Kind) -> None:
         self.kind = kind
-        self.rule = stop_rule(self._tokenizer, kind, self._config.date_string, self._old)
+        self.rule = stop_rule(
+            self._tokenizer, kind, self._config.date_string, self._old, self._config.stop_token,
+            self._next_turn_stops,
+        )  # fmt: skip
         if kind == "chat" and self._tokenizer.chat_template is None:
             log.warning(
                 "The tokenizer %s has no chat template: llm-foundry's default (ChatML) is used.",
@@ -243,9 +255,11 @@ class ExampleBuilder:
         stop, expected = self.rule.token_id, self.rule.per_response
         count = response.count(stop)
         if expected == 0:
-            # A tokenizer may have added EOS itself.
-            body = response[:-1] if response and response[-1] == stop else response
-            early = stop in body
+            # The text, before white space, or a tokenizer may have put it there already.
+            at = response.index(stop) if count else len(response)
+            rest = response[at + 1 :]
+            body = response[:at]
+            early = bool(rest) and (self._old or bool(self._tokenizer.decode(rest).strip()))
         else:
             body = response[: response.index(stop)] if stop in response else []
             early = count > expected
@@ -255,11 +269,8 @@ class ExampleBuilder:
             fault = "holds the stop token within" if early else "does not end with the stop token"
             raise BadRow(
                 where, "stop token within the response" if early else "no stop token",
-                f"the response {format_value(tokenizer.decode(response))} {fault} ({name!r})",
-                "Remove it from the text: generation would end there." if early
-                else "SPIN has one stop token per data set: if such turns end with another one, as "
-                "calls of tools do in some templates, drop them with on_bad_row: skip; else "
-                "correct the chat template.",
+                f"the response {format_value(self._tokenizer.decode(response))} {fault} ({name!r})",
+                "Remove it from the text: generation would end there." if early else ONE_STOP_TOKEN,
             )  # fmt: skip
         if not body:
             raise BadRow(where, "empty response", "the response has no tokens", "Give it a text.")

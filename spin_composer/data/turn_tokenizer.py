@@ -173,6 +173,12 @@ def check_control_tokens(
             return
 
 
+def without_end(text: str, stop: str) -> str:
+    """Return a text without the stop token that it spells out at its end, or before white space."""
+    end = text.rstrip()
+    return end.removesuffix(stop) if end.endswith(stop) else text
+
+
 def split_answer(row: Row) -> tuple[object, object]:
     """Split a row into what precedes the answer, and the answer."""
     if "messages" not in row:

@@ -39,8 +39,9 @@ def differing_starts(examples: ExampleDataset) -> list[tuple[Pair, Pair]]:
 def _starts(this: Example | BadRow, other: Example | BadRow) -> tuple[Pair, Pair] | None:
     if isinstance(this, BadRow) or isinstance(other, BadRow):
         return None
-    length = min(len(this.response), len(other.response))
-    unlike = np.flatnonzero(this.response[:length] != other.response[:length])
+    ours, theirs = (one.response[: len(one.response) - 1] for one in (this, other))  # the stop
+    length = min(len(ours), len(theirs))
+    unlike = np.flatnonzero(ours[:length] != theirs[:length])
     same = int(unlike[0]) if len(unlike) else length
     if not np.array_equal(this.prompt, other.prompt):
         same = 0  # the same token after a different prompt is evidence too

@@ -1,9 +1,10 @@
 """The ``dataset:`` block of a SPIN ``train_loader``: llm-foundry's finetuning keys and ours.
 
 Ours are ``on_bad_row``, ``truncate_prompt``, ``max_prompt_len``, ``date_string``, ``tokenize``,
-``generation_prompt`` and ``special_tokens_in_text``. A working SFT block is accepted unchanged.
-Keys that have no effect in SPIN (which pads and shuffles per iteration itself) are logged once;
-keys that SPIN cannot honor and that would change which rows or tokens are trained on are errors.
+``stop_token``, ``generation_prompt`` and ``special_tokens_in_text``. A working SFT block is
+accepted as it is. Keys that SPIN gives no meaning to (it pads and shuffles per iteration itself)
+are named once in the log; keys that would change which rows or tokens are trained on, and that
+SPIN cannot honor, are errors.
 """
 
 from __future__ import annotations
@@ -136,6 +137,8 @@ class DatasetConfig:
     tokenize: Tokenization | None = None
     """``rendering`` (if not set): the whole row at once; ``turns``: each turn by itself, as in
     llm-foundry."""
+    stop_token: Annotated[str, Field(min_length=1)] | None = None
+    """The token that ends responses; if not set, the chat template's, or EOS (README)."""
     generation_prompt: Literal["template", "response"] = "template"
     """``template``: a prompt ends with the generation prompt; ``response``: where the row parts."""
     special_tokens_in_text: Literal["error", "warn", "text"] = "warn"

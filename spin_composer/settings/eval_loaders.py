@@ -19,8 +19,10 @@ from spin_composer.settings.section import Config
 
 log = logging.getLogger(__name__)
 
-_TOKENIZATION_KEYS = ("tokenize", "generation_prompt", "date_string", "special_tokens_in_text")
-"""Keys of the dataset block that change the token ids of a row."""
+_TOKENIZATION_KEYS = (
+    "tokenize", "generation_prompt", "date_string", "stop_token", "special_tokens_in_text",
+)  # fmt: skip
+"""Keys of the dataset block that say how a row becomes ids."""
 _LIMITS = ("max_seq_len", "max_prompt_len", "truncate_prompt")
 """Keys that determine how a long row is cut."""
 _INTERNAL_KEYS = ("label", "evaluation", "run")

@@ -70,17 +70,35 @@ def with_original_tokenization(
         iteration: The run's current iteration.
         trained: The manifest in the checkpoint; empty without one.
     """
-    if examples.config is None or examples.config.tokenize is not None:
+    if examples.config is None:
         return examples
 
-    def tokenization_at_start() -> Literal["rendering", "turns", ""] | None:
+    def at_start() -> tuple[Literal["rendering", "turns", ""] | None, set[str]]:
         iterations = sorted({0, max(0, iteration - 1), iteration})
-        return recorded_tokenize([*map(store.find_manifest, iterations), trained])
+        found = [*map(store.find_manifest, iterations), trained]
+        return recorded_tokenize(found), {str(m["data"]) for m in found if m and "data" in m}
 
-    found = from_rank_zero(tokenization_at_start)
-    tokenize = LEGACY_TOKENIZATION if found is None else found
-    if not tokenize or tokenize == examples.tokenize:
+    recorded, data = from_rank_zero(at_start)
+    tokenize = LEGACY_TOKENIZATION if recorded is None else recorded
+    if examples.config.tokenize is None and tokenize and tokenize != examples.tokenize:
+        if dist.get_global_rank() == 0:
+            log.warning(original_tokenize_warning(tokenize))
+        examples = examples.retokenized(tokenize)
+    return _with_original_stop(examples, data)
+
+
+def _with_original_stop(examples: ExampleDataset, recorded: set[str]) -> ExampleDataset:
+    """Return the rows as they ended when the run began, if that is how its store has them."""
+    if not recorded or examples.fingerprint in recorded:
         return examples
+    earlier = examples.with_earlier_stop()
+    if earlier is None or earlier.fingerprint not in recorded:
+        return examples  # other data: refused, field by field
     if dist.get_global_rank() == 0:
-        log.warning(original_tokenize_warning(tokenize))
-    return examples.retokenized(tokenize)
+        log.warning(
+            "train_loader.dataset: this run began with responses that end with EOS, token "
+            f"{earlier.stop_token_id}, which the chat template never writes, and goes on so. Today "
+            f"they end with token {examples.stop_token_id}, which begins the next turn: begin a "
+            "new run for that."
+        )
+    return earlier

@@ -68,6 +68,36 @@ NULL_BESIDE_CALLS = (
 ALWAYS_THINKS = REASONING.replace(
     "{%- if add_generation_prompt %}{{- '<|im_start|>assistant\n' }}",
     "{%- if add_generation_prompt %}{{- '<|im_start|>assistant\n<think>\n' }}",
+# No end of an answer: what begins the next turn ends it. GLM-4 writes no role's token in full.
+GLM4 = (
+    "[gMASK]<sop>{% for m in messages %}{{ '<|' + m.role + '|>' + (m.metadata or '') + '\n' }}"
+    "{{ m.content or (m.tool_calls[0].function | tojson) }}{% endfor %}"
+    "{% if add_generation_prompt %}{{ '<|assistant|>\n' }}{% endif %}"
+)
+GLM4_0414 = (
+    "[gMASK]<sop>{% for m in messages %}{% if m.role == 'system' %}<|system|>\n{{ m.content }}"
+    "{% elif m.role == 'user' %}<|user|>\n{{ m.content }}{% elif m.role == 'assistant' %}"
+    "<|assistant|>\n{{ m.content or (m.tool_calls[0].function | tojson) }}"
+    "{% elif m.role == 'tool' %}<|observation|>\n{{ m.content }}{% endif %}{% endfor %}"
+    "{% if add_generation_prompt %}<|assistant|>\n{% endif %}"
+)
+GLM4_ADDED = (
+    "[gMASK]", "<sop>", "<|system|>", "<|user|>", "<|assistant|>", "<|observation|>",
+)  # fmt: skip
+NEMOTRON = (
+    "{{ '<extra_id_0>System' }}{% for m in messages %}{% if m.role == 'system' %}"
+    "{{ '\n' + m.content }}{% endif %}{% endfor %}{{ '\n\n' }}{% for m in messages %}"
+    "{% if m.role == 'user' %}{{ '<extra_id_1>User\n' + m.content.strip() + '\n' }}"
+    "{% elif m.role == 'assistant' %}{{ '<extra_id_1>Assistant\n' + m.content.strip() + '\n' }}"
+    "{% endif %}{% endfor %}"
+    "{% if add_generation_prompt %}{{ '<extra_id_1>Assistant\n' }}{% endif %}"
+)
+NEMOTRON_ADDED = ("<extra_id_0>", "<extra_id_1>")
+ALPACA = (
+    "{% for m in messages %}"
+    "{% if m.role == 'user' %}{{ '### Instruction:\n' + m.content + '\n\n' }}"
+    "{% else %}{{ '### Response:\n' + m.content + '\n\n' }}{% endif %}{% endfor %}"
+    "{% if add_generation_prompt %}{{ '### Response:\n' }}{% endif %}"
 )
 DATED = "{{ strftime_now('%d %b %Y') }}" + tokenizers.CHATML
 

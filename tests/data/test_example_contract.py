@@ -83,8 +83,8 @@ def test_prompt_decodes_to_the_template_up_to_the_answer(chatml, jsonl):
         ("eos_token + '\n'", "<|endoftext|>", ""),
         ("'<|im_end|>' + eos_token", "<|im_end|>", ""),
         ("' ' + eos_token", "<|endoftext|>", " "),
-        ("''", "<|endoftext|>", ""),
-        ("'\n'", "<|endoftext|>", "\n"),
+        ("''", "<|im_start|>", ""),
+        ("'\n'", "<|im_start|>", "\n"),
     ],
 )
 def test_template_tail_is_cut_after_its_first_stop_token(chatml, jsonl, after, stop, kept):

@@ -9,7 +9,8 @@ import numpy as np
 import pytest
 from transformers import AutoTokenizer
 
-from spin_composer.data.stop import other_stop_tokens, stop_rule
+from spin_composer.data.other_ends import other_stop_tokens
+from spin_composer.data.stop import stop_rule
 from spin_composer.engines.hf.sampling import StopStrings
 from tests.data import templates
 from tests.data.rows import CHAT, load
@@ -109,7 +110,7 @@ def test_other_ends_of_turns_are_named_with_their_remedy(name, stop, others, jso
 
 def test_the_generation_config_tells_ends_that_the_template_does_not(tmp_path):
     for name, listed, others in (
-        ("GLM4", ["<|endoftext|>", "<|user|>", "<|observation|>"], ["<|user|>", "<|observation|>"]),
+        ("GLM4", ["<|endoftext|>", "<|user|>", "<|observation|>"], ["<|observation|>"]),
         # The header of its own turn (Phi-3), and ends of documents, are none.
         ("PHI3", ["<|endoftext|>", "<|assistant|>", "<|end|>"], []),
         ("LLAMA3", ["<|endoftext|>", "<|eot_id|>"], []),

@@ -1,0 +1,129 @@
+"""Whether the policy ends its answers with the stop token of the data set."""
+
+from __future__ import annotations
+
+import logging
+import math
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from torch import Tensor
+
+from spin_composer.data.examples import Example, ExampleDataset
+from spin_composer.data.pairs import Pair, PairBatch, collate_pairs
+from spin_composer.errors import InputError
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+log = logging.getLogger(__name__)
+
+ROWS, AMONG = 6, 64
+"""Rows that are scored: the shortest of the first ones."""
+ALTERNATIVES = 3
+"""Tokens that are compared with the stop token, the likeliest first."""
+IMPROBABLE, PROBABLE = -8.0, -4.0
+"""Log-probs, in nats. A stop token that a model was tuned to write is nowhere as improbable as the
+first; a random model finds none as probable as the second, but for one that it has just read."""
+
+
+def check_stop(
+    examples: ExampleDataset,
+    tokenizer: PreTrainedTokenizerBase,
+    score: Callable[[PairBatch], Tensor],
+    to_device: Callable[[PairBatch], PairBatch],
+) -> None:
+    """Score the stop token, and what may stand in its place, after real responses; a collective.
+
+    Args:
+        examples: What is trained on; the same on all ranks, so that all run as many forwards.
+        tokenizer: The model's.
+        score: Gives the log-prob sums [1, 2] of a pair batch.
+        to_device: Moves a batch to the model.
+
+    Raises:
+        InputError: The policy writes another token there; where ``stop_token`` is set, that is
+            logged.
+    """
+    others = examples.alternative_stop_ids()[:ALTERNATIVES]
+    tokens = [examples.stop_token_id, *others]
+    rows = whole_rows(examples, others) if others else []
+    scores = np.empty((len(rows), len(tokens)))
+    for i, row in enumerate(rows):
+        for start in range(0, len(tokens), 2):
+            pair = tokens[start : start + 2]
+            scores[i, start : start + 2] = _score_two(row, pair, score, to_device)[: len(pair)]
+    found = preferred_token(scores)
+    if found is None:
+        return
+    message = _message(examples, tokenizer, tokens[found], scores[:, [0, found]])
+    if examples.config is None or examples.config.stop_token is None:
+        raise InputError(message)
+    log.warning(message)
+
+
+def whole_rows(examples: ExampleDataset, others: Sequence[int]) -> list[Example]:
+    """Return the rows that are scored: whole ones, of which no last token is an alternative.
+
+    A random model with tied embeddings is sure to repeat what it has just read.
+    """
+    first = [examples[i] for i in range(min(AMONG, len(examples)))]
+    rows = [
+        row for row in first
+        if not row.truncated and len(row.response) > 1 and int(row.response[-2]) not in others
+    ]  # fmt: skip
+    return sorted(rows, key=lambda row: len(row.prompt) + len(row.response))[:ROWS]
+
+
+def preferred_token(scores: np.ndarray) -> int | None:
+    """Return which token, by its column, a policy writes in the stop token's place.
+
+    Args:
+        scores: Log-probs [rows, tokens], in nats; the stop token's first.
+
+    Returns:
+        None where the stop token is probable in any row, or no other one is in most.
+    """
+    if not len(scores) or scores.shape[1] < 2 or not np.isfinite(scores).all():
+        return None
+    if (scores[:, 0] >= IMPROBABLE).any():
+        return None
+    means = np.median(scores, axis=0)
+    best = int(means.argmax())
+    return best if means[best] >= PROBABLE else None
+
+
+def _score_two(
+    row: Example,
+    tokens: Sequence[int],
+    score: Callable[[PairBatch], Tensor],
+    to_device: Callable[[PairBatch], PairBatch],
+) -> list[float]:
+    """Return the log-probs of two tokens, or of one twice, where the row's stop token stands."""
+    before = np.concatenate([row.prompt, row.response[:-1]])
+    first, second = (np.array([token], dtype=np.int32) for token in (tokens[0], tokens[-1]))
+    return score(to_device(collate_pairs([Pair(before, first, second)])))[0].float().tolist()
+
+
+def _message(
+    examples: ExampleDataset,
+    tokenizer: PreTrainedTokenizerBase,
+    other: int,
+    scores: np.ndarray,
+) -> str:
+    names: Any = tokenizer
+    stop, found = map(repr, names.convert_ids_to_tokens([examples.stop_token_id, other]))
+    probabilities = [f"{math.exp(value):.2g}" for value in np.median(scores, axis=0)]
+    remedy = f"Set train_loader.dataset.stop_token: {found}."
+    if other not in tokenizer.added_tokens_decoder and other not in tokenizer.all_special_ids:
+        remedy = (
+            f"{found} is an ordinary token, with which text of the chat template goes on. Set "
+            "train_loader.dataset.stop_token to the token at which the model's answers end, or "
+            "take a model that was tuned to end them."
+        )
+    return (
+        f"train_loader.dataset.stop_token: responses end with {stop}, which the model does not "
+        f"write: after each of {len(scores)} real responses it finds {stop} improbable (median "
+        f"probability {probabilities[0]}), and {found} probable ({probabilities[1]}). {remedy}"
+    )
