@@ -47,7 +47,7 @@ class CheckReport:
     stop_token: str
     """The token that ends each response."""
     stop_token_source: str
-    """Where it comes from."""
+    """Where it comes from; empty for plain rows, which end with EOS."""
     fingerprint: str
     """xxh64 of all token ids: equal for equal data and tokenizer."""
     prompt_text: str
@@ -153,9 +153,9 @@ def make_report(
 
 def _stop_token_source(examples: ExampleDataset) -> str:
     rule, config = examples.stop_rule, examples.config
-    if rule is None or config is None:
-        return "made by hand"
-    by_hand = config.stop_token is not None
+    by_hand = config is not None and config.stop_token is not None
+    if rule is None or config is None or (examples.kind == "plain" and not by_hand):
+        return ""
     if rule.suffix:
         source = "begins the next turn; the chat template writes no end of an answer"
     elif rule.per_response:
@@ -227,7 +227,8 @@ def print_report(report: CheckReport, console: Console) -> None:
     counts.add_row("the example's prompt ends with", escape(" ".join(map(repr, report.prompt_end))))
     counts.add_row("its response begins with", escape(" ".join(map(repr, report.response_start))))
     counts.add_row("stop token", escape(report.stop_token))
-    counts.add_row("it is", escape(report.stop_token_source))
+    if report.stop_token_source:
+        counts.add_row("it is", escape(report.stop_token_source))
     for name, tokens in report.special_tokens.items():
         text = ", ".join(f"{token} {count}" for token, count in tokens.items()) or "none"
         counts.add_row(f"special tokens in {name}", escape(text))
