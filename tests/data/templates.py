@@ -68,6 +68,7 @@ NULL_BESIDE_CALLS = (
 ALWAYS_THINKS = REASONING.replace(
     "{%- if add_generation_prompt %}{{- '<|im_start|>assistant\n' }}",
     "{%- if add_generation_prompt %}{{- '<|im_start|>assistant\n<think>\n' }}",
+)
 # No end of an answer: what begins the next turn ends it. GLM-4 writes no role's token in full.
 GLM4 = (
     "[gMASK]<sop>{% for m in messages %}{{ '<|' + m.role + '|>' + (m.metadata or '') + '\n' }}"
