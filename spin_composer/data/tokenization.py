@@ -196,7 +196,7 @@ class ExampleBuilder:
         legacy: bool = False,
         next_turn_stops: bool = True,
     ) -> None:
-        self._tokenizer: Any = tokenizer
+        self._tokenizer = tokenizer
         self._next_turn_stops = next_turn_stops and config.tokenize != "turns"
         self._config, self._old = config, legacy
         self._ids: RowTokenizer | TurnTokenizer | None = None
@@ -259,7 +259,8 @@ class ExampleBuilder:
             at = response.index(stop) if count else len(response)
             rest = response[at + 1 :]
             body = response[:at]
-            early = bool(rest) and (self._old or bool(self._tokenizer.decode(rest).strip()))
+            text = text_tokenizer(self._tokenizer).decode(rest) if rest else ""
+            early = bool(rest) and (self._old or bool(text.strip()))
         else:
             body = response[: response.index(stop)] if stop in response else []
             early = count > expected
@@ -269,7 +270,7 @@ class ExampleBuilder:
             fault = "holds the stop token within" if early else "does not end with the stop token"
             raise BadRow(
                 where, "stop token within the response" if early else "no stop token",
-                f"the response {format_value(self._tokenizer.decode(response))} {fault} ({name!r})",
+                f"the response {format_value(tokenizer.decode(response))} {fault} ({name!r})",
                 "Remove it from the text: generation would end there." if early else ONE_STOP_TOKEN,
             )  # fmt: skip
         if not body:
