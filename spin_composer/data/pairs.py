@@ -151,13 +151,34 @@ def split_pairs(batch: PairBatch, microbatch_size: int | float) -> list[PairBatc
         )
     count, budget = num_pairs(batch), batch.get("budget")
     if budget is None:
-        groups = [list(range(b, min(b + size, count))) for b in range(0, count, size)]
-    else:
-        sizes = pair_sizes(batch)
-        groups = budget.deal(sizes, min(1.0, size / count))
-        wanted = largest_of_ranks(len(groups), batch["input_ids"].device)
-        budget.split(groups, sizes, wanted)
+        return [_slice(batch, b, min(b + size, count)) for b in range(0, count, size)]
+    sizes = pair_sizes(batch)
+    groups = budget.deal(sizes, min(1.0, size / count))
+    wanted = largest_of_ranks(len(groups), batch["input_ids"].device)
+    budget.split(groups, sizes, wanted)
     return [_select(batch, group) for group in groups]
+
+
+def _slice(batch: PairBatch, first: int, last: int) -> PairBatch:
+    """Return the pair batch of the pairs ``first`` to ``last`` (exclusive), without copying them.
+
+    A callback that changes the batch when its training begins, after it was split, changes these.
+    """
+    sides = slice(2 * first, 2 * last + 1)
+    seqlen_bounds, scored_bounds = batch["seqlen_bounds"][sides], batch["scored_bounds"][sides]
+    tokens = slice(seqlen_bounds[0], seqlen_bounds[-1])
+    rows = slice(scored_bounds[0], scored_bounds[-1])
+    return {
+        "input_ids": batch["input_ids"][tokens],
+        "cu_seqlens": batch["cu_seqlens"][sides] - tokens.start,
+        "scored_rows": batch["scored_rows"][rows] - tokens.start,
+        "targets": batch["targets"][rows],
+        "cu_scored": batch["cu_scored"][sides] - rows.start,
+        "opponent_logps": batch["opponent_logps"][first:last],
+        "seqlen_bounds": [bound - tokens.start for bound in seqlen_bounds],
+        "scored_bounds": [bound - rows.start for bound in scored_bounds],
+        "indices": batch["indices"][first:last],
+    }
 
 
 def _select(batch: PairBatch, pairs: Sequence[int]) -> PairBatch:
