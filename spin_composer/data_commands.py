@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
@@ -81,9 +81,13 @@ def read_arguments(
 
 def _of_yaml(path: str, overrides: Sequence[str]) -> tuple[dict[str, Any], dict[str, Any]]:
     """Return the dataset block and the tokenizer's of a run's YAML."""
-    from spin_composer.settings.yaml import read_yaml, to_mapping
+    from spin_composer.settings.yaml import check_keys, read_yaml, to_mapping
 
     config = to_mapping(read_yaml(path, overrides))
+    own = {field.name for field in fields(DatasetConfig)} - {"max_seq_len"}
+    for key in sorted(own & config.keys()):
+        raise InputError(f"{key} is not a key of a run's YAML. Did you mean {_BLOCK}.{key}?")
+    check_keys(config)
     loader = config.get("train_loader")
     dataset = loader.get("dataset") if isinstance(loader, Mapping) else None
     if not isinstance(dataset, Mapping):

@@ -237,3 +237,23 @@ def test_the_check_counts_where_responses_begin(command, tmp_path):
         r"after the generation prompt in 2 rows, before '<think>\n', the generation prompt's end, "
         "in 1 rows"
     )
+
+
+@pytest.mark.parametrize(
+    ("override", "said"),
+    [
+        ("tokenize=turns", "tokenize is not a key of a run's YAML. Did you mean "
+         "train_loader.dataset.tokenize?"),
+        ("dataset.max_seq_len=100", "dataset is not a key of llm-foundry's training config."),
+        ("tran_loader.dataset.tokenize=turns", "Did you mean 'train_loader'?"),
+    ],
+)  # fmt: skip
+def test_a_key_beside_a_yaml_that_a_run_would_refuse_is_refused(
+    override, said, command, tokenizer, tmp_path
+):
+    path = write(tmp_path / "rows.jsonl", [{"prompt": "clips?", "response": "24"}])
+    dataset = {"hf_name": str(path), "split": "train", "max_seq_len": 64}
+    run = write_yaml(tmp_path / "run.yaml", tokenizer, dataset)
+    code, _, errors = command("check", run, override)
+    assert code == 2
+    assert said in errors

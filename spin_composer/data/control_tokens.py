@@ -3,7 +3,8 @@
 Control tokens are the tokenizer's special tokens, tokens that its template contains or writes
 between turns, and tokens that look like control tokens (``<|fim_prefix|>``), even if they are not
 marked as special. Paired tags such as ``<think>`` and ``</think>`` are content, unless the
-tokenizer names them (as BOS, EOS, ...).
+tokenizer names them (as BOS, EOS, ...), marks them as special (``<img>``) without being of a known
+kind, or they are SentencePiece's (``<s>``, ``</s>``), which it may have renamed its EOS from.
 """
 
 from __future__ import annotations
@@ -25,6 +26,11 @@ if TYPE_CHECKING:
 # <|im_start|>, DeepSeek's with full-width bars, [INST].
 _SHAPE = re.compile(r"<\|.+\|>|<\uff5c.+\uff5c>|\[/?[A-Z_]+\]")
 _TAG = re.compile(r"</?[^/|<>]+>")
+_CONTENT_TAG = re.compile(
+    r"</?(think(ing)?|thoughts?|reason(ing)?|reflection|scratchpad|answer|solution|tools?"
+    r"|tool_(calls?|response|results?)|function(_call|_calls|s)?|(tool|function)_output)>"
+)
+_PIECE = re.compile(r"</?(s|pad|unk|bos|eos|cls|sep|mask)>", re.IGNORECASE)
 _MARK, _PLACE = "\U0010f8f0", "\U0010f8f1"
 MARKS = re.compile(f"[{_MARK}{_PLACE}]")
 """Finds the characters by which :class:`TextEncoder` tells control tokens from text."""
@@ -50,7 +56,9 @@ def control_tokens(tokenizer: PreTrainedTokenizerBase, between_turns: str = "") 
         structure |= text in source and not text.isalnum() and not _TAG.fullmatch(text)
         structure |= _SHAPE.fullmatch(text) is not None
         known = special or structure or text in tokenizer.all_special_tokens
-        if text.strip() and (text in named or (known and not is_tag(text, added))):
+        content = is_tag(text, added) and (not special or _CONTENT_TAG.fullmatch(text))
+        always = text in named or _PIECE.fullmatch(text)
+        if text.strip() and (always or (known and not content)):
             found[text] = i
     return found
 

@@ -165,6 +165,8 @@ def check_control_tokens(
     for text in iter_texts(before):
         if found := spelled(text):
             remedy = ", or set train_loader.dataset.special_tokens_in_text: text"
+            if "messages" not in row:  # else their own structure would become text
+                remedy += ", unless the rows are rendered already and mean the token"
             if refuse:
                 raise _control_token_error(found[0], text, "prompt", where, remedy)
             report.spelled_prompts += 1

@@ -130,11 +130,16 @@ def check_launch(cfg: Config, settings: SpinSettings, world_size: int) -> None:
         InputError: A line for each problem: the setting, its value and the remedy.
         OSError: A folder that the run writes to cannot be written.
     """
-    collect_errors(lambda: _check_keys(cfg), *launch_checks(cfg, settings, world_size))
+    collect_errors(lambda: check_keys(cfg), *launch_checks(cfg, settings, world_size))
     check_folders(cfg, settings)
 
 
-def _check_keys(cfg: Config) -> None:
+def check_keys(cfg: Config) -> None:
+    """Reject unknown top-level keys.
+
+    Raises:
+        InputError: A line for each, with the nearest known key.
+    """
     unknown = [key for key in cfg if key not in _TOP_LEVEL_KEYS]
     if unknown:
         raise InputError(

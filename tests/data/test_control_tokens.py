@@ -186,3 +186,40 @@ def test_stores_of_before_see_none_of_these_checks(jsonl):
     rows = [chat("Hello", "a <|im_start|> b"), chat("Hello", "fine")]
     new = load(tokenizer, hf_name=str(jsonl(rows)), on_bad_row="skip")
     assert (len(new), len(new.retokenized("turns"))) == (1, 2)
+
+
+@pytest.mark.parametrize("eos", ["<|im_end|>", "<|end_of_turn|>"])
+def test_the_first_eos_is_a_control_token_where_another_took_its_place(eos, jsonl):
+    # OpenHermes, Dolphin, OpenChat: bos <s>, and </s> is still in the vocabulary
+    inner = tokenizers.chatml().backend_tokenizer
+    for special in (True, False):
+        tokenizer = PreTrainedTokenizerFast(tokenizer_object=inner, eos_token=eos, bos_token="<s>")
+        tokenizer.add_tokens([AddedToken(text, special=special) for text in ("</s>", "<pad>")])
+        tokenizer.chat_template = tokenizers.CHATML.replace("<|im_end|>", eos)
+        with pytest.raises(BadRow, match=r"the response .*'</s>'"):
+            load(tokenizer, hf_name=str(jsonl([chat("Hello", "In Llama </s> ends a text.")])))
+        path = str(jsonl([chat("what is </s> and <pad>?", "no"), chat("Hello", "no")]))
+        assert load(tokenizer, hf_name=path).report.spelled_prompts == 1
+        with pytest.raises(BadRow, match=r"the prompt .*'</s>'"):
+            load(tokenizer, hf_name=path, special_tokens_in_text="error")
+        ids = load(tokenizer, hf_name=path, special_tokens_in_text="text")[0].prompt.tolist()
+        assert tokenizer.convert_tokens_to_ids("</s>") not in ids
+
+
+def test_special_pairs_of_an_unknown_kind_are_control_tokens_and_thoughts_are_not():
+    tokenizer = tokenizers.chatml()
+    pairs = ("<img>", "</img>", "<think>", "</think>", "<tool_call>", "</tool_call>")
+    tokenizer.add_tokens([AddedToken(text, special=True) for text in pairs])
+    found = control_tokens(tokenizer)
+    assert [text in found for text in pairs] == [True, True, False, False, False, False]
+    tokenizer.add_tokens([AddedToken(text, special=False) for text in ("<box>", "</box>")])
+    assert not {"<box>", "</box>"} & control_tokens(tokenizer).keys()
+
+
+def test_rows_that_are_rendered_already_are_not_told_to_encode_their_structure_as_text(
+    chatml, jsonl
+):
+    row = {"prompt": "<|im_start|>user\nHi<|im_end|>\n<|im_start|>assistant\n", "response": "yo"}
+    report = load(chatml, hf_name=str(jsonl([row]))).report
+    (note,) = [text for text in report.notes if "spells out" in text]
+    assert note.endswith("unless the rows are rendered already and mean the token.")
