@@ -14,7 +14,7 @@ from test_resume import weights
 
 from spin_composer.errors import EnvironmentFailure, StoreError, explain
 from spin_composer.store import durable
-from spin_composer.store.lock import StoreLock
+from spin_composer.store.lock import LockFile, StoreLock
 
 CHECKPOINTS = {"save_interval": "3ba", "save_filename": "ep{epoch}-ba{batch}.pt"}
 
@@ -134,7 +134,7 @@ def test_replayed_units_that_are_damaged_stop_play(copy):
 
 
 def hold(root: Path, ready) -> None:
-    StoreLock(root).acquire("another")
+    StoreLock(LockFile(root)).acquire("another")
     ready.set()
     time.sleep(600)
 

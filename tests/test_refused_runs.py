@@ -251,8 +251,10 @@ def test_no_room_while_saving_exits_4_and_the_same_command_goes_on(
 def test_a_store_in_use_is_refused_and_its_owner_named(run):
     store = run.stopped_after(12).folder / "self-play"
     code = (
-        "import sys; from pathlib import Path; from spin_composer.store.lock import StoreLock; "
-        "StoreLock(Path(sys.argv[1])).acquire('another'); print('held', flush=True); input()"
+        "import sys; from pathlib import Path; "
+        "from spin_composer.store.lock import LockFile, StoreLock; "
+        "StoreLock(LockFile(Path(sys.argv[1]))).acquire('another'); "
+        "print('held', flush=True); input()"
     )
     holder = subprocess.Popen(
         [sys.executable, "-c", code, str(store)],

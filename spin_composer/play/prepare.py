@@ -6,20 +6,13 @@ Everything here runs on one rank, while the others wait for the result.
 from __future__ import annotations
 
 import logging
-import shutil
-import time
 from collections.abc import Sequence
-from contextlib import suppress
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 from spin_composer.errors import StoreError
 from spin_composer.play.plan import PlayUnit, ReplayUnit, Unit
 from spin_composer.store.base import REGENERATE_UNIT, Store
-from spin_composer.store.durable import json_object
-from spin_composer.store.layout import MANIFEST, SET_ASIDE, UNITS, is_temporary
-from spin_composer.store.local import set_aside
 from spin_composer.store.manifest import Manifest
 from spin_composer.store.space import require_space
 
@@ -35,7 +28,6 @@ _ROW_BYTES = 128
 """Upper bound of a row's size besides its tokens: four numbers, and the sizes of three arrays."""
 _UNIT_BYTES = 5 * 4096
 """Upper bound of a unit's size besides its rows: two small files, and partial disk blocks."""
-_ASIDE_SECONDS = 3600.0
 
 
 @dataclass(frozen=True)
@@ -78,9 +70,9 @@ def check_iteration(
         EnvironmentFailure: If the disk has too little space for the missing units.
     """
     iteration = manifest["iteration"]
-    _remove_leftovers(store, iteration)
+    store.remove_leftovers(iteration)
     if repair:
-        _set_unreadable_aside(store, iteration)
+        store.set_unreadable_aside(iteration)
     complete = store.complete_units(iteration)
     store.check_open(manifest, complete)
     for earlier in sorted({unit.iteration for unit in units if isinstance(unit, ReplayUnit)}):
@@ -158,35 +150,3 @@ def _check_units(store: Store, iteration: int, num_units: int, repair: bool) -> 
                 f"{problem}: the unit is set aside as {aside}, made again (algorithms.spin.repair)."
             )
     return frozenset(sound)
-
-
-def _set_unreadable_aside(store: Store, iteration: int) -> None:
-    """Set an iteration's folder aside if it has units but no readable manifest."""
-    folder = store.folder(iteration)
-    units = folder / UNITS
-    if not units.exists() or not any(units.iterdir()):
-        return
-    try:
-        json_object((folder / MANIFEST).read_text(encoding="utf-8"))
-    except (FileNotFoundError, ValueError) as error:
-        aside = set_aside(folder, folder.with_name(f"{folder.name}.{SET_ASIDE}"))
-        log.warning(f"{folder} has no readable manifest ({error}) and is set aside as {aside}.")
-
-
-def _remove_leftovers(store: Store, iteration: int) -> None:
-    """Remove temporary files of killed writers; those of live writers are under an hour old."""
-    folder = store.folder(iteration)
-    now = time.time()
-    for place in (store.root, folder, folder / UNITS):
-        for path in list(place.iterdir()) if place.exists() else []:
-            if is_temporary(path.name):
-                with suppress(FileNotFoundError):  # another job has just renamed it
-                    if now - path.stat().st_mtime > _ASIDE_SECONDS:
-                        _remove(path)
-
-
-def _remove(path: Path) -> None:
-    if path.is_dir():
-        shutil.rmtree(path, ignore_errors=True)
-    else:
-        path.unlink(missing_ok=True)

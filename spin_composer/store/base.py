@@ -125,6 +125,14 @@ class Store(ABC):
             StoreError: If the iteration is not open.
         """
 
+    @abstractmethod
+    def set_unreadable_aside(self, iteration: int) -> None:
+        """Give an iteration's folder another name if it has units but no readable manifest."""
+
+    @abstractmethod
+    def remove_leftovers(self, iteration: int) -> None:
+        """Remove temporary files of killed writers; those of the last hour may be in use."""
+
     # --- units ------------------------------------------------------------------------------
 
     @abstractmethod

@@ -9,8 +9,12 @@ verified, by size and xxh64, before it is trained on.
 from __future__ import annotations
 
 import json
+import logging
 import os
+import shutil
+import time
 from collections.abc import Collection, Iterator, Sequence
+from contextlib import suppress
 from pathlib import Path
 
 from spin_composer.data.pairs import Pair
@@ -23,6 +27,7 @@ from spin_composer.store.layout import (
     REPORT,
     SET_ASIDE,
     UNITS,
+    is_temporary,
     iteration_name,
     unit_name,
     unit_number,
@@ -42,6 +47,11 @@ from spin_composer.store.unit import (
     unit_problem,
     write_unit,
 )
+
+log = logging.getLogger(__name__)
+
+_LEFTOVER_SECONDS = 3600.0
+"""A temporary file or folder that has not changed for so long is a killed writer's."""
 
 
 class LocalStore(Store):
@@ -134,6 +144,29 @@ class LocalStore(Store):
         """See :class:`Store`."""
         iteration = wanted["iteration"]
         require_equal_manifests(self.manifest(iteration), wanted, str(self.folder(iteration)))
+
+    def set_unreadable_aside(self, iteration: int) -> None:
+        """See :class:`Store`."""
+        folder = self.folder(iteration)
+        units = folder / UNITS
+        if not units.exists() or not any(units.iterdir()):
+            return
+        try:
+            json_object((folder / MANIFEST).read_text(encoding="utf-8"))
+        except (FileNotFoundError, ValueError) as error:
+            aside = set_aside(folder, folder.with_name(f"{folder.name}.{SET_ASIDE}"))
+            log.warning(f"{folder} has no readable manifest ({error}) and is set aside as {aside}.")
+
+    def remove_leftovers(self, iteration: int) -> None:
+        """See :class:`Store`."""
+        folder = self.folder(iteration)
+        now = time.time()
+        for place in (self.root, folder, folder / UNITS):
+            for path in list(place.iterdir()) if place.exists() else []:
+                if is_temporary(path.name):
+                    with suppress(FileNotFoundError):  # a job beside this run has just renamed it
+                        if now - path.stat().st_mtime > _LEFTOVER_SECONDS:
+                            _remove(path)
 
     # --- units ------------------------------------------------------------------------------
 
@@ -246,3 +279,10 @@ def set_aside(path: Path, name: Path) -> Path:
     aside.parent.mkdir(parents=True, exist_ok=True)
     os.rename(path, aside)
     return aside
+
+
+def _remove(path: Path) -> None:
+    if path.is_dir():
+        shutil.rmtree(path, ignore_errors=True)
+    else:
+        path.unlink(missing_ok=True)

@@ -153,11 +153,11 @@ class StoreLock:
     """The lock of a store; to be held on one rank only.
 
     Args:
-        backend: Where the lock is kept; a folder means a file in it.
+        backend: Where the lock is kept.
     """
 
-    def __init__(self, backend: Path | LockBackend):
-        self.backend = LockFile(backend) if isinstance(backend, Path) else backend
+    def __init__(self, backend: LockBackend):
+        self.backend = backend
         self._content = ""
         self._stop = threading.Event()
         self._lost = False

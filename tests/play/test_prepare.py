@@ -15,13 +15,13 @@ from fixtures.units import missing_units, units_of_run
 from spin_composer.data.examples import Example, ExampleDataset
 from spin_composer.data.pairs import STOP, Pair
 from spin_composer.errors import EnvironmentFailure, StoreError
-from spin_composer.play import prepare
 from spin_composer.play.prepare import (
     check_iteration,
     needed_bytes,
     resume_remedy,
 )
 from spin_composer.settings.spin import SpinSettings
+from spin_composer.store import local
 from spin_composer.store.local import LocalStore
 from spin_composer.store.unit import UnitReport
 
@@ -178,7 +178,7 @@ def test_what_a_killed_writer_left_is_removed_when_no_writer_can_be_at_it(store,
     (store.folder(0) / ".mine").touch()
     reopen(store)
     assert (units / ".unit-00002.0123abcd").exists()  # it may be a live writer's
-    monkeypatch.setattr(prepare, "_ASIDE_SECONDS", -1.0)
+    monkeypatch.setattr(local, "_LEFTOVER_SECONDS", -1.0)
     reopen(store)
     assert sorted(p.name for p in units.iterdir()) == ["unit-00000", "unit-00001"]
     assert {p.name for p in store.folder(0).iterdir()} == {"units", "manifest.json", ".mine"}

@@ -18,7 +18,7 @@ from spin_composer.errors import EnvironmentFailure, StoreError
 from spin_composer.play.sharing import SharedWork
 from spin_composer.store import lock as lock_module
 from spin_composer.store.layout import LOCK
-from spin_composer.store.lock import StoreLock, this_process
+from spin_composer.store.lock import LockFile, StoreLock, this_process
 
 
 def write_lock(root: Path, **owner: object) -> Path:
@@ -46,7 +46,7 @@ def quick_beat(monkeypatch):
 
 
 def hold(root: Path, ready) -> None:
-    StoreLock(root).acquire("first")
+    StoreLock(LockFile(root)).acquire("first")
     ready.set()
     time.sleep(600)
 
@@ -66,7 +66,7 @@ def other_run(tmp_path):
 
 def test_a_second_run_is_refused_by_name_and_with_a_remedy(tmp_path, other_run):
     with pytest.raises(StoreError) as caught:
-        StoreLock(tmp_path).acquire("second")
+        StoreLock(LockFile(tmp_path)).acquire("second")
     said = str(caught.value)
     assert f"in use by run 'first' (process {other_run.pid} on " in said
     assert "Wait for that run or stop it" in said
@@ -77,7 +77,7 @@ def test_a_killed_runs_lock_is_taken_over_at_once(tmp_path, lease, other_run):
     lease(600)
     os.kill(other_run.pid, signal.SIGKILL)
     other_run.join()
-    lock = StoreLock(tmp_path)
+    lock = StoreLock(LockFile(tmp_path))
     lock.acquire("second")
     assert json.loads((tmp_path / LOCK).read_text())["run"] == "second"
     lock.release()
@@ -86,7 +86,7 @@ def test_a_killed_runs_lock_is_taken_over_at_once(tmp_path, lease, other_run):
 
 def test_a_process_id_used_again_is_not_the_owner(tmp_path):
     write_lock(tmp_path, pid=os.getppid(), started="1")
-    StoreLock(tmp_path).acquire("second")
+    StoreLock(LockFile(tmp_path)).acquire("second")
 
 
 def test_a_process_is_identified_as_the_former_version_did():
@@ -98,7 +98,7 @@ def test_a_lock_of_a_running_process_is_its_own_as_long_as_nothing_tells_it_is_n
 ):
     write_lock(tmp_path, pid=other_run.pid, started=None)
     with pytest.raises(StoreError, match="in use by run 'other'"):
-        StoreLock(tmp_path).acquire("second")
+        StoreLock(LockFile(tmp_path)).acquire("second")
 
 
 def test_a_zombie_holds_no_lock(tmp_path, lease):
@@ -106,11 +106,11 @@ def test_a_zombie_holds_no_lock(tmp_path, lease):
     owner = subprocess.Popen(["sleep", "600"])
     write_lock(tmp_path, pid=owner.pid, started=started(owner.pid))
     with pytest.raises(StoreError, match="in use by run 'other'"):
-        StoreLock(tmp_path).acquire("second")
+        StoreLock(LockFile(tmp_path)).acquire("second")
     owner.kill()
     os.waitid(os.P_PID, owner.pid, os.WEXITED | os.WNOWAIT)  # dead, not yet reaped
     assert started(owner.pid)
-    StoreLock(tmp_path).acquire("third")
+    StoreLock(LockFile(tmp_path)).acquire("third")
     owner.wait()
 
 
@@ -118,7 +118,7 @@ def test_a_zombie_holds_no_lock(tmp_path, lease):
 def test_an_id_that_no_process_has_is_a_dead_owners(tmp_path, lease, pid):
     lease(600)
     write_lock(tmp_path, pid=pid)
-    StoreLock(tmp_path).acquire("second")
+    StoreLock(LockFile(tmp_path)).acquire("second")
 
 
 def test_the_same_process_id_in_another_container_is_another_machines(tmp_path, lease):
@@ -128,7 +128,7 @@ def test_the_same_process_id_in_another_container_is_another_machines(tmp_path, 
     timer = threading.Timer(0.3, os.utime, [path])
     timer.start()
     with pytest.raises(StoreError, match="in use by run 'other'"):
-        StoreLock(tmp_path).acquire("second")
+        StoreLock(LockFile(tmp_path)).acquire("second")
 
 
 def test_setting_the_clock_does_not_change_who_a_process_is(tmp_path, monkeypatch):
@@ -143,7 +143,7 @@ def test_setting_the_clock_does_not_change_who_a_process_is(tmp_path, monkeypatc
 def test_another_machines_lock_that_nobody_touches_is_taken_over(tmp_path, lease):
     lease(0.3)
     write_lock(tmp_path, machine="elsewhere", host="elsewhere")
-    StoreLock(tmp_path).acquire("second")
+    StoreLock(LockFile(tmp_path)).acquire("second")
     assert json.loads((tmp_path / LOCK).read_text())["run"] == "second"
 
 
@@ -153,14 +153,14 @@ def test_another_machines_lock_that_is_touched_is_refused(tmp_path, lease):
     timer = threading.Timer(0.3, os.utime, [path])
     timer.start()
     with pytest.raises(StoreError, match=r"in use by run 'other' .*on elsewhere"):
-        StoreLock(tmp_path).acquire("second")
+        StoreLock(LockFile(tmp_path)).acquire("second")
 
 
 @pytest.mark.parametrize("text", ["", "{", "[]", "{}"])
 def test_an_unreadable_lock_is_watched_and_taken_over(tmp_path, lease, text):
     lease(0.3)
     (tmp_path / LOCK).write_text(text)
-    StoreLock(tmp_path).acquire("second")
+    StoreLock(LockFile(tmp_path)).acquire("second")
 
 
 def test_of_two_successors_one_gets_the_lock(tmp_path, lease):
@@ -168,22 +168,22 @@ def test_of_two_successors_one_gets_the_lock(tmp_path, lease):
     # Both judge the same dead owner; the slower one must not throw out the quicker one.
     write_lock(tmp_path, machine="elsewhere")
     dead = (tmp_path / LOCK).read_text()
-    quick, slow = StoreLock(tmp_path), StoreLock(tmp_path)
+    quick, slow = StoreLock(LockFile(tmp_path)), StoreLock(LockFile(tmp_path))
     quick.acquire("quick")
     slow.backend.remove(dead)
     assert json.loads((tmp_path / LOCK).read_text())["run"] == "quick"
 
 
 def test_the_same_process_may_begin_again(tmp_path):
-    StoreLock(tmp_path).acquire("first try, which failed")
-    again = StoreLock(tmp_path)
+    StoreLock(LockFile(tmp_path)).acquire("first try, which failed")
+    again = StoreLock(LockFile(tmp_path))
     again.acquire("second try")
     again.acquire("second try")
     again.check()
 
 
 def test_a_lost_lock_is_noticed(tmp_path, quick_beat):
-    lock = StoreLock(tmp_path)
+    lock = StoreLock(LockFile(tmp_path))
     lock.acquire("suspended")
     lock.check()
     write_lock(tmp_path, machine="elsewhere")
@@ -194,7 +194,7 @@ def test_a_lost_lock_is_noticed(tmp_path, quick_beat):
 
 
 def test_the_lock_is_touched_while_it_is_held(tmp_path, quick_beat):
-    lock = StoreLock(tmp_path)
+    lock = StoreLock(LockFile(tmp_path))
     lock.acquire("run")
     path = tmp_path / LOCK
     os.utime(path, ns=(0, 0))
@@ -205,11 +205,11 @@ def test_the_lock_is_touched_while_it_is_held(tmp_path, quick_beat):
 def test_a_file_in_the_folders_place_is_named(tmp_path):
     (tmp_path / "store").touch()
     with pytest.raises(EnvironmentFailure, match=r"store is a file. Set algorithms.spin.store"):
-        StoreLock(tmp_path / "store").acquire("run")
+        StoreLock(LockFile(tmp_path / "store")).acquire("run")
 
 
 def test_a_heartbeat_that_ends_by_a_defect_is_told(tmp_path, quick_beat, monkeypatch):
-    lock = StoreLock(tmp_path)
+    lock = StoreLock(LockFile(tmp_path))
     lock.acquire("run")
 
     def broken() -> None:
@@ -222,7 +222,7 @@ def test_a_heartbeat_that_ends_by_a_defect_is_told(tmp_path, quick_beat, monkeyp
 
 
 def test_play_notices_that_the_lock_is_anothers(tmp_path, quick_beat):
-    one = StoreLock(tmp_path / "one")
+    one = StoreLock(LockFile(tmp_path / "one"))
     one.acquire("suspended")
     with SharedWork(1, lambda *_: one.check()) as work:
         next(work.claims())
