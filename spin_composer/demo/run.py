@@ -87,6 +87,9 @@ def main(folder: Path, seed: int = 17) -> None:
     stage = _Stage(Console(stderr=True))
     with stage("loading torch and Composer"):
         _load_quietly()
+    import torch
+
+    torch.set_num_threads(1)  # more wait for one another longer than they compute so little
     with stage("making the data"):
         held_out = _write_data(paths, seed)
     with stage("training a tokenizer and a base model by SFT"):

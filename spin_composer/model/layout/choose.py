@@ -218,5 +218,6 @@ def _tolerance(device: torch.device, model: PreTrainedModel) -> float:
     low = torch.is_autocast_enabled(device.type) or any(
         p.dtype in (torch.bfloat16, torch.float16) for p in model.parameters()
     )
-    low |= device.type == "cuda" and torch.backends.cuda.matmul.allow_tf32
+    if device.type == "cuda" and torch.backends.cuda.matmul.allow_tf32:
+        low = True
     return _TOLERANCE_LOW_PRECISION if low else _TOLERANCE
