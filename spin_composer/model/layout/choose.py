@@ -108,7 +108,8 @@ def unsupported_reason(model: PreTrainedModel, longest: int) -> str | None:
     if "position_ids" not in inspect.signature(model.forward).parameters:
         return f"{name} takes no positions"
     kinds = set(getattr(config, "layer_types", None) or ())
-    others = sorted(kinds - {"full_attention", "sliding_attention", "chunked_attention"})
+    attention = {"attention", "full_attention", "sliding_attention", "chunked_attention"}
+    others = sorted(kinds - attention)
     if others:
         return f"{name} has non-attention layers ({', '.join(others)})"
     for setting in _READ_THE_ROW:

@@ -26,7 +26,7 @@ from tests.test_new_families import WINDOW, tiny
 TOKENS = np.random.default_rng(0).integers(3, VOCAB, size=40, dtype=np.int32)
 PADDED = {
     "qwen3_next": "has non-attention layers (linear_attention)",
-    "granitemoehybrid": "has non-attention layers (linear_attention)",
+    "granitemoehybrid": "has non-attention layers (",
     "llama4_text": "scales attention by a token's place in its row (attn_temperature_tuning)",
 }
 """Why a family cannot share prompts."""
