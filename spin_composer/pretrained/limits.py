@@ -37,13 +37,13 @@ class ModelLimits:
     """Most tokens of a sequence; None if there is no limit."""
     learned_positions: bool = False
     """Positions are embeddings: a longer sequence is an IndexError, not just a worse result."""
-    rescaled_past: int | None = None
-    """Beyond so many tokens of its longest row a batch is computed with other frequencies, for its
-    short rows too; None if not."""
     vocabulary_size: int | None = None
     """Rows of the embedding; None if the config does not say."""
     pad_token_id: int | None = None
     """The padding id of the config."""
+    rescaled_past: int | None = None
+    """Beyond so many tokens of its longest row a batch is computed with other frequencies, for its
+    short rows too; None if not."""
 
 
 def model_limits(config: PretrainedConfig) -> ModelLimits:

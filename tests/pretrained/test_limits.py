@@ -86,7 +86,9 @@ def test_a_learned_position_beyond_the_last_is_an_error_and_a_rotary_one_is_none
 def test_frequencies_that_hang_on_a_batchs_longest_row_are_known(
     scaling: dict[str, Any] | None, past: int | None
 ) -> None:
-    overrides = {} if scaling is None else {"rope_scaling": scaling}
+    overrides: dict[str, Any] = {} if scaling is None else {"rope_scaling": scaling}
+    if past == 32:  # where Phi-3's config has it, and older transformers looks for it
+        overrides["original_max_position_embeddings"] = past
     model = models.tiny_model("llama", max_position_embeddings=64, **overrides)
     assert model_limits(model.config).rescaled_past == past
     short, long = torch.arange(3, 13), torch.arange(3, 50)
