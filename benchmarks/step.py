@@ -102,7 +102,7 @@ class Setting:
         self.given = given
         self.device = torch.device(given.device)
         self.precision = "fp32" if given.device == "cpu" else "amp_bf16"
-        words = {"<pad>": 0, "<s>": 1, "</s>": 2}
+        words = {"<pad>": 0, "<s>": 1, "</s>": 2, "a": 3, "b": 4}
         self.tokenizer = PreTrainedTokenizerFast(
             tokenizer_object=Tokenizer(models.WordLevel(words, unk_token="<s>")),
             pad_token="<pad>", bos_token="<s>", eos_token="</s>",
