@@ -23,7 +23,6 @@ the first step must agree.
 from __future__ import annotations
 
 import argparse
-import ctypes
 import functools
 import importlib.util
 import json
@@ -47,6 +46,7 @@ from composer.core import Precision, get_precision_context
 from generation import SHAPES
 from provenance import provenance, require_gpu
 from record import PACKAGES, write
+from step_clock import Clock
 from tokenizers import Tokenizer, models
 from torch import nn
 from transformers import AutoModelForCausalLM, LlamaConfig, PreTrainedTokenizerFast
@@ -278,58 +278,21 @@ def trl_contenders(setting: Setting, folder: Path) -> dict[str, Contender]:
     }
 
 
-class Clock:
-    """Seconds and peak memory of steps on one device."""
-
-    def __init__(self, device: torch.device) -> None:
-        self.cuda = device.type == "cuda"
-
-    def _now(self) -> float:
-        if not self.cuda:
-            return time.process_time()
-        torch.cuda.synchronize()
-        return time.perf_counter()
-
-    def _resident(self, what: str) -> int:
-        """Return a figure of this process's memory in bytes, as Linux tells it."""
-        status = Path("/proc/self/status").read_text()
-        return 1024 * int(status.partition(f"{what}:")[2].split()[0])
-
-    def _before(self) -> int:
-        """Set the high-water mark back; return the bytes in use."""
-        if self.cuda:
-            torch.cuda.reset_peak_memory_stats()
-            return torch.cuda.memory_allocated()
-        ctypes.CDLL("libc.so.6").malloc_trim(0)  # what is free goes back to the system
-        Path("/proc/self/clear_refs").write_text("5")
-        return self._resident("VmRSS")
-
-    def once(
-        self, contender: Contender, number: int, learns: bool = True
-    ) -> tuple[float, float, float]:
-        """Return loss, seconds and MiB beyond what was held of one step."""
-        before, started = self._before(), self._now()
-        loss = contender.step(number, learns)
-        seconds = self._now() - started
-        peak = torch.cuda.max_memory_allocated() if self.cuda else self._resident("VmHWM")
-        return loss, seconds, (peak - before) / 2**20
-
-
 def measured(
     setting: Setting, contenders: dict[str, Contender], rounds: int, seconds: float
 ) -> Any:
     """Return each contender's figures: all take turns, so that a drift of the clock meets all."""
     clock, end = Clock(setting.device), time.monotonic() + seconds
     # TRL's two share a policy, so nobody learns until all have shown their loss.
-    firsts = {name: clock.once(x, 0, learns=False)[0] for name, x in contenders.items()}
+    firsts = {name: clock.once(x.step, 0, learns=False)[0] for name, x in contenders.items()}
     for contender in contenders.values():
-        clock.once(contender, 0)
+        clock.once(contender.step, 0)
     taken: dict[str, list[tuple[float, float]]] = {name: [] for name in contenders}
     for number in range(rounds):
         if time.monotonic() > end:
             break
         for name, contender in contenders.items():
-            taken[name].append(clock.once(contender, number % len(setting.batches))[1:])
+            taken[name].append(clock.once(contender.step, number % len(setting.batches))[1:])
     pairs = [pair for batch in setting.batches for pair in batch]
     tokens = sum(2 * len(p.prompt) + len(p.real) + len(p.generated) for p in pairs)
     tokens /= len(setting.batches)
