@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import json
+from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 from spin_composer.data.examples import ExampleDataset
@@ -55,3 +58,13 @@ def load(tokenizer: Any, max_seq_len: int = 512, **dataset: Any) -> ExampleDatas
     """Build the examples of a ``dataset:`` block."""
     config = read_config({"max_seq_len": max_seq_len, **dataset})
     return build_examples(read_rows(config), tokenizer, config)
+
+
+def write_questions(path: Path, answers: Sequence[str]) -> str:
+    """Write chat rows, a question and its answer each; return their file."""
+    rows = [
+        [{"role": "user", "content": f"Question {i}"}, {"role": "assistant", "content": answer}]
+        for i, answer in enumerate(answers)
+    ]
+    path.write_text("".join(json.dumps({"messages": row}) + "\n" for row in rows))
+    return str(path)

@@ -14,7 +14,7 @@ from spin_composer import HFSpinLM, build_spin_dataloader
 from spin_composer.errors import InputError
 from spin_composer.preflight.stop import check_stop, preferred_token, whole_rows
 from tests.data import templates
-from tests.data.rows import load
+from tests.data.rows import load, write_questions
 from tests.fixtures import tokenizers
 
 ANSWERS = ["The clips", "The relation", "A question", "24 in May"]
@@ -22,13 +22,7 @@ ANSWERS = ["The clips", "The relation", "A question", "24 in May"]
 
 @pytest.fixture(scope="module")
 def rows(tmp_path_factory):
-    at = tmp_path_factory.mktemp("rows") / "rows.jsonl"
-    turns = [
-        [{"role": "user", "content": f"Question {i}"}, {"role": "assistant", "content": answer}]
-        for i, answer in enumerate(ANSWERS * 2)
-    ]
-    at.write_text("".join(json.dumps({"messages": row}) + "\n" for row in turns))
-    return str(at)
+    return write_questions(tmp_path_factory.mktemp("rows") / "rows.jsonl", ANSWERS * 2)
 
 
 @pytest.fixture(scope="module")

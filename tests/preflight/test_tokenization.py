@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import json
-
 import numpy as np
 import pytest
 import torch
@@ -17,7 +15,7 @@ from spin_composer.preflight.tokenization import (
     prefers_other_tokenization,
 )
 from tests.data import templates
-from tests.data.rows import load
+from tests.data.rows import load, write_questions
 
 ANSWERS = ["The clips", "The relation", "The question", "The answer"]
 
@@ -29,13 +27,7 @@ def tokenizer():
 
 @pytest.fixture(scope="module")
 def path(tmp_path_factory):
-    at = tmp_path_factory.mktemp("rows") / "rows.jsonl"
-    turns = [
-        [{"role": "user", "content": f"Question {i}"}, {"role": "assistant", "content": answer}]
-        for i, answer in enumerate(ANSWERS * 2)
-    ]
-    at.write_text("".join(json.dumps({"messages": row}) + "\n" for row in turns))
-    return str(at)
+    return write_questions(tmp_path_factory.mktemp("rows") / "rows.jsonl", ANSWERS * 2)
 
 
 def tuned(examples, tokenizer):
