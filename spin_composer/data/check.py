@@ -228,7 +228,7 @@ def print_report(report: CheckReport, console: Console) -> None:
     counts.add_row("its response begins with", escape(" ".join(map(repr, report.response_start))))
     counts.add_row("stop token", escape(report.stop_token))
     if report.stop_token_source:
-        counts.add_row("it is", escape(report.stop_token_source))
+        counts.add_row("the stop token is", escape(report.stop_token_source))
     for name, tokens in report.special_tokens.items():
         text = ", ".join(f"{token} {count}" for token, count in tokens.items()) or "none"
         counts.add_row(f"special tokens in {name}", escape(text))
