@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
+from spin_composer.data.tokenizer_errors import TokenizerFailure
 from spin_composer.errors import InputError, format_value
 
 
@@ -73,11 +74,11 @@ def template_error(
     )  # fmt: skip
 
 
-def tokenizer_error(where: Location, row: str, error: Exception) -> BadRow:
+def tokenizer_error(where: Location, row: str, failure: TokenizerFailure) -> BadRow:
     """Return the error of a row that the tokenizer cannot encode."""
     return BadRow(
         where, "tokenizer fails",
-        f"the tokenizer cannot encode {row} ({type(error).__name__}: "
-        f"{format_value(str(error), 160)})",
+        f"the tokenizer cannot encode {row} ({failure.cause_name}: "
+        f"{format_value(str(failure), 160)})",
         "Correct the text, or use the model's own tokenizer.",
     )  # fmt: skip

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from functools import partial
 from typing import TYPE_CHECKING
 
 from spin_composer.data.dates import TemplateDate
 from spin_composer.data.rows import Turn
 from spin_composer.data.text_tokenizer import text_tokenizer
+from spin_composer.data.tokenizer_errors import TemplateFailure, errors_as
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -64,28 +64,40 @@ class ChatTemplate:
 
         Raises:
             InputError: The template prints a date, and ``date_string`` is not a date.
-            Exception: The template's error, or jinja's: it cannot render these turns.
+            TemplateFailure: The template cannot render these turns.
         """
         template = None if self._tokenizer.chat_template is not None else DEFAULT_CHAT_TEMPLATE
         if self._date.patch_template(self.source):
             # A tokenizer may have several templates, one of them for tools.
-            template = self._tokenizer.get_chat_template(None, tools)
+            template = self._choose(tools)
             template = self._date.patch_template(template) or template
         given = dict(arguments or {})
         if any(message.get("content", "") is None for message in messages):
-            template = _WITH_NULL + (template or self._tokenizer.get_chat_template(None, tools))
+            template = _WITH_NULL + (template or self._choose(tools))
             given["spin_messages"] = messages
-        render = partial(
-            self._tokenizer.apply_chat_template, messages, tokenize=False, tools=tools,
-            add_generation_prompt=generation_prompt, chat_template=template,
-        )  # fmt: skip
-        return self._date.render(lambda **date: render(**{**date, **given}), self.source)
+
+        def render(**date: object) -> str:
+            with errors_as(TemplateFailure):
+                return self._tokenizer.apply_chat_template(
+                    messages, tokenize=False, tools=tools, add_generation_prompt=generation_prompt,
+                    chat_template=template, **{**date, **given},
+                )  # fmt: skip
+
+        return self._date.render(render, self.source)
+
+    def _choose(self, tools: Sequence[object] | None) -> str:
+        with errors_as(TemplateFailure):  # it may have no template for turns with tools
+            return self._tokenizer.get_chat_template(None, tools)
 
     def source_for(self, tools: Sequence[object] | None) -> str:
-        """Return the template that turns with these tools are rendered by."""
+        """Return the template that turns with these tools are rendered by.
+
+        Raises:
+            TemplateFailure: The tokenizer has several templates, and none for such turns.
+        """
         if not isinstance(self._tokenizer.chat_template, Mapping):
             return self.source
-        return self._tokenizer.get_chat_template(None, tools)
+        return self._choose(tools)
 
     def names_for(self, tools: Sequence[object] | None) -> tuple[str, str] | None:
         """Return the names of the template for turns without tools, and of that for turns with.

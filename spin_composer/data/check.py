@@ -14,6 +14,7 @@ from spin_composer.data.formats import Kind
 from spin_composer.data.rendering_vs_turns import TokenizationDiff, diff_tokenizations
 from spin_composer.data.sources import read_rows
 from spin_composer.data.text_tokenizer import text_tokenizer
+from spin_composer.data.tokenizer_errors import TemplateFailure
 from spin_composer.data.tokenizers import load_tokenizer
 from spin_composer.errors import InputError
 from spin_composer.settings.dataset import DatasetConfig
@@ -173,7 +174,7 @@ def _generation_prompt(tokenizer: PreTrainedTokenizerBase) -> str | None:
     turns = [{"role": "user", "content": "a"}]
     try:
         without, with_prompt = template(turns), template(turns, generation_prompt=True)
-    except Exception:  # the template's: there is none, or it needs other turns
+    except TemplateFailure:  # there is none, or it needs other turns
         return None
     return with_prompt[len(without) :] if with_prompt.startswith(without) else None
 

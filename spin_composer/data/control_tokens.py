@@ -18,6 +18,7 @@ from functools import lru_cache
 from typing import TYPE_CHECKING, Any, cast
 
 from spin_composer.data.text_tokenizer import text_tokenizer
+from spin_composer.data.tokenizer_errors import TokenizerFailure, errors_as
 from spin_composer.errors import InputError, format_value
 
 if TYPE_CHECKING:
@@ -218,5 +219,6 @@ class TextEncoder:
 
     def __call__(self, text: str) -> list[int]:
         """Encode a text: marked control tokens as such, spelled ones as plain text."""
-        ids: list[int] = self._inner.encode(text, add_special_tokens=False).ids
+        with errors_as(TokenizerFailure):
+            ids: list[int] = self._inner.encode(text, add_special_tokens=False).ids
         return [self._original_ids.get(i, i) for i in ids]

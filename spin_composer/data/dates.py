@@ -11,6 +11,7 @@ import logging
 from collections.abc import Callable
 from datetime import datetime
 
+from spin_composer.data.tokenizer_errors import TemplateFailure
 from spin_composer.errors import InputError, format_value
 
 log = logging.getLogger(__name__)
@@ -74,12 +75,11 @@ class TemplateDate:
 
         Raises:
             InputError: The template prints a date, and ``date_string`` is not a date.
+            TemplateFailure: The template cannot render the turns.
         """
-        from jinja2.exceptions import TemplateError
-
         try:
             text = render(**self._arguments(source))
-        except TemplateError as error:
+        except TemplateFailure as error:
             if self._refusal and str(error).startswith(self._refusal):
                 raise InputError(f"{error}. Write it as 26 Jul 2024 or 2024-07-26.") from error
             raise

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 
 from spin_composer.data.bad_row import DROP_SUCH_ROWS, BadRow, Location
 from spin_composer.data.text_tokenizer import TextTokenizer, text_tokenizer
+from spin_composer.data.tokenizer_errors import TokenizerFailure, errors_as
 from spin_composer.errors import format_value
 
 if TYPE_CHECKING:
@@ -53,7 +54,8 @@ class FullTextTokenizer:
 
     def encode(self, text: str) -> list[int]:
         """Return the ids of a text, without special tokens that the tokenizer would add."""
-        return list(self._tokenizer(text, add_special_tokens=False)["input_ids"])
+        with errors_as(TokenizerFailure):
+            return list(self._tokenizer(text, add_special_tokens=False)["input_ids"])
 
     def __call__(
         self, prompt: str, whole: str, where: Location, encode: Encode | None = None

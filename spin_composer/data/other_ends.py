@@ -13,6 +13,7 @@ from spin_composer.data.control_tokens import is_tag
 from spin_composer.data.formats import Kind
 from spin_composer.data.rendering import Renderer
 from spin_composer.data.stop import StopRule, stop_rule
+from spin_composer.data.tokenizer_errors import TemplateFailure
 from spin_composer.data.turn_ends import answer_header, read_turn_ends
 from spin_composer.errors import InputError
 
@@ -98,7 +99,7 @@ def _rendered(renderer: Renderer, role: str) -> str:
     turns = [{"role": role, "content": _PROBE}]
     try:
         return renderer.text(turns)
-    except Exception:  # the template's own: the role is none of its
+    except TemplateFailure:  # it does not know the role
         return ""
 
 
@@ -113,7 +114,7 @@ def _end_of_call(renderer: Renderer, added: Sequence[str]) -> str | None:
         ]
         try:
             text = renderer.text(turns, {"tools": [{"type": "function", "function": _TOOL}]})
-        except Exception:  # it knows no calls, or wants arguments in the other spelling
+        except TemplateFailure:  # it knows no calls, or wants arguments in the other spelling
             continue
         if _CALL["name"] not in text:
             return None  # it writes no calls

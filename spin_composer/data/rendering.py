@@ -17,7 +17,8 @@ from spin_composer.data.chat_template import ChatTemplate
 from spin_composer.data.rows import Row, Turn
 from spin_composer.data.spellings import iter_spellings, with_usual_names, without_null
 from spin_composer.data.template_losses import LossFinder, without_thoughts
-from spin_composer.errors import InputError, format_value
+from spin_composer.data.tokenizer_errors import TemplateFailure
+from spin_composer.errors import format_value
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -103,7 +104,7 @@ class Renderer:
             prompt = self.text(turns, generation_prompt=True)
             whole = self.text([*turns, answer])
             without = self.text(turns)
-        except Exception:  # it cannot render such turns: the rows will fail
+        except TemplateFailure:  # it cannot render such turns: the rows will fail
             return ""
         if prompt != without or not whole.startswith(prompt):
             return ""
@@ -125,7 +126,7 @@ class Renderer:
         """Return a row's text before the template's generation prompt; empty if it has none."""
         try:
             before = self.text(rendering.messages[:-1], rendering.row)
-        except Exception:  # it cannot render such turns without an answer
+        except TemplateFailure:  # it cannot render such turns without an answer
             return ""
         return before if (rendering.prompt + rendering.lacks).startswith(before) else ""
 
@@ -133,7 +134,10 @@ class Renderer:
         given = row.get("chat_template_kwargs")
         if not given:
             return
-        source = self._template.source_for(row.get("tools") or None)
+        try:
+            source = self._template.source_for(row.get("tools") or None)
+        except TemplateFailure as failure:
+            raise template_error(where, failure.describe(), row["messages"]) from failure
         for key, value in given.items():
             if key in _OURS or re.search(rf"\b{re.escape(key)}\b", source) is None:
                 raise BadRow(
@@ -210,7 +214,7 @@ class Renderer:
             return False
         try:
             blank = self.text([without_null(message) for message in messages], row)
-        except Exception:  # it cannot take the empty text: null is what it was made for
+        except TemplateFailure:  # it cannot take the empty text: null is what it was made for
             return False
         return whole.count("None") > blank.count("None")
 
@@ -221,15 +225,10 @@ class Renderer:
         where: Location,
         generation_prompt: bool = False,
     ) -> str:
-        from jinja2.exceptions import TemplateError
-
         try:
             return self.text(messages, row, generation_prompt)
-        except InputError:
-            raise
-        except Exception as error:
-            name = "" if type(error) is TemplateError else f"{type(error).__name__}: "
-            raise template_error(where, f"{name}{error}", messages) from error
+        except TemplateFailure as failure:
+            raise template_error(where, failure.describe(), messages) from failure
 
     def _split(
         self, messages: Sequence[Turn], row: Row, whole: str, where: Location
@@ -253,7 +252,7 @@ class Renderer:
         parts = _common_prefix_length(prompt, whole)
         try:
             before = self.text(messages[:-1], row)
-        except Exception:
+        except TemplateFailure:
             before = ""
         if prompt.startswith(before) and parts < len(before):
             raise BadRow(
@@ -313,8 +312,7 @@ def _excerpt(text: str, at: int) -> str:
 
 
 def _rank(fault: BadRow) -> int:
-    from jinja2.exceptions import TemplateError
-
-    if fault.__cause__ is None:
+    failure = fault.__cause__
+    if not isinstance(failure, TemplateFailure):
         return 1
-    return 0 if type(fault.__cause__) is TemplateError else 2
+    return 0 if failure.is_refusal else 2

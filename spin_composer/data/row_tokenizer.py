@@ -25,8 +25,9 @@ from spin_composer.data.full_text import (
 from spin_composer.data.rendering import Renderer, Rendering
 from spin_composer.data.rows import Row
 from spin_composer.data.stop import ONE_STOP_TOKEN, StopRule
+from spin_composer.data.tokenizer_errors import TemplateFailure, TokenizerFailure
 from spin_composer.data.turn_tokenizer import check_control_tokens, split_answer, without_end
-from spin_composer.errors import InputError, format_value
+from spin_composer.errors import format_value
 from spin_composer.settings.dataset import DatasetConfig
 
 if TYPE_CHECKING:
@@ -94,10 +95,8 @@ class RowTokenizer:
                 row = {**row, "response": without_end(row["response"], self._stop_text)}
         try:
             ids, response, lacks, rendering = self._ids(row, where, encode)
-        except InputError:
-            raise
-        except Exception as error:
-            raise tokenizer_error(where, f"the row {format_value(row)}", error) from error
+        except TokenizerFailure as failure:
+            raise tokenizer_error(where, f"the row {format_value(row)}", failure) from failure
         if rendering is not None:
             self._count_cut_answer(row, rendering, where, report)
             self._note_other_roles(row, rendering, where, report)
@@ -148,7 +147,7 @@ class RowTokenizer:
         result = {"role": "tool", "content": _SAID}
         try:
             after = self._renderer.text([*messages, result], row).removeprefix(whole)
-        except Exception:  # it knows no results of tools: only a question can follow
+        except TemplateFailure:  # it knows no results of tools: only a question can follow
             return
         if not after.startswith(self._suffix):
             raise BadRow(
@@ -205,7 +204,7 @@ class RowTokenizer:
         ]  # fmt: skip
         try:
             text = self._renderer.text(turns)
-        except Exception:  # it cannot render such turns: the rows will fail
+        except TemplateFailure:  # it cannot render such turns: the rows will fail
             return ""
         before, _, after = text.partition(_SAID)
         between = after.partition(_ASKED)[0]
@@ -222,7 +221,7 @@ class RowTokenizer:
             try:
                 given = {**turns, "chat_template_kwargs": date}
                 texts.append(self._renderer.text(turns["messages"], given))
-            except Exception:  # such a template fails at the first row
+            except TemplateFailure:  # such a template fails at the first row
                 return
         if texts[0] == texts[1] != texts[2]:
             log.warning(

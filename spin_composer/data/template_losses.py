@@ -14,6 +14,7 @@ from typing import Any
 from spin_composer.data.bad_row import DROP_SUCH_ROWS, FILL_OR_DROP, BadRow, Location
 from spin_composer.data.rows import Call, Row, Turn
 from spin_composer.data.spellings import THOUGHTS, without_null
+from spin_composer.data.tokenizer_errors import TemplateFailure
 from spin_composer.errors import format_value
 
 KEYS_WITHOUT_TEXT = frozenset({"role", "content", "name", "tool_call_id"})
@@ -245,7 +246,7 @@ class LossFinder:
     def _renders_same(self, messages: Sequence[Turn], row: Row) -> bool:
         try:
             return self.render(messages, row) == self.whole
-        except Exception:  # without the part the template cannot render the row: it reads it
+        except TemplateFailure:  # without the part the template cannot render the row: it reads it
             return False
 
     def _unused(self, field: str, value: object) -> BadRow:

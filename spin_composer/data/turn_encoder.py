@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 from spin_composer.data.chat_template import ChatTemplate
 from spin_composer.data.rows import Row, Turn
 from spin_composer.data.text_tokenizer import text_tokenizer
+from spin_composer.data.tokenizer_errors import TokenizerFailure, errors_as
 from spin_composer.errors import format_value
 
 if TYPE_CHECKING:
@@ -47,7 +48,8 @@ class TurnEncoder:
 
         Raises:
             TurnFault: The template cannot render the turns one after another.
-            Exception: The template's or the tokenizer's error: it rejects the row.
+            TemplateFailure: The template rejects the turns.
+            TokenizerFailure: The tokenizer rejects a text.
         """
         if "messages" in row:
             turns = self.texts(row["messages"])
@@ -64,6 +66,7 @@ class TurnEncoder:
         Raises:
             TurnFault: Two successive turns have the same role, a content is not text, or the
                 template renders a turn differently once others follow.
+            TemplateFailure: The template rejects the turns.
         """
         _check(messages)
         turns: list[tuple[str, str]] = []
@@ -86,8 +89,9 @@ class TurnEncoder:
     def _encode(
         self, prompt: str, answer: str, add_special_tokens: bool = True
     ) -> tuple[list[int], list[int]]:
-        ids = self._tokenizer(prompt, text_target=answer, add_special_tokens=add_special_tokens)
-        return list(ids["input_ids"]), list(ids["labels"])
+        with errors_as(TokenizerFailure):
+            ids = self._tokenizer(prompt, text_target=answer, add_special_tokens=add_special_tokens)
+            return list(ids["input_ids"]), list(ids["labels"])
 
 
 def _check(messages: Sequence[Turn]) -> None:

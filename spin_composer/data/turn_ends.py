@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 from spin_composer.data.rendering import Renderer
 from spin_composer.data.rows import Turn
+from spin_composer.data.tokenizer_errors import TemplateFailure
 from spin_composer.errors import InputError, format_value
 
 if TYPE_CHECKING:
@@ -45,13 +46,11 @@ def read_turn_ends(tokenizer: PreTrainedTokenizerBase, date_string: str | None =
     turns = [question, {"role": "assistant", "content": _SAID}]
     try:
         text = renderer.text(turns)
-    except InputError:
-        raise
-    except Exception as error:
+    except TemplateFailure as error:
         turns = [{"role": "system", "content": "spin"}, *turns]  # some templates demand it
         try:
             text = renderer.text(turns)
-        except Exception:
+        except TemplateFailure:
             raise InputError(
                 f"tokenizer.chat_template: it cannot render a user's and an assistant's turn: "
                 f"{error}. Mend the template of {format_value(tokenizer.name_or_path)}."
@@ -68,7 +67,7 @@ def read_turn_ends(tokenizer: PreTrainedTokenizerBase, date_string: str | None =
 def _between(renderer: Renderer, turns: list[Turn]) -> str:
     try:
         text = renderer.text([*turns, *turns[-2:]])
-    except Exception:  # it takes one question only
+    except TemplateFailure:  # it takes one question only
         return ""
     between, asked, _ = text.partition(_SAID)[2].partition(_ASKED)
     return between if asked and _SAID not in between else ""  # else it drops earlier turns
@@ -78,6 +77,6 @@ def answer_header(renderer: Renderer) -> str:
     """Return what a chat template writes between a question and its answer; empty if unknown."""
     try:
         text = renderer.text([{"role": "user", "content": _ASKED}], generation_prompt=True)
-    except Exception:  # it wants other turns
+    except TemplateFailure:  # it wants other turns
         return ""
     return text.rpartition(_ASKED)[2]

@@ -12,6 +12,7 @@ from spin_composer.data.rendering import Renderer
 from spin_composer.data.rows import Row
 from spin_composer.data.stop import StopRule
 from spin_composer.data.template_losses import KEYS_WITHOUT_TEXT
+from spin_composer.data.tokenizer_errors import TemplateFailure, TokenizerFailure
 from spin_composer.data.turn_encoder import TurnEncoder, TurnFault
 from spin_composer.errors import format_value
 from spin_composer.settings.dataset import DatasetConfig
@@ -69,14 +70,14 @@ class TurnTokenizer:
             messages = row["messages"]
             try:
                 whole = self._renderer.text(messages, row)
-            except Exception:  # the attempt turn by turn says why
+            except TemplateFailure:  # the attempt turn by turn says why
                 whole = None
             if whole is not None:
                 self._renderer.check_contents(messages, row, whole, where)
         row = self._with_known_keys(row, where)
         try:
             turns = self._encode(row)
-        except Exception as error:
+        except (TurnFault, TemplateFailure, TokenizerFailure) as error:
             raise self._encoding_error(row, where, error) from error
         if not self._old:
             check_control_tokens(
@@ -124,12 +125,15 @@ class TurnTokenizer:
             ]
         }
 
-    def _encoding_error(self, row: Row, where: Location, error: Exception) -> BadRow:
-        if self._kind == "plain":
-            texts = (
-                f"prompt={format_value(row['prompt'])} and response={format_value(row['response'])}"
-            )
-            return tokenizer_error(where, texts, error)
+    def _encoding_error(
+        self, row: Row, where: Location, error: TurnFault | TemplateFailure | TokenizerFailure
+    ) -> BadRow:
+        if isinstance(error, TokenizerFailure):
+            what = f"the row {format_value(row)}"
+            if self._kind == "plain":
+                prompt, response = map(format_value, (row["prompt"], row["response"]))
+                what = f"prompt={prompt} and response={response}"
+            return tokenizer_error(where, what, error)
         who = "the chat template refuses"
         if isinstance(error, TurnFault):
             who = "tokenize: turns cannot encode"
