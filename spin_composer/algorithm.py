@@ -363,7 +363,7 @@ class SPIN(Algorithm):
             "play_seconds": game.play_seconds if game else 0.0,
             "seconds": time.perf_counter() - self._clock if game else 0.0,
             "manifest": game.manifest if game else {},
-            "books": self.history.state_dict(),
+            "books": self.history.state_dict(),  # as checkpoints have always named it
             "ended": self._early_end.record,
         }
 

@@ -32,5 +32,5 @@ def test_quickstart_trains_a_model_that_loads(tmp_path):
     assert after != before
     AutoModelForCausalLM.from_pretrained(tmp_path / "out/hf/iter1")
     AutoTokenizer.from_pretrained(tmp_path / "out/hf/iter1")
-    books = json.loads((tmp_path / "out/self-play/iterations.json").read_text())
-    assert len(books["iterations"]) == 2
+    history = json.loads((tmp_path / "out/self-play/iterations.json").read_text())
+    assert len(history["iterations"]) == 2

@@ -16,8 +16,8 @@ from composer.utils.parallelism import FSDP2Config
 from fixtures import models, tokenizers
 from fixtures.ranks import on_ranks
 from fixtures.runs import tiny_trainer
-from fixtures.yaml_run import books, launch, tiny_config, write_config
-from test_yaml_runs import assert_same_books, assert_same_store
+from fixtures.yaml_run import iteration_records, launch, tiny_config, write_config
+from test_yaml_runs import assert_same_records, assert_same_store
 from torch.distributed.fsdp import FSDPModule
 from torch.distributed.tensor import DTensor, Replicate, Shard
 from transformers import AutoModelForCausalLM
@@ -106,7 +106,7 @@ def test_two_replicas_of_two_shards_give_the_store_losses_and_weights_of_one_pro
 ) -> None:
     run(tmp_path).close()
     assert_same_store(tmp_path, hybrid)
-    assert_same_books(tmp_path, hybrid, rel=1e-5)
+    assert_same_records(tmp_path, hybrid, rel=1e-5)
     other = weights(hybrid)
     for name, value in weights(tmp_path).items():
         assert (value - other[name]).norm() <= 1e-4 * value.norm(), name
@@ -120,11 +120,11 @@ def test_a_stopped_run_of_replicas_goes_on_to_the_same_weights(
 ) -> None:
     stopped = on_four(tmp_path, checkpoints, stops=True)
     assert {outcome[0] for outcome in stopped.values()} == {"Stopped"}, stopped
-    assert len(books(tmp_path)) == 1
+    assert len(iteration_records(tmp_path)) == 1
     found = on_four(tmp_path, checkpoints)
     assert set(map(type, found.values())) == {list}, found
     assert_same_store(hybrid, tmp_path)
-    assert_same_books(hybrid, tmp_path, rel=0)
+    assert_same_records(hybrid, tmp_path, rel=0)
     whole = weights(hybrid)
     assert all(torch.equal(value, whole[name]) for name, value in weights(tmp_path).items())
 
@@ -141,7 +141,7 @@ def test_a_yaml_asks_for_replicas_as_under_fsdp1(tmp_path: Path) -> None:
     result = launch("composer", "-m", "spin_composer.train", str(yaml), ranks=4)
     assert result.returncode == 0, result.stderr[-2000:]
     assert_same_store(tmp_path / "one", tmp_path / "four")
-    assert_same_books(tmp_path / "one", tmp_path / "four", rel=1e-5)
+    assert_same_records(tmp_path / "one", tmp_path / "four", rel=1e-5)
     newest = (tmp_path / "four/checkpoints/latest-rank0.pt").resolve()
     names = sorted(path.name for path in newest.iterdir())
     assert names == [".metadata", "__0_0.distcp", "__1_0.distcp"]  # the first replica's

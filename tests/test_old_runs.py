@@ -75,9 +75,8 @@ def test_it_ends_with_the_same_losses_and_weights(gone_on):
             assert torch.equal(found[name], value), name
         else:
             torch.testing.assert_close(found[name], value, rtol=0, atol=5e-3)
-    for a, b in zip(
-        old_run.books(folder / "self-play"), old_run.books(kept / "whole/self-play"), strict=True
-    ):
+    stores = (folder / "self-play", kept / "whole/self-play")
+    for a, b in zip(*map(old_run.iteration_records, stores), strict=True):
         for name in ("batches", "spin/replayed_pairs", "spin/generated_length"):
             assert a[name] == b[name]
         assert a["loss/train/total"] == pytest.approx(b["loss/train/total"], abs=1e-3)

@@ -14,7 +14,7 @@ import pytest
 import torch
 from fixtures import models, tokenizers
 from fixtures.runs import write_rows
-from fixtures.yaml_run import books, save_model, tiny_config, write_config
+from fixtures.yaml_run import iteration_records, save_model, tiny_config, write_config
 from test_errors import files_at_most
 from transformers import AutoModelForCausalLM
 
@@ -245,7 +245,7 @@ def test_no_room_while_saving_exits_4_and_the_same_command_goes_on(
     assert exported == (saved == "export")
     assert run.command(save_interval=interval)[0] == 0
     same_weights(finished, run.folder)
-    assert [b["batches"] for b in books(run.folder)] == [12, 24]
+    assert [b["batches"] for b in iteration_records(run.folder)] == [12, 24]
 
 
 def test_a_store_in_use_is_refused_and_its_owner_named(run):

@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 from fixtures.s3 import BUCKET, S3, s3_server
-from fixtures.yaml_run import books, save_model, tiny_config, write_config
+from fixtures.yaml_run import iteration_records, save_model, tiny_config, write_config
 from test_nodes import OWN_SHM, can_have_own_shm, free_port
 from typer.testing import CliRunner
 
@@ -84,10 +84,11 @@ def test_a_run_in_an_object_store_goes_on_where_its_folder_is_lost(tmp_path, s3,
     assert weights(tmp_path) == weights(whole)
     wanted = units(whole / "self-play")  # iteration 0 is not needed any more
     assert units(tmp_path / "self-play") == {x: wanted[x] for x in wanted if "iter-001" in x}
-    assert books(tmp_path)[1]["spin/pairs"] == books(whole)[1]["spin/pairs"]
-    assert s3.read("tiny/self-play/iterations.json") == (
-        tmp_path / "self-play/iterations.json"
-    ).read_bytes()
+    assert iteration_records(tmp_path)[1]["spin/pairs"] == iteration_records(whole)[1]["spin/pairs"]
+    assert (
+        s3.read("tiny/self-play/iterations.json")
+        == (tmp_path / "self-play/iterations.json").read_bytes()
+    )
     assert s3.read("tiny/self-play/run.lock") == b""
     report = CliRunner().invoke(app, ["report", f"s3://{BUCKET}/tiny/self-play"])
     assert report.exit_code == 0, report.output
@@ -110,9 +111,7 @@ def test_an_object_store_that_fails_in_play_exits_4_and_the_same_command_goes_on
     assert weights(tmp_path, iteration=0) == weights(whole, iteration=0)
 
 
-def node(
-    tmp_path: Path, rank: int, port: int, s3: S3, *arguments: str
-) -> subprocess.Popen[str]:
+def node(tmp_path: Path, rank: int, port: int, s3: S3, *arguments: str) -> subprocess.Popen[str]:
     """Start python on a node of one rank, whose folder ``local`` and shared memory are its own."""
     own = tmp_path / f"node-{rank}"
     own.mkdir(exist_ok=True)

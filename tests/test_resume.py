@@ -67,10 +67,10 @@ def test_resumed_weights_are_bit_identical(whole, where, tmp_path):
         assert torch.equal(value, final[name]), name
 
 
-def test_a_resumed_run_keeps_the_same_books(whole, tmp_path):
-    folder, _, books = whole
+def test_a_resumed_run_keeps_the_same_history(whole, tmp_path):
+    folder, _, history = whole
     resumed(folder, BATCHES["mid second epoch"], tmp_path)
-    wanted = json.loads(books)["iterations"]
+    wanted = json.loads(history)["iterations"]
     found = json.loads((tmp_path / "self-play/iterations.json").read_text())["iterations"]
     for a, b in zip(wanted, found, strict=True):
         for name in a:
@@ -119,7 +119,7 @@ def test_an_iterations_checkpoint_plays_the_next_iteration_anew(tmp_path):
 
 @pytest.mark.parametrize("durations", [["1ep"] * 4, ["4ba", "32ba"], ["1iter"] * 2], ids="-".join)
 def test_fits_one_after_another_are_one_run(whole, durations, tmp_path):
-    _, final, books = whole
+    _, final, history = whole
     trainer = tiny_trainer(tmp_path)
     for duration in durations:
         trainer.fit(duration=duration)
@@ -127,7 +127,8 @@ def test_fits_one_after_another_are_one_run(whole, durations, tmp_path):
     for name, value in weights(trainer).items():
         assert torch.equal(value, final[name]), name
     found = json.loads((tmp_path / "self-play/iterations.json").read_text())["iterations"]
-    assert [r["batches"] for r in found] == [r["batches"] for r in json.loads(books)["iterations"]]
+    wanted = json.loads(history)["iterations"]
+    assert [r["batches"] for r in found] == [r["batches"] for r in wanted]
 
 
 def test_a_run_keeps_the_layout_that_it_began_with(whole, tmp_path, monkeypatch):

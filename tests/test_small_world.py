@@ -49,12 +49,12 @@ def play(
 ) -> Game:
     trainer = world_trainer(folder, copy.deepcopy(model), iterations, epochs, beta=BETA, **kwargs)
     trainer.fit()
-    books = trainer.state.algorithms[0].history.state_dict()["records"]
+    records = trainer.state.algorithms[0].history.state_dict()["records"]
     (memory,) = trainer.logger.destinations
     losses = [float(loss) for _, loss in memory.data["loss/train/total"]]
     game = Game(
         total_variation(trainer.state.model.model),
-        [record["train/SpinAccuracy"] for record in books],
+        [record["train/SpinAccuracy"] for record in records],
         losses,
     )
     trainer.close()

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 from fixtures import models
-from fixtures.yaml_run import books, launch, save_model, tiny_config, write_config
+from fixtures.yaml_run import iteration_records, launch, save_model, tiny_config, write_config
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from spin_composer.store.local import LocalStore
@@ -43,8 +43,8 @@ def assert_same_store(one: Path, other: Path) -> None:
             assert a.opponent_generated == pytest.approx(b.opponent_generated, abs=1e-4)
 
 
-def assert_same_books(one: Path, other: Path, rel: float) -> None:
-    for a, b in zip(books(one), books(other), strict=True):
+def assert_same_records(one: Path, other: Path, rel: float) -> None:
+    for a, b in zip(iteration_records(one), iteration_records(other), strict=True):
         for name in a:
             if name.startswith(("train/", "loss/", "eval/")) or name.endswith(PLAYED):
                 assert a[name] == pytest.approx(b[name], rel=rel, abs=rel), name
@@ -70,7 +70,7 @@ def test_two_ranks_under_fsdp2_give_the_same_store_and_losses(one_rank, tmp_path
         assert 1 <= gathers["whole_at_once"] < 3
         assert (gathers["whole_afterwards"], gathers["explicit"]) == (0, 0)
     assert_same_store(folder, tmp_path)
-    assert_same_books(folder, tmp_path, rel=1e-5)
+    assert_same_records(folder, tmp_path, rel=1e-5)
     one, two = (
         AutoModelForCausalLM.from_pretrained(f / "checkpoints/huggingface/iter1").state_dict()
         for f in (folder, tmp_path)
@@ -81,7 +81,7 @@ def test_two_ranks_under_fsdp2_give_the_same_store_and_losses(one_rank, tmp_path
 
 @pytest.fixture(scope="module")
 def sharded(one_rank, tmp_path_factory):
-    """A run of two ranks with sharded checkpoints: its folder, its command and its books."""
+    """A run of two ranks with sharded checkpoints: its folder, command and records."""
     folder = tmp_path_factory.mktemp("sharded")
     config = tiny_config(folder, model_folder=one_rank[0] / "model", save_interval="5ba")
     config["fsdp_config"]["state_dict_type"] = "sharded"
@@ -89,7 +89,7 @@ def sharded(one_rank, tmp_path_factory):
     command = ("composer", "-m", "spin_composer.train", str(yaml))
     result = launch(*command, ranks=2)
     assert result.returncode == 0, result.stderr[-2000:]
-    return folder, command, books(folder)
+    return folder, command, iteration_records(folder)
 
 
 @pytest.mark.slow
@@ -104,7 +104,7 @@ def test_two_ranks_resume_sharded_checkpoints_alike(sharded, checkpoint, tmp_pat
     saved = folder / "checkpoints" / checkpoint
     result = launch(*command, f"load_path={saved}", f"save_folder={tmp_path}", ranks=2)
     assert result.returncode == 0, result.stderr[-2000:]
-    for a, b in zip(whole, books(folder), strict=True):
+    for a, b in zip(whole, iteration_records(folder), strict=True):
         assert a["train/SpinMargin"] == pytest.approx(b["train/SpinMargin"], rel=1e-6)
         assert a["loss/train/total"] == pytest.approx(b["loss/train/total"], rel=1e-6)
 
@@ -117,7 +117,7 @@ def test_two_ranks_without_fsdp_give_the_same_store_and_losses(one_rank, tmp_pat
     result = launch("composer", "-m", "spin_composer.train", str(yaml), ranks=2)
     assert result.returncode == 0, result.stderr[-2000:]
     assert_same_store(folder, tmp_path)
-    assert_same_books(folder, tmp_path, rel=1e-5)
+    assert_same_records(folder, tmp_path, rel=1e-5)
 
 
 @pytest.mark.slow
@@ -150,7 +150,7 @@ def test_llmfoundry_train_runs_the_same_yaml_alike(one_rank, tmp_path):
     yaml = write_config(config, tmp_path / "run.yaml")
     result = launch("llmfoundry", "train", str(yaml))
     assert result.returncode == 0, result.stderr[-2000:]
-    assert_same_books(folder, tmp_path, rel=1e-6)
+    assert_same_records(folder, tmp_path, rel=1e-6)
 
 
 def test_each_iteration_exports_a_folder_that_transformers_loads_with_equal_logits(one_rank):
@@ -188,7 +188,7 @@ def test_mpt_plays_and_exports_with_equal_logits(tmp_path):
         "init_config": {"name": "small_init_"},
     }
     trainer = run_in_process(tmp_path, model=mpt, max_duration="1iter")
-    assert books(tmp_path)[0]["batches"] == 12
+    assert iteration_records(tmp_path)[0]["batches"] == 12
     export = tmp_path / "checkpoints/huggingface/iter0"
     model = AutoModelForCausalLM.from_pretrained(export, trust_remote_code=True).eval()
     ids = torch.tensor([[5, 6, 7, 8]])
@@ -212,7 +212,7 @@ def test_lora_trains_the_adapters_only_and_exports_them(tmp_path):
     )
     trained = trainer.state.model.model.get_base_model().state_dict()
     assert torch.equal(trained["lm_head.weight"], before.lm_head.weight)
-    assert books(tmp_path)[0]["train/SpinMargin"] > 0
+    assert iteration_records(tmp_path)[0]["train/SpinMargin"] > 0
     files = {path.name for path in (tmp_path / "checkpoints/huggingface/iter0").iterdir()}
     assert "adapter_config.json" in files
 

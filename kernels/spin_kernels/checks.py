@@ -207,12 +207,16 @@ def check_pairs(hidden: Tensor, cu_seqlens: Tensor, pair_weights: Tensor | None)
             f"cu_seqlens must go from 0 to the {hidden.shape[0]} rows of hidden, got "
             f"{bounds[0]} to {bounds[-1]}."
         )
-    if pair_weights is None:
-        return bounds
+    if pair_weights is not None:
+        _check_pair_weights(pair_weights, len(bounds) // 2, hidden.device)
+    return bounds
+
+
+def _check_pair_weights(pair_weights: Tensor, num_pairs: int, device: torch.device) -> None:
     check_tensor("pair_weights", pair_weights)
-    if tuple(pair_weights.shape) != (len(bounds) // 2,) or not pair_weights.is_floating_point():
+    if tuple(pair_weights.shape) != (num_pairs,) or not pair_weights.is_floating_point():
         raise ValueError(
-            f"pair_weights must be [{len(bounds) // 2}] floating point, one per pair, got "
+            f"pair_weights must be [{num_pairs}] floating point, one per pair, got "
             f"shape {tuple(pair_weights.shape)} of {pair_weights.dtype}."
         )
     if pair_weights.requires_grad:
@@ -220,11 +224,10 @@ def check_pairs(hidden: Tensor, cu_seqlens: Tensor, pair_weights: Tensor | None)
             "pair_weights must not require a gradient: none is computed. Pass "
             "pair_weights.detach()."
         )
-    if pair_weights.device != hidden.device:
+    if pair_weights.device != device:
         raise ValueError(
-            f"pair_weights must be on {hidden.device} like hidden, got {pair_weights.device}."
+            f"pair_weights must be on {device} like hidden, got {pair_weights.device}."
         )
-    return bounds
 
 
 def check_positive(name: str, value: float) -> None:

@@ -16,7 +16,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from itertools import chain, islice
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from spin_composer.data.bad_row import BadRow, Location
 from spin_composer.data.counts import DataReport
@@ -107,26 +107,20 @@ def convert_config(
     _check_compression(compression)
     kind = first[0][0]
     columns, rows = dict(_COLUMNS[kind]), chain(first, rows)
-    aside = _make_staging_folder(target, destination)
-    try:
-        with _progress_bar(f"Writing {target}") as advance:
-            while True:
-                try:
-                    _write(columns, rows, aside, compression, advance)
-                    break
-                except _NeedsColumn as needed:  # rare: start over, with the column for all rows
-                    columns[str(needed)] = "json"
-                    shutil.rmtree(aside)
-                    os.mkdir(aside)
-                    report = DataReport()
-                    rows = _iter_formatted(config, report, check)
-        os.chmod(aside, 0o755)  # mkdtemp creates private folders
-        if target.is_dir():
-            target.rmdir()
-        os.rename(aside, target)
-    except BaseException:
-        shutil.rmtree(aside, ignore_errors=True)
-        raise
+    with (
+        _staging_folder(target, destination) as folder,
+        _progress_bar(f"Writing {target}") as advance,
+    ):
+        while True:
+            try:
+                _write(columns, rows, folder, compression, advance)
+                break
+            except _NeedsColumn as needed:  # rare: start over, with the column for all rows
+                columns[str(needed)] = "json"
+                shutil.rmtree(folder)
+                os.mkdir(folder)
+                report = DataReport()
+                rows = _iter_formatted(config, report, check)
     shards = [file for file in target.iterdir() if file.name.startswith("shard.")]
     return ConvertReport(
         str(target), kind, report.kept, len(shards), sum(file.stat().st_size for file in shards),
@@ -168,13 +162,23 @@ def _validate_destination(destination: str) -> Path:
     return target
 
 
-def _make_staging_folder(target: Path, destination: str) -> str:
-    """Create the temporary folder that the data set is written to."""
+@contextmanager
+def _staging_folder(target: Path, destination: str) -> Iterator[str]:
+    """Yield a temporary folder to write to; it becomes ``target``, or is removed on an error."""
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
-        return tempfile.mkdtemp(prefix=f".{target.name}.", dir=target.parent)
+        folder = tempfile.mkdtemp(prefix=f".{target.name}.", dir=target.parent)
     except OSError as error:
         raise _not_writable(destination, error) from error
+    try:
+        yield folder
+        os.chmod(folder, 0o755)  # mkdtemp creates private folders
+        if target.is_dir():
+            target.rmdir()
+        os.rename(folder, target)
+    except BaseException:
+        shutil.rmtree(folder, ignore_errors=True)
+        raise
 
 
 def _not_writable(destination: str, error: OSError) -> InputError:
@@ -259,7 +263,7 @@ def _write(
     writer.finish()
 
 
-def _as_written(value: Any) -> Any:
+def _as_written(value: object) -> object:
     """Return a column's value; turns under the role that the row has, as templates may know it."""
     if not isinstance(value, list):
         return value

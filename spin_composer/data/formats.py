@@ -72,24 +72,9 @@ def to_foundry_row(
         )
     if not legacy:
         check_duplicate_columns(row, where)
-        if (key := untrained_mark(row, of_row=True)) is not None:
-            raise BadRow(
-                where, "not to be trained on",
-                f"{key}={format_value(row[key])} says that the row is not to be trained on",
-                "Drop such rows with dataset.on_bad_row: skip, or remove the field.",
-            )  # fmt: skip
+        _check_trained_on(row, where)
     present = {key for key, value in row.items() if value is not None}
-    filled = {key for key in present if not foreign.is_empty(row[key])}
-    form = next(
-        (
-            form
-            for keys in (filled, present, set(row))
-            if (form := _detect_format(keys, row, where))
-        ),
-        None,
-    )
-    if form is None:
-        raise foreign.unknown_format_error(row, where)
+    form = _find_form(row, present, where)
     if not legacy:
         _check_desired(row, form, where)
     if isinstance(form, str):
@@ -111,6 +96,25 @@ def to_foundry_row(
         read = {form, *_BESIDE_CHAT} if kind == "chat" and isinstance(form, str) else set(form)
         report.unread_columns.update(str(key) for key in present - read)
     return kind, made
+
+
+def _check_trained_on(row: Mapping, where: Location) -> None:
+    """Refuse a row that says of itself that it is not to be trained on."""
+    if (key := untrained_mark(row, of_row=True)) is not None:
+        raise BadRow(
+            where, "not to be trained on",
+            f"{key}={format_value(row[key])} says that the row is not to be trained on",
+            "Drop such rows with dataset.on_bad_row: skip, or remove the field.",
+        )  # fmt: skip
+
+
+def _find_form(row: Mapping, present: set[object], where: Location) -> Form:
+    """Return the columns to read: by those with content, else by those that are not null."""
+    filled = {key for key in present if not foreign.is_empty(row[key])}
+    for keys in (filled, present, set(row)):
+        if form := _detect_format(keys, row, where):
+            return form
+    raise foreign.unknown_format_error(row, where)
 
 
 def _detect_format(keys: set[object], row: Mapping, where: Location) -> Form | None:

@@ -25,6 +25,7 @@ from spin_composer.data.full_text import (
 from spin_composer.data.rendering import Renderer, Rendering
 from spin_composer.data.rows import Row
 from spin_composer.data.stop import ONE_STOP_TOKEN, StopRule
+from spin_composer.data.text_tokenizer import text_tokenizer
 from spin_composer.data.tokenizer_errors import TemplateFailure, TokenizerFailure
 from spin_composer.data.turn_tokenizer import check_control_tokens, split_answer, without_end
 from spin_composer.errors import format_value
@@ -60,7 +61,7 @@ class RowTokenizer:
         )  # fmt: skip
         control = control_tokens(tokenizer, self._between_turns())
         self._spelled = ControlTokenFinder(tokenizer, control)
-        self._stop_text = str(tokenizer.convert_ids_to_tokens(rule.token_id))  # pyright: ignore
+        self._stop_text = text_tokenizer(tokenizer).convert_ids_to_tokens(rule.token_id)
         self._suffix = rule.suffix
         self._encoder = None
         self._said: set[str] = set()

@@ -10,10 +10,11 @@ from __future__ import annotations
 
 from collections.abc import Set
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, cast
 
 from spin_composer.data.control_tokens import is_tag
 from spin_composer.data.formats import Kind
+from spin_composer.data.text_tokenizer import text_tokenizer
 from spin_composer.data.turn_ends import TurnEnds, read_turn_ends
 from spin_composer.errors import InputError, format_value
 
@@ -130,7 +131,7 @@ def _given_id(tokenizer: PreTrainedTokenizerBase, text: str) -> int:
     ids = _encode(tokenizer, text)
     if len(ids) == 1 and ids[0] != tokenizer.unk_token_id:
         return ids[0]
-    made: Any = tokenizer.convert_ids_to_tokens(ids)  # pyright: ignore
+    made = text_tokenizer(tokenizer).convert_ids_to_tokens(ids)
     raise InputError(
         f"train_loader.dataset.stop_token={format_value(text)} is no token of the tokenizer "
         f"{format_value(tokenizer.name_or_path)}, which makes {format_value(made)} of it. Give one "

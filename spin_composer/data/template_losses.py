@@ -97,7 +97,7 @@ class LossFinder:
             if self._stands_by_itself(function):
                 continue
             empty = "{}" if isinstance(function["arguments"], str) else {}
-            changes: list[tuple[str, Any]] = [("name", f"{function['name']}_")]
+            changes: list[tuple[str, object]] = [("name", f"{function['name']}_")]
             if function["arguments"] not in ("{}", {}):
                 changes.append(("arguments", empty))
             lost = self._same(i, less) or all(
@@ -286,7 +286,7 @@ def _renamed(tool: Mapping[str, Any]) -> Mapping[str, Any]:
     return {**tool, "name": f"{name}_"}
 
 
-def _with_function(message: Turn, j: int, key: str, value: Any) -> Turn:
+def _with_function(message: Turn, j: int, key: str, value: object) -> Turn:
     """Return a turn with another name or other arguments in one of its calls."""
     calls = list(message["tool_calls"])
     calls[j] = {**calls[j], "function": {**calls[j]["function"], key: value}}

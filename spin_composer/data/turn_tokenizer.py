@@ -12,6 +12,7 @@ from spin_composer.data.rendering import Renderer
 from spin_composer.data.rows import Row
 from spin_composer.data.stop import StopRule
 from spin_composer.data.template_losses import KEYS_WITHOUT_TEXT
+from spin_composer.data.text_tokenizer import text_tokenizer
 from spin_composer.data.tokenizer_errors import TemplateFailure, TokenizerFailure
 from spin_composer.data.turn_encoder import TurnEncoder, TurnFault
 from spin_composer.errors import format_value
@@ -46,7 +47,7 @@ class TurnTokenizer:
         self._tokenizer, self._old = tokenizer, legacy
         self._kind, self._config = kind, config
         self._spelled = ControlTokenFinder(tokenizer, control_tokens(tokenizer))
-        self._stop_text = str(tokenizer.convert_ids_to_tokens(rule.token_id))  # pyright: ignore
+        self._stop_text = text_tokenizer(tokenizer).convert_ids_to_tokens(rule.token_id)
         self._renderer = (
             Renderer(tokenizer, config.date_string, quiet=True)
             if kind == "chat" and not legacy else None

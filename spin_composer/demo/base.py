@@ -14,7 +14,7 @@ from typing import Annotated, Any
 
 import typer
 
-from spin_composer.demo.sft import SftResult, sft
+from spin_composer.demo.sft import SftRecipe, SftResult, sft
 from spin_composer.demo.world import read_rows
 
 END_OF_TEXT = "<|endoftext|>"
@@ -69,15 +69,17 @@ def make_base(
         train_rows,
         held_out_rows,
         folder,
-        duration=f"{training.epochs}ep",
-        batch_size=training.batch_size,
-        microbatch_size=training.microbatch_size,
-        optimizer={"lr": training.learning_rate, "betas": (0.9, 0.98), "weight_decay": 0.0},
-        t_warmup="0.1dur",
-        gradient_clipping=1.0,
-        max_seq_len=size.max_seq_len,
-        seed=training.seed,
-        progress_bar=progress_bar,
+        SftRecipe(
+            duration=f"{training.epochs}ep",
+            batch_size=training.batch_size,
+            microbatch_size=training.microbatch_size,
+            optimizer={"lr": training.learning_rate, "betas": (0.9, 0.98), "weight_decay": 0.0},
+            t_warmup="0.1dur",
+            gradient_clipping=1.0,
+            max_seq_len=size.max_seq_len,
+            seed=training.seed,
+        ),
+        progress_bar,
     )
 
 

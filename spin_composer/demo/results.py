@@ -42,7 +42,7 @@ class DemoResults:
     sft: Sequence[ModelResult]
     """After as many steps of SFT."""
     records: Sequence[Mapping[str, float]]
-    """The books of the game's iterations."""
+    """The records of the game's iterations."""
     tokens: Mapping[str, int]
     """Tokens trained on, of both runs."""
     seconds: Mapping[str, float]

@@ -20,7 +20,7 @@ from spin_composer.demo.base import ModelSize, SFTConfig, make_base
 from spin_composer.demo.game import play_game
 from spin_composer.demo.results import DemoResults, ModelResult, report
 from spin_composer.demo.scoring import Score, score
-from spin_composer.demo.sft import SftResult, sft
+from spin_composer.demo.sft import SftRecipe, SftResult, sft
 from spin_composer.demo.world import Row, is_valid, make_world, write_rows
 from spin_composer.errors import InputError
 from spin_composer.report.history import NLL, in_evaluation, read_history
@@ -36,6 +36,8 @@ _ANSWERS_PER_PROMPT = 8
 """Repetitions of each row in the data: how often the opponent answers it per iteration."""
 _SCORED_ROWS, _SAMPLES = 200, 5
 _LONGEST_ANSWER = 16
+_OPTIMIZER = ("lr", "betas", "weight_decay")
+"""The settings of the YAML's optimizer that SFT is continued with."""
 
 
 @dataclass(frozen=True)
@@ -87,9 +89,6 @@ def main(folder: Path, seed: int = 17) -> None:
     stage = _Stage(Console(stderr=True))
     with stage("loading torch and Composer"):
         _load_quietly()
-    import torch
-
-    torch.set_num_threads(1)  # more wait for one another longer than they compute so little
     with stage("making the data"):
         held_out = _write_data(paths, seed)
     with stage("training a tokenizer and a base model by SFT"):
@@ -130,16 +129,18 @@ _NLL = in_evaluation("eval", NLL)
 
 
 def _load_quietly() -> None:
-    """Import the slow packages, and silence their messages."""
+    """Import the slow packages, silence their messages, and have torch use one thread."""
     warnings.simplefilter("ignore")
     logging.disable(logging.WARNING)
     import datasets
+    import torch
     import transformers
 
     import spin_composer.algorithm  # noqa: F401
 
     datasets.disable_progress_bars()
     transformers.logging.set_verbosity_error()
+    torch.set_num_threads(1)  # with so little to compute, more threads only wait for one another
 
 
 def prepare(paths: Paths) -> None:
@@ -173,7 +174,7 @@ def _write_data(paths: Paths, seed: int) -> list[Row]:
 
 
 def _play(paths: Paths, seed: int) -> tuple[int, RunHistory]:
-    """Play the game; return the tokens trained on, and its books."""
+    """Play the game; return the tokens trained on, and its history."""
     trainer = play_game(paths.yaml, [f"variables.folder={paths.folder}", f"seed={seed}"])
     trainer.close()
     return int(trainer.state.timestamp.token), read_history(paths.game / "self-play")
@@ -196,14 +197,16 @@ def _continue_sft(paths: Paths, seed: int, steps: list[int]) -> list[SftResult]:
                 paths.data("train"),
                 paths.data("heldout"),
                 paths.sft_baseline(iteration),
-                duration=f"{count}ba",
-                batch_size=2 * config.global_train_batch_size,
-                microbatch_size=2 * config.device_train_microbatch_size,
-                optimizer={key: config.optimizer[key] for key in ("lr", "betas", "weight_decay")},
-                t_warmup=config.scheduler.t_warmup,
-                gradient_clipping=config.algorithms.gradient_clipping.clipping_threshold,
-                max_seq_len=config.max_seq_len,
-                seed=seed + iteration,
+                SftRecipe(
+                    duration=f"{count}ba",
+                    batch_size=2 * config.global_train_batch_size,
+                    microbatch_size=2 * config.device_train_microbatch_size,
+                    optimizer={key: config.optimizer[key] for key in _OPTIMIZER},
+                    t_warmup=config.scheduler.t_warmup,
+                    gradient_clipping=config.algorithms.gradient_clipping.clipping_threshold,
+                    max_seq_len=config.max_seq_len,
+                    seed=seed + iteration,
+                ),
             )
         )
     return results

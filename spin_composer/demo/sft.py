@@ -14,6 +14,28 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 
+@dataclass(frozen=True, kw_only=True)
+class SftRecipe:
+    """The settings of an SFT run."""
+
+    duration: str
+    """Composer's: ``3ep`` or ``100ba``."""
+    batch_size: int
+    """Rows per optimizer step."""
+    microbatch_size: int
+    """Rows per forward pass: few where they are long, for the processor's caches."""
+    optimizer: Config
+    """Arguments of Composer's DecoupledAdamW: lr, betas, ..."""
+    t_warmup: str
+    """Of the learning rate, as Composer's: ``0.1dur``."""
+    gradient_clipping: float
+    """Norm that gradients are clipped to."""
+    max_seq_len: int
+    """Longest sequence, in tokens."""
+    seed: int
+    """Of the run."""
+
+
 @dataclass(frozen=True)
 class SftResult:
     """The result of an SFT run."""
@@ -32,15 +54,7 @@ def sft(
     train_rows: Path,
     held_out_rows: Path,
     folder: Path,
-    *,
-    duration: str,
-    batch_size: int,
-    microbatch_size: int,
-    optimizer: Config,
-    t_warmup: str,
-    gradient_clipping: float,
-    max_seq_len: int,
-    seed: int,
+    recipe: SftRecipe,
     progress_bar: bool = False,
 ) -> SftResult:
     """Fine-tune a model on rows, and save it; the learning rate decays to 0.
@@ -50,14 +64,7 @@ def sft(
         train_rows: jsonl of prompt and response.
         held_out_rows: The same, for the held-out NLL.
         folder: Where the trained model goes.
-        duration: Composer's: ``3ep`` or ``100ba``.
-        batch_size: Rows per optimizer step.
-        microbatch_size: Rows per forward pass: few where they are long, for the processor's caches.
-        optimizer: Arguments of Composer's DecoupledAdamW: lr, betas, ...
-        t_warmup: Of the learning rate, as Composer's: ``0.1dur``.
-        gradient_clipping: Norm that gradients are clipped to.
-        max_seq_len: Longest sequence.
-        seed: Of the run.
+        recipe: The settings of the training.
         progress_bar: Show one.
     """
     from composer import Trainer
@@ -70,22 +77,22 @@ def sft(
 
     tokenizer = AutoTokenizer.from_pretrained(model)
     policy = HFSpinLM(tokenizer, str(model), use_train_metrics=False)
-    held_out = {"hf_name": str(held_out_rows), "split": "train", "max_seq_len": max_seq_len}
+    held_out = {"hf_name": str(held_out_rows), "split": "train", "max_seq_len": recipe.max_seq_len}
     trainer = Trainer(
         model=policy,
-        train_dataloader=_train_loader(tokenizer, train_rows, batch_size, max_seq_len),
+        train_dataloader=_train_loader(tokenizer, train_rows, recipe),
         eval_dataloader=build_spin_evaluator(
-            tokenizer, microbatch_size, dataset=held_out, pin_memory=False
+            tokenizer, recipe.microbatch_size, dataset=held_out, pin_memory=False
         ),
-        optimizers=DecoupledAdamW(policy.parameters(), **optimizer),
-        schedulers=LinearWithWarmupScheduler(t_warmup=t_warmup),
-        algorithms=[GradientClipping("norm", gradient_clipping)],
-        max_duration=duration,
-        eval_interval=duration,
-        device_train_microbatch_size=microbatch_size,
+        optimizers=DecoupledAdamW(policy.parameters(), **recipe.optimizer),
+        schedulers=LinearWithWarmupScheduler(t_warmup=recipe.t_warmup),
+        algorithms=[GradientClipping("norm", recipe.gradient_clipping)],
+        max_duration=recipe.duration,
+        eval_interval=recipe.duration,
+        device_train_microbatch_size=recipe.microbatch_size,
         accumulate_train_batch_on_tokens=True,
         precision="fp32",
-        seed=seed,
+        seed=recipe.seed,
         run_name=f"sft-{folder.name}",
         progress_bar=progress_bar,
     )
@@ -98,9 +105,7 @@ def sft(
     return SftResult(folder, float(nll), int(time.batch), int(time.token))
 
 
-def _train_loader(
-    tokenizer: PreTrainedTokenizerBase, rows: Path, batch_size: int, max_seq_len: int
-) -> DataSpec:
+def _train_loader(tokenizer: PreTrainedTokenizerBase, rows: Path, recipe: SftRecipe) -> DataSpec:
     """Return shuffled SFT batches, tokenized like SPIN's rows."""
     from composer.utils import dist
     from torch.utils.data import DataLoader
@@ -110,12 +115,12 @@ def _train_loader(
     from spin_composer.data.tokenization import build_examples
     from spin_composer.settings.dataset import read_config
 
-    dataset = {"hf_name": str(rows), "split": "train", "max_seq_len": max_seq_len}
+    dataset = {"hf_name": str(rows), "split": "train", "max_seq_len": recipe.max_seq_len}
     config = read_config(dataset, "train_loader.dataset")
     examples = HeldOutRows(build_examples(read_rows(config), tokenizer, config))
     loader = DataLoader(
         examples,
-        batch_size=batch_size,
+        batch_size=recipe.batch_size,
         sampler=dist.get_sampler(examples, shuffle=True, drop_last=True),
         drop_last=True,
         collate_fn=held_out_collator(tokenizer),

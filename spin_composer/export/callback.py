@@ -7,7 +7,7 @@ import logging
 import tempfile
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any, cast
 
 import torch
 from composer.core import Callback, Event, State, Time
@@ -31,6 +31,9 @@ from spin_composer.export.state import adapter_state, plain_state
 from spin_composer.fsdp import unwrap
 from spin_composer.model.adapters import unsupported_adapters
 from spin_composer.model.unwrap import composer_model, inner_model, plain_class
+
+if TYPE_CHECKING:
+    from peft import PeftModel
 
 log = logging.getLogger(__name__)
 
@@ -160,8 +163,7 @@ class HuggingFaceExporter(Callback):
     def _save(self, model: HuggingFaceModel, tensors: dict[str, Tensor], folder: Path) -> None:
         inner = inner_model(model.model)
         if self._writes_adapters(model):
-            adapted: Any = unwrap(model.model)
-            save_adapters(adapted, tensors, folder)
+            save_adapters(cast("PeftModel", unwrap(model.model)), tensors, folder)
         else:
             config = self.exported_config(inner.config)
             generation = copy.deepcopy(inner.generation_config)
@@ -170,7 +172,7 @@ class HuggingFaceExporter(Callback):
         tokenizer.save_pretrained(folder)
 
 
-def _check(model: Any, merges_adapters: bool) -> None:
+def _check(model: object, merges_adapters: bool) -> None:
     """Reject what transformers' Auto classes would not load as it is here."""
     if not isinstance(model, HuggingFaceModel) or model.tokenizer is None:
         raise InputError(

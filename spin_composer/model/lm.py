@@ -139,7 +139,9 @@ class SpinLM(HuggingFaceModel):
         )
         return losses.mean()
 
-    def eval_forward(self, batch: Batch, outputs: Mapping[str, Tensor] | None = None) -> Any:
+    def eval_forward(
+        self, batch: Batch, outputs: Mapping[str, Tensor] | None = None
+    ) -> Tensor | Mapping[str, Tensor]:
         """Return the outputs of a pair batch; the parent's evaluation of any other."""
         if not is_pair_batch(batch):
             return super().eval_forward(batch, outputs)

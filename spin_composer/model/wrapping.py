@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -38,7 +38,7 @@ def prepare_for_fsdp(model: PreTrainedModel | PeftModel) -> None:
     blocks = block_classes(inner_model(model))
     for layer in _tied(inner_model(model)):
         if hasattr(layer, "_fsdp_wrap"):  # MPT asks for it whether they are tied or not
-            layer._fsdp_wrap = False
+            layer._fsdp_wrap = False  # type: ignore[assignment, union-attr]
     for name, module in model.named_modules():
         if _is_adapter(model, name, module):
             module.__dict__[_ALONE] = True  # of the module itself, so that a copy keeps it
@@ -52,7 +52,7 @@ def prepare_for_fsdp(model: PreTrainedModel | PeftModel) -> None:
     given: Any = model
     given.fsdp_wrap_fn = is_wrapped
     given.activation_checkpointing_fn = is_block
-    given.param_init_fn = _initializer(model)
+    given.param_init_fn = _initializer(inner_model(model))
 
 
 def block_classes(model: PreTrainedModel) -> tuple[type[nn.Module], ...]:
@@ -76,7 +76,7 @@ def block_classes(model: PreTrainedModel) -> tuple[type[nn.Module], ...]:
     return blocks
 
 
-def _tied(model: Any) -> list[Any]:
+def _tied(model: PreTrainedModel) -> list[nn.Module | None]:
     """Return embedding and output layer if they are one tensor, which must stay in one unit."""
     layers = [model.get_input_embeddings(), model.get_output_embeddings()]
     tied = getattr(model.config, "tie_word_embeddings", False)
@@ -84,18 +84,19 @@ def _tied(model: Any) -> list[Any]:
     return layers if tied or (weights[0] is not None and weights[0] is weights[1]) else []
 
 
-def _is_adapter(model: Any, name: str, module: nn.Module) -> bool:
+def _is_adapter(model: PreTrainedModel | PeftModel, name: str, module: nn.Module) -> bool:
     """Return whether a module holds adapters' weights: FSDP1 does not mix them with frozen ones."""
     if not getattr(model, "peft_config", None):
         return False
+    adapted = cast("PeftModel", model)
     name = name.lower()
-    kinds = {str(getattr(c.peft_type, "value", c.peft_type)) for c in model.peft_config.values()}
-    active = any(adapter.lower() in name for adapter in model.active_adapters)
+    kinds = {str(getattr(c.peft_type, "value", c.peft_type)) for c in adapted.peft_config.values()}
+    active = any(adapter.lower() in name for adapter in adapted.active_adapters)
     holds = any(True for _ in module.parameters()) or any(True for _ in module.buffers())
     return holds and active and any(kind.lower() in name for kind in kinds)
 
 
-def _initializer(model: Any) -> Callable[[nn.Module], None]:
+def _initializer(model: PreTrainedModel) -> Callable[[nn.Module], None]:
     """Return a function that initializes a module's own parameters as the model does.
 
     FSDP calls it for modules whose parameters were on meta and have storage now, but no values.
@@ -105,7 +106,7 @@ def _initializer(model: Any) -> Callable[[nn.Module], None]:
     def initialize(module: nn.Module) -> None:
         own = dict(module.named_parameters(recurse=False))
         for parameter in own.values():
-            parameter.fill_(float("nan"))  # what is still NaN afterward nobody has initialized
+            parameter.fill_(float("nan"))  # what is NaN afterward was not initialized
         model._init_weights(module)
         for name, parameter in own.items():
             if _has_nan(parameter):

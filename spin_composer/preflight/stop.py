@@ -5,13 +5,14 @@ from __future__ import annotations
 import logging
 import math
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 from torch import Tensor
 
 from spin_composer.data.examples import Example, ExampleDataset
 from spin_composer.data.pairs import Pair, PairBatch, collate_pairs
+from spin_composer.data.text_tokenizer import text_tokenizer
 from spin_composer.errors import InputError
 
 if TYPE_CHECKING:
@@ -112,7 +113,7 @@ def _message(
     other: int,
     scores: np.ndarray,
 ) -> str:
-    names: Any = tokenizer
+    names = text_tokenizer(tokenizer)
     stop, found = map(repr, names.convert_ids_to_tokens([examples.stop_token_id, other]))
     probabilities = [f"{math.exp(value):.2g}" for value in np.median(scores, axis=0)]
     remedy = f"Set train_loader.dataset.stop_token: {found}."

@@ -236,5 +236,6 @@ def _rendered(tokenizer: PreTrainedTokenizerBase) -> list[str]:
     return texts
 
 
-def _pieces(tokenizer: Any, ids: list[int]) -> str:
-    return format_value(tokenizer.convert_ids_to_tokens(ids[:12]), 200)
+def _pieces(tokenizer: PreTrainedTokenizerBase, ids: list[int]) -> str:
+    pieces = tokenizer.convert_ids_to_tokens(ids[:12])  # pyright: ignore
+    return format_value(pieces, 200)

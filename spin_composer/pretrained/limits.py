@@ -68,7 +68,7 @@ def _positions(config: PretrainedConfig) -> int | None:
     found = (getattr(config, name, None) for name in _POSITIONS)
     positions = next((n for n in found if isinstance(n, int) and n > 0), None)
     scaling = _scaling(config)
-    if positions is None or not isinstance(scaling, Mapping):
+    if positions is None or scaling is None:
         return positions
     kind = scaling.get("rope_type", scaling.get("type", "default"))
     if kind in _ALREADY_SCALED:
@@ -80,7 +80,7 @@ def _positions(config: PretrainedConfig) -> int | None:
 def _rescaled_past(config: PretrainedConfig, positions: int | None) -> int | None:
     """Return from which length of a row on a whole batch has other frequencies, None if never."""
     scaling = _scaling(config)
-    if not isinstance(scaling, Mapping):
+    if scaling is None:
         return None
     kind = scaling.get("rope_type", scaling.get("type", "default"))
     if kind == "dynamic":
@@ -91,13 +91,16 @@ def _rescaled_past(config: PretrainedConfig, positions: int | None) -> int | Non
     return before or getattr(config, "original_max_position_embeddings", None) or positions
 
 
-def _scaling(config: PretrainedConfig) -> Any:
-    """Return the scaling of a config's rotary embedding.
+def _scaling(config: PretrainedConfig) -> Mapping[str, Any] | None:
+    """Return the scaling of a config's rotary embedding, None if it has none.
 
-    If kinds of layers differ (Gemma 3 in transformers 5), that of full attention.
+    If layers of different types have different ones (Gemma 3 in transformers 5), that of full
+    attention.
     """
     scaling = getattr(config, "rope_parameters", None) or getattr(config, "rope_scaling", None)
-    return scaling.get("full_attention", scaling) if isinstance(scaling, Mapping) else scaling
+    if isinstance(scaling, Mapping):
+        scaling = scaling.get("full_attention", scaling)
+    return scaling if isinstance(scaling, Mapping) else None
 
 
 def read_limits(model: Config) -> ModelLimits:

@@ -211,8 +211,8 @@ def _owner(lock: Path) -> tuple[str, bool]:
     except (ValueError, KeyError, TypeError):
         return f"{lock} is unreadable", False
     if age < _LIVE_SECONDS:
-        return f"{who}, heard {age:.0f} s ago", True
-    return f"{who}, died or is cut off: not heard for {age:.0f} s", False
+        return f"{who}, last heartbeat {age:.0f} s ago", True
+    return f"{who}, died or is cut off: no heartbeat for {age:.0f} s", False
 
 
 def _checkpoints(outline: RunOutline) -> tuple[str | None, tuple[int, int] | None, list[str]]:

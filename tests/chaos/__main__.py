@@ -4,7 +4,7 @@
 
 A run is killed by SIGKILL at named moments (in generation, while a checkpoint is written, ...) and
 at random ones, all drawn from the printed seed, and started again until it exits 0. Then its
-weights, its optimizer, its store, its losses and its books must be, bit for bit, those of the run
+weights, its optimizer, its store, its losses and its history must be, bit for bit, those of the run
 that was not killed; no training may be lost but what follows the last save, and no generation but
 a unit per kill and rank.
 

@@ -12,7 +12,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from spin_composer.demo.base import ModelSize, SFTConfig, make_base
 from spin_composer.demo.run import Paths, prepare
-from spin_composer.demo.sft import SftResult, sft
+from spin_composer.demo.sft import SftRecipe, SftResult, sft
 from spin_composer.demo.world import make_world, write_rows
 
 SIZE = ModelSize(vocab_size=400, width=32, layers=1, heads=2)
@@ -56,14 +56,16 @@ def test_microbatches_do_not_change_what_sft_learns(world: Paths, base: SftResul
             world.data("train"),
             world.data("heldout"),
             tmp_path / str(size),
-            duration="3ba",
-            batch_size=16,
-            microbatch_size=size,
-            optimizer={"lr": 1e-3, "betas": (0.9, 0.98), "weight_decay": 0.0},
-            t_warmup="0ba",
-            gradient_clipping=1.0,
-            max_seq_len=SIZE.max_seq_len,
-            seed=3,
+            SftRecipe(
+                duration="3ba",
+                batch_size=16,
+                microbatch_size=size,
+                optimizer={"lr": 1e-3, "betas": (0.9, 0.98), "weight_decay": 0.0},
+                t_warmup="0ba",
+                gradient_clipping=1.0,
+                max_seq_len=SIZE.max_seq_len,
+                seed=3,
+            ),
         )
         for size in (16, 5)
     ]
@@ -92,8 +94,8 @@ def test_the_game_of_the_yaml_is_played_and_exported_without_llm_foundry(
         capture_output=True, text=True, check=False,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr[-3000:]
-    books = json.loads((world.game / "self-play/iterations.json").read_text())
-    assert "eval/eval/LanguageCrossEntropy" in books["baseline"]
-    assert len(books["iterations"]) == 2
+    history = json.loads((world.game / "self-play/iterations.json").read_text())
+    assert "eval/eval/LanguageCrossEntropy" in history["baseline"]
+    assert len(history["iterations"]) == 2
     assert sorted(path.name for path in world.export(0).parent.iterdir()) == ["iter0", "iter1"]
     AutoModelForCausalLM.from_pretrained(world.export(1))

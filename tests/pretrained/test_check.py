@@ -12,7 +12,7 @@ import pytest
 import transformers
 from fixtures import models, tokenizers
 from fixtures.runs import tiny_trainer, write_rows
-from fixtures.yaml_run import books, save_model, tiny_config, write_config
+from fixtures.yaml_run import iteration_records, save_model, tiny_config, write_config
 from typer.testing import CliRunner
 
 from spin_composer import HFSpinLM, build_spin_dataloader
@@ -245,7 +245,7 @@ def test_a_run_without_an_eval_loader_trains_without_a_held_out_metric(tmp_path)
     config = tiny_config(tmp_path, max_duration="1iter")
     del config["eval_loader"]
     assert main([str(write_config(config, tmp_path / "run.yaml"))]) == 0
-    (record,) = books(tmp_path)
+    (record,) = iteration_records(tmp_path)
     assert record["batches"] == 12
     assert not [name for name in record if name.startswith("eval/")]
     printed = CliRunner().invoke(app, ["report", str(tmp_path / "self-play")])

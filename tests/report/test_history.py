@@ -50,8 +50,8 @@ CONTENT = {
 }
 
 
-def write(folder: Path, books: object) -> Path:
-    (folder / "iterations.json").write_text(json.dumps(books))
+def write(folder: Path, history: object) -> Path:
+    (folder / "iterations.json").write_text(json.dumps(history))
     return folder
 
 
@@ -92,7 +92,7 @@ def test_every_evaluation_loader_has_its_column(tmp_path: Path):
     assert titles == ["chat NLL", "math NLL"]
 
 
-def test_books_are_read_from_the_store_or_the_file(tmp_path: Path):
+def test_the_history_is_read_from_the_store_or_the_file(tmp_path: Path):
     write(tmp_path, CONTENT)
     assert read_history(tmp_path).baseline == read_history(tmp_path / "iterations.json").baseline
 
@@ -100,13 +100,13 @@ def test_books_are_read_from_the_store_or_the_file(tmp_path: Path):
 @pytest.mark.parametrize(
     "text", ["{", "[]", '{"baseline": {}}', '{"baseline": 1, "iterations": []}']
 )
-def test_damaged_books_are_an_error_that_names_the_file(tmp_path: Path, text: str):
+def test_a_damaged_history_is_an_error_that_names_the_file(tmp_path: Path, text: str):
     (tmp_path / "iterations.json").write_text(text)
     with pytest.raises(StoreError, match=r"iterations\.json is damaged"):
         read_history(tmp_path)
 
 
-def test_missing_books_are_an_error_that_names_the_setting(tmp_path: Path):
+def test_a_missing_history_is_an_error_that_names_the_setting(tmp_path: Path):
     with pytest.raises(StoreError, match=r"algorithms\.spin\.store"):
         read_history(tmp_path / "elsewhere")
 
@@ -117,12 +117,12 @@ def test_curves_are_a_png(tmp_path: Path):
     assert picture.read_bytes().startswith(b"\x89PNG")
 
 
-def test_books_are_read_as_they_are_written(tmp_path: Path):
-    books = RunHistory(
+def test_the_history_is_read_as_it_is_written(tmp_path: Path):
+    history = RunHistory(
         {"eval/x": 1.5}, [{ITERATION: 0, BATCHES: 3, "loss/train/total": 0.5}], "by hand"
     )
-    (tmp_path / "iterations.json").write_text(books.as_json())
-    assert read_history(tmp_path) == books
+    (tmp_path / "iterations.json").write_text(history.as_json())
+    assert read_history(tmp_path) == history
 
 
 def test_the_figures_that_reports_show_are_those_that_are_logged() -> None:

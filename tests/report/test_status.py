@@ -47,8 +47,8 @@ class Run:
 
     def close(self, *iterations: int) -> None:
         records = [{"iteration": i} for i in iterations]
-        books = {"baseline": {}, "iterations": records}
-        (self.store / "iterations.json").write_text(json.dumps(books))
+        history = {"baseline": {}, "iterations": records}
+        (self.store / "iterations.json").write_text(json.dumps(history))
 
     def save(self, epoch: int, batch: int, cut: bool = False) -> None:
         path = self.folder / f"checkpoints/ep{epoch}-ba{batch}-rank0.pt"

@@ -8,7 +8,7 @@ from typing import Any
 from unittest.mock import ANY
 
 import pytest
-from fixtures.yaml_run import books, tiny_config, write_config
+from fixtures.yaml_run import iteration_records, tiny_config, write_config
 
 from spin_composer.errors import InputError
 from spin_composer.foundry.plugin import transform
@@ -115,7 +115,7 @@ def test_a_run_measures_held_out_rows_beside_llm_foundrys_loader(tmp_path: Path)
     mine = {**copy.deepcopy(finetuning), "name": "spin", "label": "mine"}
     cfg["eval_loaders"] = [mine, {**finetuning, "label": "theirs"}]
     trainer = train(write_config(cfg, tmp_path / "run.yaml"))
-    (record,) = books(tmp_path)
+    (record,) = iteration_records(tmp_path)
     nll = record["eval/eval/mine/LanguageCrossEntropy"]
     assert nll == pytest.approx(record["eval/eval/theirs/LanguageCrossEntropy"], abs=1e-5)
     rows = trainer.state.evaluators[0].dataloader.dataloader.dataset

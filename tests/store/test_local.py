@@ -156,7 +156,7 @@ def test_a_unit_committed_by_another_process_stays(store: LocalStore) -> None:
 def test_a_file_is_replaced_whole_or_not_at_all(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    path = tmp_path / "books.json"
+    path = tmp_path / "history.json"
     write_atomically(path, "first")
     monkeypatch.setattr(os, "replace", lambda *_: (_ for _ in ()).throw(OSError("disk full")))
     with pytest.raises(OSError, match="disk full"):

@@ -28,15 +28,15 @@ class ShelfStore(LocalStore):
 
 @pytest.fixture
 def shelf(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A shelf with an iteration of five units, of which one is there, and with books."""
+    """A shelf with an iteration of five units, of which one is there, and with a history."""
     monkeypatch.setitem(STORES, "shelf", f"{__name__}:ShelfStore")
     folder = tmp_path / "shelf"
     unit = folder / "iter-000/units/unit-00000"
     unit.mkdir(parents=True)
     (unit / "unit.json").write_text(json.dumps({"pairs": 5, "files": {}}))
     (folder / "iter-000/manifest.json").write_text(json.dumps({"num_units": 5}))
-    books = {"baseline": {}, "iterations": [{"iteration": 0, "loss/train/total": 0.625}]}
-    (folder / "iterations.json").write_text(json.dumps(books))
+    history = {"baseline": {}, "iterations": [{"iteration": 0, "loss/train/total": 0.625}]}
+    (folder / "iterations.json").write_text(json.dumps(history))
     return folder
 
 
@@ -55,7 +55,7 @@ def test_status_reads_a_registered_store_by_the_yamls_url(shelf: Path, tmp_path:
     assert "1 of 5" in done.stdout
 
 
-def test_missing_books_are_named_by_their_url(shelf: Path) -> None:
+def test_a_missing_history_is_named_by_its_url(shelf: Path) -> None:
     (shelf / "iterations.json").unlink()
     done = CliRunner().invoke(app, ["report", f"shelf://{shelf}"])
     assert f"shelf://{shelf}/iterations.json does not exist" in str(done.exception)

@@ -334,7 +334,7 @@ def test_a_disk_that_cannot_hold_the_units_is_said_before_they_are_fetched(b, mo
 # --- what people read ---------------------------------------------------------------------------
 
 
-def test_books_are_published(a, s3):
+def test_the_history_is_published(a, s3):
     (a.root / "iterations.json").write_text("{}")
     a.publish("iterations.json")
     a.publish("absent.json")

@@ -12,13 +12,12 @@ import sys
 from collections.abc import Callable, Mapping
 from importlib.util import find_spec
 from itertools import pairwise
-from typing import Any
 
 import torch
 import transformers
 from composer.utils import dist
 from torch import Tensor, nn
-from transformers import PreTrainedModel
+from transformers import PretrainedConfig, PreTrainedModel
 
 from spin_composer.data.pairs import Ids, Pair, PairBatch, collate_pairs
 from spin_composer.errors import InputError
@@ -98,7 +97,7 @@ def unsupported_reason(model: PreTrainedModel, longest: int) -> str | None:
         model: Of :func:`inner_model`.
         longest: Tokens of the longest sequence that the run can make.
     """
-    config: Any = model.config.get_text_config()
+    config: PretrainedConfig = model.config.get_text_config()
     name = plain_class(model).__name__
     source = sys.modules[plain_class(model).__module__]
     if not hasattr(source, "ALL_ATTENTION_FUNCTIONS"):
@@ -123,7 +122,7 @@ def unsupported_reason(model: PreTrainedModel, longest: int) -> str | None:
 
 def window_of(model: PreTrainedModel, longest: int) -> int | None:
     """Return the smallest window of a model's attention that hides something, None if none does."""
-    config: Any = model.config.get_text_config()
+    config: PretrainedConfig = model.config.get_text_config()
     window = getattr(config, "sliding_window", None)
     kinds = getattr(config, "layer_types", None)
     if kinds is not None and "sliding_attention" not in kinds:
@@ -133,7 +132,9 @@ def window_of(model: PreTrainedModel, longest: int) -> int | None:
     return window if window and window < longest else None
 
 
-def probe_pairs(config: Any, window: int | None, tokens: Ids, longest: int) -> list[Pair]:
+def probe_pairs(
+    config: PretrainedConfig, window: int | None, tokens: Ids, longest: int
+) -> list[Pair]:
     """Return two pairs to try a layout with: a short one, and one past the window if there is one.
 
     Args:

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 from fixtures.runs import NUM_ROWS, tiny_trainer
 from fixtures.served import COMMAND, Served, served, settings
-from fixtures.yaml_run import books, launch, save_model, tiny_config, write_config
+from fixtures.yaml_run import iteration_records, launch, save_model, tiny_config, write_config
 
 from spin_composer.engines.server import lifecycle
 from spin_composer.engines.server.lifecycle import Export
@@ -93,7 +93,7 @@ def test_two_sharded_ranks_play_in_rounds_what_one_rank_plays(tmp_path: Path) ->
         path = write_config(config, folder / "run.yaml")
         done = launch("python", "-m", "spin_composer.train", str(path), ranks=ranks)
         assert done.returncode == 0, done.stderr[-3000:]
-        for record in books(folder):
+        for record in iteration_records(folder):
             assert record["spin/pairs"] > 0
         logs = [folder / f"self-play/iter-00{k}/server.log" for k in (0, 1)]
         assert all(log.read_text().count("listening at") == 1 for log in logs)
