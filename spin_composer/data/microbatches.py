@@ -1,7 +1,7 @@
-"""Microbatches of at most so many tokens: which pairs of a batch are computed together.
+"""Microbatches limited by tokens: which pairs of a batch are computed together.
 
-Pairs are dealt by length, the longest first. Composer loops over each rank's own microbatches, and
-a sharded model makes collectives in each, so all ranks make as many as the one that needs most.
+Pairs are assigned by length, the longest first. Composer loops over each rank's own microbatches,
+and a sharded model runs collectives in each, so all ranks use the largest number that any needs.
 """
 
 from __future__ import annotations
@@ -31,30 +31,30 @@ class PairSize(NamedTuple):
 
 @dataclass(frozen=True)
 class TokenBudget:
-    """What a microbatch may hold on one device.
+    """Limit of a microbatch on one device.
 
     Args:
-        tokens: The positions that a model computes at most, padding included; a pair that has more
-            is a microbatch alone.
-        layout: How pairs are laid out, not ``auto``.
+        tokens: Most positions of a forward pass, padding included; a pair that exceeds it is a
+            microbatch by itself.
+        layout: The layout of pairs, not ``auto``.
     """
 
     tokens: int
     layout: LayoutName
 
     def cost(self, sizes: Sequence[PairSize]) -> int:
-        """Return the positions that pairs take together."""
+        """Return the number of positions of a microbatch of these pairs."""
         if self.layout == "padded":
             return 2 * len(sizes) * max(size.longest for size in sizes)
         prompts = 1 if self.layout == "shared" else 2
         return sum(prompts * size.prompt + size.real + size.generated for size in sizes)
 
     def deal(self, sizes: Sequence[PairSize], share: float = 1.0) -> list[list[int]]:
-        """Return the pairs of each microbatch.
+        """Return the indices of the pairs of each microbatch.
 
         Args:
-            sizes: Of all pairs of a rank's batch.
-            share: Of the budget; Composer's ``auto`` halves it when memory runs out.
+            sizes: Those of all pairs of a rank's batch.
+            share: Fraction of the budget to use; Composer's ``auto`` halves it when out of memory.
         """
         limit = self.tokens * share
         groups: list[list[int]] = []
@@ -67,7 +67,7 @@ class TokenBudget:
         return groups
 
     def split(self, groups: list[list[int]], sizes: Sequence[PairSize], count: int) -> None:
-        """Halve the largest microbatches until there are ``count``, or one for each pair."""
+        """Halve the largest microbatches, in place, until there are ``count`` or one per pair."""
         while len(groups) < min(count, len(sizes)):
             several = [group for group in groups if len(group) > 1]
             largest = max(several, key=lambda group: self.cost([sizes[i] for i in group]))
@@ -77,7 +77,7 @@ class TokenBudget:
 
 
 def largest_of_ranks(count: int, device: torch.device) -> int:
-    """Return the largest count of all ranks; a collective."""
+    """Return the largest count over all ranks; a collective."""
     found = torch.tensor([count], device=device)
     dist.all_reduce(found, reduce_operation="MAX")
     return int(found)

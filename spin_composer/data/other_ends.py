@@ -1,4 +1,4 @@
-"""Other tokens than the stop token that may end an answer: named, and asked of the policy."""
+"""Tokens other than the stop token that may end an answer: for messages, and to test a policy."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 _PROBE = "spin probe"
-# Llama 3.1's, Llama 4's, Harmony's and ChatML's ends of turns and of calls.
+# Ends of turns and of calls of Llama 3.1, Llama 4, Harmony and ChatML.
 _ENDS_A_TURN = re.compile(r"<\|(call|return|eom|eom_id|eot|eot_id|im_end|end_of_turn)\|>")
 _GENERATION_CONFIG = "generation_config.json"
 _CALL = {"name": "spin_probe", "arguments": {}}
@@ -35,13 +35,13 @@ def other_stop_tokens(
 ) -> list[str]:
     """Return the tokens of the chat template, besides the stop token, that may end an answer.
 
-    They are those that end its calls of tools, those that the model's generation config stops at
-    (where the tokenizer's folder or Hugging Face's cache has it), and those named as others' are.
-    Headers of the assistant's own turn are none, nor are ends of documents (EOS), which a template
+    They are those that end its tool calls, those that the model's generation config stops at (if it
+    is in the tokenizer's folder or Hugging Face's cache), and those with the usual names. Tokens of
+    the assistant's header are not among them, nor is EOS as the end of a document, which a template
     never writes.
 
     Args:
-        tokenizer: The model's.
+        tokenizer: The model's tokenizer.
         rule: How the answers of the data set end.
         date_string: For the template.
     """
@@ -66,13 +66,13 @@ def alternative_stop_ids(
     kind: Kind,
     date_string: str | None = None,
 ) -> list[int]:
-    """Return the tokens that a model may write in the stop token's place, the likeliest first.
+    """Return the tokens that a model may write in place of the stop token, the likeliest first.
 
-    That which begins what follows an answer before the next question; for plain rows, the stop
-    token that the chat template would have; EOS, also that of the model's generation config.
+    They are the first token between an answer and the next question; for plain rows, the stop token
+    of the chat template; and EOS, also that of the model's generation config.
 
     Args:
-        tokenizer: The model's.
+        tokenizer: The model's tokenizer.
         rule: How the answers of the data set end.
         kind: plain or chat.
         date_string: For the template.
@@ -95,7 +95,7 @@ def alternative_stop_ids(
 
 
 def _rendered(renderer: Renderer, role: str) -> str:
-    """Return what the template writes of a turn of a role; empty if it refuses it."""
+    """Return the rendering of one turn of a role; empty if the template refuses it."""
     turns = [{"role": role, "content": _PROBE}]
     try:
         return renderer.text(turns)
@@ -104,7 +104,7 @@ def _rendered(renderer: Renderer, role: str) -> str:
 
 
 def _end_of_call(renderer: Renderer, added: Sequence[str]) -> str | None:
-    """Return the token with which the template ends a call of a tool."""
+    """Return the token that ends a tool call in the template, None if it writes none."""
     for arguments in ({}, "{}"):
         function = {**_CALL, "arguments": arguments}
         call = {"type": "function", "id": "spinprobe", "function": function}
@@ -114,7 +114,7 @@ def _end_of_call(renderer: Renderer, added: Sequence[str]) -> str | None:
         ]
         try:
             text = renderer.text(turns, {"tools": [{"type": "function", "function": _TOOL}]})
-        except TemplateFailure:  # it knows no calls, or wants arguments in the other spelling
+        except TemplateFailure:  # it does not support calls, or needs arguments in the other form
             continue
         if _CALL["name"] not in text:
             return None  # it writes no calls
@@ -125,7 +125,7 @@ def _end_of_call(renderer: Renderer, added: Sequence[str]) -> str | None:
 
 
 def _generation_ends(name: object) -> set[int]:
-    """Return the ids of the generation config's EOS, as far as it is at hand."""
+    """Return the EOS ids of the model's generation config; empty if it is not on this machine."""
     if not name:
         return set()
     path: object = Path(str(name)) / _GENERATION_CONFIG
@@ -137,6 +137,6 @@ def _generation_ends(name: object) -> set[int]:
         if not isinstance(path, (str, Path)):
             return set()
         said = json.loads(Path(path).read_text(encoding="utf-8")).get("eos_token_id")
-    except (OSError, ValueError):  # a name of no repository; transformers, too, goes on without
+    except (OSError, ValueError):  # not a repository's name; transformers ignores that as well
         return set()
     return {i for i in (said if isinstance(said, list) else [said]) if isinstance(i, int)}

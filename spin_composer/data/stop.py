@@ -1,9 +1,9 @@
 """The stop token, which ends every response, real or generated.
 
-For chat it is the first mark, a special or added token, that the chat template puts after the
-assistant's content: after the last answer; else, where another question follows, the mark that
-begins it, as a model tuned on whole conversations writes it (GLM-4's ``<|user|>``). For plain
-rows, and for a template without any such mark, it is EOS. ``stop_token`` says otherwise.
+For chat it is the first mark, a special or added token, that the chat template writes after the
+last answer. If it writes none there, it is the mark that begins the next question, as a model tuned
+on whole conversations writes it (GLM-4's ``<|user|>``). For plain rows, and for a template without
+any such mark, it is EOS. The setting ``stop_token`` overrides all of this.
 """
 
 from __future__ import annotations
@@ -22,8 +22,8 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 ONE_STOP_TOKEN = (
-    "SPIN has one stop token per data set: if such turns end with another one, as calls of tools "
-    "do in some templates, drop them with on_bad_row: skip; else correct the chat template, or set "
+    "SPIN has one stop token per data set: if such turns end with another one, as tool calls do in "
+    "some templates, drop them with on_bad_row: skip; else correct the chat template, or set "
     "train_loader.dataset.stop_token."
 )
 """The remedy for a response without the stop token."""
@@ -35,9 +35,9 @@ class StopRule:
 
     Args:
         token_id: The stop token.
-        per_response: How often the rendered response holds it; 0 if it is to be appended.
-        suffix: What is to be written after a rendered row, for its end to be like that of a row
-            that goes on: up to the stop token, which begins the next turn.
+        per_response: How often the rendered response contains it; 0 if it is to be appended.
+        suffix: Text to append to a rendered row, so that it ends as if another turn followed: up to
+            the stop token, which begins that turn.
     """
 
     token_id: int
@@ -68,10 +68,10 @@ def stop_rule(
         tokenizer: The model's tokenizer.
         kind: plain or chat.
         date_string: For the template.
-        legacy: A closing tag may be one, as it was before.
-        stop_token: The setting: take this token and no other.
-        next_turn: The mark that begins the next turn may be one. It is none for llm-foundry's
-            models, whose last response it ends with EOS, and was none in earlier versions.
+        legacy: Allow a closing tag, as early versions did.
+        stop_token: The setting: use this token and no other.
+        next_turn: Allow the mark that begins the next turn. Not for models tuned by llm-foundry,
+            which ends the last response with EOS, nor for runs of earlier versions.
 
     Raises:
         InputError: The tokenizer has neither an end-of-turn token nor EOS, or not that token.
@@ -101,11 +101,11 @@ def stop_rule(
 def _next_turn_rule(
     tokenizer: PreTrainedTokenizerBase, ends: TurnEnds, marks: Set[int]
 ) -> StopRule | None:
-    """Return the rule by the first mark between an answer and the next question."""
+    """Return the rule for the first mark between an answer and the next question, if any."""
     added = tokenizer.added_tokens_decoder
     texts = {
         added[i].content: i for i in marks & added.keys()
-        if added[i].special or not added[i].content.isalnum()  # an added word is no mark
+        if added[i].special or not added[i].content.isalnum()  # an added word is not a mark
     }  # fmt: skip
     following = ends.following
     text = following or ends.between
@@ -124,7 +124,7 @@ def _encode(tokenizer: PreTrainedTokenizerBase, text: str) -> list[int]:
 
 
 def _given_id(tokenizer: PreTrainedTokenizerBase, text: str) -> int:
-    """Return the id of the token that ``stop_token`` names, as it is listed or as it is written."""
+    """Return the id of the token that ``stop_token`` names, as in the vocabulary or as text."""
     vocabulary = tokenizer.get_vocab()
     if text in vocabulary:
         return vocabulary[text]
@@ -133,8 +133,8 @@ def _given_id(tokenizer: PreTrainedTokenizerBase, text: str) -> int:
         return ids[0]
     made = text_tokenizer(tokenizer).convert_ids_to_tokens(ids)
     raise InputError(
-        f"train_loader.dataset.stop_token={format_value(text)} is no token of the tokenizer "
-        f"{format_value(tokenizer.name_or_path)}, which makes {format_value(made)} of it. Give one "
+        f"train_loader.dataset.stop_token={format_value(text)} is not a token of the tokenizer "
+        f"{format_value(tokenizer.name_or_path)}, which encodes it as {format_value(made)}. Give a "
         f"token of its vocabulary, such as {format_value(tokenizer.eos_token)}."
     )
 

@@ -1,6 +1,6 @@
-"""What a chat template leaves out of a row: found by rendering the row without it.
+"""Parts of a row that a chat template leaves out: found by rendering the row without them.
 
-Thoughts of earlier turns may vanish, as reasoning models are tuned that way. Nothing else may.
+Thoughts of earlier turns may be dropped, as reasoning models are tuned that way; nothing else may.
 """
 
 from __future__ import annotations
@@ -18,13 +18,13 @@ from spin_composer.data.tokenizer_errors import TemplateFailure
 from spin_composer.errors import format_value
 
 KEYS_WITHOUT_TEXT = frozenset({"role", "content", "name", "tool_call_id"})
-"""Keys of a turn that a template may leave out: no text that is trained on is lost."""
+"""Keys of a turn that a template may leave out without losing text that is trained on."""
 _ALWAYS_WRITTEN = ("user", "assistant")
-"""Of these a content that stands in the rendering is taken to be the turn's own."""
+"""Roles whose content, if it occurs in the rendering, is taken to be written for that turn."""
 _LONG = 32
-"""Characters of a text that no template has of its own."""
+"""A text of this many characters is taken not to occur in the template itself."""
 _NEAR = 128
-"""Characters within which a template writes a call's name and its arguments."""
+"""Largest distance, in characters, between a call's name and its arguments in a rendering."""
 _LOST = "by the chat template, so it would be lost"
 _THOUGHT = r"think|thought|reason|rationale|analysis|scratchpad|reflect|plan|cot"
 _THOUGHT_KEY = re.compile(_THOUGHT)
@@ -35,7 +35,7 @@ _TAGGED = re.compile(
 
 
 def without_thoughts(content: str) -> str:
-    """Return an answer's text without what stands in tags of thoughts, or before a closing one."""
+    """Return an answer without text in thinking tags, or before a closing thinking tag."""
     closed = "</" in content or "[/" in content
     return (_TAGGED.sub("", content) if closed else content).strip()
 
@@ -48,10 +48,10 @@ class LossFinder:
         messages: The turns as they were rendered.
         row: The row, for its tools and the template's arguments.
         whole: The rendering.
-        where: The row's place.
+        where: The row's location.
         render: Renders turns with a row's tools and arguments.
-        source: The template that the row is rendered by.
-        remedy: Begins what a message says is to be done about calls that are left out.
+        source: The template that renders the row.
+        remedy: Start of the remedy for calls that are left out.
     """
 
     messages: Sequence[Turn]
@@ -63,7 +63,7 @@ class LossFinder:
     remedy: str = ""
 
     def check_keys(self) -> None:
-        """Refuse a row of which the template leaves out a key that carries text, a call or a tool.
+        """Refuse a row if the template leaves out a key with text, a call or a tool.
 
         Raises:
             BadRow: Names what is left out.
@@ -76,7 +76,7 @@ class LossFinder:
                 self._check_calls(i, message["tool_calls"])
             for keys in _groups(message, more - {"tool_calls"}):
                 names = THOUGHTS if keys[0] in THOUGHTS else keys
-                # The template knows it, and may drop it from earlier turns.
+                # The template reads it, and may drop it from earlier turns.
                 if i < last and _THOUGHT_KEY.search(keys[0]) and any(map(self._mentions, names)):
                     continue
                 if self._same(i, {k: v for k, v in message.items() if k not in keys}):
@@ -94,7 +94,7 @@ class LossFinder:
             if not others:
                 less = without_null({k: v for k, v in message.items() if k != "tool_calls"})
             function = call["function"]
-            if self._stands_by_itself(function):
+            if self._is_written(function):
                 continue
             empty = "{}" if isinstance(function["arguments"], str) else {}
             changes: list[tuple[str, object]] = [("name", f"{function['name']}_")]
@@ -109,15 +109,15 @@ class LossFinder:
                 if self._same(i, _with_function(message, j, key, other)):
                     raise self._unused(f"{field}.function.{key}", function[key])
 
-    def _stands_by_itself(self, function: Mapping[str, Any]) -> bool:
-        """Tell whether a call's arguments are written as JSON, with its name near by.
+    def _is_written(self, function: Mapping[str, Any]) -> bool:
+        """Return whether a call's arguments occur as JSON in the rendering, close to its name.
 
-        Most templates do. It spares their rows to be rendered once more for each part of a call.
+        Most templates write them so; their rows need not be rendered again for each part of a call.
         """
         text = function["arguments"]
         if not isinstance(text, str):
             text = json.dumps(text, ensure_ascii=False)
-        if len(text) < 4 or not self._stands(text, times=self._count_calls(function)):
+        if len(text) < 4 or not self._is_found(text, times=self._count_calls(function)):
             return False
         at = self.whole.find(text)
         near = self.whole[max(0, at - _NEAR) : at + len(text) + _NEAR]
@@ -129,8 +129,8 @@ class LossFinder:
             for message in self.messages for call in message.get("tool_calls") or ()
         )  # fmt: skip
 
-    def _stands(self, text: str, times: int = 0) -> bool:
-        """Tell whether a text is written as often as the contents hold it, and ``times`` more."""
+    def _is_found(self, text: str, times: int = 0) -> bool:
+        """Return whether a text occurs at least ``times`` more often than in the contents."""
         contents = sum((message["content"] or "").count(text) for message in self.messages)
         return self.whole.count(text) >= contents + times
 
@@ -138,7 +138,7 @@ class LossFinder:
         tools = self.row.get("tools")
         if not tools:
             return
-        # Without any tool another template may be used, which says nothing of this one.
+        # Without any tool another template may be used, which tells nothing about this one.
         renamed = [_renamed(tool) for tool in tools]
         if self._same_row({**self.row, "tools": None}) or (
             renamed != tools and self._same_row({**self.row, "tools": renamed})
@@ -167,29 +167,29 @@ class LossFinder:
             raise self._unused(field, content)
 
     def check_contents(self) -> list[str]:
-        """Refuse a row of which the template does not write a whole turn before the answer.
+        """Refuse a row if the template does not write all of a turn before the answer.
 
-        Many templates know no tool or no system turn and say nothing of it. Of an earlier turn
-        with calls a template may write the calls alone: that is returned, to be told.
+        Many templates silently drop tool turns or system turns. Of an earlier turn with calls a
+        template may write the calls alone: its text is returned, for a note to the user.
 
         Raises:
             BadRow: Names the turn.
         """
         left_out: list[str] = []
-        in_order = self._are_in_order()
+        in_order = self._in_order()
         for i, message in enumerate(self.messages[:-1]):
             content = message["content"] or ""
             text = without_thoughts(content) if message["role"] == "assistant" else content.strip()
             if not text or (in_order and message["role"] in _ALWAYS_WRITTEN):
                 continue
-            if len(text) >= _LONG and self._stands(text):
+            if len(text) >= _LONG and self._is_found(text):
                 continue
             part = self._lost_part(i, text)
             if part is None:
                 continue
             field = f"messages[{i}].content={format_value(content)}"
             if message.get("tool_calls"):
-                left_out.append(f"{field}{part}, which stands beside tool_calls,")
+                left_out.append(f"{field}{part}, next to tool_calls,")
                 continue
             raise BadRow(
                 self.where, f"{message['role']} turn not written",
@@ -199,10 +199,11 @@ class LossFinder:
             )  # fmt: skip
         return left_out
 
-    def _are_in_order(self) -> bool:
-        """Tell whether the users' and assistants' texts stand in the rendering one after another.
+    def _in_order(self) -> bool:
+        """Return whether the users' and assistants' texts occur in the rendering in their order.
 
-        Where one does not, another may stand in its place: then each is looked after by itself.
+        If not, one may be missing although the same text occurs elsewhere: each is then checked by
+        itself.
         """
         end = 0
         for message in self.messages[:-1]:
@@ -219,7 +220,7 @@ class LossFinder:
         return True
 
     def _lost_part(self, i: int, text: str) -> str | None:
-        """Return which part of a turn's text is not written, nothing for all; None if it is."""
+        """Return which part of a turn's text is missing, "" for all of it; None if none is."""
         message = self.messages[i]
         if self._same(i, {**message, "content": ""}):
             return ""
@@ -246,7 +247,7 @@ class LossFinder:
     def _renders_same(self, messages: Sequence[Turn], row: Row) -> bool:
         try:
             return self.render(messages, row) == self.whole
-        except TemplateFailure:  # without the part the template cannot render the row: it reads it
+        except TemplateFailure:  # it cannot render the row without the part: it reads it
             return False
 
     def _unused(self, field: str, value: object) -> BadRow:
@@ -260,7 +261,7 @@ class LossFinder:
 
 
 def _groups(message: Turn, keys: Iterable[str]) -> list[list[str]]:
-    """Return keys, thoughts of the same text together: templates may read either name."""
+    """Return the keys; thoughts with the same text are one group, as templates read either."""
     groups: dict[str, list[str]] = {}
     for key in message:
         if key in keys:

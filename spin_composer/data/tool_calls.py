@@ -1,4 +1,4 @@
-"""Tools and tool calls of a row, converted from all formats to the one that templates read.
+"""Tools and tool calls of a row, converted from all formats to the one that chat templates read.
 
 Chat templates expect OpenAI's newer format: ``tool_calls: [{"type": "function", "function":
 {"name", "arguments"}}]`` with the arguments as an object (see transformers' documentation of tool
@@ -20,9 +20,9 @@ from spin_composer.errors import format_value
 _CALL = '[{"type": "function", "function": {"name": "...", "arguments": {...}}}]'
 _TOOL = '[{"type": "function", "function": {"name": "...", "parameters": {...}}}]'
 _BESIDE_FUNCTION = ("id", "type", "index", "tool_call_id", "call_id")
-"""Keys of a call beside its function: they count and name it, and templates may leave them out."""
+"""Keys of a call besides its function: they only identify it, so templates may leave them out."""
 _ARGUMENTS = ("arguments", "parameters")
-"""What data sets call a call's arguments; the second is Llama 3.1's."""
+"""Names of a call's arguments in data sets; the second is Llama 3.1's."""
 
 
 def parse_json(value: object) -> Any:
@@ -48,7 +48,7 @@ def validate_json(value: object, field: str, where: Location) -> Any:
     """Return ``value`` if it can be written as JSON.
 
     Raises:
-        BadRow: It cannot, like a date, bytes or NaN.
+        BadRow: It cannot, such as a date, bytes or NaN.
     """
     if where.filled:
         value = drop_nulls(value)
@@ -57,7 +57,7 @@ def validate_json(value: object, field: str, where: Location) -> Any:
     except (TypeError, ValueError, RecursionError) as error:
         raise BadRow(
             where, "not JSON", f"{field}={format_value(value)} cannot be written as JSON ({error})",
-            "Write it with texts, finite numbers, lists and objects.",
+            "Use strings, finite numbers, lists and objects.",
         ) from error  # fmt: skip
     return value
 
@@ -68,7 +68,7 @@ def validate_tools(value: object, field: str, where: Location) -> list[dict[str,
     Args:
         value: The column's value: a list, JSON text of one, or None.
         field: Its name, ``tools`` or OpenAI's older ``functions``.
-        where: The row's place.
+        where: The row's location.
 
     Raises:
         BadRow: It is neither.
@@ -99,7 +99,7 @@ def validate_calls(value: object, field: str, where: Location) -> list[Call]:
     Args:
         value: The turn's ``tool_calls``: a list, or JSON text of one.
         field: Its place within the row.
-        where: The row's place.
+        where: The row's location.
 
     Raises:
         BadRow: A call has no name, or its arguments are not an object.
@@ -118,10 +118,10 @@ def validate_calls(value: object, field: str, where: Location) -> list[Call]:
 
 
 def parse_function_call(value: object, field: str, where: Location) -> list[Call]:
-    """Return the one call of an older ``function_call``: an object or JSON text with a name.
+    """Return the call of an older ``function_call``, an object or JSON text, as a list of one.
 
     Raises:
-        BadRow: As of :func:`validate_calls`.
+        BadRow: See :func:`validate_calls`.
     """
     call = parse_json(value)
     if isinstance(call, Mapping) and "function" not in call:
@@ -132,7 +132,7 @@ def parse_function_call(value: object, field: str, where: Location) -> list[Call
 def _validate_call(call: object, field: str, where: Location) -> Call:
     call = parse_json(call)
     if isinstance(call, Mapping) and call.get("function") is None and call.get("name"):
-        # Some data sets have only the function's object.
+        # Some data sets have the function's object alone.
         outer = {key: call[key] for key in _BESIDE_FUNCTION if call.get(key) is not None}
         inner = {k: v for k, v in call.items() if k not in (*_BESIDE_FUNCTION, "function")}
         call = {"type": "function", **outer, "function": inner}
@@ -151,7 +151,7 @@ def _validate_call(call: object, field: str, where: Location) -> Call:
     arguments = _validate_arguments(function, f"{field}.function", where)
     inner = {k: v for k, v in function.items() if v is not None and k != "parameters"}
     outer = {k: v for k, v in call.items() if v is not None}
-    return {**outer, "function": {**inner, "arguments": arguments}}  # in the order of their keys
+    return {**outer, "function": {**inner, "arguments": arguments}}  # keeps the order of keys
 
 
 def _check_keys(
@@ -164,15 +164,15 @@ def _check_keys(
             continue
         raise BadRow(
             where, "unknown key of a call",
-            f"{field}.{key}={format_value(value)} is not a key of a call that is read, so it "
-            "would be lost", f"Write arguments as such, {_CALL}, or remove the key.",
+            f"{field}.{key}={format_value(value)} is not a known key of a call, so it would be "
+            "lost", f"Move it into the arguments, {_CALL}, or remove the key.",
         )  # fmt: skip
 
 
 def _validate_arguments(
     function: Mapping[str, object], field: str, where: Location
 ) -> dict[str, object]:
-    """Return the arguments of a call as an object, under whichever of their two names."""
+    """Return the arguments of a call as an object; either of their two names may be used."""
     found: dict[str, dict[str, object]] = {}
     for key in _ARGUMENTS:
         given = function.get(key)
@@ -204,7 +204,7 @@ def _validate_arguments(
 def with_text_arguments(messages: Sequence[Turn]) -> list[Turn]:
     """Return copies of the turns whose tool calls have their arguments as JSON text.
 
-    For the few templates (DeepSeek's) that concatenate arguments instead of writing JSON.
+    For the few templates (DeepSeek's) that concatenate arguments instead of writing them as JSON.
     """
     made = [copy.deepcopy(dict(message)) for message in messages]
     for message in made:

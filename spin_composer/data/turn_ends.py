@@ -1,4 +1,4 @@
-"""What a chat template writes after an answer, in the end and where another question follows."""
+"""What a chat template writes after an answer: after the last one, and before another question."""
 
 from __future__ import annotations
 
@@ -23,16 +23,16 @@ class TurnEnds:
     tail: str
     """After the last answer, to the end."""
     between: str
-    """Between an earlier answer and the next question; empty if the template tells neither."""
+    """Between an earlier answer and the next question; empty if that cannot be determined."""
 
     @property
     def following(self) -> str:
-        """What follows the tail where another question comes; empty if that is unknown."""
+        """What follows the tail if another question comes; empty if that is unknown."""
         return self.between[len(self.tail) :] if self.between.startswith(self.tail) else ""
 
 
 def read_turn_ends(tokenizer: PreTrainedTokenizerBase, date_string: str | None = None) -> TurnEnds:
-    """Render turns and return what stands after an answer.
+    """Render turns and return what the template writes after an answer.
 
     Args:
         tokenizer: Has the template.
@@ -53,12 +53,12 @@ def read_turn_ends(tokenizer: PreTrainedTokenizerBase, date_string: str | None =
         except TemplateFailure:
             raise InputError(
                 f"tokenizer.chat_template: it cannot render a user's and an assistant's turn: "
-                f"{error}. Mend the template of {format_value(tokenizer.name_or_path)}."
+                f"{error}. Fix the template of {format_value(tokenizer.name_or_path)}."
             ) from error
     if _SAID not in text:
         raise InputError(
             "tokenizer.chat_template: the assistant's content does not appear in its rendering "
-            f"{format_value(text)}. Mend the template of "
+            f"{format_value(text)}. Fix the template of "
             f"{format_value(tokenizer.name_or_path)}."
         )
     return TurnEnds(text.rpartition(_SAID)[2], _between(renderer, turns))
@@ -67,7 +67,7 @@ def read_turn_ends(tokenizer: PreTrainedTokenizerBase, date_string: str | None =
 def _between(renderer: Renderer, turns: list[Turn]) -> str:
     try:
         text = renderer.text([*turns, *turns[-2:]])
-    except TemplateFailure:  # it takes one question only
+    except TemplateFailure:  # it accepts one question only
         return ""
     between, asked, _ = text.partition(_SAID)[2].partition(_ASKED)
     return between if asked and _SAID not in between else ""  # else it drops earlier turns
@@ -77,6 +77,6 @@ def answer_header(renderer: Renderer) -> str:
     """Return what a chat template writes between a question and its answer; empty if unknown."""
     try:
         text = renderer.text([{"role": "user", "content": _ASKED}], generation_prompt=True)
-    except TemplateFailure:  # it wants other turns
+    except TemplateFailure:  # it needs other turns
         return ""
     return text.rpartition(_ASKED)[2]

@@ -141,7 +141,7 @@ class SpinLM(HuggingFaceModel):
 
     def eval_forward(
         self, batch: Batch, outputs: Mapping[str, Tensor] | None = None
-    ) -> Tensor | Mapping[str, Tensor]:
+    ) -> Tensor | Mapping[str, Tensor] | list[str]:
         """Return the outputs of a pair batch; the parent's evaluation of any other."""
         if not is_pair_batch(batch):
             return super().eval_forward(batch, outputs)

@@ -21,12 +21,12 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 ROWS, AMONG = 6, 64
-"""Rows that are scored: the shortest of the first ones."""
+"""How many rows are scored: the shortest among the first ones."""
 ALTERNATIVES = 3
-"""Tokens that are compared with the stop token, the likeliest first."""
+"""How many tokens are compared with the stop token, the likeliest first."""
 IMPROBABLE, PROBABLE = -8.0, -4.0
-"""Log-probs, in nats. A stop token that a model was tuned to write is nowhere as improbable as the
-first; a random model finds none as probable as the second, but for one that it has just read."""
+"""Log-probs, in nats. A stop token that the model was tuned to write is never as improbable as the
+first. A random model finds no token as probable as the second, except one that it has just read."""
 
 
 def check_stop(
@@ -35,16 +35,16 @@ def check_stop(
     score: Callable[[PairBatch], Tensor],
     to_device: Callable[[PairBatch], PairBatch],
 ) -> None:
-    """Score the stop token, and what may stand in its place, after real responses; a collective.
+    """Score the stop token and its alternatives after real responses; a collective.
 
     Args:
-        examples: What is trained on; the same on all ranks, so that all run as many forwards.
-        tokenizer: The model's.
-        score: Gives the log-prob sums [1, 2] of a pair batch.
-        to_device: Moves a batch to the model.
+        examples: The training data; the same on all ranks, so that all run as many forwards.
+        tokenizer: The model's tokenizer.
+        score: Returns the log-prob sums [1, 2] of a pair batch.
+        to_device: Moves a batch to the model's device.
 
     Raises:
-        InputError: The policy writes another token there; where ``stop_token`` is set, that is
+        InputError: The policy writes another token there. If ``stop_token`` is set, this is only
             logged.
     """
     others = examples.alternative_stop_ids()[:ALTERNATIVES]
@@ -65,9 +65,9 @@ def check_stop(
 
 
 def whole_rows(examples: ExampleDataset, others: Sequence[int]) -> list[Example]:
-    """Return the rows that are scored: whole ones, of which no last token is an alternative.
+    """Return the rows to score: not truncated, and not ending with one of the alternatives.
 
-    A random model with tied embeddings is sure to repeat what it has just read.
+    A random model with tied embeddings is certain to repeat the token that it has just read.
     """
     first = [examples[i] for i in range(min(AMONG, len(examples)))]
     rows = [
@@ -78,13 +78,13 @@ def whole_rows(examples: ExampleDataset, others: Sequence[int]) -> list[Example]
 
 
 def preferred_token(scores: np.ndarray) -> int | None:
-    """Return which token, by its column, a policy writes in the stop token's place.
+    """Return the column of the token that the policy writes in place of the stop token.
 
     Args:
-        scores: Log-probs [rows, tokens], in nats; the stop token's first.
+        scores: Log-probs [rows, tokens], in nats; column 0 is the stop token.
 
     Returns:
-        None where the stop token is probable in any row, or no other one is in most.
+        None if the stop token is probable in any row, or no other token is in most rows.
     """
     if not len(scores) or scores.shape[1] < 2 or not np.isfinite(scores).all():
         return None
@@ -101,7 +101,7 @@ def _score_two(
     score: Callable[[PairBatch], Tensor],
     to_device: Callable[[PairBatch], PairBatch],
 ) -> list[float]:
-    """Return the log-probs of two tokens, or of one twice, where the row's stop token stands."""
+    """Return the log-probs of one or two tokens at the position of the row's stop token."""
     before = np.concatenate([row.prompt, row.response[:-1]])
     first, second = (np.array([token], dtype=np.int32) for token in (tokens[0], tokens[-1]))
     return score(to_device(collate_pairs([Pair(before, first, second)])))[0].float().tolist()
@@ -119,12 +119,12 @@ def _message(
     remedy = f"Set train_loader.dataset.stop_token: {found}."
     if other not in tokenizer.added_tokens_decoder and other not in tokenizer.all_special_ids:
         remedy = (
-            f"{found} is an ordinary token, with which text of the chat template goes on. Set "
-            "train_loader.dataset.stop_token to the token at which the model's answers end, or "
-            "take a model that was tuned to end them."
+            f"{found} is an ordinary token, which begins more text of the chat template. Set "
+            "train_loader.dataset.stop_token to the token that ends the model's answers, or use a "
+            "model that was tuned to end them."
         )
     return (
         f"train_loader.dataset.stop_token: responses end with {stop}, which the model does not "
-        f"write: after each of {len(scores)} real responses it finds {stop} improbable (median "
-        f"probability {probabilities[0]}), and {found} probable ({probabilities[1]}). {remedy}"
+        f"write: after {len(scores)} real responses its median probability is {probabilities[0]}, "
+        f"and that of {found} is {probabilities[1]}. {remedy}"
     )

@@ -1,1 +1,1 @@
-"""How a pair batch is laid out for one forward of the model."""
+"""Layouts of a pair batch for one forward of the model."""

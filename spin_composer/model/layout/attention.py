@@ -1,6 +1,6 @@
-"""Attention within the segments of a packed row, for any model that takes transformers' functions.
+"""Attention within the segments of a packed row, for models that use transformers' functions.
 
-Dimensions: T tokens of the row, H heads, K key-value heads, D their size.
+Dimensions: T tokens of the row, H heads, K key-value heads, D the size of a head.
 """
 
 from __future__ import annotations
@@ -48,20 +48,20 @@ def segment_attention(
         value: [1, K, T, D'].
         attention_mask: The table of the row's segments.
         scaling: Of the scores; 1 / sqrt(D) if None.
-        sliding_window: Number of tokens that a query sees, itself included.
+        sliding_window: Number of tokens that a query attends to, itself included.
         softcap: Scores are softcap * tanh(scores / softcap).
         s_aux: [H] a logit per head that takes part in the softmax (attention sinks).
-        others: What other functions need (:data:`_NOT_NEEDED`): dropout, which is off, and what
-            masks are made of.
+        others: Arguments of other attention functions (:data:`_NOT_NEEDED`), which are ignored:
+            dropout, which is off, and inputs that masks are built from.
 
     Returns:
         [1, T, H, D'], and None for the attention weights.
 
     Raises:
-        TypeError: An argument that may change what is computed is not known.
+        TypeError: An unknown argument, which might change the result.
     """
     if unknown := {name for name, value in others.items() if value is not None} - _NOT_NEEDED:
-        raise TypeError(f"arguments of attention that are not known: {', '.join(sorted(unknown))}")
+        raise TypeError(f"unknown arguments of attention: {', '.join(sorted(unknown))}")
     module.spin_window = sliding_window  # type: ignore[assignment]  # see window_passed
     segments = segments_of(attention_mask)
     key, value = _per_head(key, query.shape[1]), _per_head(value, query.shape[1])
@@ -117,7 +117,7 @@ def _attend(
 
 
 class _Switch:
-    """Has an attention layer use :func:`segment_attention` while its mask is a table."""
+    """Hooks that switch a layer to :func:`segment_attention` while its mask is a segment table."""
 
     def __init__(self) -> None:
         self.before: list[str | None] = []
@@ -138,14 +138,14 @@ class _Switch:
 
 
 def window_passed(layer: nn.Module) -> bool:
-    """Tell whether a layer's latest call of :func:`segment_attention` was given a window."""
+    """Return whether a layer passed a window in its last call of :func:`segment_attention`."""
     return getattr(layer, "spin_window", None) is not None
 
 
 def install_segment_attention(model: nn.Module) -> list[nn.Module]:
-    """Have the attention layers of a Hugging Face model take tables of segments; return them.
+    """Make the attention layers of a Hugging Face model accept segment tables; return the layers.
 
-    With any other mask nothing changes. A second call does nothing.
+    Any other mask is handled as before. A second call does nothing.
     """
     ALL_ATTENTION_FUNCTIONS.register(IMPLEMENTATION, segment_attention)
     layers = [

@@ -1,4 +1,4 @@
-"""What a layout is: a pair batch as the inputs of one forward, and where its scored rows are."""
+"""Interface of a layout: a pair batch as the inputs of one forward, and its scored rows."""
 
 from __future__ import annotations
 
@@ -15,11 +15,11 @@ from spin_composer.settings.spin import LayoutName
 class ModelInputs:
     """A pair batch, laid out.
 
-    Dimensions: N scored positions of the batch, M positions that the model computes.
+    Dimensions: N scored positions of the batch, M positions of the forward pass.
     """
 
     kwargs: dict[str, Tensor]
-    """Of the model's forward; ``input_ids`` has M elements."""
+    """Arguments of the model's forward; ``input_ids`` has M elements."""
     rows: Tensor
     """int64 [N]: the scored rows among the M positions, flattened; a row may occur twice."""
 
@@ -30,7 +30,7 @@ class ModelInputs:
 
 
 class Layout(Protocol):
-    """Lays pair batches out; every layout gives the same log-probs but for rounding."""
+    """Lays out pair batches; all layouts give the same log-probs up to rounding."""
 
     name: ClassVar[LayoutName]
 

@@ -1,7 +1,7 @@
-"""Which layout a run uses: the one with the fewest tokens that gives the padded layout's log-probs.
+"""Choice of a run's layout: the one with the fewest tokens whose log-probs equal the padded one's.
 
-What a model does with a table of segments is tried at the run's start, on sequences so long that a
-window would hide something; what differs is padded.
+At the run's start the model is tried with a table of segments, on sequences longer than its sliding
+window. If its log-probs differ, pairs are padded.
 """
 
 from __future__ import annotations
@@ -41,16 +41,16 @@ _OLD_FAMILIES = frozenset(
         "qwen3_moe",
     }
 )  # fmt: skip
-"""Model types that hand a mask of 4 dimensions on unchanged in transformers before 4.53, where each
-model makes its own; tests/model/layout/test_packed.py tries them."""
+"""Model types that pass on a mask of 4 dimensions unchanged before transformers 4.53, in which each
+model builds its own; tests/model/layout/test_packed.py tries them."""
 _SHORT = 96
-"""Tokens of the longest sequence that is tried where no window applies."""
+"""Tokens of the longest sequence of the trial if no window applies."""
 _TOLERANCE, _TOLERANCE_LOW_PRECISION = 1e-4, 0.05
-"""Mean difference of a token's log-prob that rounding explains, in nats: of fp32, and of bf16, fp16
-and TF32. The mean is taken of each part that a wrong mask would change: of each sequence, and of
-what lies past the window."""
+"""Largest mean difference of a token's log-prob, in nats, that rounding explains: in fp32, and in
+bf16, fp16 and TF32. The mean is taken over each part that a wrong mask would change: each sequence,
+and its tokens past the window."""
 _READ_THE_ROW = ("attn_temperature_tuning", "use_logn_attn")
-"""Settings of models whose attention scales with a token's place in its row."""
+"""Settings of models whose attention depends on a token's position in its row."""
 
 
 def choose_layout(
@@ -60,18 +60,18 @@ def choose_layout(
     longest: int,
     score: Callable[[PairBatch, Layout], Tensor],
 ) -> Layout:
-    """Return the layout of a run; a collective, in which every rank gives the same.
+    """Return the layout of a run, the same on every rank; a collective.
 
     Args:
         name: The setting ``layout``.
         model: A model with a scoring head, inside FSDP or not.
-        tokens: Ids of real rows, to try layouts with.
-        longest: Tokens of the longest sequence that the run can make.
-        score: Returns token log-probs [N] of a batch in a layout.
+        tokens: Ids of real rows, for the trial.
+        longest: Tokens of the longest sequence that the run can contain.
+        score: Returns the token log-probs [N] of a batch in a layout.
 
     Raises:
-        InputError: ``name`` is a layout that the model cannot have, or the attempt failed where it
-            cannot be undone (a sharded model).
+        InputError: The model does not support the layout ``name``, or the trial failed on a sharded
+            model, which cannot go on after that.
     """
     if name == "padded":
         return PADDED
@@ -91,21 +91,21 @@ def choose_layout(
 
 
 def unsupported_reason(model: PreTrainedModel, longest: int) -> str | None:
-    """Return why a model takes no table of segments, or None; what it shows by itself.
+    """Return why a model cannot use a segment table, as its config and code show, or None.
 
     Args:
-        model: Of :func:`inner_model`.
-        longest: Tokens of the longest sequence that the run can make.
+        model: The Hugging Face model, from :func:`inner_model`.
+        longest: Tokens of the longest sequence that the run can contain.
     """
     config: PretrainedConfig = model.config.get_text_config()
     name = plain_class(model).__name__
     source = sys.modules[plain_class(model).__module__]
     if not hasattr(source, "ALL_ATTENTION_FUNCTIONS"):
-        return f"{name} has attention of its own, which takes no other function"
+        return f"{name} has its own attention, which cannot be replaced"
     if find_spec("transformers.masking_utils") is None and config.model_type not in _OLD_FAMILIES:
-        return f"{name} of transformers {transformers.__version__} may change its mask on the way"
+        return f"{name} in transformers {transformers.__version__} may change the mask"
     if "position_ids" not in inspect.signature(model.forward).parameters:
-        return f"{name} takes no positions"
+        return f"{name} does not accept position_ids"
     kinds = set(getattr(config, "layer_types", None) or ())
     attention = {"attention", "full_attention", "sliding_attention", "chunked_attention"}
     others = sorted(kinds - attention)
@@ -113,15 +113,15 @@ def unsupported_reason(model: PreTrainedModel, longest: int) -> str | None:
         return f"{name} has non-attention layers ({', '.join(others)})"
     for setting in _READ_THE_ROW:
         if getattr(config, setting, False):
-            return f"{name} scales attention by a token's place in its row ({setting})"
+            return f"{name} scales attention by a token's position in its row ({setting})"
     chunk = getattr(config, "attention_chunk_size", None)
     if chunk and longest > chunk:
-        return f"sequences of up to {longest} tokens pass {name}'s attention chunks of {chunk}"
+        return f"sequences of up to {longest} tokens exceed {name}'s attention chunks of {chunk}"
     return None
 
 
 def window_of(model: PreTrainedModel, longest: int) -> int | None:
-    """Return the smallest window of a model's attention that hides something, None if none does."""
+    """Return the model's sliding window if it is shorter than the longest sequence, else None."""
     config: PretrainedConfig = model.config.get_text_config()
     window = getattr(config, "sliding_window", None)
     kinds = getattr(config, "layer_types", None)
@@ -135,13 +135,13 @@ def window_of(model: PreTrainedModel, longest: int) -> int | None:
 def probe_pairs(
     config: PretrainedConfig, window: int | None, tokens: Ids, longest: int
 ) -> list[Pair]:
-    """Return two pairs to try a layout with: a short one, and one past the window if there is one.
+    """Return two pairs for the trial: one as long as needed to exceed the window, and a short one.
 
     Args:
-        config: The model's, of text.
-        window: Of :func:`window_of`.
-        tokens: Ids of real rows; used again and again if they are few.
-        longest: Tokens of the longest sequence that the run can make.
+        config: The model's text config.
+        window: From :func:`window_of`.
+        tokens: Ids of real rows; repeated if there are few.
+        longest: Tokens of the longest sequence that the run can contain.
     """
     length = _SHORT if window is None else max(_SHORT, 2 * window)
     scaling = getattr(config, "rope_parameters", None) or getattr(config, "rope_scaling", None)
@@ -164,7 +164,7 @@ def _probe_layout(
     longest: int,
     score: Callable[[PairBatch, Layout], Tensor],
 ) -> str | None:
-    """Return why a layout cannot be used, by trying it; None if it can."""
+    """Try a layout; return why it cannot be used, or None."""
     inner = inner_model(model)
     name = plain_class(inner).__name__
     layers = install_segment_attention(inner)
@@ -185,7 +185,7 @@ def _probe_layout(
             ) from error
         return f"{name} fails with a table of segments ({said})"
     if window is not None and not any(window_passed(layer) for layer in layers):
-        return f"{name} does not tell its attention function of its window of {window}"
+        return f"{name} does not pass its window of {window} to its attention function"
     difference = max(
         _mean_difference(together[part], alone[part]) for part in _parts(batch, window)
     )
@@ -198,7 +198,7 @@ def _probe_layout(
 
 
 def _parts(batch: PairBatch, window: int | None) -> list[slice]:
-    """Return the scored tokens of each sequence, and of those past the window."""
+    """Return the scored tokens of each sequence, and those of them past the window."""
     parts = []
     sides = zip(pairwise(batch["seqlen_bounds"]), pairwise(batch["scored_bounds"]), strict=True)
     for (start, end), (first, last) in sides:
@@ -210,7 +210,7 @@ def _parts(batch: PairBatch, window: int | None) -> list[slice]:
 
 
 def _mean_difference(one: Tensor, other: Tensor) -> float:
-    """Return the mean |difference|, the largest of all ranks; not finite counts as infinite."""
+    """Return the mean |difference|, the largest over ranks; infinite if it is not finite."""
     found = (one.double() - other.double()).abs().mean().nan_to_num(torch.inf).view(1)
     dist.all_reduce(found, reduce_operation="MAX")
     return float(found)

@@ -1,4 +1,4 @@
-"""Pairs one after another in a single row, without padding; a pair's prompt once, if shared.
+"""Pairs packed into a single row without padding; with a shared prompt, it occurs once per pair.
 
 Dimensions: B pairs, S = 2B sequences, M tokens of the row, N scored positions.
 """
@@ -21,8 +21,8 @@ from spin_composer.settings.spin import LayoutName
 class SharedLayout(Layout):
     """``[prompt | real | generated]`` of each pair, one after another.
 
-    Positions go on after the prompt in both responses, and the first token of both is predicted
-    from the last prompt position.
+    Both responses continue the prompt's positions, and the first token of each is predicted from
+    the last prompt position.
     """
 
     name: ClassVar[LayoutName] = "shared"
@@ -36,7 +36,7 @@ class SharedLayout(Layout):
         start = 0
         offsets = batch["seqlen_bounds"][::2]
         for offset, (prompt, real, generated) in zip(offsets, pair_sizes(batch), strict=False):
-            second = offset + prompt + real  # the prompt once more, before the generated response
+            second = offset + prompt + real  # the prompt again, before the generated response
             taken.append(arange(offset, second))
             taken.append(arange(second + prompt, second + prompt + generated))
             positions += [arange(prompt + real), arange(prompt, prompt + generated)]

@@ -1,4 +1,4 @@
-"""Sequences as rows, padded on the right: what every causal model computes rightly.
+"""Sequences as rows, padded on the right: exact for every causal model.
 
 Dimensions: S = 2B sequences, T the longest of them, N scored positions.
 """
@@ -24,11 +24,11 @@ class PaddedLayout(Layout):
         """Return ``input_ids`` and ``attention_mask``, each int64 [S, T], and rows [N] in S * T."""
         ids, cu = batch["input_ids"], batch["cu_seqlens"].long()
         lengths = cu.diff()
-        bounds = batch["seqlen_bounds"]  # the host's: no wait for the device
+        bounds = batch["seqlen_bounds"]  # on the host: no synchronization
         num_sequences, width = len(bounds) - 1, max(b - a for a, b in pairwise(bounds))
         sequence = torch.repeat_interleave(lengths, output_size=ids.shape[0])  # [total]
         places = torch.arange(ids.shape[0], device=ids.device) - cu[sequence] + sequence * width
-        # Any id of the vocabulary does for padding: it is masked, and causal rows never look right.
+        # Any id will do as padding: it is masked, and causal attention never looks right.
         padded = torch.zeros(num_sequences * width, dtype=torch.long, device=ids.device)
         padded[places] = ids
         mask = torch.arange(width, device=ids.device) < lengths[:, None]

@@ -1,9 +1,9 @@
 """The segments of a packed row: which tokens attend to which.
 
-A row holds segments one after another, each ``[prompt | first | second]``: ``first`` and ``second``
-both follow the prompt and do not see each other; both are causal. A plain sequence is a segment
-without a second branch. The table of a row's segments goes through the model in the place of its
-attention mask, which every layer gets, also when a checkpointed layer is computed again.
+A row is a sequence of segments, each ``[prompt | first | second]``: ``first`` and ``second`` both
+continue the prompt and do not attend to each other; both are causal. A plain sequence is a segment
+without a second branch. The table of a row's segments is passed through the model as its attention
+mask, because every layer gets the mask, also when activation checkpointing recomputes the layer.
 """
 
 from __future__ import annotations
@@ -15,8 +15,8 @@ import torch
 from torch import Tensor
 
 _COLUMNS = 5
-"""Start, prompt, first, second; and a zero, without which transformers 4.51 takes a mask for one
-that hides nothing, and drops it."""
+"""Start, prompt, first, second, and a zero: transformers 4.51 drops a mask without any zero, as one
+that hides nothing."""
 
 
 @dataclass(frozen=True)
@@ -30,32 +30,32 @@ class Segment:
 
     @property
     def end(self) -> int:
-        """Return where the next one starts."""
+        """Start of the next segment."""
         return self.start + self.prompt + self.first + self.second
 
 
 @dataclass
 class Segments:
-    """All segments of a row, and the masks that were made for them, which all layers share."""
+    """All segments of a row, and a cache of their masks, which all layers share."""
 
     segments: Sequence[Segment]
     _masks: dict[tuple, Tensor] = field(default_factory=dict)
 
     def table(self, device: torch.device) -> Tensor:
-        """Return the table [1, 1, segments, 5] int64 that stands for the attention mask."""
+        """Return the table [1, 1, segments, 5] int64 to pass as the attention mask."""
         rows = [[s.start, s.prompt, s.first, s.second, 0] for s in self.segments]
         table = torch.tensor(rows, dtype=torch.long, device=device)[None, None]
-        table.spin_segments = self  # type: ignore[attr-defined]  # spares the wait for a GPU
+        table.spin_segments = self  # type: ignore[attr-defined]  # so that a GPU need not be waited for
         return table
 
     def mask(self, queries: int, keys: int, window: int | None, like: Tensor) -> Tensor:
-        """Return the mask [queries, keys] to add to scores: the last queries of a causal sequence.
+        """Return the mask [queries, keys] to add to the scores of a causal sequence's last queries.
 
         Args:
-            queries: Number of queries; they are at the end of the keys.
+            queries: Number of queries; they are the last of the keys.
             keys: Number of keys.
-            window: Number of the last keys that a query sees, itself included; None: all.
-            like: Of the dtype and device that the mask is to have.
+            window: Number of keys that a query attends to, itself included; None: all before it.
+            like: A tensor of the mask's dtype and device.
         """
         key = (queries, keys, window, like.dtype, like.device)
         if key not in self._masks:
@@ -70,7 +70,7 @@ class Segments:
 
 
 def is_table(mask: object) -> bool:
-    """Tell a table of segments from a mask: no mask of 4 dimensions has whole numbers."""
+    """Return whether a mask is a segment table: no other mask of 4 dimensions is int64."""
     return isinstance(mask, Tensor) and mask.dim() == 4 and mask.dtype == torch.long
 
 
@@ -80,5 +80,6 @@ def segments_of(table: Tensor) -> Segments:
     if known is not None:
         return known
     if table.shape[-1] != _COLUMNS:
-        raise RuntimeError(f"a table of segments was changed on its way: it is {table.shape}.")
+        shape = tuple(table.shape)
+        raise RuntimeError(f"the model changed the table of segments: its shape is {shape}.")
     return Segments([Segment(*row[:4]) for row in table[0, 0].tolist()])

@@ -27,7 +27,7 @@ TOKENS = np.random.default_rng(0).integers(3, VOCAB, size=40, dtype=np.int32)
 PADDED = {
     "qwen3_next": "has non-attention layers (linear_attention)",
     "granitemoehybrid": "has non-attention layers (",
-    "llama4_text": "scales attention by a token's place in its row (attn_temperature_tuning)",
+    "llama4_text": "scales attention by a token's position in its row (attn_temperature_tuning)",
 }
 """Why a family cannot share prompts."""
 
@@ -54,7 +54,7 @@ def test_a_family_shares_prompts_or_says_why_not(
         assert layout.name == "padded"
         assert PADDED[family] in line
     elif old and family == "gemma3_text":
-        assert "of transformers 4.51.3 may change its mask on the way" in line
+        assert "in transformers 4.51.3 may change the mask" in line
     else:
         assert layout.name == "shared", line
         assert line == "Pairs are laid out without padding: layout shared"
@@ -77,7 +77,7 @@ def test_one_that_cannot_be_had_is_refused_with_the_reason() -> None:
 def test_a_model_with_attention_of_its_own_is_padded() -> None:
     model = tiny_model("llama")
     model.forward = lambda input_ids, attention_mask, **_: None
-    assert "takes no positions" in str(choose.unsupported_reason(model, 40))
+    assert "does not accept position_ids" in str(choose.unsupported_reason(model, 40))
 
 
 def without_windows(model: Any, monkeypatch: pytest.MonkeyPatch, told: bool) -> Any:
@@ -114,7 +114,7 @@ def test_a_model_that_does_not_tell_of_its_window_is_padded(
     model = without_windows(tiny("olmo3", VOCAB), monkeypatch, told=False)
     with caplog.at_level(logging.INFO, choose.__name__):
         assert chosen("auto", model).name == "padded"
-    assert f"does not tell its attention function of its window of {WINDOW}" in caplog.messages[-1]
+    assert f"does not pass its window of {WINDOW} to its attention function" in caplog.messages[-1]
 
 
 def with_window(model: Any, window: int) -> Any:
@@ -129,13 +129,13 @@ def test_attention_that_scales_with_the_place_in_a_row_is_padded(setting: str) -
     model = tiny_model("llama")
     setattr(model.config, setting, True)
     reason = choose.unsupported_reason(model, 40)
-    assert reason == f"LlamaForCausalLM scales attention by a token's place in its row ({setting})"
+    assert reason == f"LlamaForCausalLM scales attention by a token's position in its row ({setting})"
 
 
 def test_chunks_that_sequences_pass_are_padded() -> None:
     model = tiny_model("llama")
     model.config.attention_chunk_size = WINDOW
-    assert f"pass LlamaForCausalLM's attention chunks of {WINDOW}" in str(
+    assert f"exceed LlamaForCausalLM's attention chunks of {WINDOW}" in str(
         choose.unsupported_reason(model, WINDOW + 1)
     )
     assert choose.unsupported_reason(model, WINDOW) is None
@@ -154,7 +154,7 @@ def test_settings_of_text_are_read_of_a_nested_config(monkeypatch: pytest.Monkey
 def test_an_argument_that_is_not_known_is_no_silent_loss() -> None:
     query = torch.randn(1, 2, 6, 4)
     table = Segments([Segment(0, 2, 2, 2)]).table(query.device)
-    with pytest.raises(TypeError, match="not known: position_bias"):
+    with pytest.raises(TypeError, match="unknown arguments of attention: position_bias"):
         attention.segment_attention(
             torch.nn.Module(), query, query, query, table, position_bias=query, dropout=0.0
         )
