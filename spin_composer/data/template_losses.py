@@ -189,7 +189,7 @@ class LossFinder:
                 continue
             field = f"messages[{i}].content={format_value(content)}"
             if message.get("tool_calls"):
-                left_out.append(f"{field}{part}, next to tool_calls,")
+                left_out.append(f"{field}{part}, beside tool_calls,")
                 continue
             raise BadRow(
                 self.where, f"{message['role']} turn not written",
