@@ -129,7 +129,8 @@ def test_attention_that_scales_with_the_place_in_a_row_is_padded(setting: str) -
     model = tiny_model("llama")
     setattr(model.config, setting, True)
     reason = choose.unsupported_reason(model, 40)
-    assert reason == f"LlamaForCausalLM scales attention by a token's position in its row ({setting})"
+    how = "LlamaForCausalLM scales attention by a token's position in its row"
+    assert reason == f"{how} ({setting})"
 
 
 def test_chunks_that_sequences_pass_are_padded() -> None:
