@@ -36,6 +36,7 @@ from spin_composer.hooks.intervals import (
 )
 from spin_composer.hooks.iteration_log import IterationLog
 from spin_composer.hooks.offline_wandb import disable_artifact_lookup, log_tables_offline
+from spin_composer.hooks.start_phases import PHASES, start_phase
 from spin_composer.hooks.stopping import GracefulStop
 from spin_composer.hybrid_sharding import keep_degrees
 from spin_composer.model.lm import SpinLM
@@ -117,12 +118,14 @@ class SPIN(Algorithm):
         self._clock = 0.0
 
     def match(self, event: Event, state: State) -> bool:
-        """Run at the events of :attr:`HANDLERS`."""
-        return event in self.HANDLERS
+        """Run at the events of :attr:`HANDLERS`, and those between which a run's start is timed."""
+        return event in self.HANDLERS or event in PHASES
 
     def apply(self, event: Event, state: State, logger: Logger) -> None:
         """Handle an event."""
-        getattr(self, self.HANDLERS[event])(state, logger)
+        with start_phase(event):
+            if event in self.HANDLERS:
+                getattr(self, self.HANDLERS[event])(state, logger)
 
     def _init(self, state: State, logger: Logger) -> None:
         warn_about_versions()

@@ -21,6 +21,7 @@ from composer.loggers import Logger
 from composer.utils import dist
 from torch.utils.data import DataLoader
 
+from spin_composer import startup
 from spin_composer.data.examples import Example, ExampleDataset
 from spin_composer.data.microbatches import TokenBudget
 from spin_composer.data.pairs import Pair, PairBatch
@@ -149,6 +150,7 @@ class Game:
         self._load_pairs(state, plan.iteration, report)
         return figures
 
+    @startup.within("store")
     def resume_iteration(self, state: State) -> None:
         """Resume training in the middle of an iteration, whose play is complete in the store.
 

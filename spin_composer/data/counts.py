@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
@@ -40,6 +41,8 @@ class DataReport:
     """Counts of ignored keys of turns."""
     unread_columns: set[str] = field(default_factory=set)
     """Ignored columns."""
+    unread_texts: set[str] = field(default_factory=set)
+    """Those of conversation rows that hold texts."""
     notes: list[str] = field(default_factory=list)
     """Further notes for the user, one line each."""
 
@@ -57,6 +60,17 @@ class DataReport:
         """Add a note for the user, once."""
         if line not in self.notes:
             self.notes.append(line)
+
+    def note_unread(self, columns: Sequence[str]) -> None:
+        """Note columns with texts that are not read, each once."""
+        new = [column for column in columns if column not in self.unread_texts]
+        if new:
+            self.unread_texts.update(new)
+            self.note(
+                f"The conversation rows have texts that are not read, in the columns {new}. If the "
+                "model is to see them, make them part of the turns with dataset.preprocessing_fn: "
+                "module:function."
+            )
 
     def summary(self) -> str:
         """Return the counts in one line."""

@@ -28,6 +28,7 @@ from spin_composer.data.unused_text import (
     check_other_texts,
     check_surrogates,
     check_unused_columns,
+    unread_texts,
 )
 from spin_composer.errors import format_value
 
@@ -93,8 +94,11 @@ def to_foundry_row(
         check_unused_columns(row, form, made, where)
     check_surrogates(made, where)
     if report is not None:
-        read = {form, *_BESIDE_CHAT} if kind == "chat" and isinstance(form, str) else set(form)
+        read = {form} if isinstance(form, str) else set(form)
+        read |= {*_BESIDE_CHAT} if kind == "chat" else set()
         report.unread_columns.update(str(key) for key in present - read)
+        if kind == "chat":
+            report.note_unread(unread_texts(row, present - read, made["messages"]))
     return kind, made
 
 

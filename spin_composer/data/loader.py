@@ -16,6 +16,7 @@ from composer.core import DataSpec, Evaluator
 from composer.utils import dist
 from torch.utils.data import DataLoader
 
+from spin_composer import startup
 from spin_composer.data.examples import Example, ExampleDataset
 from spin_composer.data.held_out import (
     METRICS,
@@ -30,7 +31,7 @@ from spin_composer.data.sources import read_rows
 from spin_composer.data.tokenization import build_examples
 from spin_composer.errors import InputError, format_value
 from spin_composer.pretrained.check import LoaderRun, check_run
-from spin_composer.pretrained.tokenizer_limits import check_vocabulary
+from spin_composer.pretrained.tokenizer_limits import check_encoding
 from spin_composer.settings.dataset import (
     LEGACY_TOKENIZATION,
     check_loader_keys,
@@ -47,6 +48,7 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 
+@startup.within("rows")
 def build_spin_dataloader(
     tokenizer: PreTrainedTokenizerBase | None,
     device_batch_size: int | float,
@@ -94,7 +96,7 @@ def build_spin_dataloader(
     check_loader_keys(unknown, where)
     if tokenizer is None:
         raise InputError("tokenizer=None: SPIN's data needs the model's tokenizer. Give one.")
-    check_vocabulary(tokenizer)
+    check_encoding(tokenizer)
     dataset = dataset_block(dataset, where)
     size = _batch_size(device_batch_size, evaluation)
     limits = None if run is None else check_run(run, tokenizer)

@@ -64,11 +64,11 @@ def _from_pretrained(name: str, given: dict[str, Any]) -> PreTrainedTokenizerBas
     os.environ["TOKENIZERS_PARALLELISM"] = "false"
     from transformers import AutoTokenizer
 
-    from spin_composer.pretrained.tokenizer_limits import check_vocabulary
+    from spin_composer.pretrained.tokenizer_limits import check_encoding
 
     given.setdefault("trust_remote_code", False)  # transformers would ask on the terminal
     tokenizer: Any = AutoTokenizer.from_pretrained(name, **given)
-    check_vocabulary(tokenizer)
+    check_encoding(tokenizer)
     # from_pretrained uses the smaller of the argument and the folder's limit. The run's limit is
     # max_seq_len, not the tokenizer's.
     tokenizer.model_max_length = given.get("model_max_length", _NO_LIMIT)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 
 from spin_composer.data import foreign
 from spin_composer.data.bad_row import BadRow, Location
@@ -12,6 +12,10 @@ from spin_composer.data.rows import Row, Turn
 from spin_composer.data.tool_calls import parse_json
 from spin_composer.errors import format_value
 
+_PAIR_OR_TURNS = frozenset({*foreign.TURNS, "chosen", "rejected"})
+"""Columns of other formats, which were compared with what is read or are known not to be."""
+_FEWEST_WORDS = 3
+"""Fewer words are a label, such as a category or a language."""
 _BESIDE_MESSAGES = ("prompt", "response", "completion", "output", "chosen")
 _THOUGHTS = ("reasoning_content", "reasoning", "thinking", "rationale", "chain_of_thought", "cot")
 # Columns with input for the model that a plain row cannot hold.
@@ -61,6 +65,24 @@ def check_other_texts(
                 "Join it to the turns, or leave it out with dataset.preprocessing_fn: "
                 "spin_composer.data.mappings:messages_only.",
             )  # fmt: skip
+
+
+def unread_texts(row: Mapping, unread: Iterable[object], turns: list[Turn]) -> list[str]:
+    """Return the columns among ``unread`` that hold a text or structure that the turns do not.
+
+    They may be meant for the model (``system_instruction``, ``available_tools``), or not
+    (``metadata``): nothing but a person can tell.
+    """
+    texts = [text for turn in turns for text in turn.values() if isinstance(text, str)]
+    found: list[str] = []
+    for key in set(unread) - _PAIR_OR_TURNS:
+        value = row[key]
+        if isinstance(value, str) and len(value.split()) >= _FEWEST_WORDS:
+            if not any(value.strip() in text for text in texts):
+                found.append(str(key))
+        elif isinstance(value, (list, tuple, Mapping)) and value:
+            found.append(str(key))
+    return sorted(found)
 
 
 def check_unused_columns(row: Mapping, form: tuple[str, str], made: Row, where: Location) -> None:

@@ -8,6 +8,7 @@ from typing import Any
 from llmfoundry.models import ComposerMPTCausalLM
 from transformers import PreTrainedTokenizerBase
 
+from spin_composer import startup
 from spin_composer.data.pairs import is_pair_batch
 from spin_composer.foundry.mpt_config import check_mpt_runs
 from spin_composer.model.lm import Batch, SpinLM
@@ -33,6 +34,7 @@ class MPTSpinLM(SpinLM, ComposerMPTCausalLM):
         loss_fn: str | dict | None = "torch_crossentropy",
         **kwargs: Any,
     ) -> None:
+        startup.begin("model")
         check_mpt_runs()
         ComposerMPTCausalLM.__init__(
             self, tokenizer=tokenizer, use_train_metrics=False, loss_fn=loss_fn, **kwargs

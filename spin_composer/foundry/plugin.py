@@ -6,6 +6,7 @@ import os
 from collections.abc import Mapping
 from typing import Any
 
+from spin_composer import startup
 from spin_composer.pretrained.check import LoaderRun
 from spin_composer.settings.eval_loaders import check_eval_loaders, route_eval_loaders
 from spin_composer.settings.fields import is_int
@@ -25,6 +26,14 @@ def transform(cfg: dict[str, Any]) -> dict[str, Any]:
     Raises:
         InputError: If a setting is invalid; see :func:`validate`.
     """
+    startup.process_clock().rename_all("imports")
+    try:
+        return _transformed(cfg)
+    finally:
+        startup.begin("tokenizer and loggers")
+
+
+def _transformed(cfg: dict[str, Any]) -> dict[str, Any]:
     from spin_composer.foundry.compat import patch_foundry  # imports transformers
 
     patch_foundry()

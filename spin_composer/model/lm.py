@@ -21,6 +21,7 @@ from torch import Tensor, nn
 from torchmetrics import Metric
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from spin_composer import startup
 from spin_composer.data.pairs import Ids, PairBatch, is_pair_batch
 from spin_composer.errors import InputError
 from spin_composer.loss import PairLoss
@@ -87,6 +88,7 @@ class SpinLM(HuggingFaceModel):
             log.info("Dropout is off for policy and opponent: %d probabilities were set", disabled)
         names = PAIR_METRICS if use_train_metrics else ()
         self.train_metrics = self._get_metric_dict([*(metric() for metric in names), *more_metrics])
+        startup.begin("Trainer")
 
     def state_dict(self, *args: Any, **kwargs: Any) -> dict[str, Any]:
         """Return the state dict; for a PEFT model only adapters and other trained parameters."""
@@ -265,6 +267,7 @@ class HFSpinLM(SpinLM):
         should_save_peft_only: bool = True,
         attn_implementation: str | None = None,
     ) -> None:
+        startup.begin("model")
         check_loading(load_in_8bit, use_flash_attention_2, attn_implementation)
         if use_flash_attention_2:
             attn_implementation = "flash_attention_2"

@@ -1,29 +1,49 @@
-"""Whether a tokenizer holds a vocabulary, and fits a model: each of its ids has an embedding."""
+"""Whether a tokenizer can encode text, always alike, and fits a model: each id has an embedding."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from spin_composer.errors import InputError, format_value
-from spin_composer.pretrained.limits import ModelLimits
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
+    from spin_composer.pretrained.limits import ModelLimits  # imports Composer
+
 _FEWEST_WORDS = 2
 
 
-def check_vocabulary(tokenizer: PreTrainedTokenizerBase) -> None:
-    """Refuse a tokenizer that no text can be written with, as newer transformers make them.
+def check_encoding(tokenizer: PreTrainedTokenizerBase) -> None:
+    """Refuse a tokenizer that cannot encode text, or encodes it differently each time.
 
-    Of a folder without a tokenizer's files they make one of special tokens alone.
+    Of a folder without a tokenizer's files newer transformers make one of special tokens alone.
 
     Raises:
-        InputError: Names the folder and what to do.
+        InputError: Names the tokenizer and what to do; a line for each problem.
     """
-    if (line := _vocabulary_problem(tokenizer)) is not None:
-        raise InputError(line)
+    if lines := list(_find_encoding_problems(tokenizer)):
+        raise InputError("\n".join(lines))
+
+
+def _find_encoding_problems(tokenizer: PreTrainedTokenizerBase) -> Iterator[str]:
+    for line in (_vocabulary_problem(tokenizer), _dropout_problem(tokenizer)):
+        if line is not None:
+            yield line
+
+
+def _dropout_problem(tokenizer: PreTrainedTokenizerBase) -> str | None:
+    """Return the message for BPE dropout: each rank and each start would have other ids."""
+    backend: Any = getattr(tokenizer, "backend_tokenizer", None)  # None: a slow one
+    dropout = getattr(getattr(backend, "model", None), "dropout", None)
+    if not dropout:
+        return None
+    return (
+        f"tokenizer={format_value(tokenizer.name_or_path)}: its BPE leaves out merges at random "
+        f"(model.dropout={dropout:g}), so that the same text has other ids each time. Set "
+        "model.dropout to null in its tokenizer.json."
+    )
 
 
 def _vocabulary_problem(tokenizer: PreTrainedTokenizerBase) -> str | None:
@@ -60,8 +80,8 @@ def check_tokenizer(
 def _find_problems(
     tokenizer: PreTrainedTokenizerBase, limits: ModelLimits, may_resize: bool
 ) -> Iterator[str]:
-    if (line := _vocabulary_problem(tokenizer)) is not None:
-        yield line
+    if lines := list(_find_encoding_problems(tokenizer)):
+        yield from lines
         return
     size, pad = limits.vocabulary_size, limits.pad_token_id
     if size is None:

@@ -126,6 +126,19 @@ def test_keys_that_carry_text_are_kept_and_others_counted():
     assert "not read: a turn's id (2 times)" in report.summary()
 
 
+def test_columns_with_texts_that_are_not_read_are_noted_once():
+    report = DataReport()
+    turns = {"messages": [USER, ANSWER], "prompt": USER["content"], "topic": "the weather"}
+    read({**turns, "system_instruction": ""}, report=report)
+    assert report.notes == []  # a label, and what a turn has
+    asked = {**turns, "system_instruction": "Answer in two words.", "available_tools": [TOOL]}
+    for row in (asked, asked, {**asked, "persona": "You are a farmer."}):
+        read(row, report=report)
+    assert [note[note.index("[") : note.index("]") + 1] for note in report.notes] == [
+        "['available_tools', 'system_instruction']", "['persona']",
+    ]  # fmt: skip
+
+
 def test_what_a_store_of_before_read_is_read_again():
     turns = [USER, {**ANSWER, "reasoning_content": "Look.", "weight": 0}]
     row = {"messages": turns, "system": "s", "tools": [TOOL], "prompt": "other"}
