@@ -11,9 +11,8 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import cache
+from pathlib import Path
 from typing import Literal
-
-import psutil
 
 Phase = Literal[
     "the program before",  # of a run in Python: all before SPIN's first part
@@ -90,8 +89,17 @@ def _round_to_sum(values: list[float], total: int) -> list[int]:
 @cache
 def process_clock() -> StartClock:
     """Return the clock of this process, from its start."""
-    age = max(0.0, time.time() - psutil.Process().create_time())
-    return StartClock(time.monotonic() - age)
+    return StartClock(time.monotonic() - _process_age())
+
+
+def _process_age() -> float:
+    """Return the seconds since this process started, to a hundredth.
+
+    psutil's ``create_time`` is up to a second off: it adds to the boot's time in whole seconds.
+    """
+    after_name = Path("/proc/self/stat").read_text(encoding="utf-8").rpartition(")")[2].split()
+    started = int(after_name[19]) / os.sysconf("SC_CLK_TCK")  # field 22, starttime
+    return time.clock_gettime(time.CLOCK_BOOTTIME) - started
 
 
 os.register_at_fork(after_in_child=process_clock.cache_clear)
