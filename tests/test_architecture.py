@@ -9,6 +9,9 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from fixtures import tokenizers
+from fixtures.runs import write_rows
+from fixtures.yaml_run import tiny_config, write_config
 
 ROOT = Path(__file__).parent.parent
 PACKAGE = ROOT / "spin_composer"
@@ -236,6 +239,35 @@ def test_light_modules_load_nothing_heavy(module: str):
     code = f"import sys, spin_composer.{module}; print(*sys.modules)"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert not HEAVY & set(done.stdout.split())
+
+
+def loaded_by(*commands: list[str]) -> set[str]:
+    """Return the packages that a process has imported after these commands."""
+    code = (
+        "import sys; from typer.testing import CliRunner; from spin_composer.cli import app\n"
+        f"for command in {list(commands)!r}:\n"
+        "    done = CliRunner().invoke(app, command)\n"
+        "    assert done.exit_code == 0, (command, done.output, done.exception)\n"
+        "print(*{name.partition('.')[0] for name in sys.modules})"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    return set(done.stdout.split())
+
+
+def test_help_and_status_load_nothing_heavy(tmp_path: Path):
+    yaml = write_config(tiny_config(tmp_path, tmp_path), tmp_path / "run.yaml")
+    (tmp_path / "self-play").mkdir()
+    commands = (["--help"], ["train", "--help"], ["data", "check", "--help"], ["status", str(yaml)])
+    assert not HEAVY & loaded_by(*commands)
+
+
+def test_data_commands_load_neither_composer_nor_llm_foundry(tmp_path: Path):
+    rows, folder = write_rows(tmp_path / "rows.jsonl"), str(tmp_path / "tokenizer")
+    tokenizers.byte_level().save_pretrained(folder)
+    loaded = loaded_by(["data", "check", str(rows), "--tokenizer", folder])
+    assert "transformers" in loaded
+    assert not {"composer", "llmfoundry", "streaming", "datasets", "torchvision"} & loaded
 
 
 def test_kernels_folder_is_no_package():

@@ -11,7 +11,12 @@ from typing import Any
 
 from spin_composer.data.bad_row import BadRow, Location
 from spin_composer.errors import InputError, format_value
-from spin_composer.foundry.installed import EXTRA, foundry_is_installed, require_foundry
+from spin_composer.foundry.installed import (
+    EXTRA,
+    foundry_is_imported,
+    foundry_is_installed,
+    require_foundry,
+)
 from spin_composer.settings.dataset import DatasetConfig
 
 Preprocess = Callable[[Any], Any]
@@ -47,17 +52,17 @@ def _renamed(columns: Mapping[str, str], row: Any) -> dict[str, Any]:
 def _of_hub(name: str | None) -> Preprocess | None:
     if name is None or os.path.exists(name):
         return None  # llm-foundry registers functions for hub names only
+    if name not in FOUNDRY_DATASETS and not foundry_is_imported():
+        return None  # importing it to ask takes seconds
     if foundry_is_installed():
         from spin_composer.foundry.finetuning import registered_preprocessor
 
         return registered_preprocessor(name)
-    if name in FOUNDRY_DATASETS:
-        raise InputError(
-            f"train_loader.dataset.hf_name={format_value(name)} is read by a function of "
-            f"llm-foundry's, which is not installed. Install {EXTRA}, or set preprocessing_fn: "
-            "module:function."
-        )
-    return None
+    raise InputError(
+        f"train_loader.dataset.hf_name={format_value(name)} is read by a function of "
+        f"llm-foundry's, which is not installed. Install {EXTRA}, or set preprocessing_fn: "
+        "module:function."
+    )
 
 
 def _registered(named: str) -> Preprocess:

@@ -7,7 +7,7 @@ from importlib.metadata import entry_points
 from typing import TYPE_CHECKING, Any
 
 from spin_composer.errors import InputError, format_value
-from spin_composer.foundry.installed import foundry_is_installed, require_foundry
+from spin_composer.foundry.installed import foundry_is_imported, require_foundry
 from spin_composer.settings.section import Config
 
 if TYPE_CHECKING:
@@ -46,16 +46,20 @@ def load_tokenizer(name: str, kwargs: Config | None = None) -> PreTrainedTokeniz
 
 
 def _is_registered(name: str) -> bool:
-    """Return whether a name is registered with llm-foundry, which must be installed then."""
+    """Return whether a name is registered with llm-foundry, which must be installed then.
+
+    It is imported for what it registers only: that takes seconds.
+    """
     if os.sep in name and os.path.isdir(name):
         return False
-    if foundry_is_installed():
-        from spin_composer.foundry.finetuning import registered_tokenizers
-
-        return name in registered_tokenizers
-    if name in {_OF_FOUNDRY, *(entry.name for entry in entry_points(group=_GROUP))}:
+    registers = {_OF_FOUNDRY, *(entry.name for entry in entry_points(group=_GROUP))}
+    if name in registers:
         require_foundry(f"tokenizer={format_value(name)}")
-    return False
+    elif not foundry_is_imported():  # then code of the run may have registered more
+        return False
+    from spin_composer.foundry.finetuning import registered_tokenizers
+
+    return name in registered_tokenizers
 
 
 def _from_pretrained(name: str, given: dict[str, Any]) -> PreTrainedTokenizerBase:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from importlib.util import find_spec
 
 from spin_composer.errors import InputError
@@ -13,6 +14,11 @@ EXTRA = "spin-composer[foundry]"
 def foundry_is_installed() -> bool:
     """Return whether llm-foundry can be imported."""
     return find_spec("llmfoundry") is not None
+
+
+def foundry_is_imported() -> bool:
+    """Return whether llm-foundry is imported already, so that to ask it costs nothing."""
+    return "llmfoundry" in sys.modules and foundry_is_installed()
 
 
 def require_foundry(what: str) -> None:

@@ -11,6 +11,7 @@ from transformers import PreTrainedTokenizerBase
 from spin_composer import startup
 from spin_composer.data.pairs import is_pair_batch
 from spin_composer.foundry.mpt_config import check_mpt_runs
+from spin_composer.model.causal_lm import as_causal_lm
 from spin_composer.model.lm import Batch, SpinLM
 
 
@@ -36,9 +37,10 @@ class MPTSpinLM(SpinLM, ComposerMPTCausalLM):
     ) -> None:
         startup.begin("model")
         check_mpt_runs()
-        ComposerMPTCausalLM.__init__(
-            self, tokenizer=tokenizer, use_train_metrics=False, loss_fn=loss_fn, **kwargs
-        )
+        with as_causal_lm():
+            ComposerMPTCausalLM.__init__(
+                self, tokenizer=tokenizer, use_train_metrics=False, loss_fn=loss_fn, **kwargs
+            )
         self.prepare_for_spin(bool(use_train_metrics))
 
     def flops_per_batch(self, batch: Batch) -> float:

@@ -26,6 +26,7 @@ from spin_composer.data.pairs import Ids, PairBatch, is_pair_batch
 from spin_composer.errors import InputError
 from spin_composer.loss import PairLoss
 from spin_composer.metrics import PAIR_METRICS, PairMetric
+from spin_composer.model.causal_lm import as_causal_lm
 from spin_composer.model.dropout import disable_dropout
 from spin_composer.model.head import install_head
 from spin_composer.model.layout.attention import install_segment_attention
@@ -287,16 +288,17 @@ class HFSpinLM(SpinLM):
         if pretrained_lora_id_or_path is not None:
             model = load_adapters(model, pretrained_lora_id_or_path, use_auth_token)
         _check_fit(model, tokenizer, allow_embedding_resizing)
-        super().__init__(
-            model=model,
-            tokenizer=tokenizer,  # type: ignore[arg-type]
-            use_logits=True,
-            eval_metrics=held_out,
-            shift_labels=True,
-            allow_embedding_resizing=allow_embedding_resizing,
-            peft_config=adapters,
-            should_save_peft_only=should_save_peft_only,
-        )
+        with as_causal_lm():
+            super().__init__(
+                model=model,
+                tokenizer=tokenizer,  # type: ignore[arg-type]
+                use_logits=True,
+                eval_metrics=held_out,
+                shift_labels=True,
+                allow_embedding_resizing=allow_embedding_resizing,
+                peft_config=adapters,
+                should_save_peft_only=should_save_peft_only,
+            )
         prepare_for_fsdp(self.model)
         self.prepare_for_spin(use_train_metrics, more)
 
@@ -329,15 +331,16 @@ class HFSpinLM(SpinLM):
             raise InputError(f"model: PEFT of type {sorted(kinds)} is not supported. Use LoRA.")
         _check_fit(model, tokenizer, may_resize=False)
         self = cls.__new__(cls)
-        HuggingFaceModel.__init__(
-            self,
-            model=model,
-            tokenizer=tokenizer,  # type: ignore[arg-type]
-            use_logits=True,
-            eval_metrics=held_out_metrics(),
-            shift_labels=True,
-            should_save_peft_only=should_save_peft_only,
-        )
+        with as_causal_lm():
+            HuggingFaceModel.__init__(
+                self,
+                model=model,
+                tokenizer=tokenizer,  # type: ignore[arg-type]
+                use_logits=True,
+                eval_metrics=held_out_metrics(),
+                shift_labels=True,
+                should_save_peft_only=should_save_peft_only,
+            )
         prepare_for_fsdp(self.model)
         self.prepare_for_spin(use_train_metrics)
         return self

@@ -11,8 +11,10 @@ import pytest
 import torch
 from composer import DataSpec, Trainer
 from composer.loggers import InMemoryLogger
+from composer.models import HuggingFaceModel
 from peft import LoraConfig, get_peft_model
 from transformers import PreTrainedTokenizerFast
+from transformers.models.auto import modeling_auto
 
 from spin_composer.data.pairs import Pair, collate_pairs, num_pairs, num_tokens, split_pairs
 from spin_composer.errors import InputError
@@ -165,6 +167,21 @@ def test_embeddings_resized_for_the_tokenizer_are_scored(
     assert isinstance(head, ScoringHead)
     assert head.weight.shape[0] == VOCAB
     model.check_head(pair_batch(2))
+
+
+class _Unread(dict):
+    def values(self) -> Any:
+        raise AssertionError("every model of transformers is imported")
+
+
+def test_a_model_is_made_without_importing_the_others(
+    folder: Path, tokenizer: PreTrainedTokenizerFast, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(modeling_auto, "MODEL_FOR_CAUSAL_LM_MAPPING", _Unread())
+    assert HFSpinLM.from_model(tiny_model("llama"), tokenizer).shift_labels
+    assert HFSpinLM(tokenizer, str(folder)).shift_labels
+    with pytest.raises(AssertionError):  # a model of Composer's own finds out as ever
+        HuggingFaceModel(tiny_model("llama"), tokenizer)
 
 
 def test_composers_trainer_trains_on_pairs_and_logs_the_metrics(
