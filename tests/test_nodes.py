@@ -65,6 +65,7 @@ def test_mcli_file_is_a_run_configuration(path: Path):
     assert run.image
     assert re.fullmatch(r"[a-z][a-z0-9-]*", str(run.name))
     assert run.integrations[0]["integration_type"] == "git_repo"
+    assert run.integrations[0]["pip_install"] == "-e .[foundry]"  # what a run's YAML needs
 
 
 @pytest.mark.parametrize("path", MCLI, ids=lambda p: p.stem)
