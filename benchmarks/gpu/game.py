@@ -269,7 +269,7 @@ def figures_of(trainer: Trainer, journal: Journal, seconds: float) -> dict[str, 
     records = books["iterations"]
     bounds = [0, *[int(record["batches"]) for record in records]]
     firsts = [sum(bounds[: i + 1]) for i in range(len(records))]
-    whole = len(journal.losses) == sum(bounds)  # else this process began in the midst
+    whole = len(journal.losses) == sum(bounds)  # else this process began midway
     gaps = logger.data.get("spin/first_batch_gap", [])
     peak = torch.cuda.max_memory_allocated() / 2**20 if torch.cuda.is_available() else None
     return {
@@ -286,6 +286,7 @@ def figures_of(trainer: Trainer, journal: Journal, seconds: float) -> dict[str, 
         "generated_tokens_per_second": [
             record["spin/generated_tokens_per_second_per_rank"] for record in records
         ],
+        "layout": composer_model(trainer.state).layout.name,
         "microbatch_size": trainer.state.device_train_microbatch_size,
         "peak_mib": peak,
     }

@@ -159,6 +159,8 @@ def require(holds: bool, reason: str, figures: Mapping[str, Any]) -> None:
 
 def check_game(found: Mapping[str, Any], precision: str) -> None:
     """Check what holds of every game: it begins at log 2, learns, and exports what it is."""
+    layout = found["layout"]
+    require(layout == "shared", f"pairs were laid out by layout {layout}: shared differs", found)
     tokens = 32  # of the longest response, whatever the tokenizer
     bound = BETA * tokens * GAP[precision]
     firsts = found["first_losses"]
