@@ -16,7 +16,7 @@ TESTED_VERSIONS: Mapping[str, tuple[tuple[_Minor, _Minor], ...]] = {
     "torch": (((2, 7), (2, 15)),),
     "transformers": (((4, 51), (4, 57)), ((5, 17), (5, 24))),
 }
-"""Ranges of (major, minor) by package; both ends were tested. docs/versions.md lists them."""
+"""Ranges of (major, minor) by package, whose ends were tested; docs/versions.md."""
 
 
 def version_warnings(installed: Mapping[str, str] | None = None) -> list[str]:
@@ -33,8 +33,8 @@ def version_warnings(installed: Mapping[str, str] | None = None) -> list[str]:
         if minor is None or not any(low <= minor <= high for low, high in ranges):
             known = ", ".join(f"{_text(low)} to {_text(high)}" for low, high in ranges)
             lines.append(
-                f"{package} {found} was never run with spin_composer, which knows {known}. If "
-                "something fails, install one of these (docs/versions.md)."
+                f"{package} {found} is outside the tested ranges, {known}. If something fails, "
+                "install one of these (docs/versions.md)."
             )
     return lines
 
