@@ -61,11 +61,11 @@ def test_a_family_shares_prompts_or_says_why_not(
 
 
 @pytest.mark.parametrize("name", ["shared", "packed", "padded"])
-def test_a_layout_is_had_by_its_name(name: str) -> None:
+def test_a_layout_can_be_set_by_name(name: str) -> None:
     assert chosen(name, tiny_model("llama")).name == name
 
 
-def test_one_that_cannot_be_had_is_refused_with_the_reason() -> None:
+def test_a_layout_that_the_model_cannot_use_is_refused_with_the_reason() -> None:
     with pytest.raises(InputError) as caught:
         chosen("shared", tiny("qwen3_next", VOCAB))
     assert str(caught.value) == (
@@ -74,7 +74,18 @@ def test_one_that_cannot_be_had_is_refused_with_the_reason() -> None:
     )
 
 
-def test_a_model_with_attention_of_its_own_is_padded() -> None:
+def test_a_model_with_attention_of_its_own_is_padded(caplog: pytest.LogCaptureFixture) -> None:
+    config = transformers.BloomConfig(vocab_size=VOCAB, hidden_size=32, n_layer=2, n_head=4)
+    with caplog.at_level(logging.INFO, choose.__name__):
+        layout = chosen("auto", transformers.BloomForCausalLM(config))
+    assert layout.name == "padded"
+    assert caplog.messages[-1] == (
+        "Pairs are padded (layout padded): BloomForCausalLM has attention of its own, which takes "
+        "no other function"
+    )
+
+
+def test_a_model_that_takes_no_positions_is_padded() -> None:
     model = tiny_model("llama")
     model.forward = lambda input_ids, attention_mask, **_: None
     assert "does not accept position_ids" in str(choose.unsupported_reason(model, 40))
