@@ -53,8 +53,6 @@ class _NeedsColumn(Exception):
 class ConvertReport:
     """What was written."""
 
-    destination: str
-    """The MDS folder."""
     kind: Kind
     """plain or chat."""
     rows: int
@@ -123,7 +121,7 @@ def convert_config(
                 rows = _iter_formatted(config, report, check)
     shards = [file for file in target.iterdir() if file.name.startswith("shard.")]
     return ConvertReport(
-        str(target), kind, report.kept, len(shards), sum(file.stat().st_size for file in shards),
+        kind, report.kept, len(shards), sum(file.stat().st_size for file in shards),
         report.dropped,
     )  # fmt: skip
 
