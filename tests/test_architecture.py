@@ -23,6 +23,7 @@ KERNELS = ROOT / "kernels" / "spin_kernels"
 LAYERS: tuple[frozenset[str], ...] = (
     frozenset({"interrupt", "startup", "store.layout", "versions"}),
     frozenset({"errors"}),
+    frozenset({"extras"}),
     frozenset({"save_folder", "shared_memory", "distributed", "foundry.installed"}),
     frozenset({"foundry.compat"}),
     frozenset({"fsdp", "hybrid_sharding", "foundry.finetuning", "foundry.exporter"}),

@@ -71,7 +71,7 @@ def test_a_run_in_an_object_store_goes_on_where_its_folder_is_lost(tmp_path, s3,
     train(yaml)
     assert weights(tmp_path) == weights(whole)
     assert units(tmp_path / "self-play") == units(whole / "self-play")
-    # In the midst of iteration 1, on a new machine: no store, and a checkpoint of epoch 3.
+    # During iteration 1, on a new machine: no store, and a checkpoint of epoch 3.
     shutil.rmtree(tmp_path / "self-play")
     shutil.rmtree(tmp_path / "checkpoints/huggingface/iter1")
     for path in (tmp_path / "checkpoints").glob("ep4-*.pt"):

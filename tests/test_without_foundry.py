@@ -37,7 +37,7 @@ def test_a_yaml_names_the_extra_to_install(command: str, tmp_path: Path):
     assert done.returncode == 2, done.stderr[-2000:]
     (line,) = done.stderr.splitlines()
     assert line.startswith("error: a run's YAML needs llm-foundry, which is not installed.")
-    assert "spin-composer[foundry]" in line
+    assert "Install '.[foundry]' in the checkout" in line
     assert sorted(tmp_path.rglob("*")) == before
 
 

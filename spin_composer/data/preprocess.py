@@ -11,8 +11,8 @@ from typing import Any
 
 from spin_composer.data.bad_row import BadRow, Location
 from spin_composer.errors import InputError, format_value
+from spin_composer.extras import install_extra
 from spin_composer.foundry.installed import (
-    EXTRA,
     foundry_is_imported,
     foundry_is_installed,
     require_foundry,
@@ -60,8 +60,8 @@ def _of_hub(name: str | None) -> Preprocess | None:
         return registered_preprocessor(name)
     raise InputError(
         f"train_loader.dataset.hf_name={format_value(name)} is read by a function of "
-        f"llm-foundry's, which is not installed. Install {EXTRA}, or set preprocessing_fn: "
-        "module:function."
+        f"llm-foundry's, which is not installed. {install_extra('foundry')} Or set "
+        "preprocessing_fn: module:function."
     )
 
 

@@ -6,9 +6,7 @@ import sys
 from importlib.util import find_spec
 
 from spin_composer.errors import InputError
-
-EXTRA = "spin-composer[foundry]"
-"""What pip installs it with."""
+from spin_composer.extras import install_extra
 
 
 def foundry_is_installed() -> bool:
@@ -31,4 +29,6 @@ def require_foundry(what: str) -> None:
         InputError: Names the extra to install.
     """
     if not foundry_is_installed():
-        raise InputError(f"{what} needs llm-foundry, which is not installed. Install {EXTRA}.")
+        raise InputError(
+            f"{what} needs llm-foundry, which is not installed. {install_extra('foundry')}"
+        )

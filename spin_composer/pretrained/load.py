@@ -18,6 +18,7 @@ from transformers import AutoModelForCausalLM, GenerationConfig, PretrainedConfi
 
 from spin_composer.distributed import on_each_node_in_turn
 from spin_composer.errors import InputError, UserError, explain, format_value
+from spin_composer.extras import missing_peft
 from spin_composer.pretrained.config import (
     DEFAULT_ATTENTION,
     DTYPE,
@@ -164,8 +165,9 @@ def lora_config(settings: Mapping[str, Any]) -> LoraConfig:
 
 
 def _require_peft(where: str) -> None:
-    if importlib.util.find_spec("peft") is None:
-        raise InputError(f"{where} is set, and peft is not installed. Install spin-composer[lora].")
+    problem = missing_peft(where)
+    if problem is not None:
+        raise InputError(problem)
 
 
 def _read(source: Source) -> tuple[PretrainedConfig, GenerationConfig | None]:

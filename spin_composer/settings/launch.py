@@ -13,6 +13,7 @@ from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 
 from spin_composer.errors import InputError, format_value
+from spin_composer.extras import missing_peft
 from spin_composer.save_folder import try_to_write
 from spin_composer.settings.fields import is_int, is_number, suggest_key
 from spin_composer.settings.model import (
@@ -214,8 +215,9 @@ def _adapters(peft: object) -> Problems:
     if not isinstance(peft, Mapping):
         yield f"model.peft_config must be a mapping, got {format_value(peft)}."
         return
-    if importlib.util.find_spec("peft") is None:
-        yield "model.peft_config is set, and peft is not installed. Install it: pip install peft."
+    missing = missing_peft("model.peft_config")
+    if missing is not None:
+        yield missing
     for key, wanted in (("peft_type", "LORA"), ("task_type", "CAUSAL_LM")):
         if str(peft.get(key, "")).upper() != wanted:
             yield f"model.peft_config.{key} must be {wanted}, got {format_value(peft.get(key))}."

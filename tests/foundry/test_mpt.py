@@ -86,4 +86,4 @@ def test_without_llm_foundry_mpt_says_which_extra_to_install() -> None:
         "except ValueError as error:\n    print(error)"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    assert "Install spin-composer[foundry]" in done.stdout
+    assert "Install '.[foundry]' in the checkout" in done.stdout

@@ -73,6 +73,6 @@ def test_the_model_loads_trains_saves_and_has_lora_without_llm_foundry(tmp_path:
     assert done.returncode == 0, done.stderr[-3000:]
     said = done.stdout.splitlines()
     assert said[-1] == "done"
-    assert "Install spin-composer[foundry]" in said[-2]
+    assert "Install '.[foundry]' in the checkout" in said[-2]
     for name in ("whole", "lora"):
         assert list((tmp_path / "saved" / name).glob("*.pt"))

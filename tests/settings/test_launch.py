@@ -16,6 +16,7 @@ import yaml
 
 from spin_composer.errors import InputError
 from spin_composer.foundry.plugin import transform
+from spin_composer.pretrained.load import lora_config
 from spin_composer.settings.fields import SECTION
 from spin_composer.settings.yaml import check_launch, validate
 from spin_composer.train import main
@@ -128,8 +129,15 @@ def test_peft_that_is_not_installed_is_named(monkeypatch) -> None:
         importlib.util, "find_spec", lambda n, *a: None if n == "peft" else find(n, *a)
     )
     cfg = config(**{"model.peft_config": LORA})
-    with pytest.raises(InputError, match="peft is not installed"):
+    with pytest.raises(InputError) as at_launch:
         check_launch(cfg, validate(cfg), world_size=1)
+    with pytest.raises(InputError) as at_load:
+        lora_config(LORA)
+    assert str(at_launch.value) == str(at_load.value)
+    assert str(at_load.value) == (
+        "model.peft_config is set, and peft is not installed. Install '.[lora]' in the checkout of "
+        "spin_composer, as docs/versions.md says."
+    )
 
 
 ON_A_CPU = "on a CPU."

@@ -1,0 +1,21 @@
+"""How to install an extra of this distribution, wherever its packages are missing."""
+
+from __future__ import annotations
+
+import importlib.util
+from typing import Literal
+
+
+def install_extra(extra: Literal["foundry", "lora"]) -> str:
+    """Return the sentence that says how an extra is installed.
+
+    The project is in no package index, so pip is given the checkout.
+    """
+    return f"Install '.[{extra}]' in the checkout of spin_composer, as docs/versions.md says."
+
+
+def missing_peft(setting: str) -> str | None:
+    """Return what is wrong with a setting that needs PEFT, None if it is installed."""
+    if importlib.util.find_spec("peft") is not None:
+        return None
+    return f"{setting} is set, and peft is not installed. {install_extra('lora')}"
