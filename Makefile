@@ -105,9 +105,9 @@ bench-step: install ## a training step beside TRL's DPOTrainer and the authors' 
 	for lengths in gsm8k oasst long-prompts long-responses; do \
 		$(BENCH_STEP) --lengths $$lengths --out benchmarks/results/step_cpu_$$lengths.json || exit 1; done
 
-bench-generation: install ## engine hf beside plain generate on this machine's CPU (about 15 minutes on one core)
+bench-generation: install ## engine hf beside plain generate on this machine's CPU (minutes on one core)
 	$(OFFLINE) OMP_NUM_THREADS=1 $(BIN)/python benchmarks/generation.py --shape 10m --prompts 64 --prompt-tokens 64 \
-		--new 192 --mean-response 80 --static --out benchmarks/results/generation_cpu.json
+		--new 192 --mean-response 80 --rounds 1 --static --out benchmarks/results/generation_cpu.json
 
 # TRL in an environment of its own, since it asks for another accelerate than llm-foundry; uv links the rest.
 PEER := .venv-parity
