@@ -80,8 +80,8 @@ def test_a_model_with_attention_of_its_own_is_padded(caplog: pytest.LogCaptureFi
         layout = chosen("auto", transformers.BloomForCausalLM(config))
     assert layout.name == "padded"
     assert caplog.messages[-1] == (
-        "Pairs are padded (layout padded): BloomForCausalLM has attention of its own, which takes "
-        "no other function"
+        "Pairs are padded (layout padded): BloomForCausalLM has its own attention, which cannot be "
+        "replaced"
     )
 
 
