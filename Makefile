@@ -131,7 +131,7 @@ GPU_OUT    ?= benchmarks/results
 GPU_ENV    := $(OFFLINE) TRITON_INTERPRET=0 PYTHONPATH=$(PYTHONPATH):.:kernels
 GPU_NEEDS  := $(if $(filter $(BIN)/python,$(GPU_PYTHON)),install)
 NINE_MINUTES := timeout --signal INT --kill-after 20 530
-gpu: ## kernels' tests and peers, the product end to end, a training step beside TRL's; needs a CUDA GPU
+gpu: ## tests of kernels and layouts, kernels' peers, the product end to end, a training step beside TRL's; needs a CUDA GPU
 	@$(GPU_PYTHON) -c 'import sys, torch; sys.exit(0 if torch.cuda.is_available() else "make gpu needs a CUDA GPU, and torch sees none on this machine.")'
 	@status=0; for part in gpu-kernels gpu-product gpu-step; do $(MAKE) $$part || status=1; done; exit $$status
 
@@ -139,7 +139,7 @@ gpu-kernels: ## of make gpu: the kernels' tests, then the kernels beside their p
 	@status=0; for part in gpu-tests gpu-peers; do $(MAKE) $$part || status=1; done; exit $$status
 
 gpu-tests: $(GPU_NEEDS) ## of make gpu: tests marked gpu
-	$(GPU_ENV) $(NINE_MINUTES) $(GPU_PYTHON) -m pytest -o addopts=-ra -m gpu tests/kernels
+	$(GPU_ENV) $(NINE_MINUTES) $(GPU_PYTHON) -m pytest -o addopts=-ra -m gpu tests/kernels tests/model/layout
 
 gpu-peers: $(GPU_NEEDS) ## of make gpu: the kernels beside their peers
 	$(GPU_ENV) $(NINE_MINUTES) $(GPU_PYTHON) kernels/benchmarks/gpu.py $(GPU_FLAGS) --out $(GPU_OUT)/spin_kernels_$(GPU_DEVICE)

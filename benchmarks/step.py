@@ -7,7 +7,8 @@
 All train the same model, from the same weights, on the same pairs (prompt, real and generated
 response) in the same precision with the same optimizer, in one process, taking turns; each step has
 other pairs. A step is forward, backward and the optimizer's step, without a loader, logging and
-gradient clipping. Ours is measured padded (``layout: padded``) and with the prompt shared. Of TRL
+gradient clipping. Ours is measured padded (``layout: padded``) and with the prompt shared, on a GPU
+also by FlashAttention of packed sequences (torch 2.10), which a run uses where it is exact. Of TRL
 there are two: with the reference's log-probs given, as ours has the opponent's, and with the
 reference model beside it, as TRL has by default. The authors' way is both models on padded rows of
 both responses, whole logits kept. What is not installed is named in the result.
@@ -54,14 +55,15 @@ from transformers import AutoModelForCausalLM, LlamaConfig, PreTrainedTokenizerF
 from spin_composer import HFSpinLM
 from spin_composer.data.pairs import Pair, collate_pairs
 from spin_composer.loss import PairLoss
-from spin_composer.model.layout.attention import install_segment_attention
+from spin_composer.model.layout.attention import install_segment_attention, set_kernel
 from spin_composer.model.layout.choose import LAYOUTS
 from spin_composer.model.layout.padded import PADDED
+from spin_composer.model.layout.varlen import VarlenKernel, flash_kernel
 from spin_composer.model.logprobs import sequence_sums
 
 HERE = Path(__file__).resolve().parent
 BETA, LEARNING_RATE = 0.1, 1e-6
-PADDED_OURS, SHARED_OURS = "ours, padded", "ours, shared"
+PADDED_OURS, SHARED_OURS, FLASH_OURS = "ours, padded", "ours, shared", "ours, shared, flash"
 GIVEN, BESIDE = "TRL, reference's log-probs given", "TRL, reference model beside"
 AUTHORS = "two models, whole logits"
 FIXED = {"long-prompts": (1024, 128, 128), "long-responses": (64, 1024, 1024)}
@@ -174,12 +176,13 @@ def ours(setting: Setting) -> dict[str, Contender]:
     model = HFSpinLM.from_model(setting.model(_NOISE), setting.tokenizer)
     model.pair_loss = PairLoss("logistic", BETA)
     model.train()
-    install_segment_attention(model.model)
+    layers = install_segment_attention(model.model)
     optimizer = setting.optimizer(model)
     batches: Any = [setting.to_device(collate_pairs(pairs)) for pairs in setting.batches]
 
-    def step(layout: str, number: int, learns: bool) -> float:
+    def step(layout: str, kernel: VarlenKernel | None, number: int, learns: bool) -> float:
         batch, model.layout = batches[number], LAYOUTS[layout]
+        set_kernel(layers, kernel)
         with setting.autocast():
             loss = model.loss(model(batch), batch)
         loss.backward()
@@ -188,9 +191,15 @@ def ours(setting: Setting) -> dict[str, Contender]:
         optimizer.zero_grad(set_to_none=True)
         return float(loss.detach())
 
+    ways: dict[str, tuple[str, VarlenKernel | None]] = {
+        PADDED_OURS: ("padded", None), SHARED_OURS: ("shared", None)
+    }  # fmt: skip
+    flash = flash_kernel()
+    if flash is not None and setting.device.type == "cuda":
+        ways[FLASH_OURS] = ("shared", flash)
     return {
-        name: Contender(functools.partial(step, layout), [model], optimizer)
-        for name, layout in ((PADDED_OURS, "padded"), (SHARED_OURS, "shared"))
+        name: Contender(functools.partial(step, *way), [model], optimizer)
+        for name, way in ways.items()
     }
 
 

@@ -1,6 +1,6 @@
 """Metrics of training, logged as ``metrics/train/<class name>``: one registered class each.
 
-Also the one metric of held-out rows that Composer lacks.
+Also the metrics of held-out rows, by Composer's and llm-foundry's names.
 
 Rewards are r = beta * (policy - opponent) of a response's sum. Dimensions: B pairs; column 0 of a
 [B, 2] tensor is the real side, column 1 the generated one.
@@ -9,8 +9,11 @@ Rewards are r = beta * (policy - opponent) of a response's sum. Dimensions: B pa
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import Any, ClassVar, TypeVar
 
+import composer.metrics
 import torch
 from torch import Tensor
 from torchmetrics import Metric
@@ -186,6 +189,38 @@ class SpinLogpsGenerated(PairMetric):
         return policy[:, 1]
 
 
+@dataclass(frozen=True)
+class TokenScores:
+    """What metrics of held-out rows need to know about N tokens, instead of logits [N, V]."""
+
+    logps: Tensor
+    """fp32 [N], in nats."""
+    hits: Tensor
+    """bool [N]: whether the token is the argmax."""
+
+
+class LanguageCrossEntropy(composer.metrics.LanguageCrossEntropy):
+    """Mean negative log-prob of the tokens of held-out rows, in nats, as Composer's metric."""
+
+    @override
+    def update(self, output: Mapping | Tensor | TokenScores, target: Tensor | None) -> None:
+        """Add a batch: its logits [B, T, V] and labels [B, T], or its scores alone."""
+        if not isinstance(output, TokenScores):
+            assert target is not None
+            super().update(output, target)
+            return
+        self.sum_loss -= output.logps.sum()
+        self.total_items += output.logps.numel()
+
+
+class LanguagePerplexity(LanguageCrossEntropy):
+    """exp of :class:`LanguageCrossEntropy`."""
+
+    @override
+    def compute(self) -> Tensor:
+        return super().compute().exp()
+
+
 class TokenAccuracy(Metric):
     """Share of the tokens of held-out rows that the model predicts, as llm-foundry's metric.
 
@@ -203,8 +238,13 @@ class TokenAccuracy(Metric):
         for name in ("correct_tokens", "total_tokens"):
             self.add_state(name, default=torch.tensor(0), dist_reduce_fx="sum")
 
-    def update(self, logits: Tensor, labels: Tensor) -> None:
-        """Add a batch: logits [..., V] and the labels [...] of the same positions."""
+    def update(self, logits: Tensor | TokenScores, labels: Tensor | None) -> None:
+        """Add a batch: logits [..., V] and the labels [...] of the same positions, or scores."""
+        if isinstance(logits, TokenScores):
+            self.correct_tokens += logits.hits.sum()
+            self.total_tokens += logits.hits.numel()
+            return
+        assert labels is not None
         counted = labels != self.ignore_index
         self.correct_tokens += (logits.argmax(-1)[counted] == labels[counted]).sum()
         self.total_tokens += counted.sum()
@@ -212,3 +252,7 @@ class TokenAccuracy(Metric):
     def compute(self) -> Tensor:
         """Return the share over all ranks, fp32; nan before the first batch."""
         return self.correct_tokens.float() / self.total_tokens
+
+
+HELD_OUT_METRICS = (LanguageCrossEntropy, LanguagePerplexity, TokenAccuracy)
+"""The metrics that take :class:`TokenScores`."""

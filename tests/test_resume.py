@@ -139,7 +139,7 @@ def test_a_run_keeps_the_layout_that_it_began_with(whole, tmp_path, monkeypatch)
     def choose(*_):
         raise AssertionError("the layout is chosen again")
 
-    monkeypatch.setattr("spin_composer.model.lm.choose_layout", choose)
+    monkeypatch.setattr("spin_composer.model.layout.choose.unsupported_reason", choose)
     trainer = resumed(folder, "ep3-ba35", tmp_path)
     assert composer_model(trainer.state).layout.name == "shared"
 

@@ -36,7 +36,8 @@ from spin_composer import (
 )
 from spin_composer.engines.hf.generator import HFGenerator
 from spin_composer.fsdp import iter_full_parameters
-from spin_composer.model.unwrap import composer_model
+from spin_composer.model.layout.attention import install_segment_attention
+from spin_composer.model.unwrap import composer_model, inner_model
 from spin_composer.report.history import LOSS, NLL
 from tests.chaos.compare import JOURNAL
 
@@ -287,6 +288,10 @@ def figures_of(trainer: Trainer, journal: Journal, seconds: float) -> dict[str, 
             record["spin/generated_tokens_per_second_per_rank"] for record in records
         ],
         "layout": composer_model(trainer.state).layout.name,
+        "rows_by_flash_attention": all(
+            layer.spin_switch.kernel is not None
+            for layer in install_segment_attention(inner_model(composer_model(trainer.state).model))
+        ),
         "microbatch_size": trainer.state.device_train_microbatch_size,
         "peak_mib": peak,
     }

@@ -26,28 +26,33 @@ does the response end with the stop token."""
 FINISH_NAMES = {STOP: "stop", LENGTH: "length", STRING: "stop string"}
 
 
-class PairBatch(TypedDict):
+class SequenceBatch(TypedDict):
+    """Sequences one after another, and the tokens of them that are scored."""
+
+    input_ids: Tensor
+    """int64 [total]: all sequences (prompt + response), one after another."""
+    scored_rows: Tensor
+    """int64 [N]: rows of ``input_ids`` that predict a response token; the first of a sequence is
+    its last prompt position."""
+    targets: Tensor
+    """int64 [N]: the response token predicted there."""
+    seqlen_bounds: list[int]
+    """[S + 1]: cumulative lengths of the sequences, on the host."""
+
+
+class PairBatch(SequenceBatch):
     """The tensors of B pairs, and three lists that stay on the host.
 
     The host plans padding, chunks and microbatches from the lists, without a synchronization with
     the GPU.
     """
 
-    input_ids: Tensor
-    """int64 [total]: all sequences (prompt + response), one after another."""
     cu_seqlens: Tensor
     """int32 [S + 1]: cumulative lengths of the sequences."""
-    scored_rows: Tensor
-    """int64 [N]: rows of ``input_ids`` that predict a response token; the first of a sequence is
-    its last prompt position."""
-    targets: Tensor
-    """int64 [N]: the response token predicted there."""
     cu_scored: Tensor
     """int32 [S + 1]: cumulative numbers of scored rows."""
     opponent_logps: Tensor
     """float32 [B, 2]: the opponent's log-prob sums (real, generated), in nats."""
-    seqlen_bounds: list[int]
-    """[S + 1]: ``cu_seqlens`` as a list."""
     scored_bounds: list[int]
     """[S + 1]: ``cu_scored`` as a list."""
     indices: list[int]

@@ -16,6 +16,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 from typing_extensions import override
 
@@ -23,7 +24,15 @@ from spin_composer.errors import InputError
 from spin_composer.model.logit_transforms import InstalledTransform, transforms_of
 from spin_composer.model.unwrap import inner_model
 from spin_composer.settings.model import lora_on_output_layer
-from spin_kernels import PairLossOutput, linear_log_softmax_gather, linear_pair_loss
+from spin_kernels import (
+    PairLossOutput,
+    linear_log_softmax_gather,
+    linear_pair_loss,
+    log_softmax_gather,
+)
+
+_LOGITS = 2**26
+"""Logits in memory at once if predictions are requested: 256 MiB in fp32."""
 
 
 @dataclass
@@ -50,11 +59,15 @@ class _Request:
     softcap: float | None
     temperature: float
     pairs: PairRequest | None
+    predictions: bool
     calls: int = 0
 
 
 class ScoringHead(nn.Module):
-    """Mixin of an output layer: returns log-probs [1, N, 1] or a loss [1, 1, 1] on request."""
+    """Mixin of an output layer: returns log-probs [1, N, 1] or a loss [1, 1, 1] on request.
+
+    If ``predictions`` are requested, [1, N, 2]: log-probs, and 1 where the target is the argmax.
+    """
 
     weight: nn.Parameter
     _request: _Request | None
@@ -73,6 +86,8 @@ class ScoringHead(nn.Module):
             )
         scored = hidden.index_select(0, request.rows)
         pairs = request.pairs
+        if request.predictions:
+            return self._with_predictions(scored, bias, request)
         if pairs is None:
             logps = linear_log_softmax_gather(
                 scored,
@@ -97,6 +112,20 @@ class ScoringHead(nn.Module):
         )
         pairs.answer = answer
         return answer.loss.view(1, 1, 1)
+
+    def _with_predictions(self, scored: Tensor, bias: Tensor | None, request: _Request) -> Tensor:
+        """Return log-probs and hits, from the logits of a chunk of rows at a time."""
+        answers = []
+        num_rows = max(1, _LOGITS // self.weight.shape[0])
+        for x, t in zip(scored.split(num_rows), request.targets.split(num_rows), strict=True):
+            logits = nn.functional.linear(x, self.weight, bias)
+            if request.temperature != 1.0:
+                logits = logits / request.temperature
+            if request.softcap is not None:
+                logits = torch.tanh(logits / request.softcap) * request.softcap
+            logps = log_softmax_gather(logits, t)
+            answers.append(torch.stack((logps, (logits.argmax(-1) == t).to(logps.dtype)), -1))
+        return torch.cat(answers)[None]
 
 
 class LogProbLinear(ScoringHead, nn.Linear):
@@ -172,6 +201,7 @@ def scoring(
     targets: Tensor,
     positions: int,
     pairs: PairRequest | None = None,
+    predictions: bool = False,
 ) -> Iterator[None]:
     """Request log-probs, or the loss of ``pairs``, from ``head`` in one forward pass of its model.
 
@@ -184,6 +214,7 @@ def scoring(
         targets: [N] the tokens at these positions.
         positions: Number of positions that the head receives.
         pairs: Requests a loss; its ``answer`` has the result afterward.
+        predictions: Also requests which targets are the argmax; without autograd.
 
     Raises:
         InputError: A scale of the logits is not positive.
@@ -191,7 +222,7 @@ def scoring(
     """
     steps = [(step, step.value) for step in head._transforms]
     taken = [(step, value) for step, value in steps if value is not None]
-    request = _Request(rows, targets, positions, softcap=None, temperature=1.0, pairs=pairs)
+    request = _Request(rows, targets, positions, None, 1.0, pairs, predictions)
     for step, value in taken:
         kind, attribute = step.transform.kind, step.transform.attribute
         if kind == "softcap":

@@ -22,19 +22,20 @@ from torchmetrics import Metric
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from spin_composer import startup
+from spin_composer.data.held_out import HeldOutBatch, is_held_out_batch
 from spin_composer.data.pairs import Ids, PairBatch, is_pair_batch
 from spin_composer.errors import InputError
 from spin_composer.loss import PairLoss
-from spin_composer.metrics import PAIR_METRICS, PairMetric
+from spin_composer.metrics import HELD_OUT_METRICS, PAIR_METRICS, PairMetric, TokenScores
 from spin_composer.model.causal_lm import as_causal_lm
 from spin_composer.model.dropout import disable_dropout
 from spin_composer.model.head import install_head
-from spin_composer.model.layout.attention import install_segment_attention
 from spin_composer.model.layout.base import Layout
-from spin_composer.model.layout.choose import LAYOUTS, choose_layout
+from spin_composer.model.layout.choose import choose_layout
 from spin_composer.model.layout.padded import PADDED
 from spin_composer.model.logprobs import (
     check_head,
+    held_out_scores,
     response_logps,
     response_pair_loss,
     sequence_sums,
@@ -73,6 +74,8 @@ class SpinLM(HuggingFaceModel):
     """The iteration's loss; the algorithm sets it."""
     layout: Layout
     """How pair batches are laid out for the forward; padded, unless the algorithm sets another."""
+    longest: int
+    """Tokens of the longest sequence that ``layout`` may be used for."""
     tokenizer: PreTrainedTokenizerBase  # pyright: ignore[reportIncompatibleVariableOverride]
     """The run's tokenizer; the algorithm rejects a model without one."""
 
@@ -81,7 +84,7 @@ class SpinLM(HuggingFaceModel):
     ) -> None:
         """Install the head and disable dropout; embeddings and LoRA must be final."""
         self.pair_loss = None
-        self.layout = PADDED
+        self.layout, self.longest = PADDED, 0
         correct_tied_flag(inner_model(self.model), has_adapters=self.using_peft)
         install_head(self.model)
         disabled = disable_dropout(self.model)
@@ -107,6 +110,11 @@ class SpinLM(HuggingFaceModel):
         """
         if not is_pair_batch(batch):
             return super().forward(batch)  # type: ignore[arg-type]
+        forward_pairs: Any = self._forward_pairs  # its decorator is not typed
+        return forward_pairs(batch)
+
+    @torch.compiler.disable  # lengths differ in every batch, which would be compiled again
+    def _forward_pairs(self, batch: PairBatch) -> Mapping[str, Tensor]:
         lengths = batch["cu_scored"].long().diff().view(-1, 2)
         if torch.is_grad_enabled() and self.pair_loss is not None:
             return self._with_loss(batch, lengths, self.pair_loss)
@@ -144,8 +152,15 @@ class SpinLM(HuggingFaceModel):
 
     def eval_forward(
         self, batch: Batch, outputs: Mapping[str, Tensor] | None = None
-    ) -> Tensor | Mapping[str, Tensor] | list[str]:
-        """Return the outputs of a pair batch; the parent's evaluation of any other."""
+    ) -> Tensor | Mapping[str, Tensor] | list[str] | TokenScores:
+        """Return the outputs of a pair batch; the parent's evaluation of any other.
+
+        Held-out rows are scored without padding, and without keeping their logits, if the run's
+        layout has no padding and was tried on sequences of their length, and no metric needs
+        logits.
+        """
+        if outputs is None and is_held_out_batch(batch) and self._takes_unpadded(batch):
+            return held_out_scores(self.model, batch)
         if not is_pair_batch(batch):
             return super().eval_forward(batch, outputs)
         return self(batch) if outputs is None else outputs
@@ -153,6 +168,9 @@ class SpinLM(HuggingFaceModel):
     def update_metric(self, batch: Batch, outputs: Any, metric: Metric) -> dict:
         """Update pair metrics with pair batches only, and other metrics with other batches only."""
         if is_pair_batch(batch) != isinstance(metric, PairMetric):
+            return {}
+        if isinstance(outputs, TokenScores):
+            metric.update(outputs, None)
             return {}
         if not isinstance(metric, PairMetric):
             return super().update_metric(batch, outputs, metric)
@@ -196,15 +214,19 @@ class SpinLM(HuggingFaceModel):
             longest: Tokens of the longest sequence of the run.
             device: Where batches go.
         """
-        if name == "auto" and before is not None:
-            self.layout = LAYOUTS[before]
-            install_segment_attention(inner_model(self.model))
-            return
+        self.longest = longest
 
         def score(batch: PairBatch, layout: Layout) -> Tensor:
             return self.response_logps(device.batch_to_device(batch), layout)
 
-        self.layout = choose_layout(name, self.model, tokens, longest, score)
+        self.layout = choose_layout(name, self.model, tokens, longest, score, before)
+
+    def _takes_unpadded(self, batch: HeldOutBatch) -> bool:
+        return (
+            self.layout is not PADDED
+            and max(end for _, end in batch["spans"]) <= self.longest
+            and all(isinstance(m, HELD_OUT_METRICS) for m in (self.val_metrics or {}).values())
+        )
 
     def _required_loss(self) -> PairLoss:
         if self.pair_loss is None:

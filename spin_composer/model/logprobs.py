@@ -11,9 +11,12 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from spin_composer.data.held_out import HeldOutBatch, without_padding
 from spin_composer.data.pairs import PairBatch
+from spin_composer.metrics import TokenScores
 from spin_composer.model.head import PairRequest, find_head, scoring
 from spin_composer.model.layout.base import Layout
+from spin_composer.model.layout.packed import PACKED
 from spin_composer.model.layout.padded import PADDED
 from spin_composer.model.unwrap import inner_model
 from spin_kernels import PairLossOutput, log_softmax_gather
@@ -34,6 +37,23 @@ def response_logps(model: nn.Module, batch: PairBatch, layout: Layout = PADDED) 
         token_logps [N], fp32 (fp64 for an fp64 model), with gradient.
     """
     return _answer(model, batch, None, layout).reshape(-1)
+
+
+@torch.no_grad()
+def held_out_scores(model: nn.Module, batch: HeldOutBatch) -> TokenScores:
+    """Return the scores of a batch of held-out rows, by one forward pass without padding.
+
+    Args:
+        model: a model that went through :func:`~spin_composer.model.head.install_head`, inside FSDP
+            or not, and supports the layout ``packed``.
+        batch: rows on the model's device.
+    """
+    rows = without_padding(batch)
+    inputs = PACKED.arrange(rows)
+    head = find_head(model)
+    with scoring(head, inputs.rows, rows["targets"], inputs.num_positions, predictions=True):
+        found = model(**inputs.kwargs, use_cache=False, return_dict=True).logits[0]
+    return TokenScores(found[:, 0], found[:, 1] > 0)
 
 
 def response_pair_loss(

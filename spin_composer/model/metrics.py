@@ -4,11 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from composer.metrics import LanguageCrossEntropy, LanguagePerplexity
 from torchmetrics import Metric
 
 from spin_composer.errors import InputError
-from spin_composer.metrics import PairMetric, TokenAccuracy
+from spin_composer.metrics import HELD_OUT_METRICS, PairMetric
 
 
 def held_out_metrics(more: Sequence[str | Metric] = ()) -> list[Metric]:
@@ -20,8 +19,10 @@ def held_out_metrics(more: Sequence[str | Metric] = ()) -> list[Metric]:
     Raises:
         InputError: A name is not registered, or llm-foundry is not installed.
     """
-    own: list[Metric] = [LanguageCrossEntropy(), LanguagePerplexity(), TokenAccuracy()]
-    return [*own, *_built(more, "model.additional_eval_metrics")]
+    return [
+        *(metric() for metric in HELD_OUT_METRICS),
+        *_built(more, "model.additional_eval_metrics"),
+    ]
 
 
 def pair_metrics(more: Sequence[str | Metric]) -> list[PairMetric]:

@@ -11,29 +11,38 @@ import logging
 import sys
 from collections.abc import Callable, Mapping
 from importlib.util import find_spec
-from itertools import pairwise
 
 import torch
 import transformers
-from composer.utils import dist
 from torch import Tensor, nn
 from transformers import PretrainedConfig, PreTrainedModel
 
-from spin_composer.data.pairs import Ids, Pair, PairBatch, collate_pairs
+from spin_composer.data.pairs import Ids, PairBatch, collate_pairs
 from spin_composer.errors import InputError
 from spin_composer.fsdp import is_sharded
-from spin_composer.model.layout.attention import install_segment_attention, window_passed
+from spin_composer.model.layout.attention import install_segment_attention, latest_call
 from spin_composer.model.layout.base import Layout
-from spin_composer.model.layout.packed import PackedLayout, SharedLayout
+from spin_composer.model.layout.mechanism import use_kernel
+from spin_composer.model.layout.packed import PACKED, SharedLayout
 from spin_composer.model.layout.padded import PADDED
+from spin_composer.model.layout.probe import (
+    mean_difference,
+    parts_of,
+    probe_pairs,
+    tolerance,
+    window_of,
+    without_tf32,
+)
+from spin_composer.model.layout.varlen import flash_kernel
 from spin_composer.model.unwrap import inner_model, plain_class
 from spin_composer.settings.spin import LayoutName
 
 log = logging.getLogger(__name__)
 
-LAYOUTS: Mapping[str, Layout] = {
-    layout.name: layout for layout in (SharedLayout(), PackedLayout(), PADDED)
-}
+LAYOUTS: Mapping[str, Layout] = {layout.name: layout for layout in (SharedLayout(), PACKED, PADDED)}
+
+Score = Callable[[PairBatch, Layout], Tensor]
+"""Returns token log-probs [N] of a pair batch in a layout."""
 
 _OLD_FAMILIES = frozenset(
     {
@@ -43,12 +52,6 @@ _OLD_FAMILIES = frozenset(
 )  # fmt: skip
 """Model types that pass on a mask of 4 dimensions unchanged before transformers 4.53, in which each
 model builds its own; tests/model/layout/test_packed.py tries them."""
-_SHORT = 96
-"""Tokens of the longest sequence of the trial if no window applies."""
-_TOLERANCE, _TOLERANCE_LOW_PRECISION = 1e-4, 0.05
-"""Largest mean difference of a token's log-prob, in nats, that rounding explains: in fp32, and in
-bf16, fp16 and TF32. The mean is taken over each part that a wrong mask would change: each sequence,
-and its tokens past the window."""
 _READ_THE_ROW = ("attn_temperature_tuning", "use_logn_attn")
 """Settings of models whose attention depends on a token's position in its row."""
 
@@ -58,7 +61,8 @@ def choose_layout(
     model: nn.Module,
     tokens: Ids,
     longest: int,
-    score: Callable[[PairBatch, Layout], Tensor],
+    score: Score,
+    before: LayoutName | None = None,
 ) -> Layout:
     """Return the layout of a run, the same on every rank; a collective.
 
@@ -68,20 +72,27 @@ def choose_layout(
         tokens: Ids of real rows, for the trial.
         longest: Tokens of the longest sequence that the run can contain.
         score: Returns the token log-probs [N] of a batch in a layout.
+        before: The layout of a resumed run, which is kept if ``name`` is ``auto``.
 
     Raises:
         InputError: The model does not support the layout ``name``, or the trial failed on a sharded
             model, which cannot go on after that.
     """
-    if name == "padded":
+    if name == "padded" or (name == "auto" and before == "padded"):
         return PADDED
-    wanted = LAYOUTS["shared" if name == "auto" else name]
-    reason = unsupported_reason(inner_model(model), longest) or _probe_layout(
-        wanted, model, tokens, longest, score
-    )
+    if name == "auto" and before is not None:
+        trial = _Trial(LAYOUTS[before], model, tokens, longest, score)
+        trial.use_fastest_attention()
+        return trial.layout
+    reason = unsupported_reason(inner_model(model), longest)
     if reason is None:
-        log.info("Pairs are laid out without padding: layout %s", wanted.name)
-        return wanted
+        wanted = LAYOUTS["shared" if name == "auto" else name]
+        trial = _Trial(wanted, model, tokens, longest, score)
+        reason = trial.failure()
+        if reason is None:
+            log.info("Pairs are laid out without padding: layout %s", wanted.name)
+            trial.use_fastest_attention()
+            return wanted
     if name != "auto":
         raise InputError(
             f"algorithms.spin.layout={name} cannot be used: {reason}. Use auto or padded."
@@ -120,106 +131,74 @@ def unsupported_reason(model: PreTrainedModel, longest: int) -> str | None:
     return None
 
 
-def window_of(model: PreTrainedModel, longest: int) -> int | None:
-    """Return the model's sliding window if it is shorter than the longest sequence, else None."""
-    config: PretrainedConfig = model.config.get_text_config()
-    window = getattr(config, "sliding_window", None)
-    kinds = getattr(config, "layer_types", None)
-    if kinds is not None and "sliding_attention" not in kinds:
-        return None
-    if kinds is None and not getattr(config, "use_sliding_window", True):
-        return None
-    return window if window and window < longest else None
+class _Trial:
+    """The trial of a layout on two pairs."""
 
+    def __init__(
+        self, layout: Layout, model: nn.Module, tokens: Ids, longest: int, score: Score
+    ) -> None:
+        self.layout, self.model, self.score = layout, model, score
+        self.inner = inner_model(model)
+        self.name = plain_class(self.inner).__name__
+        self.layers = install_segment_attention(self.inner)
+        self.window = window_of(self.inner, longest)
+        text = self.inner.config.get_text_config()
+        self.pairs = probe_pairs(text, self.window, tokens, longest)
+        self.batch = collate_pairs(self.pairs)
 
-def probe_pairs(
-    config: PretrainedConfig, window: int | None, tokens: Ids, longest: int
-) -> list[Pair]:
-    """Return two pairs for the trial: one as long as needed to exceed the window, and a short one.
+    def failure(self) -> str | None:
+        """Score the pairs in the layout and padded; return why it cannot be used, or None."""
+        with without_tf32():
+            alone = torch.cat([self.score(collate_pairs([pair]), PADDED) for pair in self.pairs])
+            try:
+                together = self.score(self.batch, self.layout)
+            except (torch.OutOfMemoryError, InputError):
+                raise
+            except Exception as error:
+                return self._said_of(error)
+        if self.window is not None and not any(
+            call is not None and call.window for call in map(latest_call, self.layers)
+        ):
+            return (
+                f"{self.name} does not pass its window of {self.window} to its attention function"
+            )
+        return self._difference(together, alone, f"between layouts {self.layout.name} and padded")
 
-    Args:
-        config: The model's text config.
-        window: From :func:`window_of`.
-        tokens: Ids of real rows; repeated if there are few.
-        longest: Tokens of the longest sequence that the run can contain.
-    """
-    length = _SHORT if window is None else max(_SHORT, 2 * window)
-    scaling = getattr(config, "rope_parameters", None) or getattr(config, "rope_scaling", None)
-    if "longrope" in str(scaling) or "dynamic" in str(scaling):
-        length = longest  # frequencies change with the longest position
-    length = max(8, min(length, longest))
-    ids = torch.from_numpy(tokens).repeat(1 + 2 * length // len(tokens)).numpy()
-    prompt = length // 3
-    second = ids[length : 2 * length - prompt - 1]
-    long = Pair(ids[:prompt], ids[prompt:length], second)
-    few = min(8, longest // 3)
-    short = Pair(ids[1 : 1 + few], ids[4 : 4 + min(12, longest - few)], ids[3 : 3 + few])
-    return [long, short]
+    def use_fastest_attention(self) -> None:
+        """On a GPU, let the model use FlashAttention for packed rows if it is exact."""
+        device = next(self.inner.parameters()).device
+        if device.type != "cuda":
+            return
+        kernel = flash_kernel()
+        if kernel is None:
+            log.info("Packed rows use SDPA: this torch has no varlen_attn (2.10 has)")
+            return
+        by_branch = self.score(self.batch, self.layout)
 
+        def differs() -> str | None:
+            try:
+                found = self.score(self.batch, self.layout)
+            except (torch.OutOfMemoryError, InputError):
+                raise
+            except Exception as error:
+                return self._said_of(error)
+            return self._difference(found, by_branch, "from SDPA's")
 
-def _probe_layout(
-    layout: Layout,
-    model: nn.Module,
-    tokens: Ids,
-    longest: int,
-    score: Callable[[PairBatch, Layout], Tensor],
-) -> str | None:
-    """Try a layout; return why it cannot be used, or None."""
-    inner = inner_model(model)
-    name = plain_class(inner).__name__
-    layers = install_segment_attention(inner)
-    window = window_of(inner, longest)
-    pairs = probe_pairs(inner.config.get_text_config(), window, tokens, longest)
-    alone = torch.cat([score(collate_pairs([pair]), PADDED) for pair in pairs])
-    batch = collate_pairs(pairs)
-    try:
-        together = score(batch, layout)
-    except (torch.OutOfMemoryError, InputError):
-        raise
-    except Exception as error:
+        use_kernel(kernel, self.layers, device, differs)
+
+    def _said_of(self, error: Exception) -> str:
         said = f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"
-        if is_sharded(model):
+        if is_sharded(self.model):
             raise InputError(
-                f"algorithms.spin.layout: {layout.name} failed on {name} ({said}). Set layout to "
-                "padded."
+                f"algorithms.spin.layout: {self.layout.name} failed on {self.name} ({said}). Set "
+                "layout to padded."
             ) from error
-        return f"{name} fails with a table of segments ({said})"
-    if window is not None and not any(window_passed(layer) for layer in layers):
-        return f"{name} does not pass its window of {window} to its attention function"
-    difference = max(
-        _mean_difference(together[part], alone[part]) for part in _parts(batch, window)
-    )
-    if difference <= _tolerance(alone.device, inner):
-        return None
-    return (
-        f"{name}'s log-probs differ by {difference:.2g} nats a token between layouts "
-        f"{layout.name} and padded"
-    )
+        return f"{self.name} fails with a table of segments ({said})"
 
-
-def _parts(batch: PairBatch, window: int | None) -> list[slice]:
-    """Return the scored tokens of each sequence, and those of them past the window."""
-    parts = []
-    sides = zip(pairwise(batch["seqlen_bounds"]), pairwise(batch["scored_bounds"]), strict=True)
-    for (start, end), (first, last) in sides:
-        parts.append(slice(first, last))
-        past = 0 if window is None else end - start - window
-        if past > 0:
-            parts.append(slice(max(first, last - past), last))
-    return parts
-
-
-def _mean_difference(one: Tensor, other: Tensor) -> float:
-    """Return the mean |difference|, the largest over ranks; infinite if it is not finite."""
-    found = (one.double() - other.double()).abs().mean().nan_to_num(torch.inf).view(1)
-    dist.all_reduce(found, reduce_operation="MAX")
-    return float(found)
-
-
-def _tolerance(device: torch.device, model: PreTrainedModel) -> float:
-    low = torch.is_autocast_enabled(device.type) or any(
-        p.dtype in (torch.bfloat16, torch.float16) for p in model.parameters()
-    )
-    if device.type == "cuda" and torch.backends.cuda.matmul.allow_tf32:
-        low = True
-    return _TOLERANCE_LOW_PRECISION if low else _TOLERANCE
+    def _difference(self, one: Tensor, other: Tensor, what: str) -> str | None:
+        """Return by how much log-probs differ if rounding does not explain it, else None."""
+        parts = parts_of(self.batch, self.window)
+        difference = max(mean_difference(one[part], other[part]) for part in parts)
+        if difference <= tolerance(one.device, self.inner):
+            return None
+        return f"{self.name}'s log-probs differ by {difference:.2g} nats a token {what}"

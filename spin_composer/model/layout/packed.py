@@ -12,7 +12,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor, arange
 
-from spin_composer.data.pairs import PairBatch, pair_sizes
+from spin_composer.data.pairs import PairBatch, SequenceBatch, pair_sizes
 from spin_composer.model.layout.base import Layout, ModelInputs
 from spin_composer.model.layout.segments import Segment, Segments
 from spin_composer.settings.spin import LayoutName
@@ -55,8 +55,12 @@ class PackedLayout(Layout):
 
     name: ClassVar[LayoutName] = "packed"
 
-    def arrange(self, batch: PairBatch) -> ModelInputs:
-        """Return ``input_ids`` and ``position_ids`` [1, M], the table of segments, and rows [N]."""
+    def arrange(self, batch: SequenceBatch) -> ModelInputs:
+        """Return ``input_ids`` and ``position_ids`` [1, M], the table of segments, and rows [N].
+
+        Args:
+            batch: Pairs, or any sequences.
+        """
         bounds = list(pairwise(batch["seqlen_bounds"]))
         segments = [Segment(start, 0, end - start, 0) for start, end in bounds]
         positions = [arange(end - start) for start, end in bounds]
@@ -71,3 +75,6 @@ def _kwargs(
         "position_ids": torch.cat(list(positions))[None].to(ids.device),
         "attention_mask": Segments(segments).table(ids.device),
     }
+
+
+PACKED = PackedLayout()

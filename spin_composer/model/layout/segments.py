@@ -34,12 +34,33 @@ class Segment:
         return self.start + self.prompt + self.first + self.second
 
 
+@dataclass(frozen=True)
+class CausalSequences:
+    """The branches of all segments as causal sequences, whose queries are their last tokens.
+
+    ``[prompt | first]`` is one, with as many queries as keys; ``second`` is another, with the keys
+    of the prompt before its own. Queries are the row's tokens in order. There are S sequences.
+    """
+
+    query_bounds: Tensor
+    """int32 [S + 1]: cumulative numbers of queries."""
+    key_bounds: Tensor
+    """int32 [S + 1]: cumulative numbers of keys."""
+    most_queries: int
+    """Queries of the sequence with the most."""
+    most_keys: int
+    """Keys of the sequence with the most."""
+    keys: Tensor | None
+    """int64 [keys]: positions of the keys in the row; None if the keys are the row itself."""
+
+
 @dataclass
 class Segments:
-    """All segments of a row, and a cache of their masks, which all layers share."""
+    """All segments of a row, and a cache of what attention needs, which all layers share."""
 
     segments: Sequence[Segment]
     _masks: dict[tuple, Tensor] = field(default_factory=dict)
+    _sequences: CausalSequences | None = None
 
     def table(self, device: torch.device) -> Tensor:
         """Return the table [1, 1, segments, 5] int64 to pass as the attention mask."""
@@ -51,22 +72,79 @@ class Segments:
     def mask(self, queries: int, keys: int, window: int | None, like: Tensor) -> Tensor:
         """Return the mask [queries, keys] to add to the scores of a causal sequence's last queries.
 
+        It is a slice of one mask that all segments share.
+
         Args:
             queries: Number of queries; they are the last of the keys.
             keys: Number of keys.
             window: Number of keys that a query attends to, itself included; None: all before it.
             like: A tensor of the mask's dtype and device.
         """
+        before = keys - queries
+        whole = self._whole_mask(before > 0, window, like)
+        most = whole.shape[1] - whole.shape[0]
+        part = whole[:queries, most - before : most + queries]
+        if like.device.type == "cpu":
+            return part
+        # GPU kernels need aligned rows, which a slice may not have.
         key = (queries, keys, window, like.dtype, like.device)
         if key not in self._masks:
-            distance = torch.arange(keys - queries, keys, device=like.device)[:, None]
-            distance = distance - torch.arange(keys, device=like.device)  # how far back a key lies
-            hidden = distance < 0
-            if window is not None:
-                hidden |= distance >= window
-            mask = torch.zeros(queries, keys, dtype=like.dtype, device=like.device)
-            self._masks[key] = mask.masked_fill_(hidden, float("-inf"))
+            self._masks[key] = part.contiguous()
         return self._masks[key]
+
+    def _whole_mask(self, after_a_prompt: bool, window: int | None, like: Tensor) -> Tensor:
+        """Return the mask whose slices all segments use."""
+        key = (after_a_prompt, window, like.dtype, like.device)
+        if key not in self._masks:
+            if after_a_prompt:
+                queries = max(s.second for s in self.segments)
+                before = max(s.prompt for s in self.segments)
+            else:
+                queries = max(max(s.prompt + s.first, s.second) for s in self.segments)
+                before = 0
+            self._masks[key] = _causal_mask(queries, before, window, like)
+        return self._masks[key]
+
+    def sequences(self, device: torch.device) -> CausalSequences:
+        """Return the causal sequences of the segments, with tensors on a device."""
+        if self._sequences is None:
+            self._sequences = _causal_sequences(self.segments, device)
+        return self._sequences
+
+
+def _causal_mask(queries: int, before: int, window: int | None, like: Tensor) -> Tensor:
+    """Return a mask [queries, before + queries]: 0 where a query sees a key, else -inf."""
+    places = torch.arange(before + queries, device=like.device)
+    distance = places[before:, None] - places  # how far back a key lies
+    hidden = distance < 0
+    if window is not None:
+        hidden |= distance >= window
+    mask = torch.zeros(hidden.shape, dtype=like.dtype, device=like.device)
+    return mask.masked_fill_(hidden, float("-inf"))
+
+
+def _causal_sequences(segments: Sequence[Segment], device: torch.device) -> CausalSequences:
+    queries, keys, places = [0], [0], []
+    for segment in segments:
+        after = segment.start + segment.prompt + segment.first
+        queries.append(after - segment.start)
+        keys.append(after - segment.start)
+        places.append(torch.arange(segment.start, after))
+        if segment.second:
+            queries.append(segment.second)
+            keys.append(segment.prompt + segment.second)
+            places.append(torch.arange(segment.start, segment.start + segment.prompt))
+            places.append(torch.arange(after, segment.end))
+
+    def bounds(sizes: list[int]) -> Tensor:
+        return torch.tensor(sizes).cumsum(0).to(device, torch.int32)
+
+    query_bounds = bounds(queries)
+    if queries == keys:  # one tensor: torch's cuDNN kernel takes no other
+        return CausalSequences(query_bounds, query_bounds, max(queries), max(keys), None)
+    return CausalSequences(
+        query_bounds, bounds(keys), max(queries), max(keys), torch.cat(places).to(device)
+    )
 
 
 def is_table(mask: object) -> bool:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import logging
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -16,7 +17,8 @@ from spin_composer.errors import InputError
 from spin_composer.model.head import install_head
 from spin_composer.model.layout import attention, choose
 from spin_composer.model.layout.base import Layout
-from spin_composer.model.layout.choose import choose_layout, probe_pairs
+from spin_composer.model.layout.choose import choose_layout
+from spin_composer.model.layout.probe import probe_pairs, window_of
 from spin_composer.model.layout.segments import Segment, Segments
 from spin_composer.model.logprobs import response_logps
 from tests.fixtures.models import VOCAB, tiny_model
@@ -97,7 +99,8 @@ def without_windows(model: Any, monkeypatch: pytest.MonkeyPatch, told: bool) -> 
 
     def ignoring(module: Any, *args: Any, sliding_window: Any = None, **kwargs: Any) -> Any:
         found = attend(module, *args, **kwargs)
-        module.spin_window = sliding_window if told else None
+        if told:
+            module.spin_call = replace(module.spin_call, window=sliding_window)
         return found
 
     monkeypatch.setattr(attention, "segment_attention", ignoring)
@@ -159,8 +162,8 @@ def test_settings_of_text_are_read_of_a_nested_config(monkeypatch: pytest.Monkey
     text.sliding_window, text.layer_types = 16, ["sliding_attention", "linear_attention"]
     monkeypatch.setattr(model.config, "get_text_config", lambda: text)
     assert "(linear_attention)" in str(choose.unsupported_reason(model, 40))
-    assert choose.window_of(model, 40) == 16
-    assert choose.window_of(model, 16) is None
+    assert window_of(model, 40) == 16
+    assert window_of(model, 16) is None
 
 
 def test_an_argument_that_is_not_known_is_no_silent_loss() -> None:
@@ -187,8 +190,9 @@ def test_a_model_that_fails_with_a_table_is_padded_and_works_on(
     monkeypatch.setattr(model.model.rotary_emb, "forward", broken)
     with caplog.at_level(logging.INFO, choose.__name__):
         assert chosen("auto", model).name == "padded"
-    assert "LlamaForCausalLM fails with a table of segments (TypeError: no such thing)" in (
-        caplog.messages[0]
+    assert (
+        "LlamaForCausalLM fails with a table of segments (TypeError: no such thing)"
+        in (caplog.messages[0])
     )
 
 
