@@ -37,7 +37,7 @@ def pairs_of(*lengths: tuple[int, int, int], seed: int = 0) -> list[Pair]:
     ]
 
 
-PAIRS = pairs_of((5, 9, 7), (1, 1, 1), (12, 1, 10), (3, 14, 1), (20, 2, 2))
+PAIRS = pairs_of((5, 9, 7), (1, 1, 1), (12, 1, 10), (3, 14, 1), (20, 2, 2), (1, 2, 12))
 
 
 def scored(model: Any) -> Any:
