@@ -14,7 +14,7 @@ from dataclasses import MISSING, Field, fields
 from pathlib import Path
 from typing import Any
 
-from spin_composer.loss import LOSSES
+from spin_composer.loss import LOSSES, loss_parameters
 from spin_composer.metrics import PAIR_METRICS
 from spin_composer.play.metrics import PLAY_METRICS
 from spin_composer.settings.dataset import DatasetConfig
@@ -40,23 +40,50 @@ def table(header: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
     return "\n".join(f"| {' | '.join(cells)} |" for cells in lines)
 
 
+def remarks(documented: Any) -> str:
+    """Return the paragraphs of a docstring between its first sentence and its arguments."""
+    _, *paragraphs = (inspect.getdoc(documented) or "").split("\n\n")
+    ends = [i for i, text in enumerate(paragraphs) if text.startswith("Args")]
+    kept = paragraphs[: ends[0]] if ends else paragraphs
+    return "\n\n".join(kept).replace("``", "`")
+
+
 def losses() -> str:
     """Return the page of losses."""
-    rows = [(f"`{name}`", summary(function)) for name, function in LOSSES.items()]
-    return f"""{GENERATED}
+    rows = [
+        (f"`{name}`", summary(function), ", ".join(f"`{own}`" for own in loss_parameters(name)))
+        for name, function in LOSSES.items()
+    ]
+    page = f"""{GENERATED}
 # Losses
 
-The values of `algorithms.spin.loss`. A response's reward is beta * (policy - opponent) of its sum
+The values of `algorithms.spin.loss`. A response's reward r is beta * (policy - opponent) of its sum
 of log-probabilities, and a pair's margin m is the real response's reward less the generated one's.
+`nll_weight` adds the real response's negative log-likelihood per token to any loss, and
+`length_normalised` divides each sum by its number of tokens first.
+
+The metrics of training ([docs/metrics.md](metrics.md)) are those of r whatever the loss: for one
+without beta (`space`) r is in nats, as with beta = 1, and `dpop`'s penalty is not in its margin.
+What is checked at an iteration's first batch are log-probs, not the loss: policy equals opponent,
+and `loss/train/total` begins at the value that the table or the remarks below give.
+
 [loss.py](../spin_composer/loss.py) has the functions; [CONTRIBUTING](../CONTRIBUTING.md) shows how
 to add one.
 
-{table(("loss", "of each pair"), rows)}
+{table(("loss", "of each pair", "takes"), rows)}
 """
+    for name, function in LOSSES.items():
+        page += f"\n## `{name}`\n\n{remarks(function)}\n"
+    return page
 
 
 METRIC = ("metric", "meaning", "unit", "NeMo-Aligner")
-LOSS = ("`loss/train/total`", "Mean pair loss; log 2 at an iteration's first batch", "-", "`loss`")
+LOSS = (
+    "`loss/train/total`",
+    "Mean pair loss; log 2 at an iteration's first batch, if `logistic` (losses.md has the others)",
+    "-",
+    "`loss`",
+)
 DURING_TRAINING = (
     (
         "`spin/first_batch_gap`",
@@ -93,8 +120,8 @@ def metrics() -> str:
 # Metrics
 
 What a run logs to Composer's loggers. A response's reward is beta * (policy - opponent) of its sum
-of log-probabilities, and the opponent is the policy of the iteration's start.
-[CONTRIBUTING](../CONTRIBUTING.md) shows how to add a metric.
+of log-probabilities (beta is 1 for the loss `space`, which has none), and the opponent is the
+policy of the iteration's start. [CONTRIBUTING](../CONTRIBUTING.md) shows how to add a metric.
 
 ## Of each batch
 

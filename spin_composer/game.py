@@ -30,7 +30,7 @@ from spin_composer.engines.base import Generator, NoGenerator, Opponent, make_en
 from spin_composer.errors import EnvironmentFailure, InputError, PlayDone, StoreError
 from spin_composer.fsdp import gathered, is_sharded, reshard
 from spin_composer.hooks.sample_table import log_samples
-from spin_composer.loss import PairLoss
+from spin_composer.loss import PairLoss, loss_parameters
 from spin_composer.model.fingerprint import fingerprint
 from spin_composer.model.unwrap import composer_model
 from spin_composer.play.degenerate import duplicate_check_for
@@ -340,11 +340,16 @@ class Game:
 
 def pair_loss(settings: SpinSettings, iteration: int) -> PairLoss:
     """Return the loss of an iteration."""
+    given = {
+        name: value_for_iteration(getattr(settings, name), iteration)
+        for name in loss_parameters(settings.loss)
+    }
     return PairLoss(
         kind=settings.loss,
-        beta=value_for_iteration(settings.beta, iteration),
+        beta=given.pop("beta", None),
         nll_weight=settings.nll_weight,
         length_normalised=settings.length_normalised,
+        parameters=given,
     )
 
 

@@ -1,8 +1,7 @@
 """SPIN's losses: pure functions of four vectors of log-probability sums, and their registry.
 
 Dimensions: B pairs. Column 0 of a [B, 2] tensor is the real side, column 1 the generated one.
-Source of the game and of the logistic loss: Self-Play Fine-Tuning, arXiv 2401.01335, eq. 4.7;
-of the squared loss: IPO, arXiv 2310.12036, eq. 17.
+A loss's docstring says where it is from and when to use it; docs/losses.md is made of them.
 
 Importing this module does not import torch, since the light settings use the registry's names: the
 functions import what they need.
@@ -10,10 +9,11 @@ functions import what they need.
 
 from __future__ import annotations
 
+import inspect
 import math
-from collections.abc import Callable
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Protocol, TypeVar
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, TypeVar
 
 from spin_composer.errors import InputError, already_registered
 
@@ -21,21 +21,11 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 
-class LossFunction(Protocol):
-    """A loss: a function of the four vectors of log-prob sums, each [B], and beta."""
+LossFunction = Callable[..., "Tensor"]
+"""A loss: a function of the four vectors of log-prob sums, each [B], in the order of
+:func:`spin_loss`, and of its parameters, numbers by name; it returns the loss of each pair, [B]."""
 
-    def __call__(
-        self,
-        policy_real_logps: Tensor,
-        policy_generated_logps: Tensor,
-        opponent_real_logps: Tensor,
-        opponent_generated_logps: Tensor,
-        beta: float,
-        /,
-    ) -> Tensor:
-        """Return the loss of each pair, [B]; arguments as in :func:`spin_loss`."""
-        ...
-
+_NUM_VECTORS = 4
 
 LOSSES: dict[str, LossFunction] = {}
 """Every loss by its name in the settings (``algorithms.spin.loss``); :func:`register_loss` adds."""
@@ -47,7 +37,8 @@ def register_loss(name: str) -> Callable[[_Function], _Function]:
     """Return a decorator that makes a function the loss ``name``.
 
     Settings accept the name from then on, :class:`PairLoss` computes it, and the docs list it with
-    the first line of its docstring.
+    its docstring. Each argument after the four vectors is a parameter of the loss (``beta``, or one
+    of its own), whose value is the setting of the same name.
 
     Args:
         name: What ``algorithms.spin.loss`` says.
@@ -63,6 +54,11 @@ def register_loss(name: str) -> Callable[[_Function], _Function]:
         return function
 
     return register
+
+
+def loss_parameters(name: str) -> tuple[str, ...]:
+    """Return the names of the parameters that a registered loss takes."""
+    return tuple(inspect.signature(LOSSES[name]).parameters)[_NUM_VECTORS:]
 
 
 def margin(
@@ -95,6 +91,11 @@ def spin_loss(
 ) -> Tensor:
     """Return SPIN's logistic loss -log sigmoid(m) of each pair: log 2 where policy = opponent.
 
+    Source: Self-Play Fine-Tuning, arXiv 2401.01335, eq. 4.7.
+
+    Use it first: it is the paper's, and what other implementations compare with. An iteration's
+    optimum is opponent * (data / opponent)^(1 / beta), normalized: the data itself for beta = 1.
+
     Args:
         policy_real_logps: [B] sums of the real response's token log-probabilities.
         policy_generated_logps: [B] the same of the generated response.
@@ -126,9 +127,13 @@ def hinge_loss(
     opponent_generated_logps: Tensor,
     beta: float,
 ) -> Tensor:
-    """Return the hinge loss max(0, 1 - m) of each pair.
+    """Return the hinge loss max(0, 1 - m) of each pair: 1 where policy = opponent.
 
-    Arguments and result are those of :func:`spin_loss`.
+    Source: Self-Play Fine-Tuning, arXiv 2401.01335, names it among its convex losses.
+
+    Use it where pairs that are won by a margin of 1 should no longer be trained on.
+
+    Args and result: those of :func:`spin_loss`.
     """
     m = margin(
         policy_real_logps,
@@ -148,9 +153,13 @@ def squared_loss(
     opponent_generated_logps: Tensor,
     beta: float,
 ) -> Tensor:
-    """Return IPO's squared loss (m / beta - 1 / (2 beta))^2 of each pair.
+    """Return IPO's squared loss (m / beta - 1 / (2 beta))^2 of each pair: 1 / (4 beta^2) at m = 0.
 
-    Arguments and result are those of :func:`spin_loss`.
+    Source: IPO, arXiv 2310.12036, eq. 17.
+
+    Use it where the logistic loss drives margins without bound: this one has a target for them.
+
+    Args and result: those of :func:`spin_loss`.
     """
     gap = margin(
         policy_real_logps,
@@ -160,6 +169,75 @@ def squared_loss(
         beta=1.0,
     )
     return (gap - 1 / (2 * beta)).square()
+
+
+@register_loss("space")
+def space_loss(
+    policy_real_logps: Tensor,
+    policy_generated_logps: Tensor,
+    opponent_real_logps: Tensor,
+    opponent_generated_logps: Tensor,
+    space_mu: float,
+) -> Tensor:
+    """Return SPACE's loss -log s_mu(r_real) - mu log s_{1/mu}(-r_generated) of each pair.
+
+    Here s_mu(x) = 1 / (1 + mu exp(-x)), and r = policy - opponent: there is no beta. Where policy =
+    opponent it is log(1 + mu) + mu log(1 + 1/mu), which is 2 log 2 for mu = 1. Each side is judged
+    alone, real or generated, not against the other.
+
+    Source: SPACE, arXiv 2512.07175. The paper itself was not at hand and no code of it is public:
+    the formula and mu = 1 are as a published summary of the paper gives them. There mu is also the
+    number of generated responses per real one; here a pair has one, which mu weighs.
+
+    Use it where both log-probs fall together, or where no beta should be chosen: an iteration's
+    optimum is the data's distribution for every mu. At first it pulls as the logistic loss with
+    beta = 2 mu / (1 + mu) does, ten times as hard as beta = 0.1: lower the learning rate.
+
+    Args and result: those of :func:`spin_loss`; ``space_mu`` > 0 is mu.
+    """
+    from torch.nn.functional import logsigmoid
+
+    real = _at_least_fp32(policy_real_logps) - _at_least_fp32(opponent_real_logps)
+    generated = _at_least_fp32(policy_generated_logps) - _at_least_fp32(opponent_generated_logps)
+    log_mu = math.log(space_mu)
+    # log s_mu(x) = log sigmoid(x - log mu)
+    return -logsigmoid(real - log_mu) - space_mu * logsigmoid(log_mu - generated)
+
+
+@register_loss("dpop")
+def dpop_loss(
+    policy_real_logps: Tensor,
+    policy_generated_logps: Tensor,
+    opponent_real_logps: Tensor,
+    opponent_generated_logps: Tensor,
+    beta: float,
+    dpop_lambda: float,
+) -> Tensor:
+    """Return DPO-Positive's -log sigmoid(m - beta lambda max(0, opponent_real - policy_real)).
+
+    The logistic loss with a penalty on real responses that have become less likely than they were
+    for the opponent: log 2 where policy = opponent.
+
+    Source: Smaug, arXiv 2402.13228 (beta 0.3, lambda 50; 5 and 500 changed little there).
+
+    Use it where log-probs of real responses fall while the margin grows. The penalty has a kink at
+    policy = opponent, where an iteration starts: a real response that noise puts below the opponent
+    is pushed 1 + lambda times as hard as the other side, and in bf16 the first loss is above
+    log 2 by about beta lambda times that noise. Clip gradients, and begin with a lambda of 5.
+
+    Args and result: those of :func:`spin_loss`; ``dpop_lambda`` >= 0 is lambda.
+    """
+    from torch.nn.functional import logsigmoid
+
+    m = margin(
+        policy_real_logps,
+        policy_generated_logps,
+        opponent_real_logps,
+        opponent_generated_logps,
+        beta,
+    )
+    fallen = (_at_least_fp32(opponent_real_logps) - _at_least_fp32(policy_real_logps)).relu()
+    return -logsigmoid(m - beta * dpop_lambda * fallen)
 
 
 def nll_anchor(policy_real_logps: Tensor, real_lengths: Tensor, weight: float) -> Tensor:
@@ -180,24 +258,40 @@ def per_token(sums: Tensor, lengths: Tensor) -> Tensor:
 
 @dataclass(frozen=True)
 class PairLoss:
-    """The loss of an iteration: which function, its beta and the options around it."""
+    """The loss of an iteration: which function, its parameters and the options around it."""
 
     kind: str
     """The name of one of :data:`LOSSES`."""
-    beta: float
-    """Strength of the pull toward the opponent; the paper's lambda."""
+    beta: float | None = None
+    """Strength of the pull toward the opponent; the paper's lambda. None for a loss without it,
+    whose rewards are in nats: as if it were 1."""
     nll_weight: float = 0.0
     """Weight of the NLL anchor; 0 leaves it out."""
     length_normalised: bool = False
     """Divide each side's sums by its number of tokens before anything else."""
+    parameters: Mapping[str, float] = field(default_factory=dict)
+    """The loss's own parameters by name (:func:`loss_parameters` without beta)."""
 
     def __post_init__(self) -> None:
         if self.kind not in LOSSES:
             raise InputError(f"loss: kind={self.kind!r} is unknown. Use one of {list(LOSSES)}.")
-        if not (math.isfinite(self.beta) and self.beta > 0):
+        if self.beta is not None and not (math.isfinite(self.beta) and self.beta > 0):
             raise InputError(f"loss: beta={self.beta} must be a positive number.")
         if not (math.isfinite(self.nll_weight) and self.nll_weight >= 0):
             raise InputError(f"loss: nll_weight={self.nll_weight} must be 0 or a positive number.")
+        self._check_names()
+
+    def _check_names(self) -> None:
+        """Reject parameters that the loss does not take, or lacks."""
+        wanted, given = loss_parameters(self.kind), self._by_name()
+        for name in given.keys() - set(wanted):
+            raise InputError(
+                f"loss: {name}={given[name]} is not a parameter of {self.kind}. "
+                f"It takes {', '.join(wanted)}."
+            )
+        for name in wanted:
+            if name not in given:
+                raise InputError(f"loss: {self.kind} needs {name}. Give it a number.")
 
     def __call__(self, policy: Tensor, opponent: Tensor, lengths: Tensor) -> Tensor:
         """Return the loss [B] of pairs.
@@ -210,14 +304,19 @@ class PairLoss:
         anchor = nll_anchor(policy[:, 0], lengths[:, 0], self.nll_weight)
         policy, opponent = self._normalized(policy, opponent, lengths)
         loss = LOSSES[self.kind](
-            policy[:, 0], policy[:, 1], opponent[:, 0], opponent[:, 1], self.beta
+            policy[:, 0], policy[:, 1], opponent[:, 0], opponent[:, 1], **self._by_name()
         )
         return loss + anchor if self.nll_weight else loss
 
     def rewards(self, policy: Tensor, opponent: Tensor, lengths: Tensor) -> Tensor:
         """Return r = beta * (policy - opponent) [B, 2], after normalization by length."""
         policy, opponent = self._normalized(policy, opponent, lengths)
-        return self.beta * (policy - opponent)
+        return (1.0 if self.beta is None else self.beta) * (policy - opponent)
+
+    def _by_name(self) -> dict[str, float]:
+        """Return the loss's arguments after the four vectors."""
+        beta = {} if self.beta is None else {"beta": self.beta}
+        return {**beta, **self.parameters}
 
     def _normalized(
         self, policy: Tensor, opponent: Tensor, lengths: Tensor

@@ -9,17 +9,26 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 from dataclasses import field
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import AfterValidator, BeforeValidator, Field
+from pydantic import (
+    AfterValidator,
+    BeforeValidator,
+    Field,
+    ModelWrapValidatorHandler,
+    model_validator,
+)
+from pydantic_core import ArgsKwargs
+from typing_extensions import Self
 
 from spin_composer.errors import InputError
-from spin_composer.loss import LOSSES
+from spin_composer.loss import LOSSES, loss_parameters
 from spin_composer.settings.fields import (
     SECTION,
     Count,
     NonNegative,
     OneOf,
+    Positive,
     PositiveInt,
     Requirement,
     check,
@@ -131,11 +140,16 @@ class SpinSettings:
     """Epochs of training per iteration (``2ep`` or ``2``). NeMo-Aligner's ``spin.max_epochs``."""
     beta: Annotated[float | _Rates, BeforeValidator(_as_list), _PerIteration] = 0.1
     """Strength of the pull toward the opponent, per iteration or one for all. NeMo-Aligner's
-    ``ref_policy_kl_penalty``, the paper's lambda."""
+    ``ref_policy_kl_penalty``, the paper's lambda. Not of the loss ``space``, which has none."""
     learning_rate: Annotated[float | _Rates, BeforeValidator(_as_list), _PerIteration] | None = None
     """Peak learning rate, per iteration or one for all; null: the optimizer's."""
     loss: Annotated[str, OneOf(LOSSES)] = "logistic"
-    """Which loss of docs/losses.md: ``logistic`` is the paper's."""
+    """Which loss of docs/losses.md: ``logistic`` is the paper's. A setting that only another loss
+    takes (``beta``, ``space_mu``, ``dpop_lambda``) is refused."""
+    space_mu: Positive = 1.0
+    """Of the loss ``space``: weight of the generated side, the paper's mu."""
+    dpop_lambda: NonNegative = 50.0
+    """Of the loss ``dpop``: weight of the fall of a real response below the opponent's log-prob."""
     nll_weight: NonNegative = 0.0
     """Weight of the real response's mean negative log-likelihood, added to the loss."""
     length_normalised: bool = False
@@ -187,6 +201,19 @@ class SpinSettings:
         default_factory=GenerationSettings
     )
     """How the opponent answers."""
+
+    @model_validator(mode="wrap")
+    @classmethod
+    def _of_the_loss(cls, given: Any, handler: ModelWrapValidatorHandler[Self]) -> Self:
+        """Refuse what only other losses take; a default does not count as given."""
+        settings = handler(given)
+        own = loss_parameters(settings.loss)
+        others = {name for loss in LOSSES for name in loss_parameters(loss)} - set(own)
+        keys = given.kwargs or {} if isinstance(given, ArgsKwargs) else given
+        for name in sorted(others & set(keys)):
+            remedy = f"It takes {', '.join(own)}: remove {name}."
+            require(False, f".{name}", keys[name], f"absent with loss: {settings.loss}", remedy)
+        return settings
 
     @property
     def epochs_per_iteration(self) -> int:

@@ -40,9 +40,17 @@ GRID = [*product((0, 1, 127, 128, 129, 1025), DTYPE_OF, (2, 1000, 32000)), (129,
 QUICK = [(0, 64, 1000), (1, 896, 32000), (127, 896, 2), (128, 64, 1000), (129, 123, 1000)]
 WEIGHTS = torch.tensor([0.5, 0.25, 0.375])
 LOSSES = [
-    PairLoss(kind, beta, nll_weight, length_normalised)
-    for (kind, beta), nll_weight, length_normalised in product(
-        (("logistic", 0.1), ("hinge", 0.1), ("squared", 0.5)), (0.0, 0.3), (False, True)
+    replace(loss, nll_weight=nll_weight, length_normalised=length_normalised)
+    for loss, nll_weight, length_normalised in product(
+        (
+            PairLoss("logistic", 0.1),
+            PairLoss("hinge", 0.1),
+            PairLoss("squared", 0.5),
+            PairLoss("space", parameters={"space_mu": 3.0}),
+            PairLoss("dpop", 0.1, parameters={"dpop_lambda": 5.0}),
+        ),
+        (0.0, 0.3),
+        (False, True),
     )
 ]
 

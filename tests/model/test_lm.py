@@ -64,12 +64,21 @@ def test_pair_batch_gives_sums_and_the_loss_of_its_four_vectors(
 
 
 @pytest.mark.parametrize("kind", ["llama", "llama_tied", "gemma2", "granite", "cohere"])
-@pytest.mark.parametrize("variant", [{}, {"nll_weight": 0.1, "length_normalised": True}])
+@pytest.mark.parametrize(
+    "loss",
+    [
+        PairLoss("logistic", 0.3),
+        PairLoss("logistic", 0.3, nll_weight=0.1, length_normalised=True),
+        PairLoss("space", parameters={"space_mu": 2.0}),
+        PairLoss("dpop", 0.3, parameters={"dpop_lambda": 5.0}),
+    ],
+    ids=["logistic", "anchored", "space", "dpop"],
+)
 def test_gradient_made_in_forward_equals_autograd_through_the_models_logits(
-    kind: str, variant: dict[str, Any], tokenizer: PreTrainedTokenizerFast
+    kind: str, loss: PairLoss, tokenizer: PreTrainedTokenizerFast
 ) -> None:
     model = HFSpinLM.from_model(tiny_model(kind), tokenizer).train()
-    model.pair_loss = PairLoss("logistic", 0.3, **variant)
+    model.pair_loss = loss
     batch = pair_batch(3, seed=3)
     batch["opponent_logps"] = torch.linspace(-40, -5, 6).view(3, 2)
     leaves = list(model.parameters())

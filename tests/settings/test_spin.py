@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import subprocess
 import sys
+from dataclasses import fields
 from typing import Any
 
 import pytest
 
 from spin_composer.errors import InputError
+from spin_composer.game import pair_loss
+from spin_composer.loss import LOSSES, PairLoss, loss_parameters
 from spin_composer.settings.generation import GenerationSettings
 from spin_composer.settings.section import fill
 from spin_composer.settings.spin import SpinSettings, count_iterations, value_for_iteration
@@ -37,7 +40,18 @@ WRONG: list[tuple[dict[str, Any], str]] = [
     ({"beta": float("nan")}, "beta"),
     ({"beta": float("inf")}, "beta"),
     ({"learning_rate": -1e-7}, "learning_rate"),
-    ({"loss": "logistik"}, "loss must be one of logistic, hinge, squared, got 'logistik'"),
+    ({"loss": "logistik"}, "must be one of logistic, hinge, squared, space, dpop, got 'logistik'"),
+    (
+        {"loss": "space", "beta": 0.1},
+        "spin.beta must be absent with loss: space, got 0.1. It takes space_mu: remove beta.",
+    ),
+    ({"loss": "space", "beta": [0.1, 5.0]}, "beta must be absent with loss: space, got [0.1, 5.0]"),
+    ({"space_mu": 1.0}, "space_mu must be absent with loss: logistic, got 1.0. It takes beta"),
+    ({"loss": "hinge", "dpop_lambda": 5}, "dpop_lambda must be absent with loss: hinge, got 5"),
+    ({"loss": "space", "dpop_lambda": 5}, "dpop_lambda must be absent with loss: space, got 5"),
+    ({"loss": "space", "space_mu": 0}, "space_mu must be a number > 0, got 0"),
+    ({"loss": "dpop", "dpop_lambda": -1}, "dpop_lambda must be a number >= 0, got -1"),
+    ({"loss": "dpop", "dpop_lambda": float("inf")}, "dpop_lambda"),
     ({"nll_weight": -0.1}, "nll_weight"),
     ({"nll_weight": float("nan")}, "nll_weight"),
     ({"length_normalised": "yes"}, "length_normalised must be true or false"),
@@ -103,6 +117,20 @@ def test_the_defaults_are_the_papers() -> None:
     assert (settings.beta, settings.replay, settings.loss) == ([0.1], 1, "logistic")
     assert settings.reset_optimizer
     assert settings.generation.off_policy_settings == []
+
+
+def test_a_default_of_another_losss_setting_is_not_refused() -> None:
+    space = SpinSettings(loss="space")
+    assert pair_loss(space, 0) == PairLoss("space", parameters={"space_mu": 1.0})
+    dpop = fill(SpinSettings, {"loss": "dpop", "beta": [0.3, 0.1], "dpop_lambda": 5})
+    assert pair_loss(dpop, 1) == PairLoss("dpop", 0.1, parameters={"dpop_lambda": 5})
+    assert pair_loss(SpinSettings(loss="dpop"), 1).parameters == {"dpop_lambda": 50.0}
+
+
+def test_every_parameter_of_a_loss_is_a_setting() -> None:
+    names = {field.name for field in fields(SpinSettings)}  # pyright: ignore[reportArgumentType]
+    for loss in LOSSES:
+        assert set(loss_parameters(loss)) <= names
 
 
 def test_settings_that_move_the_fixed_point_are_named() -> None:
