@@ -74,7 +74,19 @@ to add one.
 """
     for name, function in LOSSES.items():
         page += f"\n## `{name}`\n\n{remarks(function)}\n"
-    return page
+    return f"{page}\n{T_SPIN}"
+
+
+T_SPIN = """## Not here: T-SPIN
+
+T-SPIN (arXiv 2601.08198, as a published summary gives it) trains on the real response y, the newest
+y' and y0 of the first policy: l(alpha log p(y) - alpha log p(y')) + beta l(alpha log p(y') -
+alpha log p(y0)), without an opponent's log-probs. Rows of `[prompt | real | generated]` hold two
+responses, and so do the store's pairs and the kernel's; a third side would bend all three. It need
+not: the sum is that of two pairs, (y, y') and (y', y0), the second weighted by beta, at the cost of
+a second forward pass of y'. What is missing is a pair of two generated sides in the store, with its
+type, and a weight per pair.
+"""
 
 
 METRIC = ("metric", "meaning", "unit", "NeMo-Aligner")

@@ -42,20 +42,28 @@ class Game:
     """Per iteration, mean over its batches."""
     losses: list[float]
     """Per batch."""
+    real_rewards: list[float]
+    """Per batch."""
 
 
 def play(
     folder: Path, model: Any, iterations: int = ITERATIONS, epochs: int = EPOCHS, **kwargs: Any
 ) -> Game:
-    trainer = world_trainer(folder, copy.deepcopy(model), iterations, epochs, beta=BETA, **kwargs)
+    if kwargs.get("loss") != "space":
+        kwargs = {"beta": BETA, **kwargs}
+    trainer = world_trainer(folder, copy.deepcopy(model), iterations, epochs, **kwargs)
     trainer.fit()
     records = trainer.state.algorithms[0].history.state_dict()["records"]
     (memory,) = trainer.logger.destinations
-    losses = [float(loss) for _, loss in memory.data["loss/train/total"]]
+    losses, rewards = (
+        [float(value) for _, value in memory.data[name]]
+        for name in ("loss/train/total", "metrics/train/SpinRewardReal")
+    )
     game = Game(
         total_variation(trainer.state.model.model),
         [record["train/SpinAccuracy"] for record in records],
         losses,
+        rewards,
     )
     trainer.close()
     return game
@@ -122,6 +130,23 @@ def test_accuracy_falls_toward_one_half(spin: Game) -> None:
     assert early > 0.58
     assert late < early - 0.04
     assert abs(late - 0.5) < 0.08
+
+
+def test_space_lowers_the_distance_and_begins_at_its_own_loss(base: Any, tmp_path: Path) -> None:
+    space = play(tmp_path, base, iterations=4, loss="space")  # .63; SPIN by then .66
+    assert space.distance < 0.9 * total_variation(base)
+    first = space.losses[:: len(space.losses) // 4]
+    assert first == pytest.approx([2 * math.log(2)] * 4, abs=1e-4)
+
+
+def test_dpop_lets_real_responses_fall_less_than_spin(
+    base: Any, spin: Game, tmp_path: Path
+) -> None:
+    dpop = play(tmp_path, base, iterations=1, loss="dpop", dpop_lambda=5.0)
+    assert dpop.distance < total_variation(base)
+    assert dpop.losses[0] == pytest.approx(math.log(2), abs=1e-4)
+    # of a batch's mean, in the first iteration: -.9 for -1.3
+    assert min(dpop.real_rewards) > min(spin.real_rewards[: len(dpop.losses)]) + 0.2
 
 
 @pytest.mark.slow
