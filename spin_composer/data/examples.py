@@ -150,7 +150,8 @@ class ExampleDataset(Dataset):
     def tokenized_both_ways(self, limit: int | None = 64) -> Iterator[RenderingVsTurns]:
         """Yield rows tokenized in both ways: the first ``limit``, or all, read again."""
         if self._origin is not None:
-            yield from self._origin.tokenized_both_ways(limit)
+            one_each = len(self) == self.report.rows  # a bad row has no example
+            yield from self._origin.tokenized_both_ways(limit, self if one_each else None)
 
     @property
     def max_prompt_tokens(self) -> int:

@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 
     from spin_composer.data.examples import Example, ExampleDataset
     from spin_composer.data.formats import Kind
+    from spin_composer.data.tokenization import ExampleBuilder
     from spin_composer.settings.dataset import DatasetConfig, Tokenization
 
 KEPT_ROWS = 64
@@ -95,8 +96,16 @@ class Origin:
         kind, date = self.rows[0][1], self.config.date_string
         return alternative_stop_ids(self.tokenizer, self.rule, kind, date)
 
-    def tokenized_both_ways(self, limit: int | None) -> Iterator[RenderingVsTurns]:
-        """Yield the rows tokenized in both ways."""
+    def tokenized_both_ways(
+        self, limit: int | None, made: ExampleDataset | None = None
+    ) -> Iterator[RenderingVsTurns]:
+        """Yield the rows tokenized in both ways.
+
+        Args:
+            limit: The number of rows; None for all, which are read again.
+            made: The examples of this origin, if it has one of each row: a rendering's are not
+                made again.
+        """
         from spin_composer.data.tokenization import ExampleBuilder
 
         with_turns = replace(
@@ -113,16 +122,11 @@ class Origin:
         rows: Iterable[tuple[Location, Kind, Row]] = self.rows
         if limit is None or limit > len(self.rows) >= KEPT_ROWS:
             rows = self._read()
+        # Those of turns may be an earlier version's.
+        renderings = iter(made or ()) if self.config.tokenize != "turns" else iter(())
         for where, kind, row in islice(rows, limit):
-            made: list[Example | BadRow] = []
-            for way in ways:
-                try:
-                    made.append(way(kind, row, where, DataReport()))
-                except BadRow as fault:
-                    made.append(fault)
-                except InputError as error:  # this way fails for all rows, e.g. without text mode
-                    made.append(BadRow(where, "cannot be tokenized", str(error), ""))
-            yield RenderingVsTurns(where, *made)
+            rendering = next(renderings, None) or _example(ways[0], kind, row, where)
+            yield RenderingVsTurns(where, rendering, _example(ways[1], kind, row, where))
 
     def _read(self) -> Iterator[tuple[Location, Kind, Row]]:
         from spin_composer.data.formats import to_foundry_row
@@ -139,6 +143,16 @@ class Origin:
                 yield where, *to_foundry_row(row, where)
             except BadRow:
                 continue
+
+
+def _example(way: ExampleBuilder, kind: Kind, row: Row, where: Location) -> Example | BadRow:
+    """Return the row's example, or why this way cannot make it."""
+    try:
+        return way(kind, row, where, DataReport())
+    except BadRow as fault:
+        return fault
+    except InputError as error:  # this way fails for all rows, e.g. without text mode
+        return BadRow(where, "cannot be tokenized", str(error), "")
 
 
 def original_tokenize_warning(tokenize: str) -> str:

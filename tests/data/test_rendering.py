@@ -244,6 +244,23 @@ def test_the_other_way_comes_from_the_same_source(llama, jsonl):
         assert any(way.differ for way in ways)
 
 
+@pytest.mark.parametrize("bad_at", [None, 0, 2])
+def test_examples_are_compared_with_the_turns_of_their_own_rows(llama, jsonl, bad_at):
+    rows = [*PLAIN, *PLAIN]
+    if bad_at is not None:
+        rows.insert(bad_at, {"prompt": "clips " * 99, "response": "long"})
+    made = load(llama, hf_name=str(jsonl(rows)), max_seq_len=64, on_bad_row="skip")
+    ways = list(made.tokenized_both_ways(limit=None))
+    assert [isinstance(way.rendering, BadRow) for way in ways] == [
+        i == bad_at for i in range(len(rows))
+    ]
+    kept = [way for way in ways if not isinstance(way.rendering, BadRow)]
+    for way, example in zip(kept, made, strict=True):
+        assert way.rendering.prompt.tolist() == example.prompt.tolist()
+        assert way.rendering.response.tolist() == example.response.tolist()
+        assert way.turns.prompt.tolist() == example.prompt.tolist()
+
+
 @pytest.mark.parametrize("key", ["generation_prompt", "special_tokens_in_text"])
 def test_turns_cannot_do_what_only_a_rendering_can(key, jsonl, chatml):
     value = "response" if key == "generation_prompt" else "text"
