@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING
 
 from rich.console import Console
 
+from spin_composer import startup
 from spin_composer.demo.base import ModelSize, SFTConfig, make_base
 from spin_composer.demo.game import play_game
 from spin_composer.demo.results import DemoResults, ModelResult, report
@@ -99,6 +100,7 @@ def main(folder: Path, seed: int = 17) -> None:
             ModelSize(),
             SFTConfig(seed=seed),
         )
+    startup.process_clock().rename_all("the program before")  # SFT's Trainer is not SPIN's
     with stage(f"playing three iterations of SPIN ({paths.yaml})"):
         spin_tokens, history = _play(paths, seed)
     steps = [int(record["batches"]) for record in history.iterations]
