@@ -30,6 +30,24 @@ FOUNDRY_DATASETS = frozenset(
 """Hub data sets for which llm-foundry registers a function."""
 
 
+def as_chat(row: Any) -> dict[str, Any]:
+    """Return a ``{"prompt", "response"}`` row as a user's turn and the assistant's answer.
+
+    For a model that was tuned on a chat template and data that has none:
+    ``preprocessing_fn: spin_composer.data.preprocess:as_chat``. White space around both goes, as
+    templates mark the ends of turns themselves.
+
+    Raises:
+        KeyError: A column is missing; reading reports it as a bad row.
+    """
+    return {
+        "messages": [
+            {"role": "user", "content": row["prompt"].strip()},
+            {"role": "assistant", "content": row["response"].strip()},
+        ]
+    }
+
+
 def make_preprocessor(config: DatasetConfig) -> Preprocess | None:
     """Return the function that the config names, or that llm-foundry registers for the data set.
 
