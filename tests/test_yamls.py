@@ -29,6 +29,11 @@ def test_yaml_passes_spins_checks(name: str):
     validate(plain(load(name)))
 
 
+@pytest.mark.parametrize("cpu", ["gsm8k_tiny", "smollm2-135m-cpu"])
+def test_yaml_of_a_run_on_a_cpu_passes_spins_checks(cpu: str):
+    validate(plain(load(cpu)))
+
+
 def test_yaml_explains_every_setting_of_the_game(name: str):
     spin = plain(load(name))["algorithms"]["spin"]
     # the defaults of these are explained in docs/settings.md
