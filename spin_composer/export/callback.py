@@ -6,7 +6,7 @@ import copy
 import logging
 import tempfile
 from collections.abc import Callable
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING, Any, cast
 
 import torch
@@ -26,7 +26,12 @@ from transformers import PretrainedConfig
 
 from spin_composer.distributed import from_rank_zero
 from spin_composer.errors import InputError, format_value
-from spin_composer.export.folder import save_adapters, save_model, written_aside
+from spin_composer.export.folder import (
+    check_replaceable,
+    save_adapters,
+    save_model,
+    written_aside,
+)
 from spin_composer.export.state import adapter_state, plain_state
 from spin_composer.fsdp import unwrap
 from spin_composer.model.adapters import unsupported_adapters
@@ -60,7 +65,7 @@ class HuggingFaceExporter(Callback):
             the adapters, which load beside their base.
 
     Raises:
-        InputError: If the precision is another one.
+        InputError: If the precision is another one, or a folder would not lie in ``save_folder``.
 
     Example:
         .. code-block:: python
@@ -83,7 +88,7 @@ class HuggingFaceExporter(Callback):
             )
         self._dtype = _DTYPES[precision]
         self._folder = parse_uri(save_folder)[2]
-        self._name = huggingface_folder_name
+        self._name = _checked_name(huggingface_folder_name)
         self.merges_adapters = merge_adapters
         interval = Time.from_input(save_interval, TimeUnit.EPOCH)
         self.check_interval: Callable[[State, Event], bool] = create_interval_scheduler(
@@ -104,12 +109,15 @@ class HuggingFaceExporter(Callback):
         return copy.deepcopy(config)
 
     def init(self, state: State, logger: Logger) -> None:
-        """Reject a model that could not be loaded again; begin to upload.
+        """Reject a model that could not be loaded again, or a folder in use; begin to upload.
 
         Raises:
-            InputError: Names the model's class or adapters.
+            InputError: Names the model's class or adapters, or the folder.
         """
         _check(composer_model(state), self.merges_adapters)
+        if self._uploader is None:
+            place = Path(self._place(state, int(state.timestamp.iteration)))
+            from_rank_zero(lambda: check_replaceable(place))
         if self._uploader is not None:
             self._uploader.init(state, logger)
             state.callbacks.append(self._uploader)
@@ -136,12 +144,16 @@ class HuggingFaceExporter(Callback):
         self._exported_batch = batch
         # At an iteration's end the clock already shows the next one.
         trained = int(state.timestamp.iteration) - (event == Event.ITERATION_CHECKPOINT)
-        place = str(Path(self._folder) / self._name.replace(_ITERATION, str(trained)))
-        place = format_name_with_dist_and_time(place, state.run_name, state.timestamp)
+        place = self._place(state, trained)
         model = composer_model(state)
         read = adapter_state if self._writes_adapters(model) else plain_state
         tensors = read(model.model, self._dtype, model, dist.get_global_rank() == 0)
         from_rank_zero(lambda: self._write(state, tensors, place))
+
+    def _place(self, state: State, iteration: int) -> str:
+        """Return the folder, or its name in the object store, of an export that is written now."""
+        place = str(Path(self._folder) / self._name.replace(_ITERATION, str(iteration)))
+        return format_name_with_dist_and_time(place, state.run_name, state.timestamp)
 
     def _writes_adapters(self, model: HuggingFaceModel) -> bool:
         return hasattr(model.model, "peft_config") and not self.merges_adapters
@@ -170,6 +182,17 @@ class HuggingFaceExporter(Callback):
             save_model(model.model, tensors, config, generation, folder)
         tokenizer: Any = model.tokenizer
         tokenizer.save_pretrained(folder)
+
+
+def _checked_name(name: str) -> str:
+    """Return the name of each export's folder, which must lie within the save folder."""
+    path = PurePosixPath(name)
+    if not path.parts or path.is_absolute() or ".." in path.parts:
+        raise InputError(
+            f"HuggingFaceExporter: huggingface_folder_name={format_value(name)} must name a folder "
+            "within save_folder, such as iter{iteration}: an export replaces what is there."
+        )
+    return name
 
 
 def _check(model: object, merges_adapters: bool) -> None:

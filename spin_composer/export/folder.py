@@ -14,6 +14,7 @@ from safetensors import safe_open
 from torch import Tensor, nn
 from transformers import GenerationConfig, PretrainedConfig
 
+from spin_composer.errors import InputError
 from spin_composer.fsdp import plain_name
 from spin_composer.model.tying import match_config_to_state
 from spin_composer.model.unwrap import inner_model, plain_class
@@ -24,13 +25,22 @@ if TYPE_CHECKING:
     from peft import PeftModel
     from transformers import PreTrainedModel
 
+_FILES_OF_EXPORTS = {"config.json", "adapter_config.json"}
+"""One of these is in every export: of a whole model, of adapters."""
+_FOLDERS_OF_EXPORTS = {"additional_chat_templates"}
+"""What transformers writes of a tokenizer that has several chat templates."""
+
 
 @contextmanager
 def written_aside(folder: Path) -> Iterator[Path]:
     """Yield a new folder to write to, which then takes the place of ``folder``.
 
     What a process that was killed left of an earlier try is removed.
+
+    Raises:
+        InputError: Of :func:`check_replaceable`.
     """
+    check_replaceable(folder)
     folder.parent.mkdir(parents=True, exist_ok=True)
     for left in folder.parent.glob(f".{folder.name}.*"):
         if is_temporary(left.name):
@@ -41,11 +51,32 @@ def written_aside(folder: Path) -> Iterator[Path]:
         yield aside
         for path in aside.iterdir():
             fsync(path)
-        shutil.rmtree(folder, ignore_errors=True)
+        if folder.exists():
+            shutil.rmtree(folder)
         os.rename(aside, folder)
         fsync(folder.parent)
     finally:
         shutil.rmtree(aside, ignore_errors=True)
+
+
+def check_replaceable(folder: Path) -> None:
+    """Check that nothing would be lost but an export, where one is written.
+
+    Raises:
+        InputError: Something else stands at ``folder``: it is neither empty nor an export.
+    """
+    if not folder.exists():
+        return
+    if folder.is_dir():
+        names = {path.name for path in folder.iterdir()}
+        folders = {path.name for path in folder.iterdir() if path.is_dir()} - _FOLDERS_OF_EXPORTS
+        if not names or (names & _FILES_OF_EXPORTS and not folders):
+            return
+    raise InputError(
+        f"{folder} is not replaced by an export: it exists, and is not the folder of a model "
+        "alone. Move it away, or give the exporter another save_folder or "
+        "huggingface_folder_name."
+    )
 
 
 def save_model(

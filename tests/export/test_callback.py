@@ -20,6 +20,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from spin_composer import HuggingFaceExporter
 from spin_composer.errors import InputError
+from spin_composer.export.folder import written_aside
 from spin_composer.fsdp import is_sharded
 
 VOCAB = len(tokenizers.byte_level())
@@ -186,8 +187,45 @@ def test_what_could_not_be_loaded_again_is_refused_at_the_start(tmp_path: Path):
 def test_what_a_killed_process_left_is_removed_and_an_older_folder_replaced(tmp_path: Path):
     for name in (".iter0.0123abcd", "iter0", ".mine"):
         (tmp_path / "out" / name).mkdir(parents=True)
-        (tmp_path / "out" / name / "model.safetensors").touch()
+        for file in ("model.safetensors", "config.json", "older.json"):
+            (tmp_path / "out" / name / file).touch()
     exporter = HuggingFaceExporter(str(tmp_path / "out"))
     tiny_trainer(tmp_path / "run", max_duration="1iter", callbacks=[exporter]).fit()
     assert sorted(path.name for path in (tmp_path / "out").iterdir()) == [".mine", "iter0"]
     load(tmp_path / "out/iter0")
+    assert not (tmp_path / "out/iter0/older.json").exists()
+
+
+@pytest.mark.parametrize("name", ["", ".", "./", "..", "../checkpoints", "a/../..", "/elsewhere"])
+def test_a_name_that_leads_out_of_the_save_folder_is_refused(name: str, tmp_path: Path):
+    with pytest.raises(InputError, match=r"huggingface_folder_name=.* must name a folder within"):
+        HuggingFaceExporter(str(tmp_path), huggingface_folder_name=name)
+
+
+OTHERS = [["latest-rank0.pt"], ["config.json", "self-play/run.lock"], ["iter0/config.json"]]
+
+
+@pytest.mark.parametrize("files", OTHERS, ids=str)
+def test_a_folder_that_is_no_export_is_refused_at_the_start_and_not_replaced(
+    files: list[str], tmp_path: Path
+):
+    for file in files:
+        (tmp_path / "out/kept" / file).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / "out/kept" / file).touch()
+    before = sorted((tmp_path / "out").rglob("*"))
+    exporter = HuggingFaceExporter(str(tmp_path / "out"), huggingface_folder_name="kept")
+    with pytest.raises(InputError, match=r"kept is not replaced by an export: it exists"):
+        tiny_trainer(tmp_path / "run", callbacks=[exporter])
+    with pytest.raises(InputError, match="is not replaced"), written_aside(tmp_path / "out/kept"):
+        pass
+    assert sorted((tmp_path / "out").rglob("*")) == before
+
+
+def test_an_export_with_several_chat_templates_is_replaced(tmp_path: Path):
+    tokenizer = tokenizers.chatml()
+    tokenizer.chat_template = {"default": tokenizer.chat_template, "tool": "{{ messages }}"}
+    for word in ("older", "newer"):
+        with written_aside(tmp_path / "out") as aside:
+            tokenizer.save_pretrained(aside)
+            (aside / "config.json").write_text(word)
+    assert (tmp_path / "out/config.json").read_text() == "newer"
