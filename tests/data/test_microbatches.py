@@ -101,16 +101,31 @@ def test_tokens_and_a_number_of_pairs_are_refused_together(tmp_path: Path) -> No
     assert not (tmp_path / "self-play").exists()
 
 
-def train_on_rank(rank: int, folder: str) -> tuple[list[int], list[float]]:
-    """Train under FSDP2, and count forwards; each of them is a collective."""
-    from spin_composer.data import pairs
+def split_on_rank(rank: int) -> tuple[int, list[int]]:
+    """Return what the budget alone deals on a rank, and the pairs of the microbatches made."""
+    sizes = [PairSize(20, 9, 9), PairSize(2, 1, 1)][rank : rank + 1] * 4
+    budget = TokenBudget(40, "shared")
+    parts = split_pairs(collate_pairs(pairs_of(sizes), budget), len(sizes))
+    return len(budget.deal(sizes)), [len(part["indices"]) for part in parts]
 
+
+def test_a_rank_that_needs_fewer_makes_as_many_as_the_other() -> None:
+    found = on_two_ranks(split_on_rank)
+    assert found == {0: (4, [1, 1, 1, 1]), 1: (1, [1, 1, 1, 1])}
+
+
+def train_on_rank(rank: int, folder: str) -> tuple[list[int], list[int], list[float]]:
+    """Train under FSDP2; return forwards by batch, those that the rank needs, and losses.
+
+    Each forward is a collective.
+    """
     made: list[int] = []
-    split = pairs.split_pairs
+    needed: list[int] = []
 
     def counting(batch: PairBatch, size: float) -> list[PairBatch]:
-        parts = split(batch, size)
+        parts = split_pairs(batch, size)
         made.append(len(parts))
+        needed.append(len(batch["budget"].deal(pair_sizes(batch))))
         return parts
 
     trainer = tiny_trainer(
@@ -128,13 +143,15 @@ def train_on_rank(rank: int, folder: str) -> tuple[list[int], list[float]]:
     trainer.fit()
     losses = losses_of(trainer)
     trainer.close()
-    return made, losses
+    return made, needed, losses
 
 
-def test_ranks_with_unequal_lengths_make_equally_many(tmp_path: Path) -> None:
+def test_ranks_with_unequal_lengths_train_together(tmp_path: Path) -> None:
     found = on_two_ranks(train_on_rank, folder=str(tmp_path))
-    assert found[0] == found[1], found
-    made, losses = found[0]
+    (made, needed, losses), (others_made, others_needed, others_losses) = found[0], found[1]
+    assert needed != others_needed
+    assert made == others_made == list(map(max, needed, others_needed))
+    print("BUDGET", needed, others_needed, made)
+    assert losses == others_losses
     assert len(made) == len(losses) == 3
-    assert max(made) > 1
     assert all(np.isfinite(losses))
