@@ -29,6 +29,8 @@ from spin_composer.train import train
 REPLICAS = {"data_parallel_replicate_degree": 2}
 STOPPED_AT = 18
 """The batch of the second iteration after which a run is stopped: its last save was at the 15th."""
+HYBRID = [(2, 2), Replicate(), Shard(0)]
+"""The mesh's shape, and how a parameter is placed along its dimensions."""
 torch_can = pytest.mark.skipif(
     not hasattr(FSDPModule, "set_force_sum_reduction_for_comms"),
     reason="torch 2.7's gloo cannot average over replicas",
@@ -49,7 +51,7 @@ class Stop(Callback):
 
 
 def run(folder: Path, rank: int | None = None, **settings: Any) -> Any:
-    """Train two iterations in this process, of one or as a rank of four; return the Trainer."""
+    """Train in this process, of one or as a rank of four; return the Trainer."""
     tokenizer = tokenizers.byte_level()
     torch.manual_seed(0)
     model = HFSpinLM.from_model(models.tiny_model("llama", vocab_size=len(tokenizer)), tokenizer)
@@ -60,7 +62,10 @@ def run(folder: Path, rank: int | None = None, **settings: Any) -> Any:
         device_batch_size=4 if rank is None else 1,
         device_train_microbatch_size=1,
         optimizers=torch.optim.RMSprop(model.parameters(), lr=1e-3),
-        spin={"store": str(folder / "self-play")},
+        spin={
+            "store": str(folder / "self-play"),
+            "iteration_length": settings.pop("iteration_length", "2ep"),
+        },
         callbacks=[HuggingFaceExporter(str(folder / "hf")), *stop],
         save_folder=str(folder / "checkpoints"),
         save_interval="5ba",
@@ -71,23 +76,30 @@ def run(folder: Path, rank: int | None = None, **settings: Any) -> Any:
     return trainer
 
 
-def run_hybrid(folder: str, checkpoints: str, stops: bool, rank: int) -> list[Any]:
+def run_hybrid(folder: str, checkpoints: str, rank: int, **settings: Any) -> list[Any]:
     """Be one of four ranks; return how the first parameter is placed on the mesh."""
     os.environ["FSDP_VERSION"] = "2"
     fsdp = {**REPLICAS, "state_dict_type": checkpoints}
-    trainer = run(Path(folder), rank, parallelism_config={"fsdp": fsdp}, stops=stops)
+    trainer = run(Path(folder), rank, parallelism_config={"fsdp": fsdp}, **settings)
     first = next(trainer.state.model.parameters())
     assert isinstance(first, DTensor)
     return [tuple(first.device_mesh.shape), *first.placements]
 
 
-def on_four(folder: Path, checkpoints: str = "full", stops: bool = False) -> dict[int, Any]:
-    body = partial(run_hybrid, str(folder), checkpoints, stops)
+def on_four(folder: Path, checkpoints: str = "full", **settings: Any) -> dict[int, Any]:
+    body = partial(run_hybrid, str(folder), checkpoints, **settings)
     return on_ranks(body, world_size=4, timeout_seconds=120, one_node=True)
 
 
-def weights(folder: Path) -> dict[str, torch.Tensor]:
-    return AutoModelForCausalLM.from_pretrained(folder / "hf/iter1").state_dict()
+def weights(folder: Path, iteration: int = 1) -> dict[str, torch.Tensor]:
+    return AutoModelForCausalLM.from_pretrained(folder / f"hf/iter{iteration}").state_dict()
+
+
+def assert_same_weights(one: Path, other: Path, iteration: int) -> None:
+    """Sums over other ranks are rounded otherwise, and nothing else differs."""
+    theirs = weights(other, iteration)
+    for name, value in weights(one, iteration).items():
+        assert (value - theirs[name]).norm() <= 1e-4 * value.norm(), name
 
 
 @pytest.fixture(scope="module")
@@ -95,8 +107,17 @@ def hybrid(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A run of four ranks that was not stopped: its folder."""
     folder = tmp_path_factory.mktemp("hybrid")
     found = on_four(folder)
-    assert list(found.values()) == 4 * [[(2, 2), Replicate(), Shard(0)]], found
+    assert list(found.values()) == 4 * [HYBRID], found
     return folder
+
+
+@torch_can
+def test_an_iteration_of_two_replicas_of_two_shards_is_that_of_one_process(tmp_path: Path) -> None:
+    short = {"max_duration": "1iter", "iteration_length": "1ep"}
+    found = on_four(tmp_path / "four", **short)
+    assert list(found.values()) == 4 * [HYBRID], found
+    run(tmp_path / "one", **short).close()
+    assert_same_weights(tmp_path / "one", tmp_path / "four", iteration=0)
 
 
 @torch_can
@@ -107,9 +128,7 @@ def test_two_replicas_of_two_shards_give_the_store_losses_and_weights_of_one_pro
     run(tmp_path).close()
     assert_same_store(tmp_path, hybrid)
     assert_same_records(tmp_path, hybrid, rel=1e-5)
-    other = weights(hybrid)
-    for name, value in weights(tmp_path).items():
-        assert (value - other[name]).norm() <= 1e-4 * value.norm(), name
+    assert_same_weights(tmp_path, hybrid, iteration=1)
 
 
 @torch_can

@@ -252,7 +252,7 @@ class Renderer:
         parts = _common_prefix_length(prompt, whole)
         try:
             before = self.text(messages[:-1], row)
-        except TemplateFailure:
+        except TemplateFailure:  # it cannot render such turns without an answer
             before = ""
         if prompt.startswith(before) and parts < len(before):
             raise BadRow(
