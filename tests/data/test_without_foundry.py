@@ -59,10 +59,10 @@ def test_what_only_llm_foundry_has_names_the_extra():
         {"hf_name": "org/set", "preprocessing_fn": "tatsu-lab/alpaca"},
         {"hf_name": "org/set", "preprocessing_fn": "llmfoundry.data:alpaca"},
     ):
-        with pytest.raises(InputError, match=r"alpaca'.*spin-composer\[foundry\]"):
+        with pytest.raises(InputError, match=r"alpaca'.*Install '\.\[foundry\]' in the checkout"):
             make_preprocessor(config(**dataset))
     assert make_preprocessor(config(hf_name="org/set")) is None
-    with pytest.raises(InputError, match=r"tokenizer='tiktoken' .*spin-composer\[foundry\]"):
+    with pytest.raises(InputError, match=r"tokenizer='tiktoken' .*Install '\.\[foundry\]'"):
         load_tokenizer("tiktoken")
 
 
