@@ -1,24 +1,24 @@
-"""One optimizer step of pairs beside its peers: ours by layout, TRL's DPOTrainer, the authors' way.
+"""One optimizer step on pairs, ours by layout, next to TRL's DPOTrainer and the paper's way.
 
     python benchmarks/step.py --device cpu --lengths gsm8k --out results/step_cpu_gsm8k.json
     python benchmarks/step.py --out results/training_step_nvidia_h200.json
     python benchmarks/step.py --tiny
 
-All train the same model, from the same weights, on the same pairs (prompt, real and generated
-response) in the same precision with the same optimizer, in one process, taking turns; each step has
-other pairs. A step is forward, backward and the optimizer's step, without a loader, logging and
-gradient clipping. Ours is measured padded (``layout: padded``) and with the prompt shared, on a GPU
-also by FlashAttention of packed sequences (torch 2.10), which a run uses where it is exact. Of TRL
-there are two: with the reference's log-probs given, as ours has the opponent's, and with the
-reference model beside it, as TRL has by default. The authors' way is both models on padded rows of
-both responses, whole logits kept. What is not installed is named in the result.
+All contenders train the same model from the same weights on the same pairs (prompt, real and
+generated response), in the same precision with the same optimizer, in one process, taking turns.
+Each step has different pairs. A step is forward, backward and the optimizer's step, without data
+loading, logging and gradient clipping. Ours is measured padded (``layout: padded``) and with a
+shared prompt, on a GPU also with FlashAttention of packed sequences (torch 2.10), which a run uses
+where it is exact. TRL is measured twice: with the reference's log-probs given, as ours has the
+opponent's, and with the reference model in memory, TRL's default. The paper authors' way is two
+models on padded rows of both responses, with full logits. The result names what is not installed.
 
-Tokens are those of the sequences, prompts counted for both responses: what is padded or shared
-counts for nobody. On a CPU, which should be told one core (``taskset -c 1``), seconds are those of
-the process. ``held_mib`` is what a trainer keeps between steps (weights, optimizer, reference),
-``step_mib`` what a step takes beyond that at most, gradients included: on a GPU by its allocator,
-on a CPU by the process's high-water mark, which Linux sets back before the step. The losses before
-the first step must agree.
+Tokens are those of the sequences, with the prompt counted for both responses: neither padding nor
+sharing changes the count. On a CPU, where one core should be used (``taskset -c 1``), seconds are
+CPU time of the process. ``held_mib`` is what a trainer keeps between steps (weights, optimizer,
+reference), ``step_mib`` the most that a step takes beyond that, gradients included: from the
+allocator on a GPU, and on a CPU from the process's high-water mark, which is reset before the step.
+The losses before the first step must agree.
 """
 
 from __future__ import annotations
@@ -69,23 +69,23 @@ AUTHORS = "two models, whole logits"
 FIXED = {"long-prompts": (1024, 128, 128), "long-responses": (64, 1024, 1024)}
 """Lengths of prompt, real and generated response of every pair."""
 TOLERANCE = {"fp32": 2e-5, "amp_bf16": 2e-2}
-"""In nats of the first step's mean loss.
+"""Largest difference of the first step's mean loss, in nats.
 
-fp32: that of ``benchmarks/parity_trl.py``. bf16: a token's log-prob is some 5e-3 nats off; of 500
-that add up at random, times beta and the logistic's slope, 0.1 x 0.5 x 5e-3 x sqrt(500) = 6e-3 for
-each side of a pair.
+fp32: as in ``benchmarks/parity_trl.py``. bf16: a token's log-prob is off by about 5e-3 nats; 500
+random errors add up to 5e-3 x sqrt(500), times beta and the logistic's slope, 0.1 x 0.5, that is
+6e-3 for each side of a pair.
 """
 _NOISE = 1e-3
-"""Of the policy's weights beside the opponent's, so that the loss is not log 2."""
+"""Noise that is added to the policy's weights, so that the first loss is not log 2."""
 
 
 @dataclass
 class Contender:
-    """What takes a step, and what it keeps."""
+    """One way to take a step, and what it holds in memory."""
 
     step: Callable[[int, bool], float]
-    """Takes a step on the pairs of that number and returns the loss before it; if False, without
-    the optimizer's part."""
+    """Takes a step on the batch of that number and returns the loss before it; with False, without
+    the optimizer's step."""
     modules: list[nn.Module]
     optimizer: torch.optim.Optimizer
 
@@ -98,7 +98,7 @@ class Contender:
 
 
 class Setting:
-    """The model, the pairs and the precision that all contenders have."""
+    """The model, the pairs and the precision, which all contenders share."""
 
     def __init__(self, given: argparse.Namespace) -> None:
         self.given = given
@@ -113,7 +113,7 @@ class Setting:
         self.batches = [pairs[i : i + given.pairs] for i in range(0, len(pairs), given.pairs)]
 
     def model(self, noise: float = 0.0) -> Any:
-        """Return the opponent, or the policy: its weights with a little noise."""
+        """Return the opponent, or, with noise on its weights, the policy."""
         config = LlamaConfig(
             **SHAPES[self.given.shape], max_position_embeddings=8192, tie_word_embeddings=False,
             bos_token_id=1, eos_token_id=2, pad_token_id=0,
@@ -128,11 +128,11 @@ class Setting:
         return model
 
     def autocast(self) -> Any:
-        """Return the context of forward passes."""
+        """Return the precision context of forward passes."""
         return get_precision_context(Precision(self.precision), None)
 
     def optimizer(self, model: nn.Module) -> torch.optim.Optimizer:
-        """Return the optimizer of a contender, the paper's."""
+        """Return a contender's optimizer, the one of the paper."""
         return torch.optim.RMSprop(model.parameters(), lr=LEARNING_RATE)
 
     def to_device(self, batch: Any) -> dict[str, Any]:
@@ -142,7 +142,7 @@ class Setting:
         }
 
     def _drawn_pairs(self, count: int) -> list[Pair]:
-        """Return pairs of random ids, as long as asked for."""
+        """Return pairs of random ids with the requested lengths."""
         draw = np.random.default_rng(0)
         vocabulary = SHAPES[self.given.shape]["vocab_size"]
         return [
@@ -151,7 +151,7 @@ class Setting:
         ]
 
     def _lengths(self, count: int, draw: np.random.Generator) -> list[list[int]]:
-        """Return tokens of prompt, real and generated response of each pair."""
+        """Return the lengths of prompt, real and generated response of each pair, in tokens."""
         if self.given.lengths == "uniform":
             mean = self.given.mean_tokens
             return draw.integers(mean // 2, mean + mean // 2 + 1, (count, 3)).tolist()
@@ -164,7 +164,7 @@ class Setting:
         """Return the pairs with the log-prob sums of the opponent, as play stores them."""
         model = HFSpinLM.from_model(self.model(), self.tokenizer)
         found = []
-        for pair in pairs:  # one by one: nothing is left of it in memory
+        for pair in pairs:  # one by one, to leave no large buffers behind
             with torch.no_grad(), self.autocast():
                 real, generated = model.score(self.to_device(collate_pairs([pair])))[0].tolist()  # type: ignore[arg-type]
             found.append(Pair(pair.prompt, pair.real, pair.generated, real, generated))
@@ -172,7 +172,7 @@ class Setting:
 
 
 def ours(setting: Setting) -> dict[str, Contender]:
-    """Return our steps: HFSpinLM on a pair batch, in the precision's context as Composer's."""
+    """Return our steps: HFSpinLM on a pair batch, in the precision context that Composer uses."""
     model = HFSpinLM.from_model(setting.model(_NOISE), setting.tokenizer)
     model.pair_loss = PairLoss("logistic", BETA)
     model.train()
@@ -204,7 +204,7 @@ def ours(setting: Setting) -> dict[str, Contender]:
 
 
 def authors(setting: Setting) -> Contender:
-    """Return the step of two models: each computes the logits of both responses of all pairs."""
+    """Return the step with two models, which both compute full logits of both responses."""
     policy, opponent = setting.model(_NOISE).train(), setting.model().eval()
     optimizer = setting.optimizer(policy)
 
@@ -233,12 +233,12 @@ def authors(setting: Setting) -> Contender:
 
 
 def trl_contenders(setting: Setting, folder: Path) -> dict[str, Contender]:
-    """Return TRL's steps; both train the same policy, which is theirs alone."""
+    """Return TRL's two steps; they share a policy."""
     import datasets
     import trl
 
     class Unprepared(trl.DPOTrainer):
-        """Takes rows of token ids as they are."""
+        """Accepts rows of token ids as they are."""
 
         def _prepare_dataset(self, dataset: Any, *_: Any) -> Any:
             return dataset
@@ -290,9 +290,9 @@ def trl_contenders(setting: Setting, folder: Path) -> dict[str, Contender]:
 def measured(
     setting: Setting, contenders: dict[str, Contender], rounds: int, seconds: float
 ) -> Any:
-    """Return each contender's figures: all take turns, so that a drift of the clock meets all."""
+    """Return each contender's results; they take turns, so that clock drift affects all alike."""
     clock, end = Clock(setting.device), time.monotonic() + seconds
-    # TRL's two share a policy, so nobody learns until all have shown their loss.
+    # TRL's two contenders share a policy, so no one learns before all first losses are known.
     firsts = {name: clock.once(x.step, 0, learns=False)[0] for name, x in contenders.items()}
     for contender in contenders.values():
         clock.once(contender.step, 0)
@@ -331,12 +331,12 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--pairs", type=int, help="of a step (8; 4 on a CPU)")
     parser.add_argument(
         "--lengths", choices=("uniform", "gsm8k", "oasst", *FIXED), default="uniform",
-        help="tokens of prompts and responses: drawn, those of a data set, or all alike",
+        help="tokens of prompts and responses: random, those of a data set, or all the same",
     )  # fmt: skip
     parser.add_argument("--mean-tokens", type=int, help="of uniform lengths (512; 16 with --tiny)")
-    parser.add_argument("--batches", type=int, default=4, help="of other pairs, in turn")
+    parser.add_argument("--batches", type=int, default=4, help="batches, used in turn")
     parser.add_argument("--rounds", type=int, help="20; 4 on a CPU; 2 with --tiny")
-    parser.add_argument("--seconds", type=float, default=400, help="no round begins after that")
+    parser.add_argument("--seconds", type=float, default=400, help="no round starts after that")
     parser.add_argument("--tiny", action="store_true", help="a tiny model on the CPU, in seconds")
     given = parser.parse_args()
     if given.tiny:
@@ -381,7 +381,7 @@ def main() -> int:
     for name in missing:
         print(f"{name}: not installed")
     if not largest <= TOLERANCE[setting.precision]:
-        print(f"the first losses differ by {largest} nats: these are not the same step")
+        print(f"the first losses differ by {largest} nats: they do not take the same step")
         return 1
     return 0
 

@@ -23,23 +23,23 @@ class Clock:
         return time.perf_counter()
 
     def _resident(self, what: str) -> int:
-        """Return a figure of this process's memory in bytes, as Linux tells it."""
+        """Return an entry of ``/proc/self/status``, in bytes."""
         status = Path("/proc/self/status").read_text()
         return 1024 * int(status.partition(f"{what}:")[2].split()[0])
 
     def _before(self) -> int:
-        """Set the high-water mark back; return the bytes in use."""
+        """Reset the high-water mark; return the bytes in use."""
         if self.cuda:
             torch.cuda.reset_peak_memory_stats()
             return torch.cuda.memory_allocated()
-        ctypes.CDLL("libc.so.6").malloc_trim(0)  # what is free goes back to the system
+        ctypes.CDLL("libc.so.6").malloc_trim(0)  # returns free memory to the system
         Path("/proc/self/clear_refs").write_text("5")
         return self._resident("VmRSS")
 
     def once(
         self, step: Callable[[int, bool], float], number: int, learns: bool = True
     ) -> tuple[float, float, float]:
-        """Return loss, seconds and MiB beyond what was held of one step."""
+        """Take a step; return its loss, its seconds, and the MiB beyond those in use before."""
         before, started = self._before(), self._now()
         loss = step(number, learns)
         seconds = self._now() - started
