@@ -257,7 +257,7 @@ class Renderer:
         if prompt.startswith(before) and parts < len(before):
             raise BadRow(
                 where, "the prompt is rewritten",
-                f"the chat template writes the turns before the answer otherwise once the answer "
+                f"the chat template changes the turns before the answer once the answer "
                 f"follows: {_excerpt(prompt, parts)} becomes {_excerpt(whole, parts)}",
                 "Fix the template: it must write them alike (a system text that moves to the last "
                 "turn does not), or drop such rows.",

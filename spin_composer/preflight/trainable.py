@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-from typing import Any
+from collections.abc import Iterable, Mapping
 
 import torch
 from composer.core import State
@@ -68,7 +67,7 @@ def check_trainable(
 
 def _unexported_parameters(model: nn.Module) -> list[str]:
     """Return the trained parameters of a PEFT model that its adapter format cannot hold."""
-    configs: Any = getattr(model, "peft_config", None)
+    configs: Mapping[str, object] | None = getattr(model, "peft_config", None)
     if not configs:
         return []
     from peft.utils.other import AuxiliaryTrainingWrapper  # installed, as the model is PEFT's

@@ -129,7 +129,7 @@ def test_prompt_that_is_rewritten_once_answered_is_never_cut(jsonl):
     tokenizer = templates.chatml(templates.SYSTEM_LAST)
     row = {"messages": [{"role": "system", "content": "Be"}, user("Hi"), answer("One")]}
     for setting in ("template", "response"):
-        with pytest.raises(BadRow, match=r"writes the turns before the answer otherwise"):
+        with pytest.raises(BadRow, match=r"changes the turns before the answer once"):
             rendered(tokenizer, row, jsonl, generation_prompt=setting)
 
 
