@@ -10,8 +10,8 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 from spin_composer.data.bad_row import DROP_SUCH_ROWS, BadRow, Location
+from spin_composer.data.fast_encoder import FastEncoder
 from spin_composer.data.text_tokenizer import TextTokenizer, text_tokenizer
-from spin_composer.data.tokenizer_errors import TokenizerFailure, errors_as
 from spin_composer.errors import format_value
 
 if TYPE_CHECKING:
@@ -45,17 +45,13 @@ class FullTextTokenizer:
 
     def __init__(self, tokenizer: PreTrainedTokenizerBase, with_special: bool) -> None:
         self._tokenizer = text_tokenizer(tokenizer)
+        self.encode = FastEncoder(tokenizer)
         self._before: list[int] = []
         if with_special:
             inner, outer = self.encode("a"), list(self._tokenizer("a")["input_ids"])
             starts = range(len(outer) - len(inner) + 1)
             start = next((i for i in starts if outer[i : i + len(inner)] == inner), 0)
             self._before = outer[:start]
-
-    def encode(self, text: str) -> list[int]:
-        """Return the ids of a text, without special tokens that the tokenizer would add."""
-        with errors_as(TokenizerFailure):
-            return list(self._tokenizer(text, add_special_tokens=False)["input_ids"])
 
     def __call__(
         self, prompt: str, whole: str, where: Location, encode: Encode | None = None
@@ -65,7 +61,11 @@ class FullTextTokenizer:
         Raises:
             BoundaryError: The whole text's ids do not begin with the prompt's.
         """
-        ids, all_ids = (self._ids(text, encode) for text in (prompt, whole))
+        if encode is None:
+            both = self.encode.prompt_and_whole(prompt, whole)
+            ids, all_ids = (self._drop_duplicate_bos(self._before + found) for found in both)
+        else:
+            ids, all_ids = (self._ids(text, encode) for text in (prompt, whole))
         if all_ids[: len(ids)] != ids:
             raise self._boundary_error(ids, all_ids, where)
         return ids, all_ids[len(ids) :]
