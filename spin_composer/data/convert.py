@@ -31,7 +31,7 @@ from spin_composer.settings.dataset import DatasetConfig
 from spin_composer.settings.section import Config
 
 if TYPE_CHECKING:
-    from spin_composer.data.tokenization import ExampleBuilder
+    from spin_composer.data.example_builder import ExampleBuilder
 
 _COLUMNS: dict[Kind, dict[str, str]] = {
     "plain": {"prompt": "str", "response": "str"},
@@ -135,7 +135,7 @@ class _RowValidator:
 
     def __call__(self, kind: Kind, row: Row, where: Location, report: DataReport) -> None:
         if self._builder is None:  # at the first row, so that a missing source is found first
-            from spin_composer.data.tokenization import ExampleBuilder
+            from spin_composer.data.example_builder import ExampleBuilder
 
             tokenizer = load_tokenizer(self._name, self._kwargs)
             self._builder = ExampleBuilder(tokenizer, self._config)

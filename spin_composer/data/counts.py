@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields, replace
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -11,6 +11,7 @@ if TYPE_CHECKING:
 
 _NUM_SHOWN_FAULTS = 10
 _NUM_SHOWN_IGNORED = 12
+_NOTED = ("spelled_prompts", "truncated_answers", "unwritten_texts")
 
 
 @dataclass
@@ -71,6 +72,31 @@ class DataReport:
                 "model is to see them, make them part of the turns with dataset.preprocessing_fn: "
                 "module:function."
             )
+
+    def begun(self) -> DataReport:
+        """Return what later counts depend on: the notes, and which of the noted counts are not 0.
+
+        The first row that is counted there is noted, and no other.
+        """
+        noted = {name: min(1, getattr(self, name)) for name in _NOTED}
+        return DataReport(notes=list(self.notes), **noted)
+
+    def since(self, begun: DataReport) -> DataReport:
+        """Return the counts without those that they began with, and no notes."""
+        less = {name: getattr(self, name) - getattr(begun, name) for name in _NOTED}
+        return replace(self, notes=[], **less)
+
+    def add(self, more: DataReport) -> None:
+        """Add the counts of further rows."""
+        for one in fields(self):
+            mine, theirs = getattr(self, one.name), getattr(more, one.name)
+            if isinstance(mine, dict):
+                for key, count in theirs.items():
+                    mine[key] = mine.get(key, 0) + count
+            elif isinstance(mine, set):
+                mine |= theirs
+            else:  # a number, or the lines that are kept
+                setattr(self, one.name, mine + theirs)
 
     def summary(self) -> str:
         """Return the counts in one line."""

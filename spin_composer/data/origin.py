@@ -106,7 +106,7 @@ class Origin:
             made: The examples of this origin, if it has one of each row: a rendering's are not
                 made again.
         """
-        from spin_composer.data.tokenization import ExampleBuilder
+        from spin_composer.data.example_builder import ExampleBuilder
 
         with_turns = replace(
             self.config, tokenize="turns", generation_prompt="template",

@@ -9,30 +9,25 @@ from __future__ import annotations
 
 import contextlib
 import logging
-import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
-from itertools import islice
+from itertools import chain, islice
 from typing import TYPE_CHECKING
-
-import numpy as np
 
 from spin_composer.data.bad_row import BadRow, Location
 from spin_composer.data.counts import DataReport
+from spin_composer.data.example_builder import ExampleBuilder
 from spin_composer.data.examples import Example, ExampleDataset
 from spin_composer.data.files import RawRow
-from spin_composer.data.formats import Kind, to_foundry_row
+from spin_composer.data.formats import to_foundry_row
 from spin_composer.data.full_text import BoundaryError, boundary_failures_message
 from spin_composer.data.hints import hints
 from spin_composer.data.origin import KEPT_ROWS, Origin
+from spin_composer.data.parallel import Parallel, TokenizedRows, num_processes
 from spin_composer.data.preprocess import make_preprocessor, preprocess_row
-from spin_composer.data.row_tokenizer import RowTokenizer
-from spin_composer.data.rows import Row
-from spin_composer.data.stop import ONE_STOP_TOKEN, StopRule, stop_rule
-from spin_composer.data.text_tokenizer import text_tokenizer
-from spin_composer.data.turn_tokenizer import TurnTokenizer
-from spin_composer.errors import InputError, format_value
+from spin_composer.data.row_progress import RowProgress
+from spin_composer.errors import InputError
 from spin_composer.settings.dataset import LEGACY_TOKENIZATION, DatasetConfig
 
 if TYPE_CHECKING:
@@ -40,7 +35,8 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
-_ROWS_PER_LOG = 50_000
+_ALONE_ROWS = 512
+"""Rows that one process tokenizes before others begin: starting them would take longer."""
 _ROWS_TRIED = 64
 _TOO_LONG = "Token indices sequence length is longer than the specified maximum sequence length"
 
@@ -52,7 +48,7 @@ def build_examples(
     legacy: bool = False,
     next_turn_stops: bool = True,
 ) -> ExampleDataset:
-    """Format, tokenize and limit every row.
+    """Format, tokenize and limit every row, in ``config.num_proc`` processes.
 
     Args:
         rows: Locations and raw rows, from ``read_rows``.
@@ -63,105 +59,142 @@ def build_examples(
             that were played before it was.
 
     Returns:
-        The examples in the order of the rows.
+        The examples in the order of the rows, the same for any number of processes.
 
     Raises:
         InputError: A bad row (with ``on_bad_row: error``), rows of both kinds, no row left.
+        EnvironmentFailure: A process that tokenized was killed.
     """
     if legacy:
         config = replace(config, tokenize=LEGACY_TOKENIZATION)
-    preprocess = make_preprocessor(config)
-    builder = ExampleBuilder(tokenizer, config, legacy, next_turn_stops)
-    examples: list[Example] = []
-    report = DataReport()
-    origin = Origin(tokenizer, config, next_turn_stops=next_turn_stops)
-    start = time.monotonic()
+    work = _Tokenization(tokenizer, config, legacy, next_turn_stops)
+    with _without_length_warnings(), RowProgress() as progress:
+        work.add_all(iter(rows), progress)
+    return work.result()
 
-    def build(where: Location, row: object, report: DataReport) -> Example:
+
+class _Tokenization:
+    """The rows of one data set on their way to examples."""
+
+    def __init__(
+        self,
+        tokenizer: PreTrainedTokenizerBase,
+        config: DatasetConfig,
+        legacy: bool,
+        next_turn_stops: bool,
+    ) -> None:
+        self._tokenizer, self._config, self._legacy = tokenizer, config, legacy
+        self._preprocess = make_preprocessor(config)
+        self._builder = ExampleBuilder(tokenizer, config, legacy, next_turn_stops)
+        self._origin = Origin(tokenizer, config, next_turn_stops=next_turn_stops)
+        self._examples: list[Example] = []
+        self._boundaries: list[BoundaryError] = []
+        self._report = DataReport()
+
+    def add_all(self, rows: Iterator[RawRow], progress: RowProgress) -> None:
+        """Tokenize all rows; add their examples and counts."""
+        processes = num_processes(self._config.num_proc)
+        while processes == 1 or self._report.rows < _ALONE_ROWS or not self._has_origin():
+            some = list(islice(rows, _ALONE_ROWS))
+            if not some:
+                return
+            self._add(iter(some), rows, progress)
+        with Parallel(self._build, self._config.on_bad_row == "skip", processes) as parallel:
+            for given, made in parallel.tokenize(rows, self._report):
+                if made is None:  # something to report or to raise: as if there were one process
+                    self._add(iter(given), parallel.rest(), progress)
+                else:
+                    self._merge(made)
+                    progress.show(self._report.rows)
+
+    def _has_origin(self) -> bool:
+        return len(self._origin.rows) >= KEPT_ROWS
+
+    def _build(self, where: Location, row: object, report: DataReport) -> Example:
         if isinstance(row, BadRow):
             raise row
-        if preprocess is not None:
-            row = preprocess_row(preprocess, row, where)
-        kind, formatted = to_foundry_row(row, where, report, legacy=legacy)
-        if len(origin.rows) < KEPT_ROWS:
-            origin.rows.append((where, kind, formatted))
-        return builder(kind, formatted, where, report)
+        if self._preprocess is not None:
+            row = preprocess_row(self._preprocess, row, where)
+        kind, formatted = to_foundry_row(row, where, report, legacy=self._legacy)
+        if not self._has_origin():
+            self._origin.rows.append((where, kind, formatted))
+        return self._builder(kind, formatted, where, report)
 
-    boundaries: list[BoundaryError] = []
-    rows = iter(rows)
-    with _without_length_warnings():
+    def _add(self, rows: Iterator[RawRow], rest: Iterator[RawRow], progress: RowProgress) -> None:
+        """Tokenize rows in this process; ``rest`` are those that follow them."""
         for where, row in rows:
-            report.rows += 1
-            if report.rows % _ROWS_PER_LOG == 0:
-                _log_progress(report.rows, time.monotonic() - start)
+            self._report.rows += 1
+            progress.show(self._report.rows)
             try:
-                examples.append(build(where, row, report))
+                self._examples.append(self._build(where, row, self._report))
             except BadRow as fault:
                 if isinstance(fault, BoundaryError):
-                    boundaries.append(fault)
-                    if config.on_bad_row == "error":
-                        failed, tried = _count_boundary_errors(rows, build, len(examples))
-                        if 2 * failed > tried:
-                            raise InputError(
-                                boundary_failures_message(
-                                    tokenizer, builder.kind, fault, failed, tried
-                                )
-                            ) from fault
-                if config.on_bad_row == "error":
+                    self._boundaries.append(fault)
+                    if self._config.on_bad_row == "error":
+                        self._raise_if_most_fail(fault, chain(rows, rest))
+                if self._config.on_bad_row == "error":
                     raise
-                report.drop(fault)
-    report.kept = len(examples)
-    if boundaries and len(boundaries) > len(examples):
-        report.note(boundary_failures_message(
-            tokenizer, builder.kind, boundaries[0], len(boundaries), len(boundaries) + len(examples)
-        ))  # fmt: skip
-    if not examples:
-        seen = (
-            next(iter([*report.notes[-1:], *report.faults]), "")
-            if boundaries
-            else (report.faults[0] if report.faults else "")
+                self._report.drop(fault)
+
+    def _merge(self, made: TokenizedRows) -> None:
+        self._examples += made.examples()
+        self._boundaries += [fault for fault in made.faults if isinstance(fault, BoundaryError)]
+        self._report.add(made.report)
+        for fault in made.faults:
+            self._report.drop(fault)
+
+    def _raise_if_most_fail(self, fault: BoundaryError, rows: Iterator[RawRow]) -> None:
+        """Raise an error of the whole data set if most of some further rows fail likewise."""
+        failed, tried, aside = 1, len(self._examples) + 1, DataReport()
+        with contextlib.suppress(InputError):
+            for where, row in islice(rows, _ROWS_TRIED):
+                try:
+                    self._build(where, row, aside)
+                except BoundaryError:
+                    failed += 1
+                except BadRow:
+                    continue
+                tried += 1
+        if 2 * failed > tried:
+            raise InputError(self._boundary_message(fault, failed, tried)) from fault
+
+    def _boundary_message(self, fault: BoundaryError, failed: int, tried: int) -> str:
+        return boundary_failures_message(
+            self._tokenizer, self._builder.kind, fault, failed, tried
         )
-        raise InputError(
-            f"train_loader.dataset: none of the {report.rows} rows of {config.source} can be "
-            f"trained on ({report.summary()}). Check the data with spin-composer data check."
-            + (f" First: {seen}" if seen else "")
+
+    def result(self) -> ExampleDataset:
+        """Return the examples, with their notes.
+
+        Raises:
+            InputError: There are none.
+        """
+        report, config, builder = self._report, self._config, self._builder
+        good, failed = len(self._examples), len(self._boundaries)
+        report.kept = good
+        if failed > good:
+            report.note(self._boundary_message(self._boundaries[0], failed, failed + good))
+        if not good:
+            notes = report.notes[-1:] if failed else []
+            seen = next(iter([*notes, *report.faults]), "")
+            raise InputError(
+                f"train_loader.dataset: none of the {report.rows} rows of {config.source} can be "
+                f"trained on ({report.summary()}). Check the data with spin-composer data check."
+                + (f" First: {seen}" if seen else "")
+            )
+        if not self._legacy:
+            kept = [row for _, _, row in self._origin.rows]
+            for hint in hints(self._tokenizer, config, builder.kind, builder.rule, kept):
+                report.note(hint)
+        log_report(report)
+        self._origin.rule = builder.rule
+        return ExampleDataset.from_examples(
+            self._examples, builder.rule.token_id, builder.kind, report, self._origin
         )
-    if not legacy:
-        kept = [row for _, _, row in origin.rows]
-        for hint in hints(tokenizer, config, builder.kind, builder.rule, kept):
-            report.note(hint)
-    _log_counts(report)
-    origin.rule = builder.rule
-    return ExampleDataset.from_examples(
-        examples, builder.rule.token_id, builder.kind, report, origin
-    )
 
 
-def _count_boundary_errors(
-    rows: Iterator[RawRow], build: Callable[[Location, object, DataReport], Example], good: int
-) -> tuple[int, int]:
-    """Try some rows after the first boundary error; return failures and attempts, all included."""
-    failed, tried, aside = 1, good + 1, DataReport()
-    with contextlib.suppress(InputError):
-        for where, row in islice(rows, _ROWS_TRIED):
-            try:
-                build(where, row, aside)
-            except BoundaryError:
-                failed += 1
-            except BadRow:
-                continue
-            tried += 1
-    return failed, tried
-
-
-def _log_progress(rows: int, seconds: float) -> None:
-    from composer.utils import dist
-
-    if dist.get_global_rank() == 0:
-        log.info("SPIN data: %d rows tokenized, %.0f rows/s.", rows, rows / max(seconds, 1e-9))
-
-
-def _log_counts(report: DataReport) -> None:
+def log_report(report: DataReport) -> None:
+    """Log the counts and notes of a data set's rows."""
     lossy = (
         report.dropped or report.truncated_prompts or report.truncated_responses
         or report.spelled_prompts or report.truncated_answers or len(report.response_starts) > 1
@@ -184,107 +217,3 @@ def _without_length_warnings() -> Iterator[None]:
 
 def _is_no_length_warning(record: logging.LogRecord) -> bool:
     return _TOO_LONG not in record.getMessage()
-
-
-class ExampleBuilder:
-    """Builds an Example from a formatted row; the first row determines the data set's kind."""
-
-    def __init__(
-        self,
-        tokenizer: PreTrainedTokenizerBase,
-        config: DatasetConfig,
-        legacy: bool = False,
-        next_turn_stops: bool = True,
-    ) -> None:
-        self._tokenizer = tokenizer
-        self._next_turn_stops = next_turn_stops and config.tokenize != "turns"
-        self._config, self._old = config, legacy
-        self._ids: RowTokenizer | TurnTokenizer | None = None
-        self.kind: Kind = "plain"
-        self.rule = StopRule(-1, 0)
-
-    def __call__(self, kind: Kind, row: Row, where: Location, report: DataReport) -> Example:
-        """Return the row's example.
-
-        Raises:
-            BadRow: It cannot be trained on.
-        """
-        if self._ids is None:
-            self._start(kind)
-        elif kind != self.kind:
-            raise InputError(
-                f"{where}: a {kind} row in a data set that began with {self.kind} rows. "
-                "Split the data into one set per kind, or convert one kind to the other."
-            )
-        assert self._ids is not None
-        prompt, response, lacks = self._ids(row, where, report)
-        if not prompt:
-            raise BadRow(where, "empty prompt", "the prompt has no tokens", "Give it a text.")
-        response = self._end_with_stop_token(response, where)
-        limit = self._config.prompt_limit
-        if len(prompt) > limit:
-            prompt = self._truncate_prompt(prompt, limit, where)
-            report.truncated_prompts += 1
-        room = self._config.max_seq_len - len(prompt)
-        truncated = len(response) > room
-        report.truncated_responses += truncated
-        if kind == "chat" and self._config.generation_prompt == "response":
-            report.response_starts[lacks] = report.response_starts.get(lacks, 0) + 1
-        return Example(
-            np.array(prompt, dtype=np.int32), np.array(response[:room], dtype=np.int32), truncated
-        )
-
-    def _start(self, kind: Kind) -> None:
-        self.kind = kind
-        self.rule = stop_rule(
-            self._tokenizer, kind, self._config.date_string, self._old, self._config.stop_token,
-            self._next_turn_stops,
-        )  # fmt: skip
-        if kind == "chat" and self._tokenizer.chat_template is None:
-            log.warning(
-                "The tokenizer %s has no chat template: llm-foundry's default (ChatML) is used.",
-                format_value(self._tokenizer.name_or_path),
-            )
-        if self._config.tokenize == "turns":
-            self._ids = TurnTokenizer(self._tokenizer, self._config, kind, self.rule, self._old)
-        else:
-            self._ids = RowTokenizer(self._tokenizer, self._config, kind, self.rule)
-
-    def _end_with_stop_token(self, response: list[int], where: Location) -> list[int]:
-        """Cut what follows the stop token, or append it."""
-        stop, expected = self.rule.token_id, self.rule.per_response
-        count = response.count(stop)
-        if expected == 0:
-            # The text, before white space, or a tokenizer may have put it there already.
-            at = response.index(stop) if count else len(response)
-            rest = response[at + 1 :]
-            body = response[:at]
-            text = text_tokenizer(self._tokenizer).decode(rest) if rest else ""
-            early = bool(rest) and (self._old or bool(text.strip()))
-        else:
-            body = response[: response.index(stop)] if stop in response else []
-            early = count > expected
-        if early or (expected and not count):
-            tokenizer = text_tokenizer(self._tokenizer)
-            name = tokenizer.convert_ids_to_tokens(stop)
-            fault = "holds the stop token within" if early else "does not end with the stop token"
-            raise BadRow(
-                where, "stop token within the response" if early else "no stop token",
-                f"the response {format_value(tokenizer.decode(response))} {fault} ({name!r})",
-                "Remove it from the text: generation would end there." if early else ONE_STOP_TOKEN,
-            )  # fmt: skip
-        if not body:
-            raise BadRow(where, "empty response", "the response has no tokens", "Give it a text.")
-        return [*body, stop]
-
-    def _truncate_prompt(self, prompt: list[int], limit: int, where: Location) -> list[int]:
-        if self._config.truncate_prompt == "none":
-            raise BadRow(
-                where, "prompt too long",
-                f"the prompt has {len(prompt)} tokens and max_prompt_len is {limit}",
-                "Raise max_seq_len or max_prompt_len, set truncate_prompt: left, or drop such rows "
-                "with on_bad_row: skip.",
-            )  # fmt: skip
-        if limit > 1 and prompt[0] == self._tokenizer.bos_token_id:
-            return [prompt[0], *prompt[len(prompt) - limit + 1 :]]
-        return prompt[-limit:]

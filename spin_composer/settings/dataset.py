@@ -1,8 +1,8 @@
 """The ``dataset:`` block of a SPIN ``train_loader``: llm-foundry's finetuning keys and ours.
 
 Ours are ``on_bad_row``, ``truncate_prompt``, ``max_prompt_len``, ``date_string``, ``tokenize``,
-``stop_token``, ``generation_prompt`` and ``special_tokens_in_text``. A working SFT block is
-accepted as it is. Keys that SPIN gives no meaning to (it pads and shuffles per iteration itself)
+``stop_token``, ``generation_prompt``, ``special_tokens_in_text``, ``num_proc`` and ``cache_dir``.
+A working SFT block is accepted as it is. Keys that SPIN gives no meaning to (it pads and shuffles per iteration itself)
 are named once in the log; keys that would change which rows or tokens are trained on, and that
 SPIN cannot honor, are errors.
 """
@@ -143,6 +143,8 @@ class DatasetConfig:
     """``template``: a prompt ends with the generation prompt; ``response``: where the row parts."""
     special_tokens_in_text: Literal["error", "warn", "text"] = "warn"
     """Control tokens that prompts spell out: a bad row, counted, or encoded as plain text."""
+    num_proc: PositiveInt | None = None
+    """Processes of each node that tokenize; if not set, one per core, at most 16."""
 
     @model_validator(mode="after")
     def _exactly_one_source(self) -> Self:
