@@ -136,6 +136,18 @@ def on_each_node_in_turn(make: Callable[[], T]) -> T:
     return _raise_from_any_rank(made, failure)
 
 
+def from_local_rank_zero(make: Callable[[], str]) -> str:
+    """Call ``make`` on each node's local rank 0; return its text on the node's ranks; a collective.
+
+    Ranks wait without a timeout; errors are raised as by :func:`on_all_ranks`.
+    """
+    if not dist.is_initialized() or dist.get_world_size() == 1:
+        return make()
+    leads = dist.get_local_rank() == 0
+    made = on_each_node_in_turn(lambda: make() if leads else "")
+    return dist.all_gather_object(made)[dist.get_global_rank() - dist.get_local_rank()]
+
+
 def _capture(make: Callable[[], T]) -> tuple[list[T], BaseException | None]:
     """Return the result of ``make``, or its error."""
     try:

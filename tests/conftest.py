@@ -21,6 +21,9 @@ os.environ.setdefault("TRITON_INTERPRET", "1")
 # The models are tiny: threads would only get in each other's way, and in that of the other worker.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
+# Nothing of a test stays in its user's cache; the tests of the cache name a folder.
+os.environ["SPIN_COMPOSER_CACHE"] = ""
+
 # What a test asks is on this machine, whatever proxy its user has, and no line is cut at the
 # width of a terminal.
 os.environ["NO_PROXY"] = os.environ["no_proxy"] = "127.0.0.1,localhost"

@@ -24,7 +24,8 @@ LAYERS: tuple[frozenset[str], ...] = (
     frozenset({"interrupt", "startup", "store.layout", "versions"}),
     frozenset({"errors"}),
     frozenset({"extras"}),
-    frozenset({"save_folder", "shared_memory", "distributed", "foundry.installed"}),
+    frozenset({"save_folder", "shared_memory", "distributed", "foundry.installed"})
+    | {"store.durable"},
     frozenset({"foundry.compat"}),
     frozenset({"fsdp", "hybrid_sharding", "foundry.finetuning", "foundry.exporter"}),
     frozenset({"loss"}),

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field, replace
-from itertools import chain, islice
 from typing import TYPE_CHECKING, Literal
 
 import numpy as np
@@ -105,14 +104,12 @@ def inspect_config(
     title = title if title is not None else config.source
     counting = replace(config, on_bad_row="skip")
     # A missing file is found before the slow imports and the tokenizer's download.
-    rows = read_rows(counting)
-    first = list(islice(rows, 1))
-    if not first:
+    if next(read_rows(counting), None) is None:
         raise InputError(f"{title}: it has no rows. Give it at least one.")
-    from spin_composer.data.tokenization import build_examples
+    from spin_composer.data.load import load_examples
 
     tokenizer = load_tokenizer(tokenizer_name, tokenizer_kwargs)
-    examples = build_examples(chain(first, rows), tokenizer, counting)
+    examples = load_examples(counting, tokenizer)
     report = make_report(examples, tokenizer, title, config.on_bad_row, row)
     report.differences = diff_tokenizations(examples.tokenized_both_ways(limit=None), tokenizer)
     return report

@@ -55,20 +55,25 @@ class ExampleDataset(Dataset):
         kind: Kind = "plain",
         report: DataReport | None = None,
         origin: Origin | None = None,
+        fingerprint: str | None = None,
+        max_token_id: int | None = None,
     ) -> None:
-        """Store ``tokens`` [sum P + R] int32, split at ``ends`` [n, 2]; ``truncated`` [n] bool."""
+        """Store ``tokens`` [sum P + R] int32, split at ``ends`` [n, 2]; ``truncated`` [n] bool.
+
+        ``fingerprint`` and ``max_token_id`` spare reading all tokens, where they are known.
+        """
         self._tokens, self._ends, self._truncated = tokens, ends, truncated
         self.stop_token_id = stop_token_id
         self.kind: Kind = kind
-        self._origin = origin
+        self.origin = origin
+        """Where they come from; None of examples made by hand."""
+        self._max_token_id = max_token_id
         self.report = report or DataReport(
             rows=len(ends), kept=len(ends), truncated_responses=int(truncated.sum())
         )
         starts = np.concatenate([np.zeros(1, np.int64), ends.reshape(-1)[:-1]])
         self.lengths = ends - starts.reshape(-1, 2)[: len(ends)]  # [n, 2]
-        digest = xxhash.xxh64(self.lengths.astype("<i8").tobytes())
-        digest.update(tokens.astype("<i4").tobytes())
-        self.fingerprint: str = digest.hexdigest()
+        self.fingerprint: str = fingerprint or _hash(self.lengths, tokens)
 
     @classmethod
     def from_examples(
@@ -106,7 +111,7 @@ class ExampleDataset(Dataset):
     @property
     def config(self) -> DatasetConfig | None:
         """The settings that the examples were made with; None if they were made by hand."""
-        return None if self._origin is None else self._origin.config
+        return None if self.origin is None else self.origin.config
 
     @property
     def tokenize(self) -> Tokenization:
@@ -124,34 +129,34 @@ class ExampleDataset(Dataset):
         """
         if tokenize == self.tokenize:
             return self
-        if self._origin is None:
+        if self.origin is None:
             raise InputError(
                 f"tokenize={tokenize!r}: examples made by hand have no source to read again. "
                 "Make them by build_examples."
             )
-        return self._origin.retokenized(tokenize)
+        return self.origin.retokenized(tokenize)
 
     def with_earlier_stop(self) -> ExampleDataset | None:
         """Return the rows as versions before ``stop_token`` ended them; None if it is the same.
 
         The source is read again, by all ranks.
         """
-        return None if self._origin is None else self._origin.with_earlier_stop()
+        return None if self.origin is None else self.origin.with_earlier_stop()
 
     @property
     def stop_rule(self) -> StopRule | None:
         """How responses end; None of examples made by hand."""
-        return None if self._origin is None else self._origin.rule
+        return None if self.origin is None else self.origin.rule
 
     def alternative_stop_ids(self) -> list[int]:
         """Return what a model may write in the stop token's place, the likeliest first."""
-        return [] if self._origin is None else self._origin.alternative_stop_ids()
+        return [] if self.origin is None else self.origin.alternative_stop_ids()
 
     def tokenized_both_ways(self, limit: int | None = 64) -> Iterator[RenderingVsTurns]:
         """Yield rows tokenized in both ways: the first ``limit``, or all, read again."""
-        if self._origin is not None:
+        if self.origin is not None:
             one_each = len(self) == self.report.rows  # a bad row has no example
-            yield from self._origin.tokenized_both_ways(limit, self if one_each else None)
+            yield from self.origin.tokenized_both_ways(limit, self if one_each else None)
 
     @property
     def max_prompt_tokens(self) -> int:
@@ -161,4 +166,16 @@ class ExampleDataset(Dataset):
     @property
     def max_token_id(self) -> int:
         """The highest id of all rows and the stop token."""
-        return max(int(self._tokens.max()), self.stop_token_id)
+        if self._max_token_id is None:
+            self._max_token_id = max(int(self._tokens.max()), self.stop_token_id)
+        return self._max_token_id
+
+    def arrays(self) -> dict[str, np.ndarray]:
+        """Return the arrays that the examples are made of, by the constructor's names."""
+        return {"tokens": self._tokens, "ends": self._ends, "truncated": self._truncated}
+
+
+def _hash(lengths: np.ndarray, tokens: np.ndarray) -> str:
+    digest = xxhash.xxh64(np.ascontiguousarray(lengths, "<i8"))
+    digest.update(np.ascontiguousarray(tokens, "<i4"))
+    return digest.hexdigest()

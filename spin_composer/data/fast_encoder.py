@@ -2,7 +2,7 @@
 
 transformers' own call costs a third more per text. And a prompt that a text begins with needs no
 call: up to its last control token the text's ids are the prompt's, and what follows that token, a
-chat template's ``assistant\\n``, is the same in each row.
+chat template's name of the answer's role, is the same in each row.
 """
 
 from __future__ import annotations

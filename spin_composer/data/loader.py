@@ -24,11 +24,10 @@ from spin_composer.data.held_out import (
     held_out_collator,
     held_out_data_spec,
 )
+from spin_composer.data.load import load_examples
 from spin_composer.data.origin import original_tokenize_warning
 from spin_composer.data.pairs import num_pairs, num_tokens, split_pairs
 from spin_composer.data.row_limits import check_first_batch_is_whole, check_rows
-from spin_composer.data.sources import read_rows
-from spin_composer.data.tokenization import build_examples
 from spin_composer.errors import InputError, format_value
 from spin_composer.pretrained.check import LoaderRun, check_run
 from spin_composer.pretrained.tokenizer_limits import check_encoding
@@ -65,7 +64,9 @@ def build_spin_dataloader(
 ) -> DataSpec:
     """Read and tokenize the SFT data, and wrap it for Composer's Trainer and the algorithm.
 
-    Every rank reads the same rows in the same order.
+    Every rank has the same rows in the same order. Local rank 0 tokenizes those of a node, with
+    ``dataset.num_proc`` processes, unless they are kept since an earlier start; data that is
+    streamed from elsewhere, and small data, each rank reads itself.
 
     Args:
         tokenizer: The model's tokenizer.
@@ -181,7 +182,7 @@ def _examples(
         legacy = legacy_turns and config.tokenize != "rendering"
         if legacy:
             log.warning(original_tokenize_warning(LEGACY_TOKENIZATION))
-        return build_examples(read_rows(config), tokenizer, config, legacy=legacy)
+        return load_examples(config, tokenizer, legacy=legacy)
     except InputError as error:
         if where == "train_loader":
             raise

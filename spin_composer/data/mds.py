@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator
+from contextlib import nullcontext
 from typing import TYPE_CHECKING
 
 from spin_composer.data.bad_row import BOUNDARIES_LOST, Location
@@ -23,10 +24,11 @@ if TYPE_CHECKING:
 _TOKENIZED = {"turns", "input_ids", "labels"}
 
 
-def read_mds(config: DatasetConfig) -> Iterator[RawRow]:
+def read_mds(config: DatasetConfig, alone: bool = False) -> Iterator[RawRow]:
     """Yield the rows of the MDS streams that the config names, stream by stream, in order.
 
-    On several ranks this is a collective call: the local leaders download first.
+    On several ranks this is a collective call: the local leaders download first. Not if this rank
+    is ``alone``; the streams are local then.
 
     Raises:
         InputError: A stream is missing, damaged, holds pickled columns or tokens for text.
@@ -34,7 +36,7 @@ def read_mds(config: DatasetConfig) -> Iterator[RawRow]:
     for stream in _streams(config):
         root = os.path.join(stream.local, stream.split).rstrip(os.sep)
         number = 0
-        for shard in _prepared_shards(stream, root):
+        for shard in _prepared_shards(stream, root, alone):
             _check_shard(shard, root)
             for i in range(shard.samples):
                 number += 1
@@ -80,13 +82,13 @@ def _streams(config: DatasetConfig) -> list[Stream]:
     return made
 
 
-def _prepared_shards(stream: Stream, root: str) -> list[Reader]:
+def _prepared_shards(stream: Stream, root: str, alone: bool) -> list[Reader]:
     """Return the stream's shards, all of them on the local disk and decompressed."""
     from composer.utils import dist
     from streaming.base.world import World
 
     try:
-        with dist.run_local_rank_zero_first():
+        with nullcontext() if alone else dist.run_local_rank_zero_first():
             shards = stream.get_shards(World.detect(), allow_unsafe_types=False)
             for shard in shards:
                 missing = [raw.basename for raw, _ in shard.file_pairs

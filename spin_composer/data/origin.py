@@ -58,17 +58,17 @@ class Origin:
     """The mark that begins the next turn may be the stop token."""
     rule: StopRule = field(default_factory=lambda: StopRule(-1, 0))
     """How responses end."""
+    warnings: list[str] = field(default_factory=list)
+    """What was logged while they were made."""
 
     def retokenized(self, tokenize: Tokenization) -> ExampleDataset:
         """Read the source again and tokenize it that way; a collective call."""
-        from spin_composer.data.sources import read_rows
-        from spin_composer.data.tokenization import build_examples
+        from spin_composer.data.load import load_examples
 
         config, legacy = replace(self.config, tokenize=tokenize), tokenize == LEGACY_TOKENIZATION
-        return build_examples(
-            read_rows(config), self.tokenizer, config, legacy=legacy,
-            next_turn_stops=self.next_turn_stops,
-        )  # fmt: skip
+        return load_examples(
+            config, self.tokenizer, legacy=legacy, next_turn_stops=self.next_turn_stops
+        )
 
     def with_earlier_stop(self) -> ExampleDataset | None:
         """Read the source again for the stop token that earlier versions took; a collective.
@@ -76,16 +76,14 @@ class Origin:
         Returns:
             None where it is the same, or a setting.
         """
-        from spin_composer.data.sources import read_rows
-        from spin_composer.data.tokenization import build_examples
+        from spin_composer.data.load import load_examples
 
         if not self.rows or self.config.stop_token is not None or self.config.tokenize == "turns":
             return None
         kind, date = self.rows[0][1], self.config.date_string
         if stop_rule(self.tokenizer, kind, date, next_turn=False) == self.rule:
             return None
-        rows = read_rows(self.config)
-        return build_examples(rows, self.tokenizer, self.config, next_turn_stops=False)
+        return load_examples(self.config, self.tokenizer, next_turn_stops=False)
 
     def alternative_stop_ids(self) -> list[int]:
         """Return what a model may write in the stop token's place, the likeliest first."""

@@ -12,7 +12,6 @@ from __future__ import annotations
 import logging
 import multiprocessing
 import os
-import pickle
 import signal
 import threading
 import time
@@ -114,16 +113,14 @@ class Parallel:
         self._rows = rows
         while self._fill(report):
             given, future = self._sent.popleft()
-            try:
-                made = future.result()
-            except BrokenProcessPool as error:
+            failure = future.exception()
+            if isinstance(failure, BrokenProcessPool):
                 raise EnvironmentFailure(
                     "train_loader.dataset: a process that tokenizes rows was killed, probably for "
                     "lack of memory. Set train_loader.dataset.num_proc to fewer processes."
-                ) from error
-            except (pickle.PicklingError, TypeError, AttributeError):  # what cannot be sent stays
-                made = None
-            yield given, made
+                ) from failure
+            # Any other says that rows, or what is made of them, cannot be sent: they stay here.
+            yield given, future.result() if failure is None else None
 
     def rest(self) -> Iterator[RawRow]:
         """Return the rows that follow those that were yielded last."""
@@ -153,6 +150,7 @@ def _begin(build: Build, skip: bool, parent: int) -> None:
     for number in (signal.SIGINT, signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2):
         signal.signal(number, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    signal.set_wakeup_fd(-1)
     threading.Thread(target=_end_with, args=(parent,), daemon=True).start()
 
 

@@ -39,7 +39,7 @@ _WHERE = "train_loader.dataset"
 _READ_BY_US = {"field", "delimiter", "sep"}
 
 
-def read_rows(config: DatasetConfig) -> Iterator[RawRow]:
+def read_rows(config: DatasetConfig, alone: bool = False) -> Iterator[RawRow]:
     """Yield every row of the configured source, in order, with its location.
 
     Files and MDS shards are read by our own readers, so that errors name file and line; everything
@@ -47,6 +47,7 @@ def read_rows(config: DatasetConfig) -> Iterator[RawRow]:
 
     Args:
         config: The checked ``dataset:`` block.
+        alone: Other ranks do not read: no collective. Only for data of this machine.
 
     Yields:
         The row's location, and the row, or a ``BadRow`` if it cannot be decoded.
@@ -55,7 +56,7 @@ def read_rows(config: DatasetConfig) -> Iterator[RawRow]:
         InputError: The data cannot be found or opened.
     """
     if config.hf_name is None:
-        return read_mds(config)
+        return read_mds(config, alone)
     name = os.path.expanduser(config.hf_name)
     if "://" in name:
         return _read_remote_folder(name, config)
@@ -70,12 +71,27 @@ def read_rows(config: DatasetConfig) -> Iterator[RawRow]:
     if os.path.isdir(name):
         return _read_folder(name, config)
     if name in _BUILDERS and "data_files" in config.hf_kwargs:
-        files = _local_data_files(config)
+        files = local_data_files(config)
         if files is not None and all(suffix(file) in _BUILDERS[name] for file in files):
             return _read_files(files, config)
-    elif name not in ("text", *_BUILDERS) and _looks_like_a_path(name):
+    elif not is_builder(name) and looks_like_a_path(name):
         raise not_found_error(f"{_WHERE}.hf_name={format_value(name, 200)}", "file or folder")
     return _load_dataset(name, config)
+
+
+def is_builder(name: str) -> bool:
+    """Return whether ``hf_name`` is a kind of file that ``datasets`` reads, not the data."""
+    return name in ("text", *_BUILDERS)
+
+
+def open_dataset(config: DatasetConfig) -> object:
+    """Return the data set of the Hugging Face hub that a block names.
+
+    Raises:
+        InputError: It cannot be opened.
+    """
+    assert config.hf_name is not None, "a block of a hub's data set has its name"
+    return _loaded(os.path.expanduser(config.hf_name), config)
 
 
 def source_keys(source: str, split: str) -> dict[str, object]:
@@ -105,7 +121,8 @@ def source_keys(source: str, split: str) -> dict[str, object]:
     return {"hf_name": source, "split": split}
 
 
-def _looks_like_a_path(name: str) -> bool:
+def looks_like_a_path(name: str) -> bool:
+    """Return whether ``hf_name`` is meant to be a file or folder."""
     return name.startswith((".", "/")) or name.count("/") > 1 or suffix(name) in READABLE
 
 
@@ -136,7 +153,7 @@ def _read_files(files: list[str], config: DatasetConfig) -> Iterator[RawRow]:
     return (row for file in files for row in read_file(file, **own))
 
 
-def _local_data_files(config: DatasetConfig) -> list[str] | None:
+def local_data_files(config: DatasetConfig) -> list[str] | None:
     """Return the files that ``hf_kwargs.data_files`` names for the split, if they are local."""
     named = config.hf_kwargs["data_files"]
     split = config.split or "train"
@@ -295,25 +312,33 @@ def _load_dataset(
     default_split: str | None = None,
 ) -> Iterator[RawRow]:
     """Read what only ``datasets`` supports: hub names, other file types, slices of splits."""
+    split = config.split or default_split or _require_split(config)
+    return _numbered(_loaded(name, config, more, split), f"{config.source}[{split}]")
+
+
+def _loaded(
+    name: str,
+    config: DatasetConfig,
+    more: dict[str, object] | None = None,
+    split: str | None = None,
+) -> Iterable[object]:
     import datasets
 
-    split = config.split or default_split or _require_split(config)
+    split = split or _require_split(config)
     arguments = {**config.hf_kwargs, **(more or {})}
     # Explicit, so that an environment variable cannot turn it on unnoticed.
     arguments.setdefault("trust_remote_code", False)
-    source = config.source
     try:
         if config.safe_load and not os.path.isdir(name):
             name = _safe_download(name, arguments)
-        loaded = datasets.load_dataset(name, split=split, **arguments)
+        return datasets.load_dataset(name, split=split, **arguments)
     except Exception as error:
         inner = error.__cause__ or error  # DatasetGenerationError has no message of its own
         raise InputError(
-            f"{_WHERE}.hf_name={format_value(source, 200)}, split={split!r}: datasets.load_dataset "
-            f"fails with {type(inner).__name__}: {format_value(str(inner), 200)}. Check the name, "
-            "the split and hf_kwargs."
+            f"{_WHERE}.hf_name={format_value(config.source, 200)}, split={split!r}: "
+            f"datasets.load_dataset fails with {type(inner).__name__}: "
+            f"{format_value(str(inner), 200)}. Check the name, the split and hf_kwargs."
         ) from error
-    return _numbered(loaded, f"{source}[{split}]")
 
 
 def _safe_download(name: str, arguments: dict[str, Any]) -> str:

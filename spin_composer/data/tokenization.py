@@ -68,9 +68,9 @@ def build_examples(
     if legacy:
         config = replace(config, tokenize=LEGACY_TOKENIZATION)
     work = _Tokenization(tokenizer, config, legacy, next_turn_stops)
-    with _without_length_warnings(), RowProgress() as progress:
+    with _without_length_warnings(), _kept_warnings() as warnings, RowProgress() as progress:
         work.add_all(iter(rows), progress)
-    return work.result()
+    return work.result(warnings)
 
 
 class _Tokenization:
@@ -159,12 +159,10 @@ class _Tokenization:
             raise InputError(self._boundary_message(fault, failed, tried)) from fault
 
     def _boundary_message(self, fault: BoundaryError, failed: int, tried: int) -> str:
-        return boundary_failures_message(
-            self._tokenizer, self._builder.kind, fault, failed, tried
-        )
+        return boundary_failures_message(self._tokenizer, self._builder.kind, fault, failed, tried)
 
-    def result(self) -> ExampleDataset:
-        """Return the examples, with their notes.
+    def result(self, warnings: list[str]) -> ExampleDataset:
+        """Return the examples, with their notes and what was logged so far.
 
         Raises:
             InputError: There are none.
@@ -187,7 +185,7 @@ class _Tokenization:
             for hint in hints(self._tokenizer, config, builder.kind, builder.rule, kept):
                 report.note(hint)
         log_report(report)
-        self._origin.rule = builder.rule
+        self._origin.rule, self._origin.warnings = builder.rule, warnings
         return ExampleDataset.from_examples(
             self._examples, builder.rule.token_id, builder.kind, report, self._origin
         )
@@ -213,6 +211,24 @@ def _without_length_warnings() -> Iterator[None]:
         yield
     finally:
         logger.removeFilter(_is_no_length_warning)
+
+
+@contextmanager
+def _kept_warnings() -> Iterator[list[str]]:
+    """Collect what is logged of the data, to log it again where the examples come from a cache."""
+    logger = logging.getLogger("spin_composer.data")
+    lines: list[str] = []
+
+    def keep(record: logging.LogRecord) -> None:
+        lines.append(record.getMessage())
+
+    handler = logging.Handler(logging.WARNING)
+    handler.emit = keep
+    logger.addHandler(handler)
+    try:
+        yield lines
+    finally:
+        logger.removeHandler(handler)
 
 
 def _is_no_length_warning(record: logging.LogRecord) -> bool:

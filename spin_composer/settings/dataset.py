@@ -2,9 +2,9 @@
 
 Ours are ``on_bad_row``, ``truncate_prompt``, ``max_prompt_len``, ``date_string``, ``tokenize``,
 ``stop_token``, ``generation_prompt``, ``special_tokens_in_text``, ``num_proc`` and ``cache_dir``.
-A working SFT block is accepted as it is. Keys that SPIN gives no meaning to (it pads and shuffles per iteration itself)
-are named once in the log; keys that would change which rows or tokens are trained on, and that
-SPIN cannot honor, are errors.
+A working SFT block is accepted as it is. Keys that SPIN gives no meaning to (it pads and shuffles
+per iteration itself) are named once in the log; keys that would change which rows or tokens are
+trained on, and that SPIN cannot honor, are errors.
 """
 
 from __future__ import annotations
@@ -145,6 +145,9 @@ class DatasetConfig:
     """Control tokens that prompts spell out: a bad row, counted, or encoded as plain text."""
     num_proc: PositiveInt | None = None
     """Processes of each node that tokenize; if not set, one per core, at most 16."""
+    cache_dir: str | Literal[False] | None = None
+    """Where tokenized rows are kept for restarts and other commands; ``false``: nowhere. If not
+    set, ``$SPIN_COMPOSER_CACHE``, or ``spin_composer`` in the user's cache folder."""
 
     @model_validator(mode="after")
     def _exactly_one_source(self) -> Self:

@@ -1,0 +1,202 @@
+"""Examples of a ``dataset:`` block: kept ones, or new ones, which are kept then.
+
+On several ranks each node's first makes them, and the others map the same files into memory.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import shutil
+import tempfile
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from spin_composer.data import kept_examples
+from spin_composer.data.cache_key import cache_key
+from spin_composer.data.examples import ExampleDataset
+from spin_composer.data.source_identity import is_small, local_files, source_identity
+from spin_composer.data.sources import read_rows
+from spin_composer.data.tokenization import build_examples, log_report
+from spin_composer.errors import InputError
+from spin_composer.settings.dataset import LEGACY_TOKENIZATION, DatasetConfig
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+log = logging.getLogger(__name__)
+
+CACHE_VARIABLE = "SPIN_COMPOSER_CACHE"
+"""The environment variable of the cache's folder; nothing is kept if it is set and empty."""
+_KEY = "train_loader.dataset.cache_dir"
+
+
+def cache_folder(config: DatasetConfig) -> Path | None:
+    """Return where examples are kept; None for nowhere."""
+    if config.cache_dir is not None:
+        return Path(config.cache_dir).expanduser() if config.cache_dir else None
+    if (named := os.environ.get(CACHE_VARIABLE)) is not None:
+        return Path(named).expanduser() if named else None
+    caches = os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache")
+    return Path(caches) / "spin_composer"
+
+
+def load_examples(
+    config: DatasetConfig,
+    tokenizer: PreTrainedTokenizerBase,
+    legacy: bool = False,
+    next_turn_stops: bool = True,
+) -> ExampleDataset:
+    """Return the examples of a block; a collective.
+
+    Args:
+        config: The checked ``dataset:`` block.
+        tokenizer: The model's tokenizer.
+        legacy: As of ``build_examples``.
+        next_turn_stops: As of ``build_examples``.
+
+    Raises:
+        InputError: As of ``read_rows`` and ``build_examples``.
+    """
+    from composer.utils import dist
+
+    if legacy:
+        config = replace(config, tokenize=LEGACY_TOKENIZATION)
+    loader = _Loader(config, tokenizer, legacy, next_turn_stops)
+    if not all(dist.all_gather_object(loader.is_kept())):
+        return loader.make(alone=False)
+    if dist.get_world_size() == 1:
+        return loader.load_or_make()[0]
+    return _shared(loader)
+
+
+def _shared(loader: _Loader) -> ExampleDataset:
+    """Return what the node's first rank loads or makes, on all its ranks."""
+    from spin_composer.distributed import from_local_rank_zero, on_all_ranks
+
+    made: list[ExampleDataset] = []
+
+    def lead() -> str:
+        examples, folder = loader.load_or_make()
+        folder = folder or loader.hand_over(examples)
+        made.append(examples)
+        return str(folder or "")
+
+    folder = from_local_rank_zero(lead)
+    try:
+        return on_all_ranks(lambda: made[0] if made else loader.map(folder))
+    finally:
+        loader.end_handing_over()
+
+
+@dataclass
+class _Loader:
+    """Loads and keeps the examples of one block."""
+
+    config: DatasetConfig
+    tokenizer: PreTrainedTokenizerBase
+    legacy: bool
+    next_turn_stops: bool
+    _files: list[Path] | None = None
+    _handed_over: list[Path] = field(default_factory=list)
+
+    def is_kept(self) -> bool:
+        """Tell whether one rank of a node reads the rows, and keeps the examples."""
+        try:
+            self._files = local_files(self.config)
+            return self._files is not None and not (self._files and is_small(self._files))
+        except (InputError, OSError):  # the reader says what is missing
+            return False
+
+    def make(self, alone: bool) -> ExampleDataset:
+        """Read and tokenize the rows."""
+        return build_examples(
+            read_rows(self.config, alone), self.tokenizer, self.config, self.legacy,
+            self.next_turn_stops,
+        )  # fmt: skip
+
+    def load_or_make(self) -> tuple[ExampleDataset, Path | None]:
+        """Return the examples and the folder where they are kept, None if they are not."""
+        folder, damaged = self._folder(), False
+        try:
+            kept = None if folder is None else self._load(folder, verify=True)
+        except kept_examples.Damaged as error:
+            log.warning("SPIN data: the kept examples %s are made anew: %s.", folder, error)
+            kept, damaged = None, True
+        # Bad rows were left out of them, where they are an error now.
+        if kept is not None and not (kept.report.dropped and self.config.on_bad_row == "error"):
+            self._log(kept, folder)
+            return kept, folder
+        examples = self.make(alone=True)
+        if folder is None:
+            return examples, None
+        try:
+            kept_examples.save(examples, folder, damaged)
+            kept = self._load(folder, verify=False)  # mapped, in place of memory of its own
+        except (OSError, kept_examples.NotKept, kept_examples.Damaged) as error:
+            log.warning(
+                "SPIN data: the examples cannot be kept in %s, so that the next start tokenizes "
+                "them again: %s. Set %s to another folder, or to false.", folder, error, _KEY,
+            )  # fmt: skip
+            return examples, None
+        return (examples, None) if kept is None else (kept, folder)
+
+    def _folder(self) -> Path | None:
+        """Return the folder of these examples; None if they are not to be kept."""
+        root = cache_folder(self.config)
+        if root is None or self._files is None:
+            return None
+        try:
+            source = source_identity(self.config, self._files, root / "files")
+        except OSError as error:  # the reader says which file it cannot read
+            log.info("SPIN data: the examples are not kept: %s.", error)
+            return None
+        key = source and cache_key(
+            source, self.tokenizer, self.config, self.legacy, self.next_turn_stops
+        )
+        if key is None:
+            log.info(
+                "SPIN data: the examples are not kept: it is not known what they depend on (a "
+                "tokenizer that is not fast, a streamed data set, or a function without source)."
+            )
+            return None
+        return root / "examples" / key
+
+    def _load(self, folder: Path, verify: bool) -> ExampleDataset | None:
+        try:
+            return kept_examples.load(folder, self.tokenizer, self.config, verify)
+        except PermissionError:
+            return None  # saving them says so
+
+    def _log(self, kept: ExampleDataset, folder: Path | None) -> None:
+        """Log what was logged when the examples were made."""
+        assert kept.origin is not None, "kept examples have an origin"
+        for line in kept.origin.warnings:
+            log.warning("%s", line)
+        log_report(kept.report)
+        log.info("SPIN data: the examples are those kept in %s.", folder)
+
+    def hand_over(self, examples: ExampleDataset) -> Path | None:
+        """Write examples that are not kept for the node's other ranks."""
+        try:
+            folder = Path(tempfile.mkdtemp(prefix="spin_composer-"))
+            self._handed_over.append(folder)
+            kept_examples.save(examples, folder / "examples")
+        except (OSError, kept_examples.NotKept) as error:
+            log.warning(
+                "SPIN data: each rank tokenizes the rows itself: they cannot be handed over in "
+                "%s: %s.", tempfile.gettempdir(), error,
+            )  # fmt: skip
+            return None
+        return folder / "examples"
+
+    def end_handing_over(self) -> None:
+        """Remove what was written for the other ranks, which have mapped it."""
+        for folder in self._handed_over:
+            shutil.rmtree(folder, ignore_errors=True)
+
+    def map(self, folder: str) -> ExampleDataset:
+        """Return the examples that the node's first rank has verified or written."""
+        kept = self._load(Path(folder), verify=False) if folder else None
+        return kept if kept is not None else self.make(alone=True)

@@ -1,0 +1,120 @@
+"""What the rows of a ``dataset:`` block are, told without reading them: the content of its files.
+
+Like git's index: a file's hash is remembered beside its inode, size and times of change, and counts
+while they stay. The time of the last change of the inode cannot be set by a program, so that a file
+written anew under its old modification time is found. Only a file that changed within the clock's
+precision before it was hashed could pass unnoticed; its hash is not remembered.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import time
+from collections.abc import Iterable
+from pathlib import Path
+
+import xxhash
+
+from spin_composer.data.sources import is_builder, local_data_files, looks_like_a_path, open_dataset
+from spin_composer.settings.dataset import DatasetConfig
+from spin_composer.store.durable import dump_hashed, hash_file, load_hashed, write_atomically
+
+_SMALL_BYTES = 1 << 18
+_PRECISION_NS = 2_000_000_000
+
+
+def local_files(config: DatasetConfig) -> list[Path] | None:
+    """Return the local files that a block reads.
+
+    Returns:
+        Every file of a folder; none for a data set of the Hugging Face hub; None for data that
+        other machines have, or of which it is not known what is read.
+
+    Raises:
+        InputError: Files that the block names are missing.
+    """
+    if config.hf_name is None:
+        return _stream_files(config)
+    name = os.path.expanduser(config.hf_name)
+    if "://" in name:
+        return None
+    if is_builder(name):
+        named = local_data_files(config) if "data_files" in config.hf_kwargs else None
+        return None if named is None else [Path(file) for file in named]
+    if not os.path.exists(name):
+        return None if looks_like_a_path(name) else []
+    files = _files_below(Path(name))
+    elsewhere = {"data_files", "data_dir"} & set(config.hf_kwargs)
+    return None if elsewhere or any(file.suffix == ".py" for file in files) else files
+
+
+def _stream_files(config: DatasetConfig) -> list[Path] | None:
+    streams = list((config.streams or {}).values()) or [
+        {"local": config.local, "remote": config.remote, **config.stream_config}
+    ]
+    if config.stream_name != "stream" or any(stream.get("remote") for stream in streams):
+        return None
+    folders = [
+        Path(str(stream["local"])) / (stream.get("split") or config.split or "")
+        for stream in streams
+    ]
+    return [file for folder in folders for file in _files_below(folder)]
+
+
+def _files_below(path: Path) -> list[Path]:
+    if path.is_file():
+        return [path]
+    return sorted(
+        Path(folder) / name for folder, _, names in os.walk(path, followlinks=True)
+        for name in names
+    )  # fmt: skip
+
+
+def is_small(files: Iterable[Path]) -> bool:
+    """Tell whether files are tokenized sooner than kept examples of them are found."""
+    return sum(file.stat().st_size for file in files) < _SMALL_BYTES
+
+
+def source_identity(config: DatasetConfig, files: list[Path], memory: Path) -> str | None:
+    """Return what a block's rows are: equal for equal content and equal paths.
+
+    Args:
+        config: The checked block.
+        files: Of :func:`local_files`; none of the Hugging Face hub.
+        memory: A folder that remembers the hashes of files.
+
+    Returns:
+        None for a hub's data set that is streamed, so that its content is not known.
+
+    Raises:
+        InputError: The hub's data set cannot be opened.
+        OSError: A file cannot be read.
+    """
+    if not files:
+        made = getattr(open_dataset(config), "_fingerprint", None)
+        return None if made is None else f"datasets {made}"
+    digest = xxhash.xxh3_128()
+    for file in files:
+        digest.update(json.dumps([str(file), _content_hash(file, memory)]).encode())
+    return digest.hexdigest()
+
+
+def _content_hash(file: Path, memory: Path) -> str:
+    """Return the hash of a file's bytes, remembered if the file has not changed."""
+    found = file.stat()
+    state = [found.st_dev, found.st_ino, found.st_size, found.st_mtime_ns, found.st_ctime_ns]
+    name = xxhash.xxh64(os.path.abspath(file).encode("utf-8", "surrogateescape")).hexdigest()
+    record = memory / f"{name}.json"
+    with contextlib.suppress(OSError, ValueError, KeyError):  # no record, or a damaged one: anew
+        known = load_hashed(record.read_text(encoding="utf-8"))
+        if known["state"] == state:
+            return str(known["hash"])
+    now = time.time_ns()
+    made = hash_file(file)
+    if now - max(found.st_mtime_ns, found.st_ctime_ns) > _PRECISION_NS:
+        with contextlib.suppress(OSError):  # it only saves time; who keeps examples says so
+            memory.mkdir(parents=True, exist_ok=True)
+            write_atomically(record, dump_hashed({"state": state, "hash": made}))
+    return made
