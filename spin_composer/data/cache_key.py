@@ -127,15 +127,17 @@ def _sources(of: Any) -> str | None:
     """
     digest, seen = xxhash.xxh3_128(), set[str]()
     waiting = [of, *getattr(of, "__mro__", ())]
+    if getattr(inspect.getmodule(of), "__file__", None) is None:
+        return None
     while waiting:
         module = inspect.getmodule(waiting.pop())
-        if module is None:
-            return None
-        if module.__name__ in seen or _is_installed(module):
+        file = getattr(module, "__file__", None)
+        # Without a file: built in, or made by an extension that is installed.
+        if module is None or file is None or module.__name__ in seen or _is_installed(module):
             continue
         seen.add(module.__name__)
         try:
-            digest.update(Path(str(module.__file__)).read_bytes())
+            digest.update(Path(file).read_bytes())
         except OSError:
             return None
         waiting += _used(module)
@@ -145,12 +147,9 @@ def _sources(of: Any) -> str | None:
 def _is_installed(module: ModuleType) -> bool:
     if module.__name__.partition(".")[0] in sys.stdlib_module_names:
         return True
-    file = getattr(module, "__file__", None)
-    if file is None:
-        return False
     paths = [sysconfig.get_path(name) for name in ("purelib", "platlib", "stdlib")]
     homes = [*paths, *site.getsitepackages(), site.getusersitepackages(), str(_PACKAGE)]
-    return any(Path(file).is_relative_to(home) for home in homes)
+    return any(Path(str(module.__file__)).is_relative_to(home) for home in homes)
 
 
 def _used(module: ModuleType) -> Iterator[object]:

@@ -78,13 +78,17 @@ class DataReport:
 
         The first row that is counted there is noted, and no other.
         """
-        noted = {name: min(1, getattr(self, name)) for name in _NOTED}
-        return DataReport(notes=list(self.notes), **noted)
+        begun = DataReport(notes=list(self.notes))
+        for name in _NOTED:
+            setattr(begun, name, min(1, getattr(self, name)))
+        return begun
 
     def since(self, begun: DataReport) -> DataReport:
         """Return the counts without those that they began with, and no notes."""
-        less = {name: getattr(self, name) - getattr(begun, name) for name in _NOTED}
-        return replace(self, notes=[], **less)
+        since = replace(self, notes=[])
+        for name in _NOTED:
+            setattr(since, name, getattr(self, name) - getattr(begun, name))
+        return since
 
     def add(self, more: DataReport) -> None:
         """Add the counts of further rows."""

@@ -176,6 +176,6 @@ class ExampleDataset(Dataset):
 
 
 def _hash(lengths: np.ndarray, tokens: np.ndarray) -> str:
-    digest = xxhash.xxh64(np.ascontiguousarray(lengths, "<i8"))
-    digest.update(np.ascontiguousarray(tokens, "<i4"))
+    digest = xxhash.xxh64(np.ascontiguousarray(lengths, "<i8").data)
+    digest.update(np.ascontiguousarray(tokens, "<i4").data)
     return digest.hexdigest()

@@ -22,6 +22,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import psutil
+import xxhash
 
 from spin_composer.data.bad_row import Location
 from spin_composer.data.counts import DataReport
@@ -100,14 +101,14 @@ def load(
         folder: Of :func:`save`.
         tokenizer: The tokenizer that they were made with.
         config: The settings.
-        verify: Read and hash all ids; else only the files' sizes are compared.
+        verify: Compare the hashes of the arrays, too, not only their sizes.
 
     Raises:
         Damaged: The folder holds something else, or another version wrote it.
     """
     try:
         about = load_hashed((folder / _ABOUT).read_text(encoding="utf-8"))
-    except FileNotFoundError:
+    except (FileNotFoundError, NotADirectoryError):
         if folder.exists():
             raise Damaged(f"{_ABOUT} is missing") from None
         return None
@@ -115,22 +116,23 @@ def load(
         raise Damaged(f"{_ABOUT}: {error}") from error
     if about.get("format") != _FORMAT:
         raise Damaged(f"it is of format {about.get('format')}, not {_FORMAT}")
-    arrays = {name: _mapped(folder / f"{name}.npy", *of) for name, of in about["arrays"].items()}
+    arrays = {}
+    for name, (dtype, shape, digest) in about["arrays"].items():
+        array = arrays[name] = _mapped(folder / f"{name}.npy", dtype, shape)
+        if verify and _hash(array) != digest:
+            raise Damaged(f"{name}.npy: its hash differs")
     rows = [(Location(**where), kind, _unpacked(row)) for where, kind, row in about["rows"]]
     report = about["report"]
     rule = StopRule(**about["rule"])
-    examples = ExampleDataset(
+    return ExampleDataset(
         **arrays,
         stop_token_id=rule.token_id,
         kind=about["kind"],
         report=DataReport(**{**report, "unread_columns": set(report["unread_columns"])}),
         origin=Origin(tokenizer, config, rows, about["next_turn_stops"], rule, about["warnings"]),
-        fingerprint=None if verify else about["fingerprint"],
+        fingerprint=about["fingerprint"],
         max_token_id=about["max_token_id"],
     )
-    if examples.fingerprint != about["fingerprint"]:
-        raise Damaged("the token ids differ from those that were written")
-    return examples
 
 
 def _about(examples: ExampleDataset, arrays: dict[str, np.ndarray]) -> dict[str, Any]:
@@ -155,7 +157,10 @@ def _about(examples: ExampleDataset, arrays: dict[str, np.ndarray]) -> dict[str,
         "next_turn_stops": origin.next_turn_stops,
         "warnings": origin.warnings,
         "rows": rows,
-        "arrays": {name: [array.dtype.str, list(array.shape)] for name, array in arrays.items()},
+        "arrays": {
+            name: [array.dtype.str, list(array.shape), _hash(array)]
+            for name, array in arrays.items()
+        },
     }
 
 
@@ -168,6 +173,10 @@ def _mapped(path: Path, dtype: str, shape: list[int]) -> np.ndarray:
     if array.dtype.str != dtype or list(array.shape) != shape:
         raise Damaged(f"{path.name} holds {array.dtype} {array.shape}, not {dtype} {shape}")
     return array
+
+
+def _hash(array: np.ndarray) -> str:
+    return xxhash.xxh64(np.ascontiguousarray(array).data).hexdigest()
 
 
 def _packed(row: Row) -> list[Any]:

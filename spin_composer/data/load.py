@@ -8,6 +8,7 @@ from __future__ import annotations
 import logging
 import os
 import shutil
+import sys
 import tempfile
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -59,22 +60,24 @@ def load_examples(
     Raises:
         InputError: As of ``read_rows`` and ``build_examples``.
     """
-    from composer.utils import dist
-
     if legacy:
         config = replace(config, tokenize=LEGACY_TOKENIZATION)
     loader = _Loader(config, tokenizer, legacy, next_turn_stops)
+    if "composer" not in sys.modules:  # a command: there are no ranks, and importing takes seconds
+        return loader.load_or_make()[0] if loader.is_kept() else loader.make(alone=False)
+    return _on_ranks(loader)
+
+
+def _on_ranks(loader: _Loader) -> ExampleDataset:
+    """Return what each node's first rank loads or makes, on all its ranks."""
+    from composer.utils import dist
+
+    from spin_composer.distributed import from_local_rank_zero, on_all_ranks
+
     if not all(dist.all_gather_object(loader.is_kept())):
         return loader.make(alone=False)
     if dist.get_world_size() == 1:
         return loader.load_or_make()[0]
-    return _shared(loader)
-
-
-def _shared(loader: _Loader) -> ExampleDataset:
-    """Return what the node's first rank loads or makes, on all its ranks."""
-    from spin_composer.distributed import from_local_rank_zero, on_all_ranks
-
     made: list[ExampleDataset] = []
 
     def lead() -> str:

@@ -42,13 +42,18 @@ _WATCH_SECONDS = 1.0
 
 def num_processes(given: int | None) -> int:
     """Return how many processes tokenize: the setting, else one per core that this one may use."""
-    if "fork" not in multiprocessing.get_all_start_methods():
+    if "fork" not in multiprocessing.get_all_start_methods() or _may_start_none():
         return 1
     if given is not None:
         return given
     affinity = getattr(os, "sched_getaffinity", None)
     cores = len(affinity(0)) if affinity is not None else os.cpu_count() or 1
     return min(cores, _MOST_PROCESSES)
+
+
+def _may_start_none() -> bool:
+    """Tell whether this is a process of a pool, which Python does not let start others."""
+    return multiprocessing.current_process().daemon
 
 
 @dataclass(frozen=True)

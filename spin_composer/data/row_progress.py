@@ -22,9 +22,7 @@ class RowProgress:
     """
 
     def __init__(self, stream: TextIO | None = None) -> None:
-        from composer.utils import dist
-
-        self._shows = dist.get_global_rank() == 0
+        self._shows = _is_rank_zero()
         self._stream = stream or sys.stderr
         self._start, self._rows = time.monotonic(), 0
         self._bar: tqdm | None = None
@@ -48,3 +46,11 @@ class RowProgress:
             seconds = max(time.monotonic() - self._start, 1e-9)
             log.info("SPIN data: %d rows tokenized, %.0f rows/s.", rows, rows / seconds)
         self._rows = rows
+
+
+def _is_rank_zero() -> bool:
+    if "composer" not in sys.modules:  # a command: importing it would take seconds
+        return True
+    from composer.utils import dist
+
+    return dist.get_global_rank() == 0

@@ -285,7 +285,7 @@ def test_preprocessing_module_in_the_working_folder_is_found(jsonl, gpt2, tmp_pa
 
 def test_long_tokenization_is_logged(jsonl, gpt2, monkeypatch, caplog):
     caplog.set_level(logging.INFO)
-    monkeypatch.setattr("spin_composer.data.tokenization._ROWS_PER_LOG", 2)
+    monkeypatch.setattr("spin_composer.data.row_progress._ROWS_PER_LINE", 2)
     load(gpt2, hf_name=str(jsonl(PLAIN)))
     assert "2 rows tokenized" in caplog.text
     assert "4 rows tokenized" in caplog.text

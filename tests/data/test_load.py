@@ -1,0 +1,427 @@
+"""Kept examples come back as they were made, and never where anything differs."""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import shutil
+import signal
+import socket
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from spin_composer.data import kept_examples, load, source_identity
+from spin_composer.data.examples import ExampleDataset
+from spin_composer.data.load import cache_folder, load_examples
+from spin_composer.errors import InputError
+from spin_composer.settings.dataset import read_config
+from tests.data import templates
+from tests.data.rows import CHAT, PLAIN
+from tests.data.test_parallel import OBSERVED
+from tests.fixtures import tokenizers
+from tests.fixtures.ranks import on_two_ranks
+
+Load = Callable[..., ExampleDataset]
+NO_ROOM = "cannot be kept"
+
+
+@pytest.fixture(autouse=True)
+def _nothing_is_small(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(source_identity, "_SMALL_BYTES", 0)
+    monkeypatch.setattr(source_identity, "_PRECISION_NS", 0)
+
+
+@pytest.fixture
+def kept(tmp_path: Path) -> Load:
+    """Return a function that loads rows with the cache of the test."""
+
+    def made(path: object, tokenizer: Any = None, **keys: Any) -> ExampleDataset:
+        given = {"max_seq_len": 100, "hf_name": str(path), "cache_dir": str(tmp_path / "cache")}
+        return load_examples(read_config({**given, **keys}), tokenizer or tokenizers.chatml())
+
+    return made
+
+
+@pytest.fixture
+def reads(monkeypatch: pytest.MonkeyPatch) -> list[Path]:
+    """Return a list that grows whenever rows are read."""
+    seen: list[Any] = []
+    read = load.read_rows
+
+    def counted(config: Any, *rest: Any) -> Any:
+        seen.append(config.source)
+        return read(config, *rest)
+
+    monkeypatch.setattr(load, "read_rows", counted)
+    return seen
+
+
+def everything(examples: ExampleDataset) -> list[Any]:
+    """Return all that examples hold, except where they are kept."""
+    origin = examples.origin
+    assert origin is not None
+    words = [
+        getattr(turn["role"], "spelled", None)
+        for _, _, row in origin.rows for turn in row.get("messages", ())
+    ]  # fmt: skip
+    return [
+        *(array.tolist() for array in examples.arrays().values()), examples.lengths.tolist(),
+        examples.fingerprint, examples.max_token_id, examples.kind, examples.report,
+        examples.stop_rule, examples.stop_token_id, origin.rows, words,
+        replace(origin.config, cache_dir=None),
+        origin.warnings, origin.next_turn_stops, examples.alternative_stop_ids(),
+        [way.differ for way in examples.tokenized_both_ways()],
+    ]  # fmt: skip
+
+
+def with_template(template: str) -> Any:
+    tokenizer = tokenizers.chatml()
+    tokenizer.chat_template = template
+    return tokenizer
+
+
+WAYS: dict[str, tuple[list[Any], Callable[[], Any], dict[str, Any]]] = {
+    "plain": (PLAIN, tokenizers.chatml, {}),
+    "chat": (CHAT, tokenizers.chatml, {}),
+    "notes and bad rows": (
+        [*PLAIN, {"prompt": "<|im_end|>", "response": "no"}, {"prompt": "a"}], tokenizers.chatml,
+        {"on_bad_row": "skip"},
+    ),
+    "a warning": (CHAT, lambda: with_template(templates.DATED), {}),
+    "roles in the row's own words": (
+        [{"messages": OBSERVED}, *CHAT], lambda: with_template(templates.REASONING), {}
+    ),
+    "turns": (CHAT, tokenizers.chatml, {"tokenize": "turns"}),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", WAYS)
+def test_kept_examples_are_those_that_were_made(name, jsonl, kept, reads, caplog):
+    rows, make, keys = WAYS[name]
+    path = jsonl(rows)
+    caplog.set_level(logging.WARNING)
+    first = kept(path, make(), **keys, cache_dir=False)
+    said, made = caplog.messages[:], everything(first)
+    assert everything(kept(path, make(), **keys)) == made
+    caplog.clear()
+    count = len(reads)
+    again = kept(path, make(), **keys)
+    assert len(reads) == count, "a warm start reads no rows"
+    assert isinstance(again.arrays()["tokens"], np.memmap)
+    assert caplog.messages == said
+    assert everything(again) == made
+
+
+def test_a_kept_array_can_be_written_to_and_the_file_stays(jsonl, kept):
+    path = jsonl(PLAIN)
+    kept(path)
+    mine = kept(path)[0].prompt
+    mine[0] = 7
+    assert kept(path)[0].prompt[0] != 7
+
+
+def test_other_content_under_the_same_time_and_size_is_read_anew(jsonl, kept, reads):
+    path = jsonl(PLAIN)
+    before = path.stat()
+    first = kept(path).fingerprint
+    path.write_text(path.read_text().replace("clips", "chips"))
+    os.utime(path, ns=(before.st_atime_ns, before.st_mtime_ns))
+    assert path.stat().st_size == before.st_size
+    assert kept(path).fingerprint != first
+    assert len(reads) == 2
+
+
+def test_a_hash_is_remembered_only_of_a_file_that_has_rested(jsonl, kept, tmp_path, monkeypatch):
+    monkeypatch.setattr(source_identity, "_PRECISION_NS", 10**12)
+    path = jsonl(PLAIN)
+    kept(path)
+    assert not (tmp_path / "cache" / "files").exists()
+    os.utime(path, (0, 0))
+    kept(path)
+    assert not (tmp_path / "cache" / "files").exists(), "its inode has changed just now"
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda t, keys: t.add_tokens(["clips"]),
+        lambda t, keys: setattr(t, "chat_template", templates.ZEPHYR),
+        lambda t, keys: setattr(t, "eos_token", "<|im_end|>"),
+        lambda t, keys: keys.update(max_seq_len=20),
+        lambda t, keys: keys.update(tokenize="turns"),
+        lambda t, keys: keys.update(preprocessing_fn="tests.data.test_parallel:shout"),
+        lambda t, keys: keys.update(split="train[:2]"),
+    ],
+    ids=["an added token", "template", "EOS", "length", "turns", "function", "split"],
+)
+def test_what_the_examples_depend_on_is_in_their_key(change, jsonl, kept, reads):
+    path, tokenizer = jsonl(PLAIN), tokenizers.chatml()
+    kept(path)
+    keys: dict[str, Any] = {}
+    change(tokenizer, keys)
+    kept(path, tokenizer, **keys)
+    assert len(reads) == 2
+
+
+def test_what_they_do_not_depend_on_is_not_in_their_key(jsonl, kept, reads):
+    path, tokenizer = jsonl(PLAIN), tokenizers.chatml()
+    kept(path)
+    tokenizer("a", truncation=True, max_length=3)
+    kept(path, tokenizer, num_proc=1, on_bad_row="skip")
+    assert len(reads) == 1
+
+
+def test_a_changed_function_makes_them_anew(jsonl, kept, reads, tmp_path, monkeypatch):
+    path = jsonl(PLAIN)
+    monkeypatch.syspath_prepend(str(tmp_path))
+    (tmp_path / "helper_of_mine.py").write_text("WORD = 'a'\n\ndef word():\n    return WORD\n")
+    module = tmp_path / "function_of_mine.py"
+    module.write_text(
+        "from helper_of_mine import word\n\ndef f(row):\n"
+        "    return {**row, 'response': word() + row['response']}\n"
+    )
+    keys = {"preprocessing_fn": "function_of_mine:f"}
+    kept(path, **keys)
+    kept(path, **keys)
+    assert len(reads) == 1
+    (tmp_path / "helper_of_mine.py").write_text("WORD = 'b'\n\ndef word():\n    return WORD\n")
+    kept(path, **keys)
+    assert len(reads) == 2
+
+
+def test_bad_rows_that_were_left_out_are_an_error_where_they_are_one(jsonl, kept):
+    path = jsonl([*PLAIN, {"prompt": "a"}])
+    assert len(kept(path, on_bad_row="skip")) == len(PLAIN)
+    with pytest.raises(InputError, match=r"train\.jsonl:5: "):
+        kept(path)
+
+
+def shorten(path: Path) -> None:
+    path.write_bytes(path.read_bytes()[:-4])
+
+
+def flip(path: Path) -> None:
+    content = bytearray(path.read_bytes())
+    content[-3] ^= 1
+    path.write_bytes(content)
+
+
+DAMAGE = [
+    (name, harm)
+    for name in ("tokens.npy", "ends.npy", "truncated.npy", "examples.json")
+    for harm in (shorten, Path.unlink, flip)
+]
+
+
+@pytest.mark.parametrize(("name", "harm"), DAMAGE, ids=str)
+def test_damaged_examples_are_made_anew_with_one_warning(
+    name, harm, jsonl, kept, reads, tmp_path, caplog
+):
+    path = jsonl(PLAIN)
+    made = everything(kept(path))
+    (folder,) = (tmp_path / "cache" / "examples").iterdir()
+    harm(folder / name)
+    assert everything(kept(path)) == made
+    assert len(reads) == 2
+    assert [m for m in caplog.messages if "made anew" in m] == [
+        m for m in caplog.messages if str(folder) in m
+    ]
+    assert len([m for m in caplog.messages if "made anew" in m]) == 1
+    assert everything(kept(path)) == made
+    assert len(reads) == 2
+    assert os.listdir(folder.parent) == [folder.name]
+
+
+def test_another_format_is_not_read(jsonl, kept, reads, monkeypatch, caplog):
+    path = jsonl(PLAIN)
+    kept(path)
+    monkeypatch.setattr(kept_examples, "_FORMAT", 2)
+    kept(path)
+    kept(path)
+    assert len(reads) == 2
+    assert "it is of format 1, not 2" in caplog.text
+
+
+def test_a_folder_that_cannot_be_written_costs_one_warning(jsonl, kept, tmp_path, caplog):
+    path = jsonl(PLAIN)
+    (tmp_path / "file").touch()
+    examples = kept(path, cache_dir=str(tmp_path / "file" / "cache"))
+    assert len(examples) == len(PLAIN)
+    assert len([m for m in caplog.messages if NO_ROOM in m]) == 1
+
+
+def test_a_full_disk_costs_one_warning_and_leaves_nothing(jsonl, kept, tmp_path, caplog):
+    import resource
+
+    path = jsonl(PLAIN)
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (200, limits[1]))
+    try:
+        examples = kept(path)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    assert len(examples) == len(PLAIN)
+    assert len([m for m in caplog.messages if NO_ROOM in m]) == 1
+    assert os.listdir(tmp_path / "cache" / "examples") == []
+
+
+def in_a_copy(run: Callable[[], object]) -> int:
+    """Run in a fork of this process; return its exit status."""
+    pid = os.fork()
+    if pid == 0:
+        try:
+            run()
+        finally:
+            os._exit(0)
+    return os.waitpid(pid, 0)[1]
+
+
+@pytest.mark.parametrize("step", ["save", "rename", "fsync"])
+def test_a_process_killed_while_it_writes_leaves_nothing_half(
+    step, jsonl, kept, reads, tmp_path, monkeypatch
+):
+    path, count = jsonl(PLAIN), [0]
+    module, name = {
+        "save": (np, "save"), "rename": (os, "rename"), "fsync": (kept_examples, "fsync")
+    }[step]  # fmt: skip
+    usual = getattr(module, name)
+
+    def deadly(*given: Any) -> Any:
+        count[0] += 1
+        if count[0] == 2 or step == "rename":
+            os.kill(os.getpid(), signal.SIGKILL)
+        return usual(*given)
+
+    def killed() -> None:
+        monkeypatch.setattr(module, name, deadly)
+        kept(path)
+
+    assert in_a_copy(killed) == signal.SIGKILL
+    root = tmp_path / "cache" / "examples"
+    (left,) = root.iterdir()
+    assert left.name.startswith(".")
+    made = everything(kept(path))
+    assert len(reads) == 1, "nothing half was taken for examples"
+    assert not left.exists()
+    assert everything(kept(path)) == made
+    assert len(os.listdir(root)) == 1
+
+
+def test_only_what_dead_processes_left_is_removed(jsonl, kept, tmp_path):
+    root = tmp_path / "cache" / "examples"
+    host = socket.gethostname()
+    mine, others = f".a@{host}@{os.getpid()}.0123abcd", ".a@elsewhere@1.0123abcd"
+    for name in (mine, others, f".a@{host}@999999999.0123abcd"):
+        (root / name).mkdir(parents=True)
+    kept(jsonl(PLAIN))
+    assert {mine, others} == {name for name in os.listdir(root) if name.startswith(".")}
+
+
+def test_two_processes_that_make_the_same_are_both_right(jsonl, kept, tmp_path):
+    path = jsonl(PLAIN)
+    made = kept(path)
+    (folder,) = (tmp_path / "cache" / "examples").iterdir()
+    for damaged in (False, True):
+        kept_examples.save(made, folder, damaged)
+        assert everything(kept(path)) == everything(made)
+    assert os.listdir(folder.parent) == [folder.name]
+
+
+@pytest.mark.parametrize("what", ["parquet", "folder", "data_files", "mds", "saved"])
+def test_other_local_sources_are_kept_too(what, jsonl, kept, reads, tmp_path, gpt2):
+    import datasets
+    from streaming import MDSWriter
+
+    (tmp_path / "of").mkdir()
+    path, keys = jsonl(PLAIN, "of/train.jsonl"), {}
+    if what == "parquet":
+        keys["hf_name"] = str(tmp_path / "rows.parquet")
+        datasets.Dataset.from_list(PLAIN).to_parquet(keys["hf_name"])
+    elif what == "saved":
+        keys["hf_name"] = str(tmp_path / "saved")
+        datasets.Dataset.from_list(PLAIN).save_to_disk(keys["hf_name"])
+    elif what == "folder":
+        keys |= {"hf_name": str(path.parent), "split": "train"}
+    elif what == "data_files":
+        keys |= {"hf_name": "json", "hf_kwargs": {"data_files": str(path)}}
+    else:
+        with MDSWriter(out=str(tmp_path / "mds"), columns=dict.fromkeys(PLAIN[0], "str")) as out:
+            for row in PLAIN:
+                out.write(row)
+        keys |= {"hf_name": None, "local": str(tmp_path / "mds")}
+    made = [everything(kept(path, gpt2, **keys)) for _ in range(2)]
+    assert made[0] == made[1]
+    assert len(reads) == 1
+
+
+def test_what_is_elsewhere_or_unknown_is_not_kept(jsonl, kept, reads, tmp_path):
+    path = jsonl(PLAIN)
+    for _ in range(2):
+        kept(path, tokenizers.Words())
+    assert len(reads) == 2
+    assert not (tmp_path / "cache" / "examples").exists()
+
+
+def test_where_examples_are_kept(tmp_path, monkeypatch):
+    def folder(**keys: Any) -> Path | None:
+        return cache_folder(read_config({"max_seq_len": 9, "hf_name": "a", **keys}))
+
+    monkeypatch.delenv("SPIN_COMPOSER_CACHE")
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    assert folder() == tmp_path / "spin_composer"
+    monkeypatch.setenv("SPIN_COMPOSER_CACHE", str(tmp_path / "mine"))
+    assert folder() == tmp_path / "mine"
+    assert folder(cache_dir="/a") == Path("/a")
+    assert folder(cache_dir=False) is None
+    monkeypatch.setenv("SPIN_COMPOSER_CACHE", "")
+    assert folder() is None
+
+
+def a_rank(rank: int, path: str, cache: str | bool) -> tuple[int, str, str, list[str]]:
+    """Load as a rank; return how often it read, what came, and which arrays it has."""
+    source_identity._SMALL_BYTES = 0
+    count, read = [0], load.read_rows
+
+    def counted(*given: Any) -> Any:
+        count[0] += 1
+        return read(*given)
+
+    load.read_rows = counted
+    config = read_config({"max_seq_len": 100, "hf_name": path, "cache_dir": cache})
+    made = load_examples(config, tokenizers.chatml())
+    assert made.origin is not None
+    kinds = [type(array).__name__ for array in made.arrays().values()]
+    return count[0], made.fingerprint, str(made.origin.rows), kinds
+
+
+@pytest.mark.parametrize("on", [True, False], ids=["kept", "handed over"])
+def test_one_rank_of_a_node_reads_the_rows(on, jsonl, tmp_path):
+    path = str(jsonl(CHAT))
+    found = on_two_ranks(a_rank, path=path, cache=str(tmp_path / "cache") if on else False)
+    assert [found[rank][0] for rank in range(2)] == [1, 0], found
+    assert found[0][1:3] == found[1][1:3]
+    assert found[1][3] == ["memmap"] * 3
+    if on:
+        again = on_two_ranks(a_rank, path=path, cache=str(tmp_path / "cache"))
+        assert [again[rank][0] for rank in range(2)] == [0, 0]
+
+
+def test_an_error_of_the_rank_that_reads_is_everyones(jsonl, tmp_path):
+    path = str(jsonl([*CHAT, {"prompt": "a"}]))
+    found = on_two_ranks(a_rank, path=path, cache=str(tmp_path / "cache"))
+    assert all("field response is missing" in found[rank][1] for rank in range(2)), found
+    shutil.rmtree(tmp_path / "cache", ignore_errors=True)
+
+
+def test_rows_that_json_does_not_have_are_not_kept(jsonl, kept, tmp_path, caplog):
+    made = kept(jsonl(PLAIN), cache_dir=False)
+    assert made.origin is not None
+    made.origin.rows[0][2]["prompt"] = {1: json}
+    with pytest.raises(kept_examples.NotKept):
+        kept_examples.save(made, tmp_path / "a")
