@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from spin_composer.data.text_tokenizer import text_tokenizer
 from spin_composer.data.tokenizer_errors import TokenizerFailure, errors_as
+from spin_composer.data.word_encoder import WordEncoder, cuts_before_spaces
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -36,19 +37,24 @@ class FastEncoder:
         self._backend: Any = _backend(tokenizer)
         self._control: dict[int, str] = {}
         self._split_special: bool | None = None
+        self._words: WordEncoder | None = None
         self._tail = lru_cache(maxsize=1024)(self._encode_tail)
 
     def _prepare(self) -> None:
         self._call("a")  # sets truncation, padding and special tokens as all its calls do
         self._split_special = self._backend.encode_special_tokens
-        if not self._split_special and _has_own_parts_only(self._backend):
-            added: dict[int, Any] = self._backend.get_added_tokens_decoder()
-            # These are found in the raw text first, so that what follows one changes nothing
-            # before it; others depend on the text around them.
-            self._control = {
-                i: token.content for i, token in added.items()
-                if not (token.normalized or token.lstrip or token.rstrip or token.single_word)
-            }  # fmt: skip
+        if self._split_special or not _has_own_parts_only(self._backend):
+            return
+        if cuts_before_spaces(self._backend):
+            self._words = WordEncoder(self._backend, lambda text: self._encoding(text).ids)
+            return
+        added: dict[int, Any] = self._backend.get_added_tokens_decoder()
+        # These are found in the raw text first, so that what follows one changes nothing before
+        # it; others depend on the text around them.
+        self._control = {
+            i: token.content for i, token in added.items()
+            if not (token.normalized or token.lstrip or token.rstrip or token.single_word)
+        }  # fmt: skip
 
     def __call__(self, text: str) -> list[int]:
         """Return the ids of a text.
@@ -56,7 +62,9 @@ class FastEncoder:
         Raises:
             TokenizerFailure: The tokenizer cannot encode it.
         """
-        return self._encoding(text).ids if self._is_ready() else self._call(text)
+        if not self._is_ready():
+            return self._call(text)
+        return self._encoding(text).ids if self._words is None else self._words(text)
 
     def prompt_and_whole(self, prompt: str, whole: str) -> tuple[list[int], list[int]]:
         """Return the ids of a prompt and of a text that may begin with it, each by itself.
@@ -64,8 +72,10 @@ class FastEncoder:
         Raises:
             TokenizerFailure: The tokenizer cannot encode them.
         """
-        if not (self._is_ready() and self._control and prompt and whole.startswith(prompt)):
+        if not (self._is_ready() and prompt and whole.startswith(prompt)):
             return self(prompt), self(whole)
+        if self._words is not None:
+            return self._words.prompt_and_whole(prompt, whole)
         encoding = self._encoding(whole)
         ids: list[int] = encoding.ids
         last = encoding.char_to_token(len(prompt) - 1)

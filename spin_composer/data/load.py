@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING
 from spin_composer.data import kept_examples
 from spin_composer.data.cache_key import cache_key
 from spin_composer.data.examples import ExampleDataset
+from spin_composer.data.parallel import num_processes
 from spin_composer.data.source_identity import is_small, local_files, source_identity
 from spin_composer.data.sources import read_rows
 from spin_composer.data.tokenization import build_examples, log_report
@@ -74,8 +75,13 @@ def _on_ranks(loader: _Loader) -> ExampleDataset:
 
     from spin_composer.distributed import from_local_rank_zero, on_all_ranks
 
+    of_node = dist.get_local_world_size()
+    if dist.get_world_size() > 1 and not dist.is_initialized():
+        # A script that makes its loader before its Trainer: ranks cannot wait for each other yet.
+        kept = loader.is_kept()
+        return loader.load_or_make(of_node)[0] if kept else loader.make(alone=False, ranks=of_node)
     if not all(dist.all_gather_object(loader.is_kept())):
-        return loader.make(alone=False)
+        return loader.make(alone=False, ranks=of_node)
     if dist.get_world_size() == 1:
         return loader.load_or_make()[0]
     made: list[ExampleDataset] = []
@@ -112,14 +118,15 @@ class _Loader:
         except (InputError, OSError):  # the reader says what is missing
             return False
 
-    def make(self, alone: bool) -> ExampleDataset:
-        """Read and tokenize the rows."""
+    def make(self, alone: bool, ranks: int = 1) -> ExampleDataset:
+        """Read and tokenize the rows, as one of some ranks of this node that do."""
+        processes = max(1, num_processes(self.config.num_proc) // ranks)
         return build_examples(
             read_rows(self.config, alone), self.tokenizer, self.config, self.legacy,
-            self.next_turn_stops,
+            self.next_turn_stops, processes,
         )  # fmt: skip
 
-    def load_or_make(self) -> tuple[ExampleDataset, Path | None]:
+    def load_or_make(self, ranks: int = 1) -> tuple[ExampleDataset, Path | None]:
         """Return the examples and the folder where they are kept, None if they are not."""
         folder, damaged = self._folder(), False
         try:
@@ -131,7 +138,7 @@ class _Loader:
         if kept is not None and not (kept.report.dropped and self.config.on_bad_row == "error"):
             self._log(kept, folder)
             return kept, folder
-        examples = self.make(alone=True)
+        examples = self.make(alone=True, ranks=ranks)
         if folder is None:
             return examples, None
         try:

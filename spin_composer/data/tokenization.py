@@ -47,8 +47,9 @@ def build_examples(
     config: DatasetConfig,
     legacy: bool = False,
     next_turn_stops: bool = True,
+    processes: int | None = None,
 ) -> ExampleDataset:
-    """Format, tokenize and limit every row, in ``config.num_proc`` processes.
+    """Format, tokenize and limit every row, in several processes.
 
     Args:
         rows: Locations and raw rows, from ``read_rows``.
@@ -57,6 +58,7 @@ def build_examples(
         legacy: Read and tokenize as before ``tokenize`` was a setting, for stores played then.
         next_turn_stops: The mark that begins the next turn may be the stop token; false for stores
             that were played before it was.
+        processes: How many; ``config.num_proc`` if not given.
 
     Returns:
         The examples in the order of the rows, the same for any number of processes.
@@ -69,7 +71,7 @@ def build_examples(
         config = replace(config, tokenize=LEGACY_TOKENIZATION)
     work = _Tokenization(tokenizer, config, legacy, next_turn_stops)
     with _without_length_warnings(), _kept_warnings() as warnings, RowProgress() as progress:
-        work.add_all(iter(rows), progress)
+        work.add_all(iter(rows), processes or num_processes(config.num_proc), progress)
     return work.result(warnings)
 
 
@@ -91,9 +93,8 @@ class _Tokenization:
         self._boundaries: list[BoundaryError] = []
         self._report = DataReport()
 
-    def add_all(self, rows: Iterator[RawRow], progress: RowProgress) -> None:
+    def add_all(self, rows: Iterator[RawRow], processes: int, progress: RowProgress) -> None:
         """Tokenize all rows; add their examples and counts."""
-        processes = num_processes(self._config.num_proc)
         while processes == 1 or self._report.rows < _ALONE_ROWS or not self._has_origin():
             some = list(islice(rows, _ALONE_ROWS))
             if not some:

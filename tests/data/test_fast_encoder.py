@@ -60,14 +60,24 @@ def test_ids_are_those_of_the_tokenizers_call(name):
 
 
 def test_a_prompt_of_a_chat_costs_no_call_of_its_own(monkeypatch):
-    encode = FastEncoder(tokenizers.chatml())
-    texts = []
+    encode, texts = FastEncoder(TOKENIZERS["plain"]()), []
     usual = encode._encoding
     monkeypatch.setattr(encode, "_encoding", lambda text: texts.append(text) or usual(text))
     for i in range(3):
-        prompt = f"<|im_start|>user\n{i}<|im_end|>\n<|im_start|>assistant\n"
-        encode.prompt_and_whole(prompt, prompt + "Hello<|im_end|>\n")
+        prompt = f"<mark>user {i}<mark>assistant:"
+        encode.prompt_and_whole(prompt, prompt + " Hello<mark>")
     assert len(texts) == 4, "one for each row, and one for what all prompts end with"
+
+
+def test_a_word_of_a_byte_level_tokenizer_is_encoded_once(monkeypatch):
+    encode, texts = FastEncoder(tokenizers.chatml()), []
+    usual = encode._encoding
+    monkeypatch.setattr(encode, "_encoding", lambda text: texts.append(text) or usual(text))
+    for whole in ("Hello there, Natalia sold clips", "there, sold she Hello sold clips"):
+        encode.prompt_and_whole("", whole)
+    assert texts == [
+        "Hello", " there,", " Natalia", " sold", " clips", "there,", " she", " Hello"
+    ]  # fmt: skip
 
 
 @pytest.mark.parametrize("split", [False, True])
