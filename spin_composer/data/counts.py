@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass, field, fields, replace
-from typing import TYPE_CHECKING
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field, fields, replace
+from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from spin_composer.data.bad_row import BadRow
@@ -78,7 +78,7 @@ class DataReport:
 
         The first row that is counted there is noted, and no other.
         """
-        begun = DataReport(notes=list(self.notes))
+        begun = DataReport(notes=list(self.notes), unread_texts=set(self.unread_texts))
         for name in _NOTED:
             setattr(begun, name, min(1, getattr(self, name)))
         return begun
@@ -89,6 +89,18 @@ class DataReport:
         for name in _NOTED:
             setattr(since, name, getattr(self, name) - getattr(begun, name))
         return since
+
+    def plain(self) -> dict[str, Any]:
+        """Return the counts in JSON's types."""
+        made = asdict(self)
+        return {key: sorted(v) if isinstance(v, set) else v for key, v in made.items()}
+
+    @classmethod
+    def from_plain(cls, plain: Mapping[str, Any]) -> DataReport:
+        """Return the counts of :meth:`plain`."""
+        empty = cls()
+        made = {k: set(v) if isinstance(getattr(empty, k), set) else v for k, v in plain.items()}
+        return cls(**made)
 
     def add(self, more: DataReport) -> None:
         """Add the counts of further rows."""

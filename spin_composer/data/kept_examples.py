@@ -122,13 +122,12 @@ def load(
         if verify and _hash(array) != digest:
             raise Damaged(f"{name}.npy: its hash differs")
     rows = [(Location(**where), kind, _unpacked(row)) for where, kind, row in about["rows"]]
-    report = about["report"]
     rule = StopRule(**about["rule"])
     return ExampleDataset(
         **arrays,
         stop_token_id=rule.token_id,
         kind=about["kind"],
-        report=DataReport(**{**report, "unread_columns": set(report["unread_columns"])}),
+        report=DataReport.from_plain(about["report"]),
         origin=Origin(tokenizer, config, rows, about["next_turn_stops"], rule, about["warnings"]),
         fingerprint=about["fingerprint"],
         max_token_id=about["max_token_id"],
@@ -139,7 +138,6 @@ def _about(examples: ExampleDataset, arrays: dict[str, np.ndarray]) -> dict[str,
     """Return all but the arrays, in JSON's types."""
     origin = examples.origin
     assert origin is not None, "examples made by hand have no key"
-    report = asdict(examples.report)
     rows = [[asdict(where), kind, _packed(row)] for where, kind, row in origin.rows]
     try:
         same = json.loads(json.dumps(rows)) == rows
@@ -152,7 +150,7 @@ def _about(examples: ExampleDataset, arrays: dict[str, np.ndarray]) -> dict[str,
         "kind": examples.kind,
         "fingerprint": examples.fingerprint,
         "max_token_id": examples.max_token_id,
-        "report": {**report, "unread_columns": sorted(report["unread_columns"])},
+        "report": examples.report.plain(),
         "rule": asdict(origin.rule),
         "next_turn_stops": origin.next_turn_stops,
         "warnings": origin.warnings,

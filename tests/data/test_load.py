@@ -23,7 +23,7 @@ from spin_composer.errors import InputError
 from spin_composer.settings.dataset import read_config
 from tests.data import templates
 from tests.data.rows import CHAT, PLAIN
-from tests.data.test_parallel import OBSERVED
+from tests.data.test_parallel import OBSERVED, UNREAD
 from tests.fixtures import tokenizers
 from tests.fixtures.ranks import on_two_ranks
 
@@ -97,6 +97,7 @@ WAYS: dict[str, tuple[list[Any], Callable[[], Any], dict[str, Any]]] = {
     "roles in the row's own words": (
         [{"messages": OBSERVED}, *CHAT], lambda: with_template(templates.REASONING), {}
     ),
+    "texts that are not read": ([*CHAT, UNREAD], tokenizers.chatml, {}),
     "turns": (CHAT, tokenizers.chatml, {"tokenize": "turns"}),
 }  # fmt: skip
 

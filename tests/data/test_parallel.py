@@ -43,6 +43,7 @@ SPACE = [{"role": "user", "content": "Hi"}, {"role": "assistant", "content": "x"
 CONVERSATION = [{"from": "human", "value": "Hi"}, {"from": "gpt", "value": "Hello"}]
 PREFERENCE = {"prompt": "Hi", "chosen": "Hello", "rejected": "No"}
 ODD = {"messages": [*CHAT[1]["messages"][:1], {"role": "assistant", "content": "a", "index": 1}]}
+UNREAD = {**CHAT[0], "system_instruction": "Answer in the manner of a clerk who sells clips."}
 
 
 def mixed(usual: list[Any], *later: Any) -> list[Any]:
@@ -83,6 +84,7 @@ CASES: dict[str, tuple[Any, list[Any], dict[str, Any]]] = {
     "preferences": (chatml, mixed([PREFERENCE]), {}),
     "a preference after a while": (chatml, mixed(PLAIN, PREFERENCE), {}),
     "a column and keys of turns that are not read": (chatml, mixed(CHAT, ODD, {**ODD, "x": 1}), {}),
+    "texts that are not read": (chatml, mixed(CHAT, UNREAD), {}),
     "llama": (tokenizers.sentencepiece_like, mixed(PLAIN), {}),
     "byte level": (tokenizers.byte_level, mixed(CHAT), {}),
     "slow": (tokenizers.Words, mixed(PLAIN), {}),
