@@ -19,9 +19,9 @@ from spin_composer.settings.dataset import LEGACY_TOKENIZATION
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
+    from spin_composer.data.example_builder import ExampleBuilder
     from spin_composer.data.examples import Example, ExampleDataset
     from spin_composer.data.formats import Kind
-    from spin_composer.data.tokenization import ExampleBuilder
     from spin_composer.settings.dataset import DatasetConfig, Tokenization
 
 KEPT_ROWS = 64
