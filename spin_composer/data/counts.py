@@ -99,7 +99,10 @@ class DataReport:
     def from_plain(cls, plain: Mapping[str, Any]) -> DataReport:
         """Return the counts of :meth:`plain`."""
         empty = cls()
-        made = {k: set(v) if isinstance(getattr(empty, k), set) else v for k, v in plain.items()}
+        made: dict[str, Any] = {
+            key: set(value) if isinstance(getattr(empty, key), set) else value
+            for key, value in plain.items()
+        }
         return cls(**made)
 
     def add(self, more: DataReport) -> None:
