@@ -12,6 +12,7 @@ from composer.optim import ConstantScheduler
 from fixtures.runs import tiny_trainer
 
 from spin_composer.errors import InputError, StoreError
+from spin_composer.model.layout import choose
 from spin_composer.model.unwrap import composer_model
 
 # 24 pairs / 4 = 6 batches an epoch, 12 in iteration 0; replay makes it 12 and 24 in iteration 1
@@ -46,13 +47,14 @@ def whole(tmp_path_factory):
     return folder, weights(trainer), (folder / "self-play/iterations.json").read_text()
 
 
-def resumed(whole_folder: Path, checkpoint: str, folder: Path):
+def resumed(whole_folder: Path, checkpoint: str, folder: Path, **settings):
     """Resume a checkpoint with the store as it was then; return the finished Trainer."""
     iteration = 0 if int(checkpoint.split("ba")[1]) <= 12 else 1
     for k in range(iteration + 1):
         name = f"iter-{k:03d}"
         shutil.copytree(whole_folder / "self-play" / name, folder / "self-play" / name)
-    trainer = tiny_trainer(folder, load_path=str(whole_folder / "checkpoints" / f"{checkpoint}.pt"))
+    load_path = str(whole_folder / "checkpoints" / f"{checkpoint}.pt")
+    trainer = tiny_trainer(folder, load_path=load_path, **settings)
     trainer.fit()
     return trainer
 
@@ -136,12 +138,29 @@ def test_a_run_keeps_the_layout_that_it_began_with(whole, tmp_path, monkeypatch)
     manifest = json.loads((folder / "self-play/iter-001/manifest.json").read_text())
     assert manifest["layout"] == "shared"
 
-    def choose(*_):
-        raise AssertionError("the layout is chosen again")
+    tried = []
+    whether = choose._Trial.failure
 
-    monkeypatch.setattr("spin_composer.model.layout.choose.unsupported_reason", choose)
+    def failure(trial):
+        tried.append(trial.layout.name)
+        return whether(trial)
+
+    monkeypatch.setattr(choose._Trial, "failure", failure)
     trainer = resumed(folder, "ep3-ba35", tmp_path)
     assert composer_model(trainer.state).layout.name == "shared"
+    assert tried == ["shared"]  # again, as the packages may be other ones
+
+
+def test_another_layout_within_an_iteration_is_refused(whole, tmp_path):
+    with pytest.raises(StoreError, match=r"differs in layout \(store 'shared', run 'padded'\)"):
+        resumed(whole[0], "ep3-ba35", tmp_path, spin={"layout": "padded"})
+
+
+def test_a_layout_that_the_model_cannot_have_any_more_is_refused(whole, tmp_path, monkeypatch):
+    reason = "LlamaForCausalLM takes no positions"  # as another version of transformers might say
+    monkeypatch.setattr(choose, "unsupported_reason", lambda *_: reason)
+    with pytest.raises(InputError, match=f"began with layout shared, .* any more: {reason}"):
+        resumed(whole[0], "ep3-ba35", tmp_path)
 
 
 def test_a_run_of_a_version_that_only_padded_goes_on_padded(tmp_path):

@@ -209,7 +209,7 @@ class SpinLM(HuggingFaceModel):
 
         Args:
             name: The setting ``layout``.
-            before: What a run that is resumed had; taken where ``name`` is ``auto``.
+            before: That of an iteration that has begun, which it keeps where ``name`` is ``auto``.
             tokens: Ids of real rows.
             longest: Tokens of the longest sequence of the run.
             device: Where batches go.

@@ -126,7 +126,6 @@ def build_manifest(
         recorded: Manifest = {
             "degenerate": BY_TEXT,
             "replayed": {str(k): n for k, n in replayed.items()},
-            "layout": run.layout,
         }
     else:
         replayed = num_replayed_units(found)
@@ -148,8 +147,8 @@ def build_manifest(
         "tokenizer": tokenizer_fingerprint(run.tokenizer),
         "stop_token_id": examples.stop_token_id,
     }
-    if recorded["layout"] == LEGACY_VALUES["layout"]:
-        del recorded["layout"]  # as an earlier version, which knows no other, wrote it
+    if run.layout != LEGACY_VALUES["layout"]:  # else as an earlier version, which knows no other
+        manifest["layout"] = run.layout
     return manifest | recorded, units
 
 

@@ -13,6 +13,7 @@ from torch import Tensor
 from spin_composer.data.examples import Example, ExampleDataset
 from spin_composer.data.pairs import Pair, PairBatch, collate_pairs
 from spin_composer.data.text_tokenizer import text_tokenizer
+from spin_composer.distributed import from_rank_zero
 from spin_composer.errors import InputError
 
 if TYPE_CHECKING:
@@ -38,7 +39,7 @@ def check_stop(
     """Score the stop token and its alternatives after real responses; a collective.
 
     Args:
-        examples: The training data; the same on all ranks, so that all run as many forwards.
+        examples: The training data; the same on all ranks.
         tokenizer: The model's tokenizer.
         score: Returns the log-prob sums [1, 2] of a pair batch.
         to_device: Moves a batch to the model's device.
@@ -47,7 +48,8 @@ def check_stop(
         InputError: The policy writes another token there. If ``stop_token`` is set, this is only
             logged.
     """
-    others = examples.alternative_stop_ids()[:ALTERNATIVES]
+    # Rank 0's, so that all run as many forwards: nodes may differ in what their caches hold.
+    others = from_rank_zero(examples.alternative_stop_ids)[:ALTERNATIVES]
     tokens = [examples.stop_token_id, *others]
     rows = whole_rows(examples, others) if others else []
     scores = np.empty((len(rows), len(tokens)))

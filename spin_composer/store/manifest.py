@@ -29,7 +29,7 @@ compared with the real ones by ids; each process decided by its free memory whet
 adapters; the replayed units were computed from the iteration's settings
 (:func:`num_replayed_units`); pairs were padded, as they still are where the field is absent."""
 
-FIXED_AT_START = ("degenerate", "layout", "merged", "replayed")
+FIXED_AT_START = ("degenerate", "merged", "replayed")
 """Fields that no setting determines: a started iteration is continued as its manifest says."""
 
 

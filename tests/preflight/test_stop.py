@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import torch
 from fixtures import models, runs
+from fixtures.ranks import on_two_ranks
 
 from spin_composer import HFSpinLM, build_spin_dataloader
 from spin_composer.errors import InputError
@@ -139,3 +140,26 @@ def test_rows_whose_last_token_is_an_alternative_say_nothing(glm, rows):
     last = {int(row.response[-2]) for row in examples}
     assert len(whole_rows(examples, [])) == 6
     assert whole_rows(examples, sorted(last)) == []
+
+
+def forwards(rank: int, rows: str, folder: str) -> int:
+    """Return how many forwards the check makes on a node; each has a Hugging Face cache."""
+    tokenizer = templates.chatml(templates.GLM4, *templates.GLM4_ADDED)
+    tokenizer.name_or_path = f"{folder}/{rank}"
+    model = HFSpinLM.from_model(models.tiny_model("llama", vocab_size=len(tokenizer)), tokenizer)
+    scored = []
+
+    def score(batch):
+        scored.append(batch)
+        return model.score(batch)
+
+    check_stop(load(tokenizer, hf_name=rows), tokenizer, score, dict)
+    return len(scored)
+
+
+def test_nodes_whose_caches_differ_make_as_many_forwards(rows, tmp_path):
+    (tmp_path / "0").mkdir()
+    ends = {"eos_token_id": [5, 6, 7]}
+    (tmp_path / "0/generation_config.json").write_text(json.dumps(ends))
+    made = on_two_ranks(forwards, rows=str(rows), folder=str(tmp_path))
+    assert made[0] == made[1] > forwards(1, str(rows), str(tmp_path))

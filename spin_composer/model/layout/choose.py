@@ -72,27 +72,30 @@ def choose_layout(
         tokens: Ids of real rows, for the trial.
         longest: Tokens of the longest sequence that the run can contain.
         score: Returns the token log-probs [N] of a batch in a layout.
-        before: The layout of a resumed run, which is kept if ``name`` is ``auto``.
+        before: The layout of an iteration that has begun, which is kept if ``name`` is ``auto``.
 
     Raises:
-        InputError: The model does not support the layout ``name``, or the trial failed on a sharded
-            model, which cannot go on after that.
+        InputError: The model does not support the layout ``name`` or ``before``, or the trial
+            failed on a sharded model, which cannot go on after that.
     """
     if name == "padded" or (name == "auto" and before == "padded"):
         return PADDED
-    if name == "auto" and before is not None:
-        trial = _Trial(LAYOUTS[before], model, tokens, longest, score)
-        trial.use_fastest_attention()
-        return trial.layout
+    kept = before if name == "auto" else None
+    wanted = LAYOUTS[kept or ("shared" if name == "auto" else name)]
     reason = unsupported_reason(inner_model(model), longest)
     if reason is None:
-        wanted = LAYOUTS["shared" if name == "auto" else name]
         trial = _Trial(wanted, model, tokens, longest, score)
         reason = trial.failure()
         if reason is None:
             log.info("Pairs are laid out without padding: layout %s", wanted.name)
             trial.use_fastest_attention()
             return wanted
+    if kept is not None:
+        raise InputError(
+            f"algorithms.spin.layout: this iteration began with layout {kept}, which cannot be used "
+            f"any more: {reason}. Resume with the versions of torch and transformers that it began "
+            "with."
+        )
     if name != "auto":
         raise InputError(
             f"algorithms.spin.layout={name} cannot be used: {reason}. Use auto or padded."
