@@ -92,9 +92,9 @@ def choose_layout(
             return wanted
     if kept is not None:
         raise InputError(
-            f"algorithms.spin.layout: this iteration began with layout {kept}, which cannot be used "
-            f"any more: {reason}. Resume with the versions of torch and transformers that it began "
-            "with."
+            f"algorithms.spin.layout: this iteration began with layout {kept}, which cannot be "
+            f"used any more: {reason}. Resume with the versions of torch and transformers that it "
+            "began with."
         )
     if name != "auto":
         raise InputError(
