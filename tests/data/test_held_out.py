@@ -19,7 +19,7 @@ from spin_composer.errors import InputError
 from spin_composer.metrics import TokenScores
 from spin_composer.model import head
 from spin_composer.model.layout.attention import install_segment_attention
-from spin_composer.model.layout.choose import LAYOUTS
+from spin_composer.model.layout.choose import LAYOUTS, unsupported_reason
 from tests.data.rows import CHAT, PLAIN
 from tests.fixtures import models, tokenizers
 
@@ -155,6 +155,9 @@ def learn_a_little(model: Any, batch: Any) -> None:
 def test_without_padding_the_metrics_are_the_padded_ones(family, micro, jsonl):
     tokenizer = tokenizers.byte_level()
     model = spin_lm(family, tokenizer)
+    reason = unsupported_reason(model.model, longest=256)
+    if reason is not None:  # of an older transformers
+        pytest.skip(reason)
     rows = [row | {"prompt": row["prompt"] * (1 + i % 3)} for i, row in enumerate(LENGTHS)]
     spec = build(tokenizer, jsonl(rows), size=3)
     learn_a_little(model, next(iter(spec.dataloader)))
