@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import cache
 from pathlib import Path
-from typing import Literal
+from typing import Literal, get_args
 
 Phase = Literal[
     "the program before",  # of a run in Python: all before SPIN's first part
@@ -68,11 +68,10 @@ class StartClock:
         self.begin(self._phase)
         self.has_stopped = True
         tenths = round(10 * (self._since - self._started))
-        parts = _round_to_sum([10 * seconds for seconds in self._seconds.values()], tenths)
+        phases = [phase for phase in get_args(Phase) if phase in self._seconds]
+        parts = _round_to_sum([10 * self._seconds[phase] for phase in phases], tenths)
         named = [
-            f"{phase} {part / 10:.1f}"
-            for phase, part in zip(self._seconds, parts, strict=True)
-            if part
+            f"{phase} {part / 10:.1f}" for phase, part in zip(phases, parts, strict=True) if part
         ]
         return f"SPIN start: {tenths / 10:.1f} s to the first batch: {', '.join(named)}"
 

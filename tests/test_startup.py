@@ -54,7 +54,7 @@ def test_phases_are_what_passed_in_each_and_sum_to_the_total():
     clock.begin("play")
     total, phases = parse(clock.stop())
     assert total == 16.8
-    assert list(phases) == ["imports", "Trainer", "rows", "checks"]
+    assert list(phases) == ["imports", "rows", "Trainer", "checks"]
     assert phases["rows"] == 3.0
     assert phases["imports"] == pytest.approx(13.26, abs=0.1)
 
