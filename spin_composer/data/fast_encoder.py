@@ -66,6 +66,13 @@ class FastEncoder:
             return self._call(text)
         return self._encoding(text).ids if self._words is None else self._words(text)
 
+    def is_like_call(self, add_special_tokens: bool) -> bool:
+        """Tell whether the tokenizer's call returns the same ids, as a text or a target."""
+        backend = self._backend
+        if backend is None:
+            return False
+        return not (add_special_tokens and backend.num_special_tokens_to_add(False))
+
     def prompt_and_whole(self, prompt: str, whole: str) -> tuple[list[int], list[int]]:
         """Return the ids of a prompt and of a text that may begin with it, each by itself.
 

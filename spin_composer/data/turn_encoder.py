@@ -10,6 +10,7 @@ from datetime import datetime
 from typing import TYPE_CHECKING
 
 from spin_composer.data.chat_template import ChatTemplate
+from spin_composer.data.fast_encoder import FastEncoder
 from spin_composer.data.rows import Row, Turn
 from spin_composer.data.text_tokenizer import text_tokenizer
 from spin_composer.data.tokenizer_errors import TokenizerFailure, errors_as
@@ -35,7 +36,7 @@ class TurnEncoder:
     """
 
     def __init__(self, tokenizer: PreTrainedTokenizerBase, date_string: str | None = None) -> None:
-        self._tokenizer = text_tokenizer(tokenizer)
+        self._tokenizer, self._fast = text_tokenizer(tokenizer), FastEncoder(tokenizer)
         self._template = ChatTemplate(tokenizer, date_string)
         pinned = date_string is not None
         self._arguments = {} if pinned else {"date_string": datetime.now().strftime(_DATE)}
@@ -89,6 +90,8 @@ class TurnEncoder:
     def _encode(
         self, prompt: str, answer: str, add_special_tokens: bool = True
     ) -> tuple[list[int], list[int]]:
+        if self._fast.is_like_call(add_special_tokens):
+            return self._fast(prompt), self._fast(answer)
         with errors_as(TokenizerFailure):
             ids = self._tokenizer(prompt, text_target=answer, add_special_tokens=add_special_tokens)
             return list(ids["input_ids"]), list(ids["labels"])
