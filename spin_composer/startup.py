@@ -68,7 +68,7 @@ class StartClock:
         self.begin(self._phase)
         self.has_stopped = True
         tenths = round(10 * (self._since - self._started))
-        phases = [phase for phase in get_args(Phase) if phase in self._seconds]
+        phases = sorted(self._seconds, key=get_args(Phase).index)
         parts = _round_to_sum([10 * self._seconds[phase] for phase in phases], tenths)
         named = [
             f"{phase} {part / 10:.1f}" for phase, part in zip(phases, parts, strict=True) if part
