@@ -108,12 +108,15 @@ simulate: install ## play of an iteration on 8 to 1024 ranks, simulated (a few m
 	$(LONG) --units 64 256 1024
 	$(LONG) --units --mtbf-hours 1000
 
-# TRL without what it asks for, which is installed already in other versions. A few minutes per line.
+# TRL without what it asks for, which is installed already, but for accelerate: it wants a newer one than
+# llm-foundry. The small model takes minutes, the other up to an hour for each of the lengths.
 BENCH_STEP := $(OFFLINE) OMP_NUM_THREADS=1 PYTHONPATH=.peers taskset -c 1 $(BIN)/python benchmarks/step.py --device cpu
-bench-step: install ## a training step beside TRL's DPOTrainer and the authors' way on one core of a CPU (an hour)
-	$(UV_PIP) --python $(BIN)/python --target .peers --no-deps trl==1.16.0
-	for lengths in gsm8k oasst long-prompts long-responses; do \
-		$(BENCH_STEP) --lengths $$lengths --out benchmarks/results/step_cpu_$$lengths.json || exit 1; done
+bench-step: install ## a training step beside TRL's DPOTrainer and the authors' way on one core of a CPU (hours)
+	$(UV_PIP) --python $(BIN)/python --target .peers --no-deps trl==1.16.0 accelerate==1.15.0
+	for shape in 10m 135m; do for lengths in gsm8k oasst long-prompts long-responses; do \
+		$(BENCH_STEP) --shape $$shape --lengths $$lengths --out benchmarks/results/step_cpu_$${shape}_$$lengths.json || exit 1; \
+	done; done
+	$(subst step.py --device cpu,step_growth.py,$(BENCH_STEP)) --out benchmarks/results/step_growth_cpu.json --picture docs/step_growth.svg
 
 bench-generation: install ## engine hf beside plain generate on this machine's CPU (minutes on one core)
 	$(OFFLINE) OMP_NUM_THREADS=1 $(BIN)/python benchmarks/generation.py --shape 10m --prompts 64 --prompt-tokens 64 \

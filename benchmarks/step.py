@@ -155,8 +155,9 @@ class Setting:
         if self.given.lengths == "uniform":
             mean = self.given.mean_tokens
             return draw.integers(mean // 2, mean + mean // 2 + 1, (count, 3)).tolist()
-        if self.given.lengths in FIXED:
-            return [list(FIXED[self.given.lengths])] * count
+        fixed = FIXED.get(self.given.lengths, self.given.lengths)
+        if isinstance(fixed, tuple):
+            return [list(fixed)] * count
         known = json.loads((HERE / "lengths" / f"{self.given.lengths}.json").read_text())
         return [known[i] for i in draw.choice(len(known), count)]
 
@@ -336,14 +337,15 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--mean-tokens", type=int, help="of uniform lengths (512; 16 with --tiny)")
     parser.add_argument("--batches", type=int, default=4, help="batches, used in turn")
     parser.add_argument("--rounds", type=int, help="20; 4 on a CPU; 2 with --tiny")
-    parser.add_argument("--seconds", type=float, default=400, help="no round starts after that")
+    parser.add_argument("--seconds", type=float, help="no round starts later (400; 1500 on a CPU)")
     parser.add_argument("--tiny", action="store_true", help="a tiny model on the CPU, in seconds")
     given = parser.parse_args()
     if given.tiny:
         given.device = "cpu"
-    cpu = ("tiny", 4, 16, 2) if given.tiny else ("135m", 4, 512, 4)
-    defaults = cpu if given.device == "cpu" else ("1b", 8, 512, 20)
-    for name, value in zip(("shape", "pairs", "mean_tokens", "rounds"), defaults, strict=True):
+    cpu = ("tiny", 4, 16, 2, 400) if given.tiny else ("135m", 4, 512, 4, 1500)
+    defaults = cpu if given.device == "cpu" else ("1b", 8, 512, 20, 400)
+    names = ("shape", "pairs", "mean_tokens", "rounds", "seconds")
+    for name, value in zip(names, defaults, strict=True):
         if getattr(given, name) is None:
             setattr(given, name, value)
     require_gpu("step.py", given.device == "cpu")
@@ -363,7 +365,7 @@ def main() -> int:
     pairs = [pair for batch in setting.batches for pair in batch]
     columns = zip(*((p.prompt, p.real, p.generated) for p in pairs), strict=True)
     result = {
-        **provenance(PACKAGES, given.device == "cpu"),
+        **provenance(PACKAGES, given.tiny),
         "model": SHAPES[given.shape],
         "pairs": given.pairs,
         "lengths": given.lengths,

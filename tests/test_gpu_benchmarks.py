@@ -61,6 +61,15 @@ def test_a_training_step_is_measured_beside_what_is_installed(tmp_path: Path) ->
         assert math.isfinite(figures["first_loss"])
 
 
+@pytest.mark.slow
+def test_growth_of_a_step_is_measured_and_drawn(tmp_path: Path) -> None:
+    picture = tmp_path / "growth.svg"
+    found = tiny(tmp_path / "growth.json", "../step_growth.py", "--picture", str(picture))
+    assert list(found["pairs"]) == ["1", "2"]
+    assert list(found["lengths"]) == ["128", "256"]
+    assert "pairs per step" in picture.read_text()
+
+
 def test_tokens_of_the_distribution_pass_and_others_do_not(module: Any) -> None:
     distribution = module("distribution")
     draw = torch.Generator().manual_seed(0)

@@ -8,6 +8,7 @@ that it depends on. The programs are those beside this file and those in the pro
 from __future__ import annotations
 
 import importlib.metadata
+import os
 import platform
 import shlex
 import subprocess
@@ -77,6 +78,13 @@ def require_gpu(program: str, tiny: bool) -> None:
         sys.exit(f"{program} needs a CUDA GPU and torch sees none; --tiny runs it on the CPU.")
 
 
+def cpu() -> str:
+    """Return the name and number of the machine's processors, as Linux tells them."""
+    lines = Path("/proc/cpuinfo").read_text().splitlines()
+    names = [x.partition(":")[2].strip() for x in lines if x.startswith("model name")]
+    return f"{names[0] if names else platform.machine()} ({os.cpu_count()} cores)"
+
+
 def machine() -> dict[str, str]:
     """Return what the figures depend on: the card, the driver and the versions under it."""
     found = {"torch": torch.__version__, "cuda": str(torch.version.cuda)}
@@ -87,7 +95,8 @@ def machine() -> dict[str, str]:
     except ImportError:
         found["triton"] = "not installed"
     if not torch.cuda.is_available():
-        return {"device": f"CPU, {torch.get_num_threads()} threads", "driver": "none", **found}
+        threads = torch.get_num_threads()
+        return {"device": f"{cpu()}, {threads} threads", "driver": "none", **found}
     card = torch.cuda.get_device_properties(0)
     memory = f"{card.total_memory / 2**30:.0f} GiB, {card.multi_processor_count} multiprocessors"
     query = ["nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader"]
