@@ -20,7 +20,7 @@ import platform
 import statistics
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
@@ -97,28 +97,8 @@ class Contenders:
 
     def generate(self, prompts: list[np.ndarray], seed: int, **options: Any) -> int:
         """Run plain ``model.generate``, batch by batch."""
-        torch.manual_seed(seed)
-        tokens = 0
-        for first in range(0, len(prompts), self.size):
-            batch = prompts[first : first + self.size]
-            width = max(map(len, batch))
-            ids = torch.zeros((len(batch), width), dtype=torch.int64)
-            mask = torch.zeros_like(ids)
-            for row, prompt in enumerate(batch):
-                ids[row, width - len(prompt) :] = torch.from_numpy(prompt).long()
-                mask[row, width - len(prompt) :] = 1
-            output = self.model.generate(
-                input_ids=ids.to(self.device),
-                attention_mask=mask.to(self.device),
-                do_sample=True,
-                top_k=0,
-                max_new_tokens=self.new,
-                eos_token_id=STOP_ID,
-                pad_token_id=STOP_ID,
-                **options,
-            )
-            tokens += sum(_length(row) for row in output[:, width:].cpu().numpy())
-        return tokens
+        made = plain_generate(self.model, prompts, seed, self.size, self.new, STOP_ID, **options)
+        return sum(map(len, made))
 
     def sorted(self, prompts: list[np.ndarray], seed: int, **options: Any) -> int:
         """Run ``model.generate``, the longest prompts first."""
@@ -163,8 +143,57 @@ class Contenders:
         return {name: table[name] for name in wanted}
 
 
-def _length(row: np.ndarray) -> int:
-    stops = np.flatnonzero(row == STOP_ID)
+def plain_generate(
+    model: Any,
+    prompts: Sequence[np.ndarray],
+    seed: int,
+    batch_size: int,
+    new: int,
+    stop: int,
+    **options: Any,
+) -> list[np.ndarray]:
+    """Answer prompts by ``model.generate``, batch by batch, from the model's own distribution.
+
+    Args:
+        model: A Hugging Face model.
+        prompts: Token ids [P] of each.
+        seed: Of torch's generator.
+        batch_size: Prompts of a batch, padded on the left.
+        new: Most tokens of a response.
+        stop: The token that ends one.
+        options: Further ones of ``generate``.
+
+    Returns:
+        The responses [<= new], the stop token included.
+    """
+    torch.manual_seed(seed)
+    made: list[np.ndarray] = []
+    for first in range(0, len(prompts), batch_size):
+        batch = prompts[first : first + batch_size]
+        width = max(map(len, batch))
+        ids = torch.zeros((len(batch), width), dtype=torch.int64)
+        mask = torch.zeros_like(ids)
+        for row, prompt in enumerate(batch):
+            ids[row, width - len(prompt) :] = torch.from_numpy(prompt).long()
+            mask[row, width - len(prompt) :] = 1
+        output = model.generate(
+            input_ids=ids.to(model.device),
+            attention_mask=mask.to(model.device),
+            do_sample=True,
+            top_k=0,
+            max_new_tokens=new,
+            eos_token_id=stop,
+            pad_token_id=stop,
+            **options,
+        )
+        rows = output[:, width:].cpu().numpy()
+        made += [row[: response_length(row, stop)] for row in rows]
+    return made
+
+
+def response_length(row: np.ndarray, stop: int) -> int:
+    """Return the tokens of a response up to its first stop token."""
+    stops = np.flatnonzero(row == stop)
     return int(stops[0]) + 1 if len(stops) else len(row)
 
 
