@@ -208,9 +208,11 @@ def server_arms(setting: Setting, stack: ExitStack, logs: Path) -> dict[str, Arm
             "--no-enable-prefix-caching"
         )
         wanted.append((VLLM, vllm, given.model))
+    only = given.only.split(";") if given.only else [name for name, *_ in wanted]
     return {
         name: stack.enter_context(server_arm(setting, command, model, logs / f"{name}.log"))
         for name, command, model in wanted
+        if name in only
     }
 
 

@@ -39,6 +39,11 @@ COMPACTION_RATIO = 8
 """Finished rows are removed once there is one per so many that stay: removal copies the cache."""
 PREFILL_TOKENS = 8192
 """Most prompt tokens, padding included, of one forward pass; a longer prompt runs alone."""
+WORTH_A_PASS = 1024
+"""Prompt tokens from which on a forward pass takes its time per token, whatever the device."""
+PADDING_RATIO = 16
+"""Such a pass takes no prompt that would make padding more than one token per so many of prompts;
+the next pass takes it, with others of its length."""
 
 
 class Decoder:
@@ -154,11 +159,16 @@ class Decoder:
         self, batch_rows: int, prompts: Sequence[Ids], waiting: deque[int]
     ) -> list[int]:
         prompt_indices: list[int] = []
-        width = 0
+        width = tokens = 0
         while waiting and batch_rows + len(prompt_indices) < self.settings.batch_size:
-            width = max(width, len(prompts[waiting[0]]))
-            if prompt_indices and width * (len(prompt_indices) + 1) > PREFILL_TOKENS:
+            more = len(prompts[waiting[0]])
+            width = max(width, more)
+            padded = width * (len(prompt_indices) + 1)
+            padding = padded - tokens - more
+            uneven = tokens >= WORTH_A_PASS and padding * PADDING_RATIO > tokens + more
+            if prompt_indices and (padded > PREFILL_TOKENS or uneven):
                 break
+            tokens += more
             prompt_indices.append(waiting.popleft())
         return prompt_indices
 
