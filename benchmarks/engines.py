@@ -52,7 +52,8 @@ from spin_composer.data.pairs import Ids, PairBatch
 from spin_composer.engines.hf.generator import HFGenerator
 from spin_composer.engines.server.client import HTTPClient
 from spin_composer.engines.server.generator import ServerGenerator
-from spin_composer.engines.server.process import free_port, run_server
+from spin_composer.engines.server.process import free_port, last_lines, run_server
+from spin_composer.errors import EngineError
 from spin_composer.model.layout.attention import install_segment_attention
 from spin_composer.model.layout.choose import LAYOUTS
 from spin_composer.play.plan import PlayUnit
@@ -73,10 +74,11 @@ Answer = Callable[[Sequence[Ids], int], Sequence[Ids]]
 
 @dataclass
 class Arm:
-    """What answers prompts with a seed, and the process that it asks to do it."""
+    """What answers prompts with a seed, and the process that it asks to do it, with its log."""
 
     answer: Answer
     server: psutil.Process | None = None
+    log: Path | None = None
 
     def server_seconds(self) -> float:
         """Return the CPU seconds of the server so far, with those of its children."""
@@ -185,7 +187,7 @@ def server_arm(setting: Setting, command: str, model: Path, log: Path) -> Iterat
         def answer(prompts: Sequence[Ids], seed: int) -> list[Ids]:
             return [response.ids for response in generator.generate(prompts, seed)]
 
-        yield Arm(answer, psutil.Process(server.process.pid))
+        yield Arm(answer, psutil.Process(server.process.pid), log)
 
 
 def server_arms(setting: Setting, stack: ExitStack, logs: Path) -> dict[str, Arm]:
@@ -268,25 +270,67 @@ def summary(rounds: list[dict[str, float]]) -> dict[str, float]:
     }
 
 
-def measured(setting: Setting, arms: dict[str, Arm], scoring: Scoring) -> dict[str, Any]:
-    """Return the results of all rounds."""
+def measured(
+    setting: Setting, arms: dict[str, Arm], scoring: Scoring, keep: Callable[[dict[str, Any]], None]
+) -> dict[str, Any]:
+    """Return the results of all rounds; ``keep`` gets those so far after each.
+
+    A server that fails is named with its error, and not asked again.
+    """
     found: dict[str, list[dict[str, float]]] = {name: [] for name in arms}
+    failed: dict[str, str] = {}
     units: list[dict[str, float]] = []
+    result: dict[str, Any] = {}
     for turn in range(setting.given.rounds):
         for name, arm in arms.items():
-            found[name].append(timed(arm, setting.prompts, turn))
-            x = found[name][-1]
+            if name in failed:
+                continue
+            try:
+                x = timed(arm, setting.prompts, turn)
+            except EngineError as error:
+                log = "" if arm.log is None else last_lines(arm.log)
+                failed[name] = f"{error} {log}"
+                print(f"round {turn} {name:20s} failed: {failed[name]}", flush=True)
+                continue
+            found[name].append(x)
             print(f"round {turn} {name:20s} {x['tokens'] / x['cpu_s']:7.1f} tokens/s", flush=True)
         units.append(scoring.measure(turn))
         print(f"round {turn} unit {units[-1]}", flush=True)
+        result = _result(found, units) | {"rounds": turn + 1, "failed": failed}
+        keep(result)
+    return result
+
+
+def _result(
+    found: dict[str, list[dict[str, float]]], units: list[dict[str, float]]
+) -> dict[str, Any]:
     medians = {name: statistics.median(unit[name] for unit in units) for name in units[0]}
     made = medians["generated"]
     shares = {name: x / (x + made) for name, x in medians.items() if name != "generated"}
     return {
-        "engines": {name: summary(rounds) for name, rounds in found.items()},
+        "engines": {name: summary(rounds) for name, rounds in found.items() if rounds},
         "unit_cpu_s": medians,
         "share_of_scoring": shares,
     }
+
+
+def origin(setting: Setting) -> dict[str, Any]:
+    """Return command, machine, versions and the prompts' mean length."""
+    cores = len(os.sched_getaffinity(0))
+    return {
+        "command": shlex.join(["python", "benchmarks/engines.py", *sys.argv[1:]]),
+        "machine": {"processor": _processor(), "cores": cores, "threads": torch.get_num_threads()},
+        "versions": {name: importlib.metadata.version(name) for name in PACKAGES},
+        "prompt_tokens": statistics.mean(map(len, setting.prompts)),
+    }
+
+
+def _processor() -> str:
+    """Return the processor's name, as Linux tells it."""
+    for line in Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines():
+        if line.startswith("model name"):
+            return line.partition(":")[2].strip()
+    return platform.machine()
 
 
 def main() -> None:
@@ -308,19 +352,14 @@ def main() -> None:
         scratch = Path(stack.enter_context(tempfile.TemporaryDirectory()))
         arms = local_arms(setting) | server_arms(setting, stack, scratch)
         only = setting.given.only.split(";") if setting.given.only else list(arms)
-        arms = {name: arms[name] for name in only}
-        found = measured(setting, arms, Scoring(setting, scratch / "store"))
+        arms = {name: arm for name, arm in arms.items() if name in only}
+        result = origin(setting)
+        scoring = Scoring(setting, scratch / "store")
+        found = measured(setting, arms, scoring, lambda x: write(result | x, setting.given.out))
     for name, x in found["engines"].items():
         wall = f"{x['tokens_per_second']:7.1f} by the clock"
         print(f"{name:20s} {x['tokens_per_cpu_second']:7.1f} tokens per CPU second, {wall}")
     print(found["unit_cpu_s"], found["share_of_scoring"])
-    command = shlex.join(["python", "benchmarks/engines.py", *sys.argv[1:]])
-    versions = {name: importlib.metadata.version(name) for name in PACKAGES}
-    cores = len(os.sched_getaffinity(0))
-    machine = {"processor": platform.processor() or platform.machine(), "cores": cores}
-    lengths = {"prompt_tokens": statistics.mean(map(len, setting.prompts))}
-    write({"command": command, "machine": machine, "versions": versions, **lengths, **found},
-          setting.given.out)  # fmt: skip
 
 
 if __name__ == "__main__":

@@ -33,6 +33,7 @@ from spin_composer.hooks.sample_table import log_samples
 from spin_composer.loss import PairLoss, loss_parameters
 from spin_composer.model.fingerprint import fingerprint
 from spin_composer.model.unwrap import composer_model
+from spin_composer.play.ahead import run_ahead
 from spin_composer.play.degenerate import duplicate_check_for
 from spin_composer.play.iteration import (
     IterationPlan,
@@ -283,9 +284,11 @@ class Game:
 
     def _schedule(self, state: State) -> Schedule:
         model = composer_model(state)
-        if is_sharded(model) and not self.engine.needs_whole_model:
+        if self.engine.needs_whole_model:
+            return run_independently
+        if is_sharded(model):
             return Lockstep(state.device.tensor_to_device, lambda: reshard(model))
-        return run_independently
+        return run_ahead
 
     @contextmanager
     def _explain_out_of_memory(self) -> Iterator[None]:

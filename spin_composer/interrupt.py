@@ -210,10 +210,13 @@ def record_signal(number: int) -> None:
 def check() -> None:
     """Stop here if a signal was recorded; to be called between steps while signals are deferred.
 
+    In another thread than the main one nothing happens: the main thread stops, and ends what it has
+    started.
+
     Raises:
         Interrupted: If a signal was recorded.
     """
-    if _watch.number:
+    if _watch.number and threading.current_thread() is threading.main_thread():
         raise _watch.exception(_watch.number)
 
 

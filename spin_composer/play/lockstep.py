@@ -3,8 +3,9 @@
 In a round every rank drafts at most one unit, by the completion server and without the model. The
 ranks wait for each other without a collective, since generation times vary, and then score in
 lockstep: a rank with fewer batches than another scores a dummy batch and discards the result. Then
-each rank commits its unit. A rank that fails notifies those that wait for it; if its forward pass
-itself fails, the others hang in theirs, as in training, until its process has exited.
+each rank commits its unit. Meanwhile the server answers the prompts of the next round. A rank that
+fails notifies those that wait for it; if its forward pass itself fails, the others hang in theirs,
+as in training, until its process has exited.
 """
 
 from __future__ import annotations
@@ -19,7 +20,8 @@ from torch import Tensor
 
 from spin_composer.data.pairs import Pair, PairBatch, collate_pairs
 from spin_composer.interrupt import Interrupted
-from spin_composer.play.player import Job, Player
+from spin_composer.play.ahead import DraftAhead
+from spin_composer.play.player import Draft, Job, Player, Scored
 from spin_composer.play.sharing import SharedWork
 from spin_composer.store.unit import UnitReport
 
@@ -40,26 +42,41 @@ class Lockstep:
         self, player: Player, work: SharedWork, iteration: int, jobs: Sequence[Job]
     ) -> Iterator[UnitReport | None]:
         """Make this rank's share of ``jobs``; yield the units' reports."""
-        for first in range(0, len(jobs), dist.get_world_size()):
-            mine = jobs[first : first + dist.get_world_size()][dist.get_global_rank() :][:1]
-            drafts = []
-            for job in mine:
-                if player.recover(iteration, *job):
-                    yield None
-                else:
-                    drafts.append(player.draft(iteration, *job))
-            work.barrier()
-            step = _LockstepScorer(player.score, self.to_device)
-            try:
-                done = [replace(player, score=step).score_draft(draft) for draft in drafts]
-                step.finish()
-            except (Exception, Interrupted) as error:
-                work.check()  # if another rank's failure caused this one, raise that
-                work.report_failure(error)
-                step.abort()
-                raise
-            self.reshard()
-            yield from (player.commit(iteration, unit) for unit in done)
+        world, rank = dist.get_world_size(), dist.get_global_rank()
+        rounds = [jobs[first : first + world][rank:][:1] for first in range(0, len(jobs), world)]
+        with DraftAhead(player, iteration) as ahead:
+            waits, existing = _start(ahead, rounds[0] if rounds else [])
+            for following in [*rounds[1:], []]:
+                yield from existing
+                drafts = [wait() for wait in waits]
+                work.barrier()
+                waits, existing = _start(ahead, following)
+                done = self._score(player, work, drafts)
+                self.reshard()
+                yield from (player.commit(iteration, unit) for unit in done)
+
+    def _score(self, player: Player, work: SharedWork, drafts: Sequence[Draft]) -> list[Scored]:
+        """Score this rank's drafts in step with the other ranks."""
+        step = _LockstepScorer(player.score, self.to_device)
+        try:
+            done = [replace(player, score=step).score_draft(draft) for draft in drafts]
+            step.finish()
+        except (Exception, Interrupted) as error:
+            work.check()  # if another rank's failure caused this one, raise that
+            work.report_failure(error)
+            step.abort()
+            raise
+        return done
+
+
+def _start(ahead: DraftAhead, jobs: Sequence[Job]) -> tuple[list[Callable[[], Draft]], list[None]]:
+    """Start this rank's drafts of a round.
+
+    Returns:
+        What waits for each draft, and a None per unit that exists by now.
+    """
+    missing = [job for job in jobs if not ahead.player.recover(ahead.iteration, *job)]
+    return [ahead.start(job) for job in missing], [None] * (len(jobs) - len(missing))
 
 
 _DONE, _CONTINUES, _FAILED = 0, 1, 2

@@ -91,15 +91,32 @@ class Player:
 
     def make(self, iteration: int, index: int, unit: Unit) -> UnitReport:
         """Make one unit and commit it; return its report."""
-        return self.commit(iteration, self.score_draft(self.draft(iteration, index, unit)))
+        return self.finish(iteration, self.draft(iteration, index, unit))
 
-    def draft(self, iteration: int, index: int, unit: Unit) -> Draft:
-        """Answer a unit's prompts, or read a replayed unit."""
+    def finish(self, iteration: int, draft: Draft) -> UnitReport:
+        """Score a draft and commit it; return its report."""
+        return self.commit(iteration, self.score_draft(draft))
+
+    def draft(
+        self,
+        iteration: int,
+        index: int,
+        unit: Unit,
+        check_wanted: Callable[[], None] = lambda: None,
+    ) -> Draft:
+        """Answer a unit's prompts, or read a replayed unit.
+
+        Args:
+            iteration: Index of the iteration.
+            index: Of the unit.
+            unit: What to answer or to read.
+            check_wanted: Called from time to time; raises if the draft is not needed anymore.
+        """
         started, started_at = time.perf_counter(), time.time()
         if isinstance(unit, ReplayUnit):
             pairs = list(self.store.read_unit(unit.iteration, unit.unit))
             return Draft(index, unit, pairs, [], [None] * len(pairs), 0.0, started_at)
-        pairs, logps, responses = self._answer(iteration, index, unit)
+        pairs, logps, responses = self._answer(iteration, index, unit, check_wanted)
         seconds = time.perf_counter() - started
         return Draft(index, unit, pairs, responses, logps, seconds, started_at)
 
@@ -152,14 +169,19 @@ class Player:
         return True
 
     def _answer(
-        self, iteration: int, index: int, unit: PlayUnit
+        self, iteration: int, index: int, unit: PlayUnit, check_wanted: Callable[[], None]
     ) -> tuple[list[Pair], list[float | None], list[Response]]:
         """Return a unit's pairs, the engine's log-probs of their responses, all responses."""
         examples = [self.examples[int(i)] for i in unit.indices]
         seed = unit_seed(self.seed, iteration, index)
+
+        def on_progress(answered: int, tokens: int) -> None:
+            check_wanted()
+            self.meter.record_answered(answered, tokens)
+
         with self.meter.answering():
             prompts = [example.prompt for example in examples]
-            responses = self.generator.generate(prompts, seed, self.meter.record_answered)
+            responses = self.generator.generate(prompts, seed, on_progress)
             self.meter.record_answered(len(responses), sum(len(r.ids) for r in responses))
         is_duplicate = self.is_duplicate([e.response for e in examples], [r.ids for r in responses])
         made = zip(unit.indices, examples, responses, is_duplicate, strict=True)

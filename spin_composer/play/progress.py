@@ -58,7 +58,8 @@ class Meter:
         self._taken = Counts()
         self._lock = threading.Lock()
         self._before = (0, 0)
-        self._running: tuple[str, float] | None = None
+        self._running: dict[str, float] = {}
+        """When each activity was last added up; a unit may be answered while another is scored."""
 
     @contextmanager
     def answering(self) -> Iterator[None]:
@@ -101,21 +102,20 @@ class Meter:
     @contextmanager
     def _timed(self, name: str) -> Iterator[None]:
         with self._lock:
-            self._running = (name, self.clock())
+            self._running[name] = self.clock()
         try:
             yield
         finally:
             with self._lock:
                 self._tick()
-                self._running = None
+                del self._running[name]
 
     def _tick(self) -> None:
-        """Add the elapsed time of the running activity, in whole milliseconds."""
-        if self._running is not None:
-            name, since = self._running
+        """Add the elapsed time of the running activities, in whole milliseconds."""
+        for name, since in self._running.items():
             more = int(1000 * (self.clock() - since))
             setattr(self.counts, name, getattr(self.counts, name) + more)
-            self._running = (name, since + more / 1000)
+            self._running[name] = since + more / 1000
 
 
 @dataclass(frozen=True)

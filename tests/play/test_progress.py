@@ -189,3 +189,14 @@ def test_counts_are_those_of_all_ranks(tmp_path):
     tokens = 10 * 20 + found[1] // 5
     assert line.startswith(f"iteration 0: play: 20 of 20 prompts answered ({tokens} tokens, ")
     assert ", 16 of 18 pairs scored, done in " in line
+
+
+def test_a_unit_that_is_answered_while_another_is_scored_counts_in_both_times():
+    clock = FakeClock()
+    meter = Meter(clock)
+    with meter.answering():
+        clock.now += 2
+        with meter.scoring():
+            clock.now += 3
+        clock.now += 4
+    assert (counts_of(meter).answering_ms, counts_of(meter).scoring_ms) == (9000, 3000)
