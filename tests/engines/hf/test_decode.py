@@ -214,13 +214,38 @@ def test_rows_that_join_and_leave_change_nothing(
     prompts = PROMPTS * 3
     model = tiny_model("llama", vocab_size=VOCAB)
     runs = []
-    for batch_size, look, change, tokens in ((64, 30, 1, 8192), (3, 1, 99, 1), (5, 7, 1, 20)):
+    sizes = ((64, 30, 1, 8192, 1024), (3, 1, 99, 1, 1), (5, 7, 1, 20, 1024), (64, 5, 8, 8192, 8))
+    for batch_size, look, change, tokens, enough in sizes:
         monkeypatch.setattr(decode, "SYNC_EVERY", look)
         monkeypatch.setattr(decode, "COMPACTION_RATIO", change)
         monkeypatch.setattr(decode, "PREFILL_TOKENS", tokens)
+        monkeypatch.setattr(decode, "WORTH_A_PASS", enough)
         hf = engine(model=model, batch_size=batch_size, max_new_tokens=24, **settings)
         runs.append(plain(hf.generate(prompts, 9)))
-    assert runs[0] == runs[1] == runs[2]
+    assert runs[0] == runs[1] == runs[2] == runs[3]
+
+
+def test_a_pass_that_is_full_enough_takes_no_prompt_that_would_be_padded_much(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(decode, "WORTH_A_PASS", 40)
+    passes: list[list[int]] = []
+    prefill = decode.Decoder._prefill
+
+    def spied(self: Any, indices: list[int], prompts: Any, uniforms: Any) -> Any:
+        passes.append([len(prompts[index]) for index in indices])
+        return prefill(self, indices, prompts, uniforms)
+
+    monkeypatch.setattr(decode.Decoder, "_prefill", spied)
+    engine(batch_size=64, max_new_tokens=2).generate(PROMPTS * 6, 0)
+    assert sorted(sum(passes, [])) == sorted(len(prompt) for prompt in PROMPTS * 6)
+    assert len(passes) > 3
+    for lengths in passes[:-1]:
+        assert sum(lengths) >= 40
+        while sum(lengths) - lengths[-1] >= 40:  # what came when it was full enough
+            padding = max(lengths) * len(lengths) - sum(lengths)
+            assert padding * decode.PADDING_RATIO <= sum(lengths)
+            lengths.pop()
 
 
 def test_a_prompt_gets_its_own_response_whatever_the_order() -> None:
