@@ -238,7 +238,8 @@ def test_a_pass_that_is_full_enough_takes_no_prompt_that_would_be_padded_much(
 
     monkeypatch.setattr(decode.Decoder, "_prefill", spied)
     engine(batch_size=64, max_new_tokens=2).generate(PROMPTS * 6, 0)
-    assert sorted(n for lengths in passes for n in lengths) == sorted(len(prompt) for prompt in PROMPTS * 6)
+    taken = [length for lengths in passes for length in lengths]
+    assert sorted(taken) == sorted(len(prompt) for prompt in PROMPTS * 6)
     assert len(passes) > 3
     for lengths in passes[:-1]:
         assert sum(lengths) >= 40
