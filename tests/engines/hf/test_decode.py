@@ -237,7 +237,7 @@ def test_a_pass_that_is_full_enough_takes_no_prompt_that_would_be_padded_much(
         return prefill(self, indices, prompts, uniforms)
 
     monkeypatch.setattr(decode.Decoder, "_prefill", spied)
-    engine(batch_size=64, max_new_tokens=2).generate(PROMPTS * 6, 0)
+    engine(batch_size=99, max_new_tokens=2).generate(PROMPTS * 6, 0)
     taken = [length for lengths in passes for length in lengths]
     assert sorted(taken) == sorted(len(prompt) for prompt in PROMPTS * 6)
     assert len(passes) > 3
