@@ -13,7 +13,7 @@ UV_PIP := $(BIN)/uv pip install --quiet --compile-bytecode
 OFFLINE := HF_HUB_OFFLINE=1 HF_DATASETS_OFFLINE=1 TRANSFORMERS_OFFLINE=1 WANDB_MODE=offline TOKENIZERS_PARALLELISM=false
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo real docs test test-odd test-all test-foundry test-wheel chaos lint bench bench-step bench-generation simulate parity gpu gpu-kernels gpu-tests gpu-peers gpu-product gpu-step lock clean
+.PHONY: help install demo real docs test test-odd test-all test-foundry test-wheel chaos lint bench bench-step bench-generation bench-engines simulate parity gpu gpu-kernels gpu-tests gpu-peers gpu-product gpu-step lock clean
 
 help: ## show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "  make %-16s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
