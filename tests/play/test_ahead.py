@@ -42,7 +42,7 @@ SCHEDULES: dict[str, Schedule] = {
 
 
 def play(player: Player, schedule: Schedule, iteration: int = 0, replayed: bool = False) -> Any:
-    settings = replace(SETTINGS, replay=1) if replayed else SETTINGS
+    settings = SpinSettings(unit_size=4, replay=1) if replayed else SETTINGS
     units = units_of_run(settings, SEED, iteration, NUM_EXAMPLES)
     player.store.open_iteration({"iteration": iteration, "num_units": len(units)})
     make_units(player, plan_for(player.store, iteration, units), schedule)
