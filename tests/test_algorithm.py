@@ -10,7 +10,7 @@ import pytest
 import torch
 from composer import Callback
 from composer.optim import LinearScheduler
-from fixtures.runs import tiny_trainer
+from fixtures.runs import NUM_ROWS, tiny_trainer
 from torch.utils.data import DataLoader
 
 from spin_composer import SPIN
@@ -98,6 +98,24 @@ def test_a_fresh_subset_is_played_in_each_iteration(tmp_path):
     ]
     assert [len(p) for p in played] == [10, 10]
     assert played[0] != played[1]
+
+
+def test_each_prompt_makes_as_many_pairs_as_responses_are_asked_for(tmp_path):
+    trainer = tiny_trainer(tmp_path, spin={"responses_per_prompt": 3})
+    trainer.fit()
+    store = LocalStore(tmp_path / "self-play")
+    assert "responses_per_prompt" in store.manifest(0)
+    for iteration, wanted in ((0, {"play"}), (1, {"play", "replay"})):
+        units = range(store.manifest(iteration)["num_units"])
+        assert {store.report(iteration, unit).kind for unit in units} == wanted
+        rows = [row for unit in units for row in store.read_unit(iteration, unit)]
+        assert len(rows) == 3 * NUM_ROWS * len(wanted)
+        for index in range(NUM_ROWS):
+            same = [row for row in rows if row.index == index]
+            assert len({tuple(row.real) for row in same}) == 1
+            assert len({tuple(row.generated) for row in same}) == len(same)
+    pairs = [value for _, value in trainer.logger.destinations[0].data["spin/pairs"]]
+    assert pairs == [3 * NUM_ROWS, 6 * NUM_ROWS]
 
 
 def test_scores_of_other_weights_are_found_at_the_first_batch(tmp_path, monkeypatch):

@@ -106,7 +106,9 @@ def build_spin_dataloader(
     log.info("SPIN data: %d examples in %.1f s.", len(examples), time.monotonic() - start)
     if not evaluation:
         samples = (run or {}).get("samples_per_iteration", ALL)
-        check_first_batch_is_whole(examples, samples, size * dist.get_world_size())
+        responses = (run or {}).get("responses_per_prompt", 1)
+        batch = size * dist.get_world_size()
+        check_first_batch_is_whole(examples, samples, batch, responses)
     if run is not None and limits is not None:
         check_rows(examples, limits, run["max_new_tokens"], where)
     if evaluation and drop_last and len(examples) < size * dist.get_world_size():

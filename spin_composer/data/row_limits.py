@@ -56,25 +56,30 @@ def check_rows(
         raise InputError("\n".join(lines))
 
 
-def check_first_batch_is_whole(examples: ExampleDataset, samples: int | str, batch: int) -> None:
-    """Reject a data set with fewer prompts than one batch of the first iteration.
+def check_first_batch_is_whole(
+    examples: ExampleDataset, samples: int | str, batch: int, responses: int = 1
+) -> None:
+    """Reject a data set that makes fewer pairs than one batch of the first iteration.
 
     Args:
         examples: The SFT set.
         samples: ``algorithms.spin.samples_per_iteration``.
         batch: Pairs in a batch of all ranks.
+        responses: ``algorithms.spin.responses_per_prompt``.
 
     Raises:
         InputError: Names the numbers.
     """
     rows, dropped = len(examples), sum(examples.report.dropped.values())
     prompts = min(rows, samples) if isinstance(samples, int) else rows
-    if prompts >= batch:
+    if prompts * responses >= batch:
         return
     given = f"the {rows} rows"
     if prompts != rows:
         given = f"algorithms.spin.samples_per_iteration={samples}"
     beside = f" ({dropped} bad ones were left out)" if dropped and prompts == rows else ""
+    if responses > 1:
+        beside += f", {responses} responses to each"
     raise InputError(
         f"global_train_batch_size={batch} pairs is more than {given}{beside}: an iteration would "
         "have no whole batch. Lower it, or give more rows."

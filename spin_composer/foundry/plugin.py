@@ -92,6 +92,7 @@ def _pass_limits_to_loaders(cfg: dict[str, Any], settings: SpinSettings) -> None
         "model": dict(cfg["model"]),
         "max_new_tokens": settings.generation.max_new_tokens,
         "samples_per_iteration": settings.samples_per_iteration,
+        "responses_per_prompt": settings.responses_per_prompt,
         "max_eval_tokens": max((limit for limit in limits if is_int(limit)), default=0),
         "saves": bool(saves or EXPORTERS & set(cfg.get("callbacks") or {})),
         "legacy_turns": started_with_legacy_turns(settings, str(cfg.get("run_name") or "")),

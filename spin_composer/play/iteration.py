@@ -149,6 +149,8 @@ def build_manifest(
     }
     if run.layout != LEGACY_VALUES["layout"]:  # else as an earlier version, which knows no other
         manifest["layout"] = run.layout
+    if settings.responses_per_prompt != LEGACY_VALUES["responses_per_prompt"]:
+        manifest["responses_per_prompt"] = settings.responses_per_prompt
     return manifest | recorded, units
 
 

@@ -15,7 +15,10 @@ PLAY, REPLAY = "play", "replay"
 
 @dataclass(frozen=True)
 class PlayUnit:
-    """A unit of prompts to answer: ``indices`` [P] into the data set."""
+    """A unit of prompts to answer: ``indices`` [P] into the data set.
+
+    A prompt that is answered several times stands there as often, in a row.
+    """
 
     indices: NDArray[np.int64]
 
@@ -64,13 +67,15 @@ def _play_units(
         count = min(int(settings.samples_per_iteration), num_examples)
         rng = np.random.default_rng([seed, iteration])
         indices = np.sort(rng.choice(num_examples, count, replace=False))
-    size = settings.unit_size
-    return [PlayUnit(indices[i : i + size]) for i in range(0, len(indices), size)]
+    size, each = settings.unit_size, settings.responses_per_prompt
+    return [
+        PlayUnit(np.repeat(indices[i : i + size], each)) for i in range(0, len(indices), size)
+    ]
 
 
 def too_few_units_warning(units: Sequence[Unit], num_ranks: int) -> str | None:
     """Return a warning if smaller units would keep more ranks busy, or None."""
-    sizes = [len(unit.indices) for unit in units if isinstance(unit, PlayUnit)]
+    sizes = [len(np.unique(unit.indices)) for unit in units if isinstance(unit, PlayUnit)]
     even = -(-sum(sizes) // num_ranks)  # prompts per rank, if every rank had one unit
     if len(sizes) >= num_ranks or max(sizes, default=0) <= even:
         return None

@@ -34,7 +34,9 @@ def check_rows_fit(settings: SpinSettings, loader: DataLoader[Example], model: S
     examples, limits = examples_of(loader), model_limits(model.config)
     check_rows(examples, limits, settings.generation.max_new_tokens)
     batch = (loader.batch_size or 1) * dist.get_world_size()
-    check_first_batch_is_whole(examples, settings.samples_per_iteration, batch)
+    check_first_batch_is_whole(
+        examples, settings.samples_per_iteration, batch, settings.responses_per_prompt
+    )
 
 
 def check_microbatches(settings: SpinSettings, state: State, device_batch_size: int) -> None:

@@ -30,7 +30,8 @@ class LoaderRun(TypedDict):
     max_new_tokens: int
     """Tokens of the longest generated response; 0: none is generated."""
     samples_per_iteration: int | str
-    """The setting of ``algorithms.spin``."""
+    responses_per_prompt: int
+    """The settings of ``algorithms.spin``."""
     max_eval_tokens: int
     """Tokens of the longest row of llm-foundry's evaluation loaders; 0: there is none."""
     saves: bool

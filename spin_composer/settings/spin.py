@@ -160,6 +160,9 @@ class SpinSettings:
     """How many earlier iterations' pairs are mixed in, rescored by the current opponent."""
     samples_per_iteration: PositiveInt | Literal["all"] = ALL
     """Prompts played per iteration, a fresh subset each time, or ``all``."""
+    responses_per_prompt: PositiveInt = 1
+    """Responses generated to each prompt, each a pair of its own with the real one: more pairs of
+    few rows."""
     store: Annotated[str, Field(min_length=1), AfterValidator(_folder), Requirement(_FOLDER)] = (
         "runs/{run_name}/self-play"
     )

@@ -23,11 +23,13 @@ LEGACY_VALUES: Manifest = {
     "merged": None,
     "replayed": None,
     "layout": "padded",
+    "responses_per_prompt": 1,
 }
 """The meaning of an absent field: rows were tokenized turn by turn; generated responses were
 compared with the real ones by ids; each process decided by its free memory whether to merge LoRA
 adapters; the replayed units were computed from the iteration's settings
-(:func:`num_replayed_units`); pairs were padded, as they still are where the field is absent."""
+(:func:`num_replayed_units`); pairs were padded, and each prompt was answered once, as they still
+are where the fields are absent."""
 
 FIXED_AT_START = ("degenerate", "merged", "replayed")
 """Fields that no setting determines: a started iteration is continued as its manifest says."""

@@ -36,6 +36,14 @@ def test_all_examples_are_played_once_in_order() -> None:
     assert played(units).tolist() == list(range(23))
 
 
+def test_a_prompt_is_answered_as_often_as_is_asked_in_one_unit() -> None:
+    units = [unit for unit in plan(0, responses_per_prompt=3) if isinstance(unit, PlayUnit)]
+    assert [len(unit.indices) for unit in units] == [15, 15, 15, 15, 9]
+    assert units[1].indices.tolist() == [index for index in range(5, 10) for _ in range(3)]
+    assert too_few_units_warning(units, 5) is None
+    assert "unit_size to 3 or less" in str(too_few_units_warning(units, 8))
+
+
 def test_units_are_a_function_of_settings_and_position_alone() -> None:
     # There is no rank to give: what a unit holds cannot depend on who makes it.
     names = list(inspect.signature(plan_units).parameters)

@@ -65,6 +65,7 @@ WRONG: list[tuple[dict[str, Any], str]] = [
     ({"samples_per_iteration": 0}, "samples_per_iteration must be a positive integer or 'all'"),
     ({"samples_per_iteration": "some"}, "samples_per_iteration"),
     ({"samples_per_iteration": True}, "samples_per_iteration"),
+    ({"responses_per_prompt": 0}, "responses_per_prompt must be a positive integer, got 0"),
     ({"seed": "seven"}, "seed"),
     ({"seed": -1}, "seed"),
     ({"store": ""}, "store"),

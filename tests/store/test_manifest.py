@@ -24,6 +24,8 @@ OLD = {
 def test_a_field_that_is_absent_means_what_was_done_then():
     new = OLD | {"tokenize": "turns", "degenerate": "ids", "merged": None, "replayed": None}
     assert differing_fields(OLD, new) == differing_fields(new, OLD) == []
+    assert differing_fields(OLD, new | {"responses_per_prompt": 1}) == []
+    assert differing_fields(OLD, new | {"responses_per_prompt": 2}) == ["responses_per_prompt"]
     assert differing_fields(OLD, new | {"tokenize": "rendering"}) == ["tokenize"]
     assert differing_fields(OLD, new | {"degenerate": "text"}) == ["degenerate"]
     assert manifest_value(OLD, "seed") == 7
