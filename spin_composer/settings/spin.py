@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
-from dataclasses import field
+from dataclasses import field, fields
 from typing import Annotated, Any, Literal
 
 from pydantic import (
@@ -208,12 +208,19 @@ class SpinSettings:
     @model_validator(mode="wrap")
     @classmethod
     def _of_the_loss(cls, given: Any, handler: ModelWrapValidatorHandler[Self]) -> Self:
-        """Refuse what only other losses take; a default does not count as given."""
+        """Refuse what only other losses take; a default does not count as given.
+
+        Nor does a default of a copy, which gives every field.
+        """
         settings = handler(given)
         own = loss_parameters(settings.loss)
         others = {name for loss in LOSSES for name in loss_parameters(loss)} - set(own)
         keys = given.kwargs or {} if isinstance(given, ArgsKwargs) else given
-        for name in sorted(others & set(keys)):
+        refused = others & set(keys)
+        if set(keys) >= {declared.name for declared in fields(settings)}:
+            of_loss = type(settings)(loss=settings.loss)
+            refused = {x for x in refused if getattr(settings, x) != getattr(of_loss, x)}
+        for name in sorted(refused):
             remedy = f"It takes {', '.join(own)}: remove {name}."
             require(False, f".{name}", keys[name], f"absent with loss: {settings.loss}", remedy)
         return settings

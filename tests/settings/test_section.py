@@ -62,7 +62,10 @@ def test_a_name_that_is_registered_later_is_accepted() -> None:
     assert Toys(1, "bear").kind == "bear"
 
 
-@pytest.mark.parametrize("settings", [SpinSettings(seed=3), Toys(2, weights=[1, 0.5])])
+@pytest.mark.parametrize(
+    "settings",
+    [SpinSettings(seed=3), SpinSettings(loss="space", space_mu=2), Toys(2, weights=[1, 0.5])],
+)
 def test_settings_are_copied_and_compared_as_dataclasses_are(settings: Any) -> None:
     for made in (pickle.loads(pickle.dumps(settings)), copy.deepcopy(settings), replace(settings)):
         assert made == settings
