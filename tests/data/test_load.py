@@ -220,7 +220,7 @@ DAMAGE = [
 ]
 
 
-@pytest.mark.parametrize(("name", "harm"), DAMAGE, ids=str)
+@pytest.mark.parametrize(("name", "harm"), DAMAGE)
 def test_damaged_examples_are_made_anew_with_one_warning(
     name, harm, jsonl, kept, reads, tmp_path, caplog
 ):
