@@ -1,6 +1,6 @@
 """Generation of a unit by each engine and its peers, and its scoring, on a pretrained model.
 
-    python benchmarks/smollm2.py FILE.gguf FOLDER
+    python examples/smollm2.py FOLDER
     taskset -c 0 python benchmarks/engines.py --model FOLDER --gguf FILE.gguf \
         --data gsm8k_train.jsonl --out benchmarks/results/engines_cpu.json
 
