@@ -11,7 +11,6 @@ import sysconfig
 from collections.abc import Iterator
 from dataclasses import asdict
 from datetime import date
-from functools import partial
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from types import ModuleType
@@ -19,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 
 import xxhash
 
-from spin_composer.data.preprocess import make_preprocessor
+from spin_composer.data.preprocess import runs_custom_code
 from spin_composer.settings.dataset import DatasetConfig
 
 if TYPE_CHECKING:
@@ -55,16 +54,16 @@ def cache_key(
 
     Returns:
         None if it cannot be known what the examples depend on: a tokenizer without a backend that
-        can be written, or a ``preprocessing_fn`` without source.
+        can be written, or a ``preprocessing_fn`` of the user's.
     """
     parts: list[object] = [source, legacy, next_turn_stops, _versions(), _code(_PACKAGE / "data")]
     settings = {key: value for key, value in asdict(config).items() if key not in _NO_MATTER}
-    said, code = _tokenizer(tokenizer), _preprocessor(config)
-    if said is None or code is None:
+    said = _tokenizer(tokenizer)
+    if said is None or runs_custom_code(config):
         return None
     if config.date_string is None and ("date" in said or "strftime" in said):
         parts.append(date.today().isoformat())  # a template may print it
-    text = json.dumps([*parts, settings, said, code], sort_keys=True, default=repr)
+    text = json.dumps([*parts, settings, said], sort_keys=True, default=repr)
     return xxhash.xxh3_128(text.encode("utf-8", "surrogatepass")).hexdigest()
 
 
@@ -112,16 +111,8 @@ def _tokenizer(tokenizer: Any) -> str | None:  # fast or not: no type has both
     ])  # fmt: skip
 
 
-def _preprocessor(config: DatasetConfig) -> str | None:
-    """Return the code of ``preprocessing_fn``, empty if there is none; None if it is not known."""
-    function = make_preprocessor(config)
-    if function is None or isinstance(function, partial):  # ours, for two columns
-        return ""
-    return _sources(function)
-
-
 def _sources(of: Any) -> str | None:
-    """Return a hash of the modules that a class or function is of, and of what those import.
+    """Return a hash of the modules that a class is of, and of what those import.
 
     Installed packages and ours count by their version.
     """

@@ -5,6 +5,7 @@ On several ranks each node's first makes them, and the others map the same files
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import os
 import shutil
@@ -18,7 +19,8 @@ from spin_composer.data import kept_examples
 from spin_composer.data.cache_key import cache_key
 from spin_composer.data.examples import ExampleDataset
 from spin_composer.data.parallel import num_processes
-from spin_composer.data.source_identity import is_small, local_files, source_identity
+from spin_composer.data.preprocess import runs_custom_code
+from spin_composer.data.source_identity import file_states, is_small, local_files, source_identity
 from spin_composer.data.sources import read_rows
 from spin_composer.data.tokenization import build_examples, log_report
 from spin_composer.errors import InputError
@@ -76,14 +78,13 @@ def _on_ranks(loader: _Loader) -> ExampleDataset:
     from spin_composer.distributed import from_local_rank_zero, on_all_ranks
 
     of_node = dist.get_local_world_size()
-    if dist.get_world_size() > 1 and not dist.is_initialized():
-        # A script that makes its loader before its Trainer: ranks cannot wait for each other yet.
+    if dist.get_world_size() == 1 or not dist.is_initialized():
+        # One process, or a script that makes its loader before its Trainer: ranks cannot wait for
+        # each other yet.
         kept = loader.is_kept()
         return loader.load_or_make(of_node)[0] if kept else loader.make(alone=False, ranks=of_node)
     if not all(dist.all_gather_object(loader.is_kept())):
         return loader.make(alone=False, ranks=of_node)
-    if dist.get_world_size() == 1:
-        return loader.load_or_make()[0]
     made: list[ExampleDataset] = []
 
     def lead() -> str:
@@ -108,6 +109,7 @@ class _Loader:
     legacy: bool
     next_turn_stops: bool
     _files: list[Path] | None = None
+    _read: list[tuple[int, ...]] | None = None
     _handed_over: list[Path] = field(default_factory=list)
 
     def is_kept(self) -> bool:
@@ -121,6 +123,8 @@ class _Loader:
     def make(self, alone: bool, ranks: int = 1) -> ExampleDataset:
         """Read and tokenize the rows, as one of some ranks of this node that do."""
         processes = max(1, num_processes(self.config.num_proc) // ranks)
+        if self.config.num_proc is None and runs_custom_code(self.config):
+            processes = 1  # it may count rows, or draw random numbers
         return build_examples(
             read_rows(self.config, alone), self.tokenizer, self.config, self.legacy,
             self.next_turn_stops, processes,
@@ -139,7 +143,7 @@ class _Loader:
             self._log(kept, folder)
             return kept, folder
         examples = self.make(alone=True, ranks=ranks)
-        if folder is None:
+        if folder is None or not self._is_unchanged():
             return examples, None
         try:
             kept_examples.save(examples, folder, damaged)
@@ -158,6 +162,7 @@ class _Loader:
         if root is None or self._files is None:
             return None
         try:
+            self._read = file_states(self._files)
             source = source_identity(self.config, self._files, root / "files")
         except OSError as error:  # the reader says which file it cannot read
             log.info("SPIN data: the examples are not kept: %s.", error)
@@ -168,10 +173,18 @@ class _Loader:
         if key is None:
             log.info(
                 "SPIN data: the examples are not kept: it is not known what they depend on (a "
-                "tokenizer that is not fast, a streamed data set, or a function without source)."
+                "tokenizer that is not fast, a streamed data set, or your own preprocessing_fn)."
             )
             return None
         return root / "examples" / key
+
+    def _is_unchanged(self) -> bool:
+        """Tell whether the files are those of the key, now that they were read."""
+        with contextlib.suppress(OSError):  # one is gone
+            if file_states(self._files or ()) == self._read:
+                return True
+        log.warning("SPIN data: files changed while they were read: the examples are not kept.")
+        return False
 
     def _load(self, folder: Path, verify: bool) -> ExampleDataset | None:
         try:

@@ -116,16 +116,19 @@ class Parallel:
             EnvironmentFailure: A process was killed.
         """
         self._rows = rows
-        while self._fill(report):
-            given, future = self._sent.popleft()
-            failure = future.exception()
-            if isinstance(failure, BrokenProcessPool):
-                raise EnvironmentFailure(
-                    "train_loader.dataset: a process that tokenizes rows was killed, probably for "
-                    "lack of memory. Set train_loader.dataset.num_proc to fewer processes."
-                ) from failure
-            # Any other says that rows, or what is made of them, cannot be sent: they stay here.
-            yield given, future.result() if failure is None else None
+        try:
+            while self._fill(report):
+                given, future = self._sent.popleft()
+                failure = future.exception()
+                if isinstance(failure, BrokenProcessPool):
+                    raise failure
+                # Any other says that rows, or what is made of them, cannot be sent: they stay here.
+                yield given, future.result() if failure is None else None
+        except BrokenProcessPool as failure:  # also of sending rows
+            raise EnvironmentFailure(
+                "train_loader.dataset: a process that tokenizes rows was killed, probably for "
+                "lack of memory. Set train_loader.dataset.num_proc to fewer processes."
+            ) from failure
 
     def rest(self) -> Iterator[RawRow]:
         """Return the rows that follow those that were yielded last."""

@@ -30,24 +30,6 @@ FOUNDRY_DATASETS = frozenset(
 """Hub data sets for which llm-foundry registers a function."""
 
 
-def as_chat(row: Any) -> dict[str, Any]:
-    """Return a ``{"prompt", "response"}`` row as a user's turn and the assistant's answer.
-
-    For a model that was tuned on a chat template and data that has none:
-    ``preprocessing_fn: spin_composer.data.preprocess:as_chat``. White space around both goes, as
-    templates mark the ends of turns themselves.
-
-    Raises:
-        KeyError: A column is missing; reading reports it as a bad row.
-    """
-    return {
-        "messages": [
-            {"role": "user", "content": row["prompt"].strip()},
-            {"role": "assistant", "content": row["response"].strip()},
-        ]
-    }
-
-
 def make_preprocessor(config: DatasetConfig) -> Preprocess | None:
     """Return the function that the config names, or that llm-foundry registers for the data set.
 
@@ -60,6 +42,21 @@ def make_preprocessor(config: DatasetConfig) -> Preprocess | None:
     if isinstance(named, Mapping):
         return partial(_renamed, dict(named))
     return _imported(named) if ":" in named else _registered(named)
+
+
+def runs_custom_code(config: DatasetConfig) -> bool:
+    """Tell whether rows are preprocessed by code that is neither ours nor llm-foundry's.
+
+    What it depends on is not known: other modules, files, random numbers, earlier rows.
+
+    Raises:
+        InputError: As of :func:`make_preprocessor`.
+    """
+    function = make_preprocessor(config)
+    if function is None or isinstance(config.preprocessing_fn, Mapping):
+        return False
+    module = getattr(function, "__module__", None) or ""
+    return module.partition(".")[0] not in ("spin_composer", "llmfoundry")
 
 
 def _renamed(columns: Mapping[str, str], row: Any) -> dict[str, Any]:

@@ -30,7 +30,7 @@ def local_files(config: DatasetConfig) -> list[Path] | None:
 
     Returns:
         Every file of a folder; none for a data set of the Hugging Face hub; None for data that
-        other machines have, or of which it is not known what is read.
+        other machines have, of which it is not known what is read, or where nothing is.
 
     Raises:
         InputError: Files that the block names are missing.
@@ -47,7 +47,7 @@ def local_files(config: DatasetConfig) -> list[Path] | None:
         return None if looks_like_a_path(name) else []
     files = _files_below(Path(name))
     elsewhere = {"data_files", "data_dir"} & set(config.hf_kwargs)
-    return None if elsewhere or any(file.suffix == ".py" for file in files) else files
+    return None if elsewhere or any(file.suffix == ".py" for file in files) else files or None
 
 
 def _stream_files(config: DatasetConfig) -> list[Path] | None:
@@ -60,7 +60,7 @@ def _stream_files(config: DatasetConfig) -> list[Path] | None:
         Path(str(stream["local"])) / (stream.get("split") or config.split or "")
         for stream in streams
     ]
-    return [file for folder in folders for file in _files_below(folder)]
+    return [file for folder in folders for file in _files_below(folder)] or None
 
 
 def _files_below(path: Path) -> list[Path]:
@@ -101,10 +101,19 @@ def source_identity(config: DatasetConfig, files: list[Path], memory: Path) -> s
     return digest.hexdigest()
 
 
+def file_states(files: Iterable[Path]) -> list[tuple[int, ...]]:
+    """Return device, inode, size and times (modified, changed; ns) of files, which a change moves.
+
+    Raises:
+        OSError: A file is missing.
+    """
+    found = [file.stat() for file in files]
+    return [(x.st_dev, x.st_ino, x.st_size, x.st_mtime_ns, x.st_ctime_ns) for x in found]
+
+
 def _content_hash(file: Path, memory: Path) -> str:
     """Return the hash of a file's bytes, remembered if the file has not changed."""
-    found = file.stat()
-    state = [found.st_dev, found.st_ino, found.st_size, found.st_mtime_ns, found.st_ctime_ns]
+    (state,) = map(list, file_states([file]))
     name = xxhash.xxh64(os.path.abspath(file).encode("utf-8", "surrogateescape")).hexdigest()
     record = memory / f"{name}.json"
     with contextlib.suppress(OSError, ValueError, KeyError):  # no record, or a damaged one: anew
@@ -113,7 +122,7 @@ def _content_hash(file: Path, memory: Path) -> str:
             return str(known["hash"])
     now = time.time_ns()
     made = hash_file(file)
-    if now - max(found.st_mtime_ns, found.st_ctime_ns) > _PRECISION_NS:
+    if now - max(state[-2:]) > _PRECISION_NS:
         with contextlib.suppress(OSError):  # it only saves time; who keeps examples says so
             memory.mkdir(parents=True, exist_ok=True)
             write_atomically(record, dump_hashed({"state": state, "hash": made}))

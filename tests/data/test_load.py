@@ -178,22 +178,46 @@ def test_what_they_do_not_depend_on_is_not_in_their_key(jsonl, kept, reads):
     assert len(reads) == 1
 
 
-def test_a_changed_function_makes_them_anew(jsonl, kept, reads, tmp_path, monkeypatch):
+def test_rows_that_a_function_of_the_users_changes_are_not_kept(
+    jsonl, kept, reads, tmp_path, monkeypatch
+):
     path = jsonl(PLAIN)
     monkeypatch.syspath_prepend(str(tmp_path))
-    (tmp_path / "helper_of_mine.py").write_text("WORD = 'a'\n\ndef word():\n    return WORD\n")
-    module = tmp_path / "function_of_mine.py"
-    module.write_text(
-        "from helper_of_mine import word\n\ndef f(row):\n"
-        "    return {**row, 'response': word() + row['response']}\n"
+    (tmp_path / "words_of_mine.py").write_text("WORD = 'a'\n")
+    (tmp_path / "function_of_mine.py").write_text(
+        "from functools import partial\nfrom words_of_mine import WORD\n\n"
+        "def add(word, row):\n    return {**row, 'response': word + row['response']}\n\n"
+        "f = partial(add, WORD)\n"
     )
-    keys = {"preprocessing_fn": "function_of_mine:f"}
-    kept(path, **keys)
-    kept(path, **keys)
-    assert len(reads) == 1
-    (tmp_path / "helper_of_mine.py").write_text("WORD = 'b'\n\ndef word():\n    return WORD\n")
-    kept(path, **keys)
+    for _ in range(2):
+        kept(path, preprocessing_fn="function_of_mine:f")
     assert len(reads) == 2
+    for _ in range(2):
+        kept(path, preprocessing_fn="spin_composer.data.mappings:as_chat")
+    assert len(reads) == 3
+
+
+def test_rows_that_change_while_they_are_read_are_not_kept(jsonl, kept, reads, monkeypatch):
+    path = jsonl(PLAIN)
+    content = path.read_text()
+    read = load.read_rows
+
+    def changed(*given: Any):
+        path.write_text(content.replace("a", "e"))
+        yield from read(*given)
+        path.write_text(content)  # with other times: it was another file
+
+    with monkeypatch.context() as patch:
+        patch.setattr(load, "read_rows", changed)
+        wrong = everything(kept(path))
+    assert everything(kept(path)) != wrong
+
+
+@pytest.mark.parametrize("keys", [{"local": "nope"}, {"local": ".", "split": "val"}])
+def test_local_streams_that_are_not_there_are_named_as_ever(keys, kept, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(InputError, match=r"nope|val"):
+        kept(None, hf_name=None, **keys)
 
 
 def test_bad_rows_that_were_left_out_are_an_error_where_they_are_one(jsonl, kept):
