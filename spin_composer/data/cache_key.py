@@ -56,7 +56,7 @@ def cache_key(
         None if it cannot be known what the examples depend on: a tokenizer without a backend that
         can be written, or a ``preprocessing_fn`` of the user's.
     """
-    parts: list[object] = [source, legacy, next_turn_stops, _versions(), _code(_PACKAGE / "data")]
+    parts: list[object] = [source, legacy, next_turn_stops, _versions(), _code(_PACKAGE)]
     settings = {key: value for key, value in asdict(config).items() if key not in _NO_MATTER}
     said = _tokenizer(tokenizer)
     if said is None or runs_custom_code(config):
@@ -80,8 +80,8 @@ def _versions() -> dict[str, str | None]:
 def _code(folder: Path) -> str:
     """Return a hash of the code in a folder: a checkout changes without its version."""
     digest = xxhash.xxh3_128()
-    for file in sorted(folder.glob("*.py")):
-        digest.update(file.name.encode() + file.read_bytes())
+    for file in sorted(folder.rglob("*.py")):
+        digest.update(str(file.relative_to(folder)).encode() + file.read_bytes())
     return digest.hexdigest()
 
 

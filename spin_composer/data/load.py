@@ -93,9 +93,9 @@ def _on_ranks(loader: _Loader) -> ExampleDataset:
         made.append(examples)
         return str(folder or "")
 
-    folder = from_local_rank_zero(lead)
     try:
-        return on_all_ranks(lambda: made[0] if made else loader.map(folder))
+        folder = from_local_rank_zero(lead)
+        return on_all_ranks(lambda: made[0] if made else loader.map(folder, of_node))
     finally:
         loader.end_handing_over()
 
@@ -191,6 +191,9 @@ class _Loader:
             return kept_examples.load(folder, self.tokenizer, self.config, verify)
         except PermissionError:
             return None  # saving them says so
+        except OSError as error:  # of a file system of other machines
+            log.warning("SPIN data: the kept examples %s cannot be read: %s.", folder, error)
+            return None
 
     def _log(self, kept: ExampleDataset, folder: Path | None) -> None:
         """Log what was logged when the examples were made."""
@@ -219,7 +222,12 @@ class _Loader:
         for folder in self._handed_over:
             shutil.rmtree(folder, ignore_errors=True)
 
-    def map(self, folder: str) -> ExampleDataset:
-        """Return the examples that the node's first rank has verified or written."""
+    def map(self, folder: str, ranks: int) -> ExampleDataset:
+        """Return the examples that the node's first rank has verified or written.
+
+        Args:
+            folder: Where they are; empty if they could not be handed over.
+            ranks: Ranks of this node, which then tokenize at the same time.
+        """
         kept = self._load(Path(folder), verify=False) if folder else None
-        return kept if kept is not None else self.make(alone=True)
+        return kept if kept is not None else self.make(alone=True, ranks=ranks)
