@@ -1,4 +1,4 @@
-"""Writes the pages of docs/ that are made from the code: ``python docs/generate.py``.
+"""Writes the pages of docs/ that are made from code and results: ``python docs/generate.py``.
 
 tests/test_docs.py holds that the pages are what the code says.
 """
@@ -209,7 +209,49 @@ def words(section: Any, name: str) -> str:
     return describe_type(declared.annotation, declared.metadata)
 
 
-PAGES = {"losses.md": losses, "metrics.md": metrics, "settings.md": settings}
+RESULTS = HERE.parent / "benchmarks" / "results"
+OURS, PEER = "ours, shared", "TRL, reference's log-probs given"
+LENGTHS = {
+    "gsm8k": "GSM8K's", "oasst": "OASST's, several turns", "long-prompts": "1,024 + 2 x 128",
+    "long-responses": "64 + 2 x 1,024",
+}  # fmt: skip
+
+
+def speed() -> str:
+    """Return the page of a training step's speed, from the committed results."""
+    rows, machines = [], set()
+    names: tuple[str, ...] = ()
+    for path in sorted(RESULTS.glob("step_cpu_*.json")):
+        result = json.loads(path.read_text(encoding="utf-8"))
+        _, _, shape, lengths = path.stem.split("_")
+        figures, made_on = result["contenders"], result["machine"]
+        names = tuple(figures)
+        ours, peer = figures[OURS], figures[PEER]
+        rows.append((
+            shape, LENGTHS[lengths], *(f"{x['step_ms'] / 1000:.2f}" for x in figures.values()),
+            f"**{peer['step_ms'] / ours['step_ms']:.2f}**",
+            f"{ours['step_mib'] / peer['step_mib']:.2f}",
+        ))  # fmt: skip
+        machines.add(f"{made_on['device']}, torch {made_on['torch'].partition('+')[0]}")
+    header = ("model", "lengths", *names, "TRL's faster / ours", "memory, ours / TRL's")
+    return f"""{GENERATED}
+# How fast a training step is
+
+CPU seconds of a step of four pairs on one core, in fp32; the contenders of a row took turns in one
+run (`make bench-step`; [step.py](../benchmarks/step.py) says what is measured). On a GPU nothing
+was measured yet. Models are Llamas with random weights: 135m has the shape of SmolLM2-135M, 10m a
+vocabulary of 8,192. Lengths are tokens of the prompt and of the two responses. TRL is 1.16: with
+the reference model beside the policy, its default, and with the reference's log-probs given, its
+faster way. "Two models" is the way of the paper's authors. Memory is what a step takes beyond
+weights and optimizer.
+
+{table(header, rows)}
+
+Measured on: {"; ".join(sorted(machines))}.
+"""
+
+
+PAGES = {"losses.md": losses, "metrics.md": metrics, "settings.md": settings, "speed.md": speed}
 
 
 if __name__ == "__main__":

@@ -10,8 +10,8 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[1]
-TARGETS = ("bench-generation",)
-RESULTS = ("generation_cpu",)
+TARGETS = ("bench-generation", "bench-step")
+RESULTS = ("generation_cpu", "step_cpu_10m_gsm8k")
 
 
 def commands() -> list[re.Pattern[str]]:
