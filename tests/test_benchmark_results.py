@@ -11,7 +11,7 @@ import pytest
 
 ROOT = Path(__file__).parents[1]
 TARGETS = ("bench-generation", "bench-step")
-RESULTS = ("generation_cpu", "step_cpu_10m_gsm8k")
+RESULTS = ("generation_cpu", "step_cpu_10m_gsm8k", "step_cpu_10m_oasst")
 
 
 def commands() -> list[re.Pattern[str]]:
