@@ -9,7 +9,9 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
 import torch
+import transformers
 from fixtures.llamacpp import write_gguf
 from fixtures.runs import write_rows
 from fixtures.tokenizers import chatml
@@ -41,6 +43,10 @@ def test_quickstart_trains_a_model_that_loads(tmp_path):
     assert len(history["iterations"]) == 2
 
 
+@pytest.mark.skipif(
+    transformers.__version__.startswith("4."),
+    reason="make real installs transformers 5; 4 reads no GGUF tokenizer without a BOS",
+)
 def test_smollm2_makes_a_folder_of_a_packages_gguf_that_answers_alike(tmp_path, monkeypatch):
     torch.manual_seed(0)
     config = LlamaConfig(**TINY_HF, tie_word_embeddings=False)
