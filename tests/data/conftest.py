@@ -10,6 +10,10 @@ from typing import Any
 
 import pytest
 
+from spin_composer.data import load, source_identity
+from spin_composer.data.examples import ExampleDataset
+from spin_composer.data.load import load_examples
+from spin_composer.settings.dataset import read_config
 from tests.fixtures import tokenizers
 
 Json = Callable[..., Path]
@@ -56,3 +60,35 @@ def shared_data() -> Path:
     if not folder.is_dir():
         pytest.skip(f"no real data in {folder} (set SPIN_SHARED_DATA)")
     return folder
+
+
+@pytest.fixture
+def nothing_is_small(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Keep examples of small files too, and trust files that have just changed."""
+    monkeypatch.setattr(source_identity, "_SMALL_BYTES", 0)
+    monkeypatch.setattr(source_identity, "_PRECISION_NS", 0)
+
+
+@pytest.fixture
+def kept(tmp_path: Path) -> Callable[..., ExampleDataset]:
+    """Return a function that loads rows with the cache of the test."""
+
+    def made(path: object, tokenizer: Any = None, **keys: Any) -> ExampleDataset:
+        given = {"max_seq_len": 100, "hf_name": str(path), "cache_dir": str(tmp_path / "cache")}
+        return load_examples(read_config({**given, **keys}), tokenizer or tokenizers.chatml())
+
+    return made
+
+
+@pytest.fixture
+def reads(monkeypatch: pytest.MonkeyPatch) -> list[Path]:
+    """Return a list that grows whenever rows are read."""
+    seen: list[Any] = []
+    read = load.read_rows
+
+    def counted(config: Any, *rest: Any) -> Any:
+        seen.append(config.source)
+        return read(config, *rest)
+
+    monkeypatch.setattr(load, "read_rows", counted)
+    return seen

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -68,3 +69,21 @@ def write_questions(path: Path, answers: Sequence[str]) -> str:
     ]
     path.write_text("".join(json.dumps({"messages": row}) + "\n" for row in rows))
     return str(path)
+
+
+def everything(examples: ExampleDataset) -> list[Any]:
+    """Return all that examples hold, except where they are kept."""
+    origin = examples.origin
+    assert origin is not None
+    words = [
+        getattr(turn["role"], "spelled", None)
+        for _, _, row in origin.rows for turn in row.get("messages", ())
+    ]  # fmt: skip
+    return [
+        *(array.tolist() for array in examples.arrays().values()), examples.lengths.tolist(),
+        examples.fingerprint, examples.max_token_id, examples.kind, examples.report,
+        examples.stop_rule, examples.stop_token_id, origin.rows, words,
+        replace(origin.config, cache_dir=None),
+        origin.warnings, origin.next_turn_stops, examples.alternative_stop_ids(),
+        [way.differ for way in examples.tokenized_both_ways()],
+    ]  # fmt: skip

@@ -6,10 +6,7 @@ import json
 import logging
 import os
 import shutil
-import signal
-import socket
 from collections.abc import Callable
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -17,67 +14,16 @@ import numpy as np
 import pytest
 
 from spin_composer.data import kept_examples, load, source_identity
-from spin_composer.data.examples import ExampleDataset
 from spin_composer.data.load import cache_folder, load_examples
 from spin_composer.errors import InputError
 from spin_composer.settings.dataset import read_config
 from tests.data import templates
-from tests.data.rows import CHAT, PLAIN
+from tests.data.rows import CHAT, PLAIN, everything
 from tests.data.test_parallel import OBSERVED, UNREAD
 from tests.fixtures import tokenizers
 from tests.fixtures.ranks import on_two_ranks
 
-Load = Callable[..., ExampleDataset]
-NO_ROOM = "cannot be kept"
-
-
-@pytest.fixture(autouse=True)
-def _nothing_is_small(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(source_identity, "_SMALL_BYTES", 0)
-    monkeypatch.setattr(source_identity, "_PRECISION_NS", 0)
-
-
-@pytest.fixture
-def kept(tmp_path: Path) -> Load:
-    """Return a function that loads rows with the cache of the test."""
-
-    def made(path: object, tokenizer: Any = None, **keys: Any) -> ExampleDataset:
-        given = {"max_seq_len": 100, "hf_name": str(path), "cache_dir": str(tmp_path / "cache")}
-        return load_examples(read_config({**given, **keys}), tokenizer or tokenizers.chatml())
-
-    return made
-
-
-@pytest.fixture
-def reads(monkeypatch: pytest.MonkeyPatch) -> list[Path]:
-    """Return a list that grows whenever rows are read."""
-    seen: list[Any] = []
-    read = load.read_rows
-
-    def counted(config: Any, *rest: Any) -> Any:
-        seen.append(config.source)
-        return read(config, *rest)
-
-    monkeypatch.setattr(load, "read_rows", counted)
-    return seen
-
-
-def everything(examples: ExampleDataset) -> list[Any]:
-    """Return all that examples hold, except where they are kept."""
-    origin = examples.origin
-    assert origin is not None
-    words = [
-        getattr(turn["role"], "spelled", None)
-        for _, _, row in origin.rows for turn in row.get("messages", ())
-    ]  # fmt: skip
-    return [
-        *(array.tolist() for array in examples.arrays().values()), examples.lengths.tolist(),
-        examples.fingerprint, examples.max_token_id, examples.kind, examples.report,
-        examples.stop_rule, examples.stop_token_id, origin.rows, words,
-        replace(origin.config, cache_dir=None),
-        origin.warnings, origin.next_turn_stops, examples.alternative_stop_ids(),
-        [way.differ for way in examples.tokenized_both_ways()],
-    ]  # fmt: skip
+pytestmark = pytest.mark.usefixtures("nothing_is_small")
 
 
 def with_template(template: str) -> Any:
@@ -225,137 +171,6 @@ def test_bad_rows_that_were_left_out_are_an_error_where_they_are_one(jsonl, kept
     assert len(kept(path, on_bad_row="skip")) == len(PLAIN)
     with pytest.raises(InputError, match=r"train\.jsonl:5: "):
         kept(path)
-
-
-def shorten(path: Path) -> None:
-    path.write_bytes(path.read_bytes()[:-4])
-
-
-def flip(path: Path) -> None:
-    content = bytearray(path.read_bytes())
-    content[-3] ^= 1
-    path.write_bytes(content)
-
-
-DAMAGE = [
-    (name, harm)
-    for name in ("tokens.npy", "ends.npy", "truncated.npy", "examples.json")
-    for harm in (shorten, Path.unlink, flip)
-]
-
-
-@pytest.mark.parametrize(("name", "harm"), DAMAGE)
-def test_damaged_examples_are_made_anew_with_one_warning(
-    name, harm, jsonl, kept, reads, tmp_path, caplog
-):
-    path = jsonl(PLAIN)
-    made = everything(kept(path))
-    (folder,) = (tmp_path / "cache" / "examples").iterdir()
-    harm(folder / name)
-    assert everything(kept(path)) == made
-    assert len(reads) == 2
-    assert [m for m in caplog.messages if "made anew" in m] == [
-        m for m in caplog.messages if str(folder) in m
-    ]
-    assert len([m for m in caplog.messages if "made anew" in m]) == 1
-    assert everything(kept(path)) == made
-    assert len(reads) == 2
-    assert os.listdir(folder.parent) == [folder.name]
-
-
-def test_another_format_is_not_read(jsonl, kept, reads, monkeypatch, caplog):
-    path = jsonl(PLAIN)
-    kept(path)
-    monkeypatch.setattr(kept_examples, "_FORMAT", 2)
-    kept(path)
-    kept(path)
-    assert len(reads) == 2
-    assert "it is of format 1, not 2" in caplog.text
-
-
-def test_a_folder_that_cannot_be_written_costs_one_warning(jsonl, kept, tmp_path, caplog):
-    path = jsonl(PLAIN)
-    (tmp_path / "file").touch()
-    examples = kept(path, cache_dir=str(tmp_path / "file" / "cache"))
-    assert len(examples) == len(PLAIN)
-    assert len([m for m in caplog.messages if NO_ROOM in m]) == 1
-
-
-def test_a_full_disk_costs_one_warning_and_leaves_nothing(jsonl, kept, tmp_path, caplog):
-    import resource
-
-    path = jsonl(PLAIN)
-    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (200, limits[1]))
-    try:
-        examples = kept(path)
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
-    assert len(examples) == len(PLAIN)
-    assert len([m for m in caplog.messages if NO_ROOM in m]) == 1
-    assert os.listdir(tmp_path / "cache" / "examples") == []
-
-
-def in_a_copy(run: Callable[[], object]) -> int:
-    """Run in a fork of this process; return its exit status."""
-    pid = os.fork()
-    if pid == 0:
-        try:
-            run()
-        finally:
-            os._exit(0)
-    return os.waitpid(pid, 0)[1]
-
-
-@pytest.mark.parametrize("step", ["save", "rename", "fsync"])
-def test_a_process_killed_while_it_writes_leaves_nothing_half(
-    step, jsonl, kept, reads, tmp_path, monkeypatch
-):
-    path, count = jsonl(PLAIN), [0]
-    module, name = {
-        "save": (np, "save"), "rename": (os, "rename"), "fsync": (kept_examples, "fsync")
-    }[step]  # fmt: skip
-    usual = getattr(module, name)
-
-    def deadly(*given: Any) -> Any:
-        count[0] += 1
-        if count[0] == 2 or step == "rename":
-            os.kill(os.getpid(), signal.SIGKILL)
-        return usual(*given)
-
-    def killed() -> None:
-        monkeypatch.setattr(module, name, deadly)
-        kept(path)
-
-    assert in_a_copy(killed) == signal.SIGKILL
-    root = tmp_path / "cache" / "examples"
-    (left,) = root.iterdir()
-    assert left.name.startswith(".")
-    made = everything(kept(path))
-    assert len(reads) == 1, "nothing half was taken for examples"
-    assert not left.exists()
-    assert everything(kept(path)) == made
-    assert len(os.listdir(root)) == 1
-
-
-def test_only_what_dead_processes_left_is_removed(jsonl, kept, tmp_path):
-    root = tmp_path / "cache" / "examples"
-    host = socket.gethostname()
-    mine, others = f".a@{host}@{os.getpid()}.0123abcd", ".a@elsewhere@1.0123abcd"
-    for name in (mine, others, f".a@{host}@999999999.0123abcd"):
-        (root / name).mkdir(parents=True)
-    kept(jsonl(PLAIN))
-    assert {mine, others} == {name for name in os.listdir(root) if name.startswith(".")}
-
-
-def test_two_processes_that_make_the_same_are_both_right(jsonl, kept, tmp_path):
-    path = jsonl(PLAIN)
-    made = kept(path)
-    (folder,) = (tmp_path / "cache" / "examples").iterdir()
-    for damaged in (False, True):
-        kept_examples.save(made, folder, damaged)
-        assert everything(kept(path)) == everything(made)
-    assert os.listdir(folder.parent) == [folder.name]
 
 
 @pytest.mark.parametrize("what", ["parquet", "folder", "data_files", "mds", "saved"])
