@@ -96,8 +96,9 @@ lint: install ## ruff, then pyright on our packages
 	$(BIN)/ruff check .
 	$(BIN)/pyright
 
-docs: install ## write the pages of docs/ that are made from the code
+docs: install ## write the pages of docs/ that are made from the code, then the site, to site/
 	$(OFFLINE) $(BIN)/python docs/generate.py
+	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --quiet --strict
 
 bench: install ## benchmarks of the kernels on this machine
 	$(OFFLINE) $(BIN)/python kernels/benchmarks/logprobs.py
@@ -187,5 +188,5 @@ lock: install ## resolve both locks again after a change in pyproject.toml or ov
 	sed -i '2a # The pins of Composer and llm-foundry: CPython 3.10 to 3.12 on Linux x86-64; all extras.' requirements-foundry.lock
 
 clean: ## remove the environment, caches and built files (runs/ stays)
-	rm -rf $(VENV) $(FOUNDRY) $(WHEEL) $(PEER) build dist *.egg-info kernels/*.egg-info .pytest_cache .ruff_cache
+	rm -rf $(VENV) $(FOUNDRY) $(WHEEL) $(PEER) build dist site *.egg-info kernels/*.egg-info .pytest_cache .ruff_cache
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -8,8 +8,8 @@ from __future__ import annotations
 import ast
 import inspect
 import json
+import sys
 import textwrap
-from collections.abc import Iterable, Sequence
 from dataclasses import MISSING, Field, fields
 from pathlib import Path
 from typing import Any
@@ -24,7 +24,11 @@ from spin_composer.settings.scheduler import SchedulerSettings
 from spin_composer.settings.spin import PlayOnly, SpinSettings
 
 HERE = Path(__file__).parent
-GENERATED = "<!-- Made by docs/generate.py; edit the code, not this page. -->"
+sys.path.insert(0, str(HERE))
+
+from command_page import commands  # noqa: E402
+from drawing import drawing  # noqa: E402
+from markdown_table import GENERATED, table  # noqa: E402
 
 
 def summary(documented: Any) -> str:
@@ -32,12 +36,6 @@ def summary(documented: Any) -> str:
     first = (inspect.getdoc(documented) or "").split("\n\n")[0].replace("\n", " ")
     first = first.removeprefix("Return ").removesuffix(".").replace("``", "`")
     return first[:1].upper() + first[1:]
-
-
-def table(header: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
-    """Return a Markdown table."""
-    lines = [header, ["---"] * len(header), *rows]
-    return "\n".join(f"| {' | '.join(cells)} |" for cells in lines)
 
 
 def remarks(documented: Any) -> str:
@@ -251,7 +249,10 @@ Measured on: {"; ".join(sorted(machines))}.
 """
 
 
-PAGES = {"losses.md": losses, "metrics.md": metrics, "settings.md": settings, "speed.md": speed}
+PAGES = {
+    "architecture.svg": drawing, "commands.md": commands, "losses.md": losses,
+    "metrics.md": metrics, "settings.md": settings, "speed.md": speed,
+}  # fmt: skip
 
 
 if __name__ == "__main__":
