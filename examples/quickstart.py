@@ -3,7 +3,7 @@
     python examples/quickstart.py my/sft-model sft.jsonl heldout.jsonl --folder runs/quickstart
 
 The model is a Hugging Face folder or name, best one that was tuned on these very rows; a row is
-``{"prompt": ..., "response": ...}`` or any other format of the README. Prints the held-out negative
+``{"prompt": ..., "response": ...}`` or any other that is read. Prints the held-out negative
 log-likelihood before the first iteration and at the end, and writes each iteration's policy to
 ``<folder>/hf/iter<iteration>``. The sizes below are those of a small model and a few rows.
 """

@@ -200,7 +200,7 @@ def unpickling(path: Path) -> Iterator[str]:
 
 @pytest.mark.parametrize("path", python_files(PACKAGE, ROOT / "kernels"), ids=short)
 def test_nothing_of_ours_unpickles(path: Path):
-    # Composer's torch.load of checkpoints is Composer's, and the README says so.
+    # Composer's torch.load of checkpoints is Composer's, and docs/exports.md says so.
     assert not list(unpickling(path))
 
 

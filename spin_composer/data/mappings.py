@@ -1,6 +1,6 @@
 """Functions for ``dataset.preprocessing_fn`` that convert other formats.
 
-Each converts a row to a supported format. Error messages and the README name them.
+Each converts a row to a supported format. Error messages name them.
 """
 
 from __future__ import annotations

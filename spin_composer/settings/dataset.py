@@ -138,7 +138,7 @@ class DatasetConfig:
     """``rendering`` (if not set): the whole row at once; ``turns``: each turn by itself, as in
     llm-foundry."""
     stop_token: Annotated[str, Field(min_length=1)] | None = None
-    """The token that ends responses; if not set, the chat template's, or EOS (README)."""
+    """The token that ends responses; if not set, the chat template's, or EOS (docs/data.md)."""
     generation_prompt: Literal["template", "response"] = "template"
     """``template``: a prompt ends with the generation prompt; ``response``: where the row parts."""
     special_tokens_in_text: Literal["error", "warn", "text"] = "warn"
