@@ -1,0 +1,99 @@
+"""The commands that README and docs/ show exist, with the arguments that they are given."""
+
+from __future__ import annotations
+
+import importlib.util
+import re
+import shlex
+from collections.abc import Iterator
+from pathlib import Path
+
+import click
+import pytest
+from typer.main import get_command
+
+from spin_composer.cli import app
+
+ROOT = Path(__file__).parents[1]
+PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
+PROGRAM = r"(?:spin-composer|composer|torchrun|make|python3?|NODE_RANK=0 torchrun|mcli|sbatch)"
+INSTALLED = ("pip", "venv")
+"""Modules of ``python -m`` that are not this project's to check."""
+
+
+def shown(page: Path) -> Iterator[str]:
+    """Yield the commands of a page: lines of code blocks, and code in tables and sentences."""
+    text = page.read_text(encoding="utf-8").replace("\\\n", " ")
+    blocks = re.findall(r"^```(?:\w*)\n(.*?)^```", text, re.DOTALL | re.MULTILINE)
+    prose = re.sub(r"^```.*?^```", "", text, flags=re.DOTALL | re.MULTILINE)
+    for line in "\n".join(blocks).splitlines():
+        command = line.removeprefix("$ ").split("   #")[0].split("  #")[0].strip()
+        if re.match(rf"{PROGRAM} ", command):
+            yield command
+    for code in re.findall(r"`([^`\n]+)`", prose):
+        if re.match(rf"{PROGRAM} \S", code):
+            yield code
+
+
+COMMANDS = sorted({(page.name, command) for page in PAGES for command in shown(page)})
+
+
+def targets() -> set[str]:
+    makefile = (ROOT / "Makefile").read_text(encoding="utf-8")
+    return set(re.findall(r"^([a-z][a-z-]*):", makefile, re.MULTILINE))
+
+
+def check_make(words: list[str]) -> None:
+    goals = [word for word in words if "=" not in word and not word.startswith("-")]
+    assert set(goals) <= targets()
+
+
+def check_module(words: list[str]) -> None:
+    """Check the module or file that a Python program runs."""
+    if words[0] == "-m":
+        if words[1] not in INSTALLED:
+            assert importlib.util.find_spec(words[1]) is not None
+    elif words[0].endswith(".py"):
+        assert (ROOT / words[0]).exists()
+
+
+def check_spin_composer(words: list[str]) -> None:
+    """Parse the arguments as the command line does."""
+    command: click.Command = get_command(app)
+    name = "spin-composer"
+    while isinstance(command, click.Group) and words and not words[0].startswith("-"):
+        name, words = words[0], words[1:]
+        assert name in command.commands
+        command = command.commands[name]
+    if words and words != ["..."]:
+        given = [word for word in words if word != "..."]
+        try:
+            command.make_context(name, given)
+        except click.exceptions.Exit:  # --help, --version
+            return
+
+
+@pytest.mark.parametrize(("page", "command"), COMMANDS, ids=lambda value: value[:70])
+def test_a_command_that_a_page_shows_exists(page: str, command: str) -> None:
+    words = shlex.split(re.split(r" [>|] ", command)[0].removeprefix("NODE_RANK=0 "))
+    program, given = words[0], words[1:]
+    for word in given:
+        if word.startswith("yamls/") and "*" not in word:
+            assert (ROOT / word).exists()
+    if program == "make":
+        check_make(given)
+    elif program == "spin-composer":
+        check_spin_composer(given)
+    elif program in ("python", "python3"):
+        check_module(given)
+    elif "-m" in given:
+        check_module(given[given.index("-m") :])
+    elif "-c" in given:
+        own = given[given.index("-c") + 1 :]
+        if own[0] == "spin-composer":
+            check_spin_composer(own[1:])
+
+
+def test_commands_were_found_on_many_pages() -> None:
+    assert len(COMMANDS) > 40
+    assert len({page for page, _ in COMMANDS}) > 8
