@@ -63,6 +63,11 @@ SDPA then needs no mask, and its causal kernel skips half of the scores. Measure
 heads of 64, forward and backward: 64 + 1,024 tokens 95 ms instead of 140, but 90 + 125 tokens 7.3
 instead of 4.5."""
 
+_SHARES_HEADS = tuple(int(part) for part in torch.__version__.split(".")[:2]) >= (2, 11)
+"""Whether SDPA's fused kernel of CPUs takes key-value heads that query heads share, which need not
+be repeated then: 7 to 19% less time on one core, and less memory. torch 2.7 leaves the kernel for
+it, and so do the kernels of GPUs that take a mask."""
+
 _NOT_NEEDED = frozenset(
     {
         "cache_position", "dropout", "is_causal", "output_attentions", "output_hidden_states",
@@ -138,7 +143,8 @@ def attend_within(
     if kernel is not None:
         sequences, dtype = segments.sequences(query.device), computes_in(query)
         return attend_at_once(query, key, value, sequences, kernel, dtype, scaling, window)
-    key, value = _per_head(key, query.shape[1]), _per_head(value, query.shape[1])
+    if not _SHARES_HEADS or query.device.type != "cpu" or softcap is not None or sinks is not None:
+        key, value = _per_head(key, query.shape[1]), _per_head(value, query.shape[1])
     how = (segments, scaling, window, softcap, sinks)
     parts = []
     for segment in segments.segments:
@@ -157,7 +163,7 @@ def attend_within(
             if unmasked and segment.second >= _LONG * segment.prompt:
                 q = torch.cat((query[:, :, prompt], q), 2)
             parts.append(_attend(q, k, v, *how)[:, :, -segment.second :])
-    return torch.cat(parts, 2).transpose(1, 2).contiguous()
+    return torch.cat([part.transpose(1, 2) for part in parts], 1)
 
 
 def _per_head(states: Tensor, num_heads: int) -> Tensor:
@@ -180,10 +186,14 @@ def _attend(
     queries, keys = query.shape[2], key.shape[2]
     window_applies = window is not None and keys > window
     if softcap is None and sinks is None:
-        if queries == keys and not window_applies:
-            return scaled_dot_product_attention(query, key, value, is_causal=True, scale=scaling)
-        mask = segments.mask(queries, keys, window if window_applies else None, query)
-        return scaled_dot_product_attention(query, key, value, attn_mask=mask, scale=scaling)
+        causal = queries == keys and not window_applies
+        return scaled_dot_product_attention(
+            query, key, value, scale=scaling, is_causal=causal,
+            attn_mask=None if causal else segments.mask(
+                queries, keys, window if window_applies else None, query
+            ),
+            enable_gqa=key.shape[1] != query.shape[1],
+        )  # fmt: skip
     scale = query.shape[-1] ** -0.5 if scaling is None else scaling
     scores = query @ key.transpose(2, 3) * scale
     if softcap is not None:
