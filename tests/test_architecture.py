@@ -29,6 +29,10 @@ LAYERS: tuple[frozenset[str], ...] = (
     frozenset({"foundry.compat"}),
     frozenset({"fsdp", "hybrid_sharding", "foundry.finetuning", "foundry.exporter"}),
     frozenset({"loss"}),
+    frozenset(
+        f"judge.{name}"
+        for name in ("words", "estimate", "classifier", "diversity", "answers", "measures")
+    ),
     frozenset({"settings", "metrics"}),
     frozenset({"foundry.mpt_config", "foundry.registry"}),
     frozenset({"report", "pretrained"}),
@@ -41,6 +45,7 @@ LAYERS: tuple[frozenset[str], ...] = (
     frozenset({"preflight", "hooks", "schedule"}),
     frozenset({"game"}),
     frozenset({"algorithm"}),
+    frozenset({"judge"}),
     frozenset({"foundry"}),
     frozenset({"train", "data_commands"}),
     frozenset({"play_job", "demo"}),
