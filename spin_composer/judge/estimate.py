@@ -65,14 +65,15 @@ class Estimate:
         """Return the estimate of the larger of the value and ``floor``."""
         return Estimate.of(max(self.value, floor), np.maximum(self.replicates, floor))
 
-    def as_json(self) -> dict[str, float]:
-        """Return value, interval and standard error."""
-        return {
+    def as_json(self) -> dict[str, float | None]:
+        """Return value, interval and standard error; null, which JSON has, in place of nan."""
+        found = {
             "value": self.value,
             "low": self.low,
             "high": self.high,
             "standard_error": self.standard_error,
         }
+        return {name: None if np.isnan(number) else number for name, number in found.items()}
 
 
 class Bootstrap:
@@ -99,13 +100,14 @@ class Bootstrap:
 
         Args:
             totals: [n].
-            weights: [n]; not all zero.
+            weights: [n]; if all are zero, the value is nan.
         """
         total = np.bincount(self.groups, np.asarray(totals, np.float64), self.num_prompts)
         weight = np.bincount(self.groups, np.asarray(weights, np.float64), self.num_prompts)
         with np.errstate(invalid="ignore", divide="ignore"):
             replicates = (self._counts @ total) / (self._counts @ weight)
-        return Estimate.of(total.sum() / weight.sum(), replicates)
+            value = total.sum() / weight.sum()
+        return Estimate.of(value, replicates)
 
     def mean(self, values: Sequence[float] | Vector) -> Estimate:
         """Return the estimate of the mean of values [n]."""

@@ -54,7 +54,7 @@ class Measures:
     exact_match: Estimate | None = None
     """Share of sampled responses with the real one's final answer, of the rows that have one."""
 
-    def as_json(self) -> dict[str, dict[str, float]]:
+    def as_json(self) -> dict[str, dict[str, float | None]]:
         """Return each known measure's value, interval and standard error, by name."""
         return {name: estimate.as_json() for name, estimate in self.known().items()}
 
