@@ -66,7 +66,7 @@ def shuffled_halves(real: Sequence[str], seed: int = 0) -> tuple[list[str], list
         real: [P] one real response per prompt; one is left out if their number is odd.
         seed: Of the order.
     """
-    order = np.random.default_rng(seed).permutation(len(real))
+    order: list[int] = np.random.default_rng(seed).permutation(len(real)).tolist()
     half = len(real) // 2
     return [real[i] for i in order[:half]], [real[i] for i in order[half : 2 * half]]
 
