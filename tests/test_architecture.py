@@ -29,10 +29,9 @@ LAYERS: tuple[frozenset[str], ...] = (
     frozenset({"foundry.compat"}),
     frozenset({"fsdp", "hybrid_sharding", "foundry.finetuning", "foundry.exporter"}),
     frozenset({"loss"}),
-    frozenset(
-        f"judge.{name}"
-        for name in ("words", "estimate", "classifier", "diversity", "answers", "measures")
-    ),
+    frozenset({"judge.words", "judge.estimate", "judge.answers"}),
+    frozenset({"judge.classifier", "judge.diversity"}),
+    frozenset({"judge.measures"}),
     frozenset({"settings", "metrics"}),
     frozenset({"foundry.mpt_config", "foundry.registry"}),
     frozenset({"report", "pretrained"}),
