@@ -29,10 +29,12 @@ class SpinScheduler(ComposerScheduler):
     (``algorithms.spin.learning_rate``), so that a resumed run has no learning rate to restore.
 
     Args:
-        t_warmup: Length of the linear warm-up from 0, ``0.1dur`` being a tenth of the iteration,
-            ``20ba`` twenty batches.
+        t_warmup: Length of the linear warm-up from 0, ``0.1dur`` being a tenth of the iteration (of
+            ``schedule_length``, where it is given), ``20ba`` twenty batches.
         decay: ``linear``, ``cosine`` or ``constant``.
-        alpha_f: Multiplier at the iteration's end.
+        alpha_f: Multiplier at the iteration's end, or at that of ``schedule_length``.
+        schedule_length: Epochs over which it warms up and decays in each iteration, ``6ep`` or 6;
+            None: the iteration's.
 
     Raises:
         InputError: If a value is out of range.
@@ -43,8 +45,10 @@ class SpinScheduler(ComposerScheduler):
         t_warmup: str = SchedulerSettings.t_warmup,
         decay: str = SchedulerSettings.decay,
         alpha_f: float = SchedulerSettings.alpha_f,
+        schedule_length: str | int | None = SchedulerSettings.schedule_length,
     ):
-        fill(SchedulerSettings, {"t_warmup": t_warmup, "decay": decay, "alpha_f": alpha_f})
+        given = {"t_warmup": t_warmup, "decay": decay, "alpha_f": alpha_f}
+        self.settings = fill(SchedulerSettings, {**given, "schedule_length": schedule_length})
         if decay == "constant":
             self.schedule: ComposerScheduler = ConstantWithWarmupScheduler(t_warmup=t_warmup)
         elif decay == "cosine":
@@ -60,9 +64,10 @@ class SpinScheduler(ComposerScheduler):
         per_epoch = int(state.dataloader_len)
         t = state.timestamp
         batch = int(t.epoch_in_iteration) * per_epoch + int(t.batch_in_epoch)
+        epochs = self.settings.epochs(settings.epochs_per_iteration)
         clock = SimpleNamespace(
             timestamp=Timestamp(batch=batch),
-            max_duration=Time(per_epoch * settings.epochs_per_iteration, TimeUnit.BATCH),
+            max_duration=Time(per_epoch * epochs, TimeUnit.BATCH),
             dataloader_len=Time(per_epoch, TimeUnit.BATCH),
         )
         multiplier = self.schedule(cast(State, clock), ssr)  # schedulers read nothing else
@@ -91,7 +96,8 @@ def require_spin_scheduler(state: State) -> None:
     """Reject any other scheduler: Composer's do not restart per iteration.
 
     Raises:
-        InputError: Unless there is exactly one scheduler and it is a :class:`SpinScheduler`.
+        InputError: Unless there is exactly one scheduler, it is a :class:`SpinScheduler`, and it
+            is no shorter than an iteration.
     """
     found = [_composer_scheduler(s) for s in state.schedulers]
     if len(found) != 1 or not isinstance(found[0], SpinScheduler):
@@ -100,6 +106,7 @@ def require_spin_scheduler(state: State) -> None:
             f"schedulers must be one SpinScheduler, got {names}. Use `scheduler: {{name: spin}}` "
             "or Trainer(schedulers=SpinScheduler(...)): others do not restart per iteration."
         )
+    found[0].settings.epochs(_settings(state).epochs_per_iteration)  # raises if it is too short
 
 
 def _composer_scheduler(compiled: LRScheduler) -> object:

@@ -12,6 +12,7 @@ import torch
 from composer import Callback
 from composer.core import Timestamp
 from composer.optim import ConstantScheduler, LinearScheduler
+from composer.optim.scheduler import compile_composer_scheduler
 
 from spin_composer import SpinScheduler
 from spin_composer.errors import InputError
@@ -72,6 +73,35 @@ def test_the_decay_ends_at_alpha_f_and_has_its_shape() -> None:
     assert curve(SpinScheduler("0ba"), 0)[0] == 1
 
 
+@pytest.mark.parametrize("length", ["6ep", 6])
+def test_a_longer_schedule_is_left_unfinished_and_starts_again(length: str | int) -> None:
+    authors = SpinScheduler("0.1dur", schedule_length=length)  # three batches of thirty
+    for iteration in (0, 1):
+        expected = [0, 1 / 3, 2 / 3, *[1 - i / 27 for i in range(7)]]
+        assert curve(authors, iteration) == pytest.approx(expected)
+
+
+def test_a_schedule_of_the_iterations_length_is_the_default() -> None:
+    assert curve(SpinScheduler("2ba", schedule_length="2ep"), 0) == pytest.approx(LINEAR)
+    state = clock(0, 0)
+    state.schedulers = [_compiled(SpinScheduler(schedule_length="2ep"), state)]
+    require_spin_scheduler(state)
+
+
+def test_a_schedule_that_ends_before_the_iteration_is_refused_at_the_start() -> None:
+    state = clock(0, 0)
+    state.schedulers = [_compiled(SpinScheduler(schedule_length=1), state)]
+    with pytest.raises(InputError, match=r"^scheduler.schedule_length=1ep ends before"):
+        require_spin_scheduler(state)
+
+
+def _compiled(scheduler: SpinScheduler, state: Any) -> Any:
+    """Return what Composer makes of a scheduler before there is a loader."""
+    state.optimizers = [torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], lr=1.0)]
+    state.dataloader_len = None
+    return compile_composer_scheduler(scheduler, state)
+
+
 def test_each_iteration_has_its_peak() -> None:
     rates = {"learning_rate": [1e-3, 4e-3, 5e-4]}
     for iteration, peak in enumerate(rates["learning_rate"]):
@@ -102,6 +132,9 @@ def test_nothing_is_trained_before_there_is_a_loader() -> None:
         {"alpha_f": 1.1},
         {"alpha_f": float("nan")},
         {"alpha_f": "0"},
+        {"schedule_length": 0},
+        {"schedule_length": "6iter"},
+        {"schedule_length": 2.5},
     ],
 )
 def test_wrong_settings_are_refused_by_name(wrong: dict[str, Any]) -> None:

@@ -13,7 +13,7 @@ from collections.abc import Collection, Sequence
 from dataclasses import dataclass, is_dataclass
 from typing import Annotated, Any, Literal, TypeGuard, Union, get_args, get_origin
 
-from pydantic import Field, GetCoreSchemaHandler
+from pydantic import AfterValidator, Field, GetCoreSchemaHandler
 from pydantic.fields import FieldInfo
 from pydantic_core import CoreSchema, core_schema
 
@@ -63,6 +63,23 @@ class OneOf:
         if name not in self.names:
             raise ValueError
         return name
+
+
+def _epochs(given: str | int) -> str:
+    digits = str(given).removesuffix("ep")
+    if not digits.isdigit() or int(digits) < 1:
+        raise ValueError
+    return f"{int(digits)}ep"
+
+
+WHOLE_EPOCHS = Requirement("like '2ep'", "Give it in whole epochs.")
+Epochs = Annotated[str | int, AfterValidator(_epochs), WHOLE_EPOCHS]
+"""A whole number of epochs, ``2ep`` or ``2``; kept as ``2ep``."""
+
+
+def count_epochs(epochs: str | int) -> int:
+    """Return the number of epochs of an :data:`Epochs` setting."""
+    return int(str(epochs).removesuffix("ep"))
 
 
 def describe_type(annotation: object, metadata: Sequence[object] = ()) -> str:

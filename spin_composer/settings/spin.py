@@ -26,12 +26,14 @@ from spin_composer.loss import LOSSES, loss_parameters
 from spin_composer.settings.fields import (
     SECTION,
     Count,
+    Epochs,
     NonNegative,
     OneOf,
     Positive,
     PositiveInt,
     Requirement,
     check,
+    count_epochs,
     is_number,
     require,
 )
@@ -90,13 +92,6 @@ class PlayOnly:
         return range(first, end)
 
 
-def _epochs(given: str | int) -> str:
-    digits = str(given).removesuffix("ep")
-    if not digits.isdigit() or int(digits) < 1:
-        raise ValueError
-    return f"{int(digits)}ep"
-
-
 def _as_list(given: object) -> object:
     return [given] if is_number(given) else given
 
@@ -134,9 +129,7 @@ _PerIteration = Requirement("a positive number or a list of them")
 class SpinSettings:
     """The game (``algorithms.spin``). Lists hold one value per iteration."""
 
-    iteration_length: Annotated[
-        str | int, AfterValidator(_epochs), Requirement("like '2ep'", "Give it in whole epochs.")
-    ] = "2ep"
+    iteration_length: Epochs = "2ep"
     """Epochs of training per iteration (``2ep`` or ``2``). NeMo-Aligner's ``spin.max_epochs``."""
     beta: Annotated[float | _Rates, BeforeValidator(_as_list), _PerIteration] = 0.1
     """Strength of the pull toward the opponent, per iteration or one for all. NeMo-Aligner's
@@ -228,7 +221,7 @@ class SpinSettings:
     @property
     def epochs_per_iteration(self) -> int:
         """Epochs of training per iteration."""
-        return int(str(self.iteration_length).removesuffix("ep"))
+        return count_epochs(self.iteration_length)
 
     def check_iterations(self, num_iterations: int) -> None:
         """Reject per-iteration lists whose length does not match the number of iterations.

@@ -79,7 +79,7 @@ def validate(cfg: Config) -> SpinSettings:
             f"algorithms must hold spin, got {format_value(found)}. Add `algorithms: {{spin: "
             "{}}`."
         )
-    settings, *_ = collect_errors(
+    settings, _, scheduler, *_ = collect_errors(
         lambda: _check_game(algorithms["spin"], cfg.get("max_duration")),
         lambda: _check_model(_section(cfg, "model"), _allows_low_precision(algorithms["spin"])),
         lambda: _check_scheduler(_section(cfg, "scheduler")),
@@ -88,6 +88,7 @@ def validate(cfg: Config) -> SpinSettings:
         lambda: _section(cfg, "optimizer"),
         lambda: _check_batch(cfg),
     )
+    scheduler.epochs(settings.epochs_per_iteration)  # raises if it is too short
     if settings.save_on_signal and settings.play_only is None and not cfg.get("save_folder"):
         raise InputError(
             "algorithms.spin.save_on_signal=true has nowhere to save: save_folder is not set. "
@@ -169,13 +170,13 @@ def _check_model(model: Config, allow_low_precision: bool) -> None:
     check_model_settings(model, allow_low_precision)
 
 
-def _check_scheduler(scheduler: Config) -> None:
+def _check_scheduler(scheduler: Config) -> SchedulerSettings:
     if scheduler["name"] != "spin":
         raise InputError(
             f"scheduler.name={scheduler['name']} does not restart with each iteration. Use "
             "`scheduler: {name: spin, t_warmup: 0.1dur}`."
         )
-    fill(SchedulerSettings, {key: scheduler[key] for key in scheduler if key != "name"})
+    return fill(SchedulerSettings, {key: scheduler[key] for key in scheduler if key != "name"})
 
 
 def _check_loader(loader: Config) -> DatasetConfig:

@@ -80,6 +80,8 @@ WRONG: list[tuple[dict[str, Any], str]] = [
     ({"scheduler.t_warmup": "1ep"}, "scheduler.t_warmup must be a part of the iteration (0.1dur)"),
     ({"scheduler.t_warmup": "1.5dur"}, "scheduler.t_warmup"),
     ({"scheduler.decay": "exponential"}, "scheduler.decay must be one of linear, cosine, constant"),
+    ({"scheduler.schedule_length": "6ba"}, "scheduler.schedule_length must be like '6ep', or null"),
+    ({"scheduler.schedule_length": 1}, "scheduler.schedule_length=1ep ends before the iteration, "),
     ({"scheduler.alpha_f": 2}, "scheduler.alpha_f must be a number in [0, 1], got 2"),
     ({"scheduler": REMOVED}, "scheduler must be a mapping with a name"),
     ({"train_loader.name": "finetuning"}, "train_loader.name=finetuning gives no prompts to play"),
