@@ -241,3 +241,9 @@ def test_package_version_is_the_project_version():
     import spin_composer
 
     assert spin_composer.__version__ == PROJECT["version"]
+
+
+def test_the_citation_names_the_version_that_is_packaged() -> None:
+    cited = re.search(r"^version: (.+)$", (ROOT / "CITATION.cff").read_text("utf-8"), re.MULTILINE)
+    assert cited is not None
+    assert cited[1] == PROJECT["version"]
