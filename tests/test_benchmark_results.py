@@ -11,7 +11,10 @@ import pytest
 
 ROOT = Path(__file__).parents[1]
 TARGETS = ("bench-generation", "bench-step")
-RESULTS = ("generation_cpu", "step_cpu_10m_gsm8k", "step_cpu_10m_oasst")
+RESULTS = (
+    "generation_cpu", "step_cpu_10m_gsm8k", "step_cpu_10m_oasst", "step_cpu_10m_long-prompts",
+    "step_cpu_10m_long-responses",
+)  # fmt: skip
 
 
 def commands() -> list[re.Pattern[str]]:
