@@ -110,6 +110,20 @@ def status(
         raise typer.Exit(StoreError.exit_code)
 
 
+@app.command()
+def init(
+    sft: Annotated[Path, typer.Argument(help="LLM Foundry's training YAML of an SFT.")],
+    model: Annotated[
+        str | None, typer.Option(help="The tuned model: a folder or a Hub name.")
+    ] = None,
+) -> None:
+    """Print the SPIN YAML of an SFT's; each change is explained in it and on stderr."""
+    from spin_composer.importers.draft import print_draft, read_text
+    from spin_composer.importers.sft import convert_sft
+
+    print_draft(convert_sft(read_text(sft), str(sft), model))
+
+
 _SETTINGS = {"allow_extra_args": True, "ignore_unknown_options": True}
 Source = Annotated[
     str, typer.Argument(help="File, folder, Hugging Face name or MDS; or a run's YAML.")

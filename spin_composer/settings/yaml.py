@@ -27,9 +27,10 @@ from spin_composer.settings.spin import (
 if TYPE_CHECKING:
     from omegaconf import DictConfig
 
-_MODELS = {"hf_causal_lm": "hf_spin_lm", "mpt_causal_lm": "mpt_spin_lm"}
+MODELS = {"hf_causal_lm": "hf_spin_lm", "mpt_causal_lm": "mpt_spin_lm"}
+"""llm-foundry's names of models, and those of the same models trained by SPIN."""
 # Copied from llm-foundry so that a typo is found before llm-foundry is imported (20 s).
-_TOP_LEVEL_KEYS = frozenset(
+TOP_LEVEL_KEYS = frozenset(
     """
     accumulate_train_batch_on_tokens algorithms autoresume callbacks code_paths
     compile_config console_log_interval cuda_load_lazy device_eval_batch_size
@@ -62,7 +63,7 @@ def is_spin(cfg: Config) -> bool:
     return (
         "spin" in (cfg.get("algorithms") or {})
         or "spin" in names
-        or any(name in _MODELS.values() for name in names)
+        or any(name in MODELS.values() for name in names)
     )
 
 
@@ -141,12 +142,12 @@ def check_keys(cfg: Config) -> None:
     Raises:
         InputError: A line for each, with the nearest known key.
     """
-    unknown = [key for key in cfg if key not in _TOP_LEVEL_KEYS]
+    unknown = [key for key in cfg if key not in TOP_LEVEL_KEYS]
     if unknown:
         raise InputError(
             "\n".join(
                 f"{key} is not a key of llm-foundry's training config. "
-                f"{suggest_key(key, sorted(_TOP_LEVEL_KEYS))}"
+                f"{suggest_key(key, sorted(TOP_LEVEL_KEYS))}"
                 for key in unknown
             )
         )
@@ -165,8 +166,8 @@ def _allows_low_precision(spin: object) -> bool:
 
 def _check_model(model: Config, allow_low_precision: bool) -> None:
     name = model["name"]
-    if name in _MODELS:
-        raise InputError(f"model.name={name} cannot play SPIN. Use {_MODELS[name]}.")
+    if name in MODELS:
+        raise InputError(f"model.name={name} cannot play SPIN. Use {MODELS[name]}.")
     check_model_settings(model, allow_low_precision)
 
 

@@ -236,6 +236,6 @@ def test_a_file_that_is_no_yaml_of_settings_is_refused(
 def test_the_top_level_keys_are_llm_foundrys():
     from llmfoundry.utils.config_utils import TRAIN_CONFIG_KEYS
 
-    from spin_composer.settings.yaml import _TOP_LEVEL_KEYS
+    from spin_composer.settings.yaml import TOP_LEVEL_KEYS
 
-    assert _TOP_LEVEL_KEYS == TRAIN_CONFIG_KEYS
+    assert TOP_LEVEL_KEYS == TRAIN_CONFIG_KEYS

@@ -1,0 +1,1 @@
+"""YAMLs of other trainers as YAMLs of SPIN, each change explained."""
