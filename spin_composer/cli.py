@@ -20,11 +20,12 @@ app = typer.Typer(
     add_completion=False,
     pretty_exceptions_enable=False,
 )
+_SETTINGS = {"allow_extra_args": True, "ignore_unknown_options": True}
 data_app = typer.Typer(help="Look at SFT data, and write it as MDS.", no_args_is_help=True)
 app.add_typer(data_app, name="data")
 
 
-@app.command(context_settings={"allow_extra_args": True, "ignore_unknown_options": True})
+@app.command(context_settings=_SETTINGS)
 def train(
     context: typer.Context,
     yaml: Annotated[str, typer.Argument(help="The run's YAML.")],
@@ -35,7 +36,7 @@ def train(
     raise typer.Exit(main([yaml, *context.args]))
 
 
-@app.command(context_settings={"allow_extra_args": True, "ignore_unknown_options": True})
+@app.command(context_settings=_SETTINGS)
 def play(
     context: typer.Context,
     yaml: Annotated[str, typer.Argument(help="The run's YAML.")],
@@ -124,7 +125,40 @@ def init(
     print_draft(convert_sft(read_text(sft), str(sft), model))
 
 
-_SETTINGS = {"allow_extra_args": True, "ignore_unknown_options": True}
+@app.command("import-nemo", context_settings=_SETTINGS)
+def import_nemo(
+    context: typer.Context,
+    config: Annotated[Path, typer.Argument(help="NeMo-Aligner's gpt_spin.yaml.")],
+    model: Annotated[
+        str | None, typer.Option(help="The SFT model: a Hugging Face folder or Hub name.")
+    ] = None,
+    tokenizer: Annotated[str | None, typer.Option(help="Its tokenizer, if elsewhere.")] = None,
+) -> None:
+    """Print the SPIN YAML of NeMo-Aligner's, with its key=value; explains each key on stderr."""
+    from spin_composer.importers.draft import print_draft
+    from spin_composer.importers.nemo import convert_nemo
+    from spin_composer.importers.read import read_config
+
+    values = read_config(config, context.args)
+    print_draft(convert_nemo(values, str(config), model, tokenizer))
+
+
+@app.command("import-recipe", context_settings=_SETTINGS)
+def import_recipe(
+    context: typer.Context,
+    recipe: Annotated[Path, typer.Argument(help="uclaml/SPIN's config.yaml, or one like it.")],
+    gpus: Annotated[int, typer.Option(min=1, help="Processes that make the recipe's batch.")] = 8,
+    iterations: Annotated[int, typer.Option(min=1, help="Iterations; a recipe is one.")] = 3,
+) -> None:
+    """Print the SPIN YAML of a recipe, with its key=value; explains each key on stderr."""
+    from spin_composer.importers.draft import print_draft
+    from spin_composer.importers.read import read_config
+    from spin_composer.importers.recipe import convert_recipe
+
+    values = read_config(recipe, context.args)
+    print_draft(convert_recipe(values, str(recipe), gpus, iterations))
+
+
 Source = Annotated[
     str, typer.Argument(help="File, folder, Hugging Face name or MDS; or a run's YAML.")
 ]

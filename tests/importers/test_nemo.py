@@ -1,0 +1,179 @@
+"""NeMo-Aligner's SPIN config, key by key: mapped, refused, or explained."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+from typer.testing import CliRunner
+
+from spin_composer.cli import app
+from spin_composer.errors import InputError
+from spin_composer.importers.nemo import convert_nemo
+from spin_composer.importers.read import read_config
+
+YAML = Path(__file__).parent / "foreign/gpt_spin.yaml"
+FILES = [
+    "pretrained_checkpoint.restore_from_path=/models/sft.nemo",
+    "model.data.train_ds.file_path=/data/train.jsonl",
+    "model.data.validation_ds.file_path=/data/valid.jsonl",
+]
+TUTORIAL = [
+    *FILES, "trainer.num_nodes=1", "trainer.devices=8", "model.micro_batch_size=1",
+    "model.global_batch_size=64", "exp_manager.create_wandb_logger=true",
+    "exp_manager.wandb_logger_kwargs.project=spin_training",
+    "exp_manager.wandb_logger_kwargs.name=spin_training", "exp_manager.explicit_log_dir=/results",
+    "++model.sequence_parallel=false", "++model.apply_rope_fusion=false",
+    "trainer.spin.max_iterations=3", "trainer.spin.max_epochs=1",
+    "model.spin.ref_policy_kl_penalty=0.1", "model.spin.length_params.max_length=2048",
+    "model.spin.rollout_micro_batch_size=4", "model.tensor_model_parallel_size=8",
+    "model.optim.lr=5e-7",
+]  # fmt: skip
+
+
+def imported(*overrides: str, model: str | None = "my/sft"):
+    return convert_nemo(read_config(YAML, [*TUTORIAL, *overrides]), "gpt_spin.yaml", model)
+
+
+def setting(config: Any, path: str) -> Any:
+    for key in path.split("."):
+        config = config[key]
+    return config
+
+
+GAME, GENERATION = "algorithms.spin", "algorithms.spin.generation"
+TRAIN = "model.data.train_ds"
+
+
+@pytest.mark.parametrize(
+    ("override", "ours", "value"),
+    [
+        ("trainer.spin.max_iterations=4", "max_duration", "4iter"),
+        ("trainer.spin.max_epochs=2", f"{GAME}.iteration_length", "2ep"),
+        ("model.spin.ref_policy_kl_penalty=0.3", f"{GAME}.beta", 0.3),
+        ("model.spin.ref_policy_kl_penalty=[0.1,0.2,5]", f"{GAME}.beta", [0.1, 0.2, 5]),
+        ("model.spin.length_params.max_length=99", f"{GENERATION}.max_new_tokens", 99),
+        ("model.spin.length_params.min_length=2", f"{GENERATION}.min_new_tokens", 2),
+        ("model.spin.sampling_params.temperature=0.8", f"{GENERATION}.temperature", 0.8),
+        ("model.spin.sampling_params.top_p=0.9", f"{GENERATION}.top_p", 0.9),
+        ("model.spin.sampling_params.top_k=50", f"{GENERATION}.top_k", 50),
+        ("model.spin.sampling_params.end_strings=[x]", f"{GENERATION}.stop_strings", ["x"]),
+        ("model.spin.rollout_micro_batch_size=16", f"{GENERATION}.batch_size", 16),
+        ("trainer.spin.limit_train_batches=10", f"{GAME}.samples_per_iteration", 640),
+        ("trainer.spin.limit_val_batches=7", "eval_subset_num_batches", 7),
+        ("trainer.spin.val_check_interval=50", "eval_interval", "50ba"),
+        ("trainer.spin.val_check_interval=0.1", "eval_interval", "1ep"),
+        ("trainer.spin.gradient_clip_val=0.5",
+         "algorithms.gradient_clipping.clipping_threshold", 0.5),
+        ("trainer.precision=bf16-mixed", "precision", "amp_bf16"),
+        ("trainer.precision=32", "precision", "fp32"),
+        ("model.global_batch_size=128", "global_train_batch_size", 128),
+        ("model.micro_batch_size=2", "device_train_microbatch_size", 2),
+        ("model.data.validation_ds.micro_batch_size=3", "device_eval_batch_size", 3),
+        ("model.encoder_seq_length=1024", "max_seq_len", 1024),
+        (f"{TRAIN}.max_seq_length=512", "max_seq_len", 512),
+        ("model.seed=5", "seed", 5),
+        ("model.optim.lr=1e-6", "optimizer.lr", 1e-6),
+        ("model.optim.weight_decay=0.1", "optimizer.weight_decay", 5e-8),
+        ("model.optim.betas=[0.9,0.95]", "optimizer.betas", [0.9, 0.95]),
+        ("model.optim.sched.warmup_steps=5", "scheduler.t_warmup", "5ba"),
+        ("model.optim.sched.min_lr=5e-8", "scheduler.alpha_f", 0.1),
+        ("model.optim.sched.name=WarmupAnnealing", "scheduler.decay", "linear"),
+        ("exp_manager.explicit_log_dir=/x", "save_folder", "/x/checkpoints"),
+        ("exp_manager.explicit_log_dir=/x", f"{GAME}.store", "/x/self-play"),
+        ("exp_manager.wandb_logger_kwargs.group=g", "loggers.wandb.group", "g"),
+        ("exp_manager.checkpoint_callback_params.save_top_k=3", "save_num_checkpoints_to_keep", 3),
+        ("+trainer.log_every_n_steps=20", "console_log_interval", "20ba"),
+        ("model.activations_checkpoint_granularity=full",
+         "fsdp_config.activation_checkpointing", True),
+        ("model.peft.peft_scheme=lora", "model.peft_config.target_modules",
+         ["q_proj", "k_proj", "v_proj"]),
+        ("model.data.train_ds.file_path=[a.jsonl,b.jsonl]",
+         "train_loader.dataset.hf_kwargs.data_files", ["a.jsonl", "b.jsonl"]),
+    ],
+)  # fmt: skip
+def test_a_key_is_mapped(override: str, ours: str, value: object):
+    found = setting(imported(override).config(), ours)
+    assert found == (pytest.approx(value) if isinstance(value, float) else value)
+
+
+def test_every_key_of_the_config_is_named_with_what_became_of_it():
+    values = read_config(YAML, TUTORIAL)
+    draft = convert_nemo(values, "gpt_spin.yaml", "my/sft")
+    named = " ".join(f"{change}" for change in draft.changes)
+
+    def leaves(inner: Any, prefix: str):
+        for key, value in inner.items():
+            if isinstance(value, dict):
+                yield from leaves(value, f"{prefix}{key}.")
+            elif value is not None:
+                yield f"{prefix}{key}"
+
+    blocks = ("exp_manager.wandb_logger_kwargs",)
+    for key in leaves(values, ""):
+        assert key in named or key.startswith(blocks), key
+
+
+def test_the_tutorials_run_is_of_one_node():
+    config = imported().config()
+    assert config["loggers"] == {"wandb": {"project": "spin_training", "name": "spin_training"}}
+    assert config["run_name"] == "spin_training"
+    assert config["model"]["init_device"] == "mixed"
+    assert config["fsdp_config"]["sharding_strategy"] == "FULL_SHARD"
+    assert "composer -n 8" in imported().yaml.text
+    assert "sbatch --nodes=4" in imported("trainer.num_nodes=4").yaml.text
+
+
+def test_rows_without_chat_are_read_by_their_columns():
+    config = imported(
+        "model.data.chat=False", f"{TRAIN}.context_key=question", f"{TRAIN}.label_key=answer",
+        f"{TRAIN}.prompt_template='{{question}}{{answer}}'",
+    ).config()  # fmt: skip
+    columns = {"prompt": "question", "response": "answer"}
+    assert config["train_loader"]["dataset"]["preprocessing_fn"] == columns
+    assert config["eval_loader"]["dataset"]["preprocessing_fn"] == columns
+
+
+@pytest.mark.parametrize(
+    ("override", "named"),
+    [
+        ("+model.spin.beta=1", r"model\.spin\.beta is not a known key"),
+        ("+model.spin.rollout_micro_batchsize=1", "Did you mean 'model.spin.rollout_micro_batch"),
+        ("~model.spin.nothing", "there is no such key"),
+        ("model.spin.ref_policy_kl_penalty=[0.1,0.2]", "2 values for 3 iterations"),
+        ("trainer.spin.max_steps=100", r"trainer\.spin\.max_steps=100"),
+        ("trainer.spin.limit_train_batches=0.5", "limit_train_batches=0.5"),
+        ("model.spin.sampling_params.use_greedy=True", "use_greedy=True"),
+        (f"{TRAIN}.concat_sampling_probabilities=[1]", "concat_sampling_probabilities"),
+        ("model.data.chat=False", "prompt_template"),
+        ("model.answer_only_loss=False", "answer_only_loss"),
+        ("model.peft.peft_scheme=ptuning", "peft_scheme='ptuning'"),
+        ("model.optim.name=sgd", r"model\.optim\.name='sgd'"),
+        ("model.optim.sched.name=Noam", r"sched\.name='Noam'"),
+        ("trainer.precision=8", "trainer.precision=8"),
+        ("trainer.devices=auto", r"trainer\.devices='auto'"),
+        ("model.spin.length_params.max_length=0", "max_new_tokens"),
+    ],
+)
+def test_what_has_no_counterpart_is_refused_by_name(override: str, named: str):
+    with pytest.raises(InputError, match=named):
+        imported(override)
+
+
+def test_a_checkpoint_of_nemo_must_be_converted():
+    with pytest.raises(InputError, match=r"sft\.nemo.*--model FOLDER"):
+        imported(model=None)
+
+
+def test_a_value_that_the_config_leaves_open_is_asked_for():
+    with pytest.raises(InputError, match=r"train_ds\.file_path is not set"):
+        convert_nemo(read_config(YAML, FILES[:1]), "gpt_spin.yaml", "my/sft")
+
+
+def test_the_command_prints_a_yaml():
+    command = ["import-nemo", str(YAML), *TUTORIAL, "--model", "my/sft"]
+    done = CliRunner().invoke(app, command)
+    assert done.exit_code == 0, (done.output, done.exception)
+    assert "\nmax_duration: 3iter\n" in done.stdout
+    assert "model.tensor_model_parallel_size=8" in done.stderr
