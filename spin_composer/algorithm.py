@@ -17,7 +17,8 @@ from spin_composer.data.loader import examples_of
 from spin_composer.distributed import from_rank_zero, on_all_ranks
 from spin_composer.engines.base import engine_class, make_engine
 from spin_composer.errors import InputError
-from spin_composer.export.exporters import exporters
+from spin_composer.export.card import RunFacts
+from spin_composer.export.exporters import describe_exports, exporters
 from spin_composer.foundry.exporter import set_export_names
 from spin_composer.fsdp import correct_gloo_average, reshard
 from spin_composer.game import Game, check_play_only
@@ -237,6 +238,7 @@ class SPIN(Algorithm):
         evaluate_at_iteration_ends(state, self.settings.epochs_per_iteration)
         save_at_iteration_ends(state, self.settings.epochs_per_iteration, self._should_save)
         export_at_the_end(state)
+        describe_exports(state, self._facts(state))
         set_export_names(state)
         correct_gloo_average(state)
         # The SFT loader's batches are never trained on, so the Trainer must not fast-forward it;
@@ -244,6 +246,20 @@ class SPIN(Algorithm):
         state.dataset_resumption["train"] = True
         if state.dataset_state is not None:
             state.dataset_state["train"] = None
+
+    def _facts(self, state: State) -> RunFacts:
+        """Return what the model cards of exports say of the run."""
+        assert self.game is not None
+        examples, epochs = self.game.examples, self.settings.epochs_per_iteration
+        return RunFacts(
+            run_name=state.run_name,
+            data="rows made in memory" if examples.config is None else examples.config.source,
+            num_rows=len(examples),
+            num_iterations=count_iterations(state.max_duration, epochs),
+            settings=self.settings,
+            stop_token_id=examples.stop_token_id,
+            history=self.history.so_far,
+        )
 
     def _check_scores(self, state: State, game: Game) -> None:
         """Check the head, and how rows are tokenized and end, by the policy's own log-probs."""

@@ -17,12 +17,41 @@ _REPORT_COLUMNS = 120
 app = typer.Typer(
     help="Self-play fine-tuning (SPIN) for Composer and llm-foundry.",
     no_args_is_help=True,
-    add_completion=False,
     pretty_exceptions_enable=False,
 )
 _SETTINGS = {"allow_extra_args": True, "ignore_unknown_options": True}
 data_app = typer.Typer(help="Look at SFT data, and write it as MDS.", no_args_is_help=True)
 app.add_typer(data_app, name="data")
+
+
+def _print_version(wanted: bool) -> None:
+    if wanted:
+        from spin_composer.versions import installed_version, stack_line
+
+        print(f"spin-composer {installed_version('spin-composer')} ({stack_line()})")
+        raise typer.Exit
+
+
+@app.callback()
+def common(
+    version: Annotated[
+        bool,
+        typer.Option("--version", callback=_print_version, is_eager=True,
+                     help="Print the versions of the stack."),
+    ] = False,
+) -> None:
+    """Take the options that belong to no command."""
+    del version  # its callback has ended the process
+
+
+@app.command()
+def doctor(
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+) -> None:
+    """Print what this machine has of what runs need: versions, GPUs, memory, disks."""
+    from spin_composer.doctor import examine
+
+    examine().show(as_json)
 
 
 @app.command(context_settings=_SETTINGS)
@@ -123,6 +152,29 @@ def init(
     from spin_composer.importers.sft import convert_sft
 
     print_draft(convert_sft(read_text(sft), str(sft), model))
+
+
+@app.command("check", context_settings=_SETTINGS)
+def check_run(
+    context: typer.Context,
+    yaml: Annotated[str, typer.Argument(help="The run's YAML.")],
+    gpus: Annotated[int | None, typer.Option(min=1, help="GPUs that the run will have.")] = None,
+    play_speed: Annotated[
+        float | None, typer.Option(min=1e-9, help="Measured tokens/s of play, of all GPUs.")
+    ] = None,
+    train_speed: Annotated[
+        float | None, typer.Option(min=1e-9, help="Measured tokens/s of training, of all GPUs.")
+    ] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+) -> None:
+    """Print what a run will read, take and write, with key=value; needs no GPU and no weights."""
+    from spin_composer.forecast.run import Speeds, forecast_run  # imports Composer
+    from spin_composer.settings.yaml import read_yaml, to_mapping
+
+    config = to_mapping(read_yaml(yaml, context.args))
+    forecast, rows = forecast_run(config, yaml, gpus, Speeds(play_speed, train_speed))
+    forecast.show(as_json)
+    rows.raise_for_bad_rows()
 
 
 @app.command("import-nemo", context_settings=_SETTINGS)

@@ -6,7 +6,7 @@ import logging
 import os
 import re
 from collections.abc import Mapping
-from importlib.metadata import version
+from importlib.metadata import PackageNotFoundError, version
 
 log = logging.getLogger(__name__)
 
@@ -17,6 +17,27 @@ TESTED_VERSIONS: Mapping[str, tuple[tuple[_Minor, _Minor], ...]] = {
     "transformers": (((4, 51), (4, 57)), ((5, 17), (5, 24))),
 }
 """Ranges of (major, minor) by package, whose ends were tested; docs/versions.md."""
+
+
+STACK = (
+    "torch", "transformers", "tokenizers", "mosaicml", "mosaicml-streaming", "llm-foundry",
+    "datasets", "peft", "triton",
+)  # fmt: skip
+"""The packages whose versions say what a run ran on."""
+
+
+def installed_version(package: str) -> str | None:
+    """Return the version of an installed distribution, None if it is not installed."""
+    try:
+        return version(package)
+    except PackageNotFoundError:
+        return None
+
+
+def stack_line() -> str:
+    """Return the installed versions of the stack in one line."""
+    found = [(package, installed_version(package)) for package in STACK]
+    return ", ".join(f"{package} {number}" for package, number in found if number is not None)
 
 
 def version_warnings(installed: Mapping[str, str] | None = None) -> list[str]:

@@ -102,7 +102,7 @@ def build_spin_dataloader(
     size = _batch_size(device_batch_size, evaluation)
     limits = None if run is None else check_run(run, tokenizer)
     start = time.monotonic()
-    examples = _examples(dataset, tokenizer, where, (run or {}).get("legacy_turns", False))
+    examples = read_examples(dataset, tokenizer, where, (run or {}).get("legacy_turns", False))
     log.info("SPIN data: %d examples in %.1f s.", len(examples), time.monotonic() - start)
     if not evaluation:
         samples = (run or {}).get("samples_per_iteration", ALL)
@@ -176,9 +176,20 @@ def _batch_size(given: int | float, evaluation: bool) -> int:
     return int(given)
 
 
-def _examples(
+def read_examples(
     dataset: Config, tokenizer: PreTrainedTokenizerBase, where: str, legacy_turns: bool
 ) -> ExampleDataset:
+    """Read and tokenize the rows of a loader's ``dataset:`` block; a collective.
+
+    Args:
+        dataset: The block.
+        tokenizer: The model's tokenizer.
+        where: The loader's name in messages.
+        legacy_turns: As of :class:`~spin_composer.pretrained.check.LoaderRun`.
+
+    Raises:
+        InputError: A setting, file or row that cannot work.
+    """
     try:
         config = read_config(dataset, f"{where}.dataset")
         legacy = legacy_turns and config.tokenize != "rendering"

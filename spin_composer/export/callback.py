@@ -26,6 +26,13 @@ from transformers import PretrainedConfig
 
 from spin_composer.distributed import from_rank_zero
 from spin_composer.errors import InputError, format_value
+from spin_composer.export.card import (
+    CARD,
+    RunFacts,
+    keep_card,
+    model_card,
+    neutral_generation_config,
+)
 from spin_composer.export.folder import (
     check_replaceable,
     save_adapters,
@@ -98,6 +105,8 @@ class HuggingFaceExporter(Callback):
         self._uploader: RemoteUploaderDownloader | None
         self._uploader = maybe_create_remote_uploader_downloader_from_uri(save_folder, loggers=[])
         self._exported_batch: int | None = None
+        self.facts: RunFacts | None = None
+        """What the model card says; the algorithm sets it. Without it there is no card."""
 
     @property
     def local_folder(self) -> str | None:
@@ -148,7 +157,7 @@ class HuggingFaceExporter(Callback):
         model = composer_model(state)
         read = adapter_state if self._writes_adapters(model) else plain_state
         tensors = read(model.model, self._dtype, model, dist.get_global_rank() == 0)
-        from_rank_zero(lambda: self._write(state, tensors, place))
+        from_rank_zero(lambda: self._write(state, tensors, place, trained))
 
     def _place(self, state: State, iteration: int) -> str:
         """Return the folder, or its name in the object store, of an export that is written now."""
@@ -158,30 +167,45 @@ class HuggingFaceExporter(Callback):
     def _writes_adapters(self, model: HuggingFaceModel) -> bool:
         return hasattr(model.model, "peft_config") and not self.merges_adapters
 
-    def _write(self, state: State, tensors: dict[str, Tensor], place: str) -> None:
+    def _write(
+        self, state: State, tensors: dict[str, Tensor], place: str, iteration: int
+    ) -> None:
         """Write the folder, and hand it to the uploader if there is one; rank 0 only."""
         if self._uploader is None:
             with written_aside(Path(place)) as folder:
-                self._save(composer_model(state), tensors, folder)
+                self._save(composer_model(state), tensors, folder, iteration)
+                keep_card(Path(place), folder)
             log.info("The policy was exported to %s", place)
             return
         with tempfile.TemporaryDirectory(prefix="spin-export-") as scratch:
             folder = Path(scratch)
-            self._save(composer_model(state), tensors, folder)
+            self._save(composer_model(state), tensors, folder, iteration)
             for path in sorted(path for path in folder.rglob("*") if path.is_file()):
                 name = f"{place}/{path.relative_to(folder)}"
                 self._uploader.upload_file(state, name, path, overwrite=True)
 
-    def _save(self, model: HuggingFaceModel, tensors: dict[str, Tensor], folder: Path) -> None:
-        inner = inner_model(model.model)
-        if self._writes_adapters(model):
+    def _save(
+        self, model: HuggingFaceModel, tensors: dict[str, Tensor], folder: Path, iteration: int
+    ) -> None:
+        inner, tokenizer = inner_model(model.model), cast("Any", model.tokenizer)
+        generation, facts = copy.deepcopy(inner.generation_config), self.facts
+        if facts is not None:
+            generation = neutral_generation_config(
+                facts.stop_token_id, tokenizer.eos_token_id, tokenizer.pad_token_id
+            )
+        adapters = self._writes_adapters(model)
+        if adapters:
             save_adapters(cast("PeftModel", unwrap(model.model)), tensors, folder)
+            if facts is not None:
+                generation.save_pretrained(folder)
         else:
             config = self.exported_config(inner.config)
-            generation = copy.deepcopy(inner.generation_config)
             save_model(model.model, tensors, config, generation, folder)
-        tokenizer: Any = model.tokenizer
         tokenizer.save_pretrained(folder)
+        if facts is not None:  # in place of the one that PEFT writes
+            base = str(getattr(inner.config, "name_or_path", ""))
+            card = model_card(facts, base, iteration, adapters)
+            (folder / CARD).write_text(card, encoding="utf-8")
 
 
 def _checked_name(name: str) -> str:

@@ -9,6 +9,7 @@ from composer.core import Event, State
 from transformers import PretrainedConfig
 
 from spin_composer.export.callback import HuggingFaceExporter
+from spin_composer.export.card import RunFacts
 from spin_composer.foundry.exporter import foundry_exporters
 
 
@@ -42,6 +43,13 @@ def exporters(state: State) -> list[Exporter]:
     """Return the callbacks that export Hugging Face folders."""
     own = [c for c in state.callbacks if isinstance(c, HuggingFaceExporter)]
     return [*own, *foundry_exporters(state)]
+
+
+def describe_exports(state: State, facts: RunFacts) -> None:
+    """Give SPIN's own exporters what they say of the run in their model cards."""
+    for callback in state.callbacks:
+        if isinstance(callback, HuggingFaceExporter):
+            callback.facts = facts
 
 
 def local_export_folders(state: State) -> list[str]:

@@ -49,7 +49,7 @@ def _transformed(cfg: dict[str, Any]) -> dict[str, Any]:
     check_launch(cfg, settings, int(os.environ.get("WORLD_SIZE") or 1))
     check_registered(cfg)
     route_eval_loaders(cfg)
-    _pass_limits_to_loaders(cfg, settings)
+    _pass_limits_to_loaders(cfg, loader_run(cfg, settings))
     cfg.setdefault("eval_first", any(cfg.get(key) for key in EVALUATIONS))
     if cfg.get("save_folder") and not cfg.get("save_weights_only"):
         callbacks = cfg["callbacks"] = cfg.get("callbacks") or {}
@@ -76,19 +76,35 @@ def _measure_icl_tasks(cfg: dict[str, Any]) -> None:
         model["additional_eval_metrics"] = given + [n for n in icl_metrics() if n not in given]
 
 
-def _pass_limits_to_loaders(cfg: dict[str, Any], settings: SpinSettings) -> None:
+def _pass_limits_to_loaders(cfg: dict[str, Any], run: LoaderRun) -> None:
     """Pass the limits of rows to SPIN's loaders, which llm-foundry builds before the model."""
+    cfg["train_loader"]["run"] = run
+    for loader in _evaluated(cfg):
+        if isinstance(loader, dict) and loader.get("name") == "spin":
+            loader["run"] = run | {"max_new_tokens": 0, "saves": False}
+
+
+def _evaluated(cfg: Config) -> list[Any]:
+    given = cfg.get("eval_loader") or cfg.get("eval_loaders") or []
+    return given if isinstance(given, list) else [given]
+
+
+def loader_run(cfg: Config, settings: SpinSettings) -> LoaderRun:
+    """Return what SPIN's loaders check their rows against.
+
+    Args:
+        cfg: A SPIN run's config.
+        settings: Its algorithm's.
+    """
     from spin_composer.engines.base import engine_class  # imports torch and Composer
 
-    evaluated = cfg.get("eval_loader") or cfg.get("eval_loaders") or []
-    evaluated = evaluated if isinstance(evaluated, list) else [evaluated]
     limits: list[object] = [
         (loader.get("dataset") or {}).get("max_seq_len")
-        for loader in evaluated
+        for loader in _evaluated(cfg)
         if isinstance(loader, Mapping) and loader.get("name") == "finetuning"
     ]
     saves = cfg.get("save_folder") or engine_class(settings.generation).exports_model
-    run: LoaderRun = {
+    return {
         "model": dict(cfg["model"]),
         "max_new_tokens": settings.generation.max_new_tokens,
         "samples_per_iteration": settings.samples_per_iteration,
@@ -97,10 +113,6 @@ def _pass_limits_to_loaders(cfg: dict[str, Any], settings: SpinSettings) -> None
         "saves": bool(saves or EXPORTERS & set(cfg.get("callbacks") or {})),
         "legacy_turns": started_with_legacy_turns(settings, str(cfg.get("run_name") or "")),
     }
-    cfg["train_loader"]["run"] = run
-    for loader in evaluated:
-        if isinstance(loader, dict) and loader.get("name") == "spin":
-            loader["run"] = run | {"max_new_tokens": 0, "saves": False}
 
 
 def _can_resume_itself(cfg: Config) -> bool:

@@ -32,10 +32,21 @@ def check_registered(cfg: Config) -> None:
     Raises:
         InputError: A line for each problem.
     """
+    collect_errors(lambda: _device(cfg), lambda: check_names(cfg))
+
+
+def check_names(cfg: Config) -> None:
+    """Check a SPIN run's component names and their arguments.
+
+    Args:
+        cfg: A config that ``config.validate`` accepts.
+
+    Raises:
+        InputError: A line for each problem.
+    """
     model = {key: value for key, value in cfg["model"].items() if key != "name"}
     optimizer = {key: value for key, value in cfg["optimizer"].items() if key != "name"}
     checks: list[Callable[[], object]] = [
-        lambda: _device(cfg),
         lambda: _check_component("model", registry.models, cfg["model"]["name"], model, _OF_MODELS),
         lambda: _check_component(
             "optimizer", registry.optimizers, cfg["optimizer"]["name"], optimizer,

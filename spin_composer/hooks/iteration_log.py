@@ -53,10 +53,13 @@ class IterationLog:
         record |= self._play | means | _evaluation(state) | dict(figures)
         self._records = [r for r in self._records if r[ITERATION] < iteration] + [record]
 
+    def so_far(self, ended: str = "") -> RunHistory:
+        """Return the history; ``ended`` says who ended the run early, and when."""
+        return RunHistory(self._baseline, self._records, ended)
+
     def write(self, ended: str = "") -> None:
-        """Write the history on rank 0; ``ended`` says who ended the run early, and when."""
-        history = RunHistory(self._baseline, self._records, ended)
-        write_atomically(self._path, history.as_json())
+        """Write the history on rank 0; ``ended`` as of :meth:`so_far`."""
+        write_atomically(self._path, self.so_far(ended).as_json())
 
     def state_dict(self) -> dict[str, object]:
         """Return the history so far, including the current iteration."""

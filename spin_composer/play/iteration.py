@@ -12,7 +12,7 @@ from spin_composer.data.examples import ExampleDataset
 from spin_composer.distributed import from_rank_zero
 from spin_composer.errors import StoreError
 from spin_composer.play.degenerate import BY_TEXT
-from spin_composer.play.plan import PlayUnit, Unit, plan_units
+from spin_composer.play.plan import PlayUnit, Unit, earlier_iterations, plan_units
 from spin_composer.play.prepare import check_iteration
 from spin_composer.settings.spin import LayoutName, SpinSettings
 from spin_composer.store.base import Store
@@ -172,7 +172,7 @@ def existing_manifest(
 def _played_before(store: Store, iteration: int, replay: int) -> dict[int, int]:
     """Return the number of units that each replayed iteration played, from its manifest."""
     played = {}
-    for earlier in range(max(0, iteration - replay), iteration):
+    for earlier in earlier_iterations(iteration, replay):
         found = store.find_manifest(earlier)
         if found is None:
             raise StoreError(

@@ -73,6 +73,16 @@ def _play_units(
     ]
 
 
+def earlier_iterations(iteration: int, replay: int) -> range:
+    """Return the iterations whose pairs an iteration replays.
+
+    Args:
+        iteration: Its index.
+        replay: ``algorithms.spin.replay``.
+    """
+    return range(max(0, iteration - replay), iteration)
+
+
 def too_few_units_warning(units: Sequence[Unit], num_ranks: int) -> str | None:
     """Return a warning if smaller units would keep more ranks busy, or None."""
     sizes = [len(np.unique(unit.indices)) for unit in units if isinstance(unit, PlayUnit)]

@@ -97,18 +97,26 @@ def needed_bytes(
     Raises:
         StoreError: If the size of a replayed unit is unknown.
     """
-    needed = _UNIT_BYTES * len(units)
+    played = [unit for unit in units if isinstance(unit, PlayUnit)]
     replayed: dict[int, list[int]] = {}
     for unit in units:
-        if isinstance(unit, PlayUnit):
-            tokens = int(examples.lengths[unit.indices].sum()) + max_new_tokens * len(unit.indices)
-            needed += _ROW_BYTES * len(unit.indices) + _TOKEN_BYTES * tokens
-        else:
+        if isinstance(unit, ReplayUnit):
             replayed.setdefault(unit.iteration, []).append(unit.unit)
+    needed = play_bytes(played, examples, max_new_tokens)
+    needed += _UNIT_BYTES * (len(units) - len(played))
     return needed + sum(
         store.unit_bytes(iteration, numbers, replay_remedy(iteration))
         for iteration, numbers in replayed.items()
     )
+
+
+def play_bytes(units: Sequence[PlayUnit], examples: ExampleDataset, max_new_tokens: int) -> int:
+    """Return an upper bound of the bytes that generated units take on the disk."""
+    needed = _UNIT_BYTES * len(units)
+    for unit in units:
+        tokens = int(examples.lengths[unit.indices].sum()) + max_new_tokens * len(unit.indices)
+        needed += _ROW_BYTES * len(unit.indices) + _TOKEN_BYTES * tokens
+    return needed
 
 
 def replay_remedy(iteration: int) -> str:

@@ -66,9 +66,14 @@ def held_out_columns(history: RunHistory) -> list[Column]:
     ]
 
 
+def columns_of(history: RunHistory) -> list[Column]:
+    """Return the columns of a run's table."""
+    return [*held_out_columns(history), *_PLAY, *_TRAINING, *_RESPONSES]
+
+
 def print_table(history: RunHistory, console: Console) -> None:
     """Print a row for the initial model and a row per iteration."""
-    columns = [*held_out_columns(history), *_PLAY, *_TRAINING, *_RESPONSES]
+    columns = columns_of(history)
     rows = [("base", history.baseline)]
     rows += [(f"{record[ITERATION]:.0f}", record) for record in history.iterations]
     table = make_table("SPIN, iteration by iteration", "iteration", columns, rows)

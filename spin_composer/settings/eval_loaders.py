@@ -41,7 +41,7 @@ def check_eval_loaders(cfg: Config, training: DatasetConfig | None) -> None:
     Raises:
         InputError: A key is invalid, or a row would be tokenized differently than in training.
     """
-    ours = [(where, loader) for where, loader in _loaders(cfg) if loader.get("name") == "spin"]
+    ours = [(where, loader) for where, loader in loaders(cfg) if loader.get("name") == "spin"]
     if not ours:
         return
     if cfg.get("eval_loader") and cfg.get("eval_loaders"):
@@ -72,7 +72,7 @@ def route_eval_loaders(cfg: dict[str, Any]) -> None:
     llm-foundry uses the same names for training and evaluation loaders, and reads a label in
     ``eval_loaders`` only.
     """
-    for _, loader in _loaders(cfg):
+    for _, loader in loaders(cfg):
         if loader.get("name") == "spin":
             loader["evaluation"] = True
     single = cfg.get("eval_loader")
@@ -83,7 +83,7 @@ def route_eval_loaders(cfg: dict[str, Any]) -> None:
             single.pop("label")
 
 
-def _loaders(cfg: Config) -> list[tuple[str, Any]]:
+def loaders(cfg: Config) -> list[tuple[str, Any]]:
     """Return each evaluation loader of a config with its name in messages."""
     found: list[tuple[str, Any]] = []
     for key in ("eval_loader", "eval_loaders"):

@@ -55,8 +55,8 @@ LORA = ["use_peft=true", "lora_r=8", "lora_alpha=16", "lora_target_modules=[q_pr
         (["evaluation_strategy=steps", "eval_steps=20"], "eval_interval", "20ba"),
         (["report_to=[wandb]"], "loggers.wandb.project", "spin"),
         (["max_grad_norm=0.3"], "algorithms.gradient_clipping.clipping_threshold", 0.3),
-        (["dataset_mixer={my/data: 0.5}"], "train_loader.dataset.split", "train[:50%]"),
-        (["dataset_mixer={my/data: 0.125}"], "train_loader.dataset.split", "train[:12.5%]"),
+        (["dataset_mixer.UCLA-AGI/SPIN_iter0=0.5"], "train_loader.dataset.split", "train[:50%]"),
+        (["dataset_mixer.UCLA-AGI/SPIN_iter0=0.125"], "train_loader.dataset.split", "train[:12.5%]"),
         (LORA, "model.peft_config.r", 8),
     ],
 )
