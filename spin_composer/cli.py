@@ -44,16 +44,6 @@ def common(
     del version  # its callback has ended the process
 
 
-@app.command()
-def doctor(
-    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
-) -> None:
-    """Print what this machine has of what runs need: versions, GPUs, memory, disks."""
-    from spin_composer.doctor import examine
-
-    examine().show(as_json)
-
-
 @app.command(context_settings=_SETTINGS)
 def train(
     context: typer.Context,
@@ -138,6 +128,16 @@ def status(
         from spin_composer.errors import StoreError
 
         raise typer.Exit(StoreError.exit_code)
+
+
+@app.command()
+def doctor(
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+) -> None:
+    """Print what this machine has of what runs need: versions, GPUs, memory, disks."""
+    from spin_composer.doctor import examine
+
+    examine().show(as_json)
 
 
 @app.command()

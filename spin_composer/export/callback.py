@@ -173,20 +173,33 @@ class HuggingFaceExporter(Callback):
         """Write the folder, and hand it to the uploader if there is one; rank 0 only."""
         if self._uploader is None:
             with written_aside(Path(place)) as folder:
-                self._save(composer_model(state), tensors, folder, iteration)
+                self._save(state, tensors, folder, iteration)
                 keep_card(Path(place), folder)
             log.info("The policy was exported to %s", place)
             return
         with tempfile.TemporaryDirectory(prefix="spin-export-") as scratch:
-            folder = Path(scratch)
-            self._save(composer_model(state), tensors, folder, iteration)
+            folder, before = Path(scratch, "new"), Path(scratch, "before")
+            folder.mkdir()
+            self._save(state, tensors, folder, iteration)
+            self._download_card(place, before)
+            keep_card(before, folder)
             for path in sorted(path for path in folder.rglob("*") if path.is_file()):
                 name = f"{place}/{path.relative_to(folder)}"
                 self._uploader.upload_file(state, name, path, overwrite=True)
 
+    def _download_card(self, place: str, folder: Path) -> None:
+        """Get the card of an earlier export from the object store, if there is one."""
+        assert self._uploader is not None
+        folder.mkdir()
+        try:
+            self._uploader.remote_backend.download_object(f"{place}/{CARD}", folder / CARD)
+        except FileNotFoundError:
+            log.debug("%s has no %s yet", place, CARD)
+
     def _save(
-        self, model: HuggingFaceModel, tensors: dict[str, Tensor], folder: Path, iteration: int
+        self, state: State, tensors: dict[str, Tensor], folder: Path, iteration: int
     ) -> None:
+        model = composer_model(state)
         inner, tokenizer = inner_model(model.model), cast("Any", model.tokenizer)
         generation, facts = copy.deepcopy(inner.generation_config), self.facts
         if facts is not None:
@@ -204,7 +217,8 @@ class HuggingFaceExporter(Callback):
         tokenizer.save_pretrained(folder)
         if facts is not None:  # in place of the one that PEFT writes
             base = str(getattr(inner.config, "name_or_path", ""))
-            card = model_card(facts, base, iteration, adapters)
+            history = facts.history(iteration, state)
+            card = model_card(facts, history, base, iteration, adapters)
             (folder / CARD).write_text(card, encoding="utf-8")
 
 

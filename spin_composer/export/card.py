@@ -8,6 +8,7 @@ from dataclasses import dataclass, fields
 from pathlib import Path
 
 import xxhash
+from composer.core import State
 from transformers import GenerationConfig
 
 from spin_composer.report.history import ITERATION, RunHistory
@@ -33,8 +34,8 @@ class RunFacts:
     settings: SpinSettings
     stop_token_id: int
     """The token that ends responses."""
-    history: Callable[[], RunHistory]
-    """Returns the figures of the iterations finished so far."""
+    history: Callable[[int, State], RunHistory]
+    """Returns the figures up to an iteration, which may still be trained."""
 
 
 def neutral_generation_config(stop: int, eos: int | None, pad: int | None) -> GenerationConfig:
@@ -51,11 +52,14 @@ def neutral_generation_config(stop: int, eos: int | None, pad: int | None) -> Ge
     )
 
 
-def model_card(facts: RunFacts, base: str, iteration: int, adapters: bool) -> str:
+def model_card(
+    facts: RunFacts, history: RunHistory, base: str, iteration: int, adapters: bool
+) -> str:
     """Return the text of a card.
 
     Args:
         facts: What is known of the run.
+        history: Its figures up to this iteration.
         base: Name or folder of the model that the run began with; empty if unknown.
         iteration: Index of the iteration that was trained last.
         adapters: The folder holds adapters alone.
@@ -89,7 +93,7 @@ stop token of the training data.
 
 ## Figures
 
-{_figures(facts.history())}
+{_figures(history)}
 
 ## Settings
 
@@ -102,7 +106,9 @@ Of `algorithms.spin`, where they differ from the defaults:
 Not stated here: it follows from the licenses of the base model and of the data. Write it above as
 `license: ...`.
 """
-    return "\n".join(head) + _mark(body) + body
+    front = "\n".join(head)
+    mark = f"<!-- spin_composer's own card {_hash(front + body)}; one that you change is kept -->\n"
+    return front + mark + body
 
 
 def keep_card(old: Path, new: Path) -> None:
@@ -120,11 +126,7 @@ def keep_card(old: Path, new: Path) -> None:
 def is_own_card(text: str) -> bool:
     """Return whether a card is as an export wrote it."""
     found = _MARK.search(text)
-    return found is not None and found[1] == _hash(text[found.end() :])
-
-
-def _mark(body: str) -> str:
-    return f"<!-- spin_composer's own card {_hash(body)}; one that you change is kept -->\n"
+    return found is not None and found[1] == _hash(text[: found.start()] + text[found.end() :])
 
 
 def _hash(text: str) -> str:

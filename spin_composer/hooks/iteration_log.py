@@ -48,18 +48,25 @@ class IterationLog:
     def close(self, state: State, figures: Mapping[str, float]) -> None:
         """Finish the iteration before the one of the state's clock."""
         iteration = int(state.timestamp.iteration) - 1
-        means = {name: total / self._batches for name, total in self._sums.items()}
-        record = {ITERATION: iteration, BATCHES: self._batches}
-        record |= self._play | means | _evaluation(state) | dict(figures)
+        record = self._record(iteration, state) | dict(figures)
         self._records = [r for r in self._records if r[ITERATION] < iteration] + [record]
 
-    def so_far(self, ended: str = "") -> RunHistory:
-        """Return the history; ``ended`` says who ended the run early, and when."""
-        return RunHistory(self._baseline, self._records, ended)
+    def up_to(self, iteration: int, state: State) -> RunHistory:
+        """Return the history up to an iteration, which may still be trained: its means so far."""
+        records = [r for r in self._records if r[ITERATION] <= iteration]
+        if self._batches and all(r[ITERATION] != iteration for r in records):
+            records.append(self._record(iteration, state))
+        return RunHistory(self._baseline, records)
+
+    def _record(self, iteration: int, state: State) -> dict[str, float]:
+        means = {name: total / self._batches for name, total in self._sums.items()}
+        record: dict[str, float] = {ITERATION: iteration, BATCHES: self._batches}
+        return record | self._play | means | _evaluation(state)
 
     def write(self, ended: str = "") -> None:
-        """Write the history on rank 0; ``ended`` as of :meth:`so_far`."""
-        write_atomically(self._path, self.so_far(ended).as_json())
+        """Write the history on rank 0; ``ended`` says who ended the run early, and when."""
+        history = RunHistory(self._baseline, self._records, ended)
+        write_atomically(self._path, history.as_json())
 
     def state_dict(self) -> dict[str, object]:
         """Return the history so far, including the current iteration."""

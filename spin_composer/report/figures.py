@@ -69,7 +69,8 @@ class Figures:
             for place, one in enumerate(section.figures):
                 last = place == len(section.figures) - 1
                 title = "" if place else escape(section.title)
-                table.add_row(title, escape(one.name), escape(one.text), end_section=last)
+                name = one.name.removesuffix(" bytes").removesuffix(" seconds")
+                table.add_row(title, escape(name), escape(one.text), end_section=last)
         console = Console()
         console = Console(width=max(console.width, _COLUMNS))
         console.print(table)

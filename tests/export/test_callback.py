@@ -57,7 +57,7 @@ def test_whatever_the_interval_the_run_ends_with_an_export_of_its_policy(tmp_pat
 
 def test_the_folder_holds_tokenizer_configs_and_weights_of_the_precision_asked_for(tmp_path: Path):
     model = models.tiny_model("llama_tied", vocab_size=VOCAB)
-    model.generation_config.update(do_sample=True, temperature=0.7)
+    model.generation_config.update(do_sample=True, temperature=0.7)  # not in the export
     exporter = HuggingFaceExporter(str(tmp_path / "out"), precision="bfloat16")
     tiny_trainer(tmp_path / "run", model, max_duration="1iter", callbacks=[exporter]).fit()
     folder = tmp_path / "out/iter0"
@@ -67,7 +67,7 @@ def test_the_folder_holds_tokenizer_configs_and_weights_of_the_precision_asked_f
     loaded = AutoModelForCausalLM.from_pretrained(folder, torch_dtype="auto")
     assert loaded.dtype == torch.bfloat16
     assert loaded.lm_head.weight is loaded.model.embed_tokens.weight
-    assert loaded.generation_config.temperature == 0.7
+    assert loaded.generation_config.temperature in (None, 1.0)  # transformers 5 and 4
     for ours, theirs in zip(model.parameters(), loaded.parameters(), strict=True):
         assert ours.dtype == torch.float32
         assert torch.equal(ours.bfloat16(), theirs)

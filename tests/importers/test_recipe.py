@@ -56,10 +56,11 @@ LORA = ["use_peft=true", "lora_r=8", "lora_alpha=16", "lora_target_modules=[q_pr
         (["report_to=[wandb]"], "loggers.wandb.project", "spin"),
         (["max_grad_norm=0.3"], "algorithms.gradient_clipping.clipping_threshold", 0.3),
         (["dataset_mixer.UCLA-AGI/SPIN_iter0=0.5"], "train_loader.dataset.split", "train[:50%]"),
-        (["dataset_mixer.UCLA-AGI/SPIN_iter0=0.125"], "train_loader.dataset.split", "train[:12.5%]"),
+        (["dataset_mixer.UCLA-AGI/SPIN_iter0=0.125"], "train_loader.dataset.split",
+         "train[:12.5%]"),
         (LORA, "model.peft_config.r", 8),
     ],
-)
+)  # fmt: skip
 def test_a_key_is_mapped(overrides: list[str], ours: str, value: object):
     found = setting(imported(*overrides).config(), ours)
     assert found == (pytest.approx(value) if isinstance(value, float) else value)
