@@ -8,15 +8,14 @@ units are claimed, scored and stored by the main thread, in the order of their c
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import Future, wait
 from types import TracebackType
 
 from spin_composer import interrupt
 from spin_composer.play.plan import PlayUnit
-from spin_composer.play.player import Draft, Job, Player
+from spin_composer.play.player import Draft, Job, Player, Reports
 from spin_composer.play.sharing import SharedWork
-from spin_composer.store.unit import UnitReport
 
 _POLL_SECONDS = 0.2
 
@@ -31,11 +30,13 @@ class DraftAhead:
     Args:
         player: Makes the drafts.
         iteration: Index of the iteration.
+        check: Called while a draft is waited for; raises if another rank has failed.
     """
 
-    def __init__(self, player: Player, iteration: int):
+    def __init__(self, player: Player, iteration: int, check: Callable[[], None]):
         self.player = player
         self.iteration = iteration
+        self._check = check
         self._abandon = threading.Event()
         self._thread: threading.Thread | None = None
 
@@ -52,7 +53,14 @@ class DraftAhead:
         # A daemon: an interruption that ends the process must not wait for a server.
         self._thread = threading.Thread(target=self._draft, args=(job, future), daemon=True)
         self._thread.start()
-        return lambda: _result(future)
+        return lambda: self._wait_for(future)
+
+    def _wait_for(self, future: Future[Draft]) -> Draft:
+        """Wait for a draft in the main thread, which alone stops at a signal."""
+        while not wait([future], _POLL_SECONDS).done:
+            interrupt.check()
+            self._check()
+        return future.result()
 
     def _draft(self, job: Job, future: Future[Draft]) -> None:
         try:
@@ -75,22 +83,13 @@ class DraftAhead:
             self._thread.join()
 
 
-def _result(future: Future[Draft]) -> Draft:
-    """Wait for a draft in the main thread, which alone stops at a signal."""
-    while not wait([future], _POLL_SECONDS).done:
-        interrupt.check()
-    return future.result()
-
-
-def run_ahead(
-    player: Player, work: SharedWork, iteration: int, jobs: Sequence[Job]
-) -> Iterator[UnitReport | None]:
+def run_ahead(player: Player, work: SharedWork, iteration: int, jobs: Sequence[Job]) -> Reports:
     """Make units independently of the other ranks, the next one's prompts answered meanwhile.
 
     A :data:`~spin_composer.play.player.Schedule`. A rank claims a unit once the one before has been
     answered, so that none waits here that another rank could make.
     """
-    with DraftAhead(player, iteration) as ahead:
+    with DraftAhead(player, iteration, work.check) as ahead:
         answered: Draft | None = None
         for position in work.claims():
             if player.recover(iteration, *jobs[position]):

@@ -10,7 +10,7 @@ as in training, until its process has exited.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -21,9 +21,8 @@ from torch import Tensor
 from spin_composer.data.pairs import Pair, PairBatch, collate_pairs
 from spin_composer.interrupt import Interrupted
 from spin_composer.play.ahead import DraftAhead
-from spin_composer.play.player import Draft, Job, Player, Scored
+from spin_composer.play.player import Draft, Job, Player, Reports, Scored
 from spin_composer.play.sharing import SharedWork
-from spin_composer.store.unit import UnitReport
 
 
 @dataclass(frozen=True)
@@ -40,11 +39,11 @@ class Lockstep:
 
     def __call__(
         self, player: Player, work: SharedWork, iteration: int, jobs: Sequence[Job]
-    ) -> Iterator[UnitReport | None]:
+    ) -> Reports:
         """Make this rank's share of ``jobs``; yield the units' reports."""
         world, rank = dist.get_world_size(), dist.get_global_rank()
         rounds = [jobs[first : first + world][rank:][:1] for first in range(0, len(jobs), world)]
-        with DraftAhead(player, iteration) as ahead:
+        with DraftAhead(player, iteration, work.check) as ahead:
             waits, existing = _start(ahead, rounds[0] if rounds else [])
             for following in [*rounds[1:], []]:
                 yield from existing

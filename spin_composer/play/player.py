@@ -8,8 +8,10 @@ play. See lockstep.py for the case that parameters are not gathered.
 
 from __future__ import annotations
 
+import collections.abc
 import time
-from collections.abc import Callable, Collection, Iterator, Sequence
+from collections.abc import Callable, Collection, Sequence
+from contextlib import closing
 from dataclasses import dataclass, field, replace
 
 import numpy as np
@@ -237,14 +239,17 @@ def _unit_starts(num_pairs: int) -> range:
 Job = tuple[int, Unit]
 """The index of a unit to make, and the unit."""
 
-Schedule = Callable[[Player, SharedWork, int, Sequence[Job]], Iterator[UnitReport | None]]
-"""Makes jobs of an iteration together with the other ranks; yields the reports of this rank's jobs,
-and None for a unit that exists by now (made by another job, or by a killed process)."""
+Reports = collections.abc.Generator["UnitReport | None"]
+"""The reports of this rank's jobs as they are done, and None for a unit that exists by now (made by
+another job, or by a killed process). Closed before its end it gives up what it has begun."""
+
+Schedule = Callable[[Player, SharedWork, int, Sequence[Job]], Reports]
+"""Makes jobs of an iteration together with the other ranks."""
 
 
 def run_independently(
     player: Player, work: SharedWork, iteration: int, jobs: Sequence[Job]
-) -> Iterator[UnitReport | None]:
+) -> Reports:
     """Make units independently of the other ranks: a slow rank does not block them."""
     for position in work.claims():
         there = player.recover(iteration, *jobs[position])
@@ -284,8 +289,9 @@ def make_units(
         SharedWork(len(jobs), player.verify_lock, progress=progress) as work,
     ):
         player = replace(player, meter=progress.meter)
-        for _ in schedule(player, work, iteration, jobs):
-            work.done()
+        with closing(schedule(player, work, iteration, jobs)) as made:  # it may answer ahead
+            for _ in made:
+                work.done()
         work.wait()
 
 

@@ -15,7 +15,8 @@ from fixtures.units import units_of_run
 
 from spin_composer import interrupt
 from spin_composer.engines.base import OnProgress, Response, ignore_progress
-from spin_composer.play.ahead import run_ahead
+from spin_composer.errors import StoreError
+from spin_composer.play.ahead import DraftAhead, run_ahead
 from spin_composer.play.lockstep import Lockstep
 from spin_composer.play.plan import unit_seed
 from spin_composer.play.player import Player, Schedule, finish_play, make_units
@@ -156,6 +157,48 @@ def test_what_fails_ends_the_answering_of_the_next_unit(schedule: Schedule, tmp_
         play(player, schedule)
     assert ended.is_set()
     assert player.store.complete_units(0) == set()
+
+
+def test_the_failure_of_another_rank_ends_the_wait_for_a_server(tmp_path: Path) -> None:
+    def answer(unit: int, told: OnProgress) -> None:
+        while True:
+            told(0, 0)
+
+    def check() -> None:
+        if generator.asked[0].is_set():
+            raise StoreError("rank 1 failed in play")
+
+    player, generator = watched(tmp_path, answer)
+    units = units_of_run(SETTINGS, SEED, 0, NUM_EXAMPLES)
+    with (
+        pytest.raises(StoreError, match="rank 1 failed"), DraftAhead(player, 0, check) as ahead
+    ):  # fmt: skip
+        ahead.start((0, units[0]))()
+
+
+def test_a_play_that_fails_between_units_answers_no_more(tmp_path: Path) -> None:
+    ended = threading.Event()
+    stored: list[int] = []
+
+    def answer(unit: int, told: OnProgress) -> None:
+        if unit == 1:
+            try:
+                while True:
+                    told(0, 0)
+            finally:
+                ended.set()
+
+    def verify_lock() -> None:
+        if player.store.complete_units(0):
+            stored.append(1)
+            raise StoreError("another run has taken the store over")
+
+    player, _ = watched(tmp_path, answer)
+    with pytest.raises(StoreError, match="another run") as failure:
+        play(replace(player, verify_lock=verify_lock), run_ahead)
+    assert failure.traceback, "which keeps the frames, and the schedule with them"
+    assert ended.is_set()
+    assert stored
 
 
 def test_a_signal_ends_the_wait_for_a_server(schedule: Schedule, tmp_path: Path) -> None:
