@@ -57,6 +57,8 @@ def check_stop(
         for start in range(0, len(tokens), 2):
             pair = tokens[start : start + 2]
             scores[i, start : start + 2] = _score_two(row, pair, score, to_device)[: len(pair)]
+            if not start and _is_probable(scores[i, 0]):
+                return  # whatever the other rows are, the policy writes it
     found = preferred_token(scores)
     if found is None:
         return
@@ -95,6 +97,11 @@ def preferred_token(scores: np.ndarray) -> int | None:
     means = np.median(scores, axis=0)
     best = int(means.argmax())
     return best if means[best] >= PROBABLE else None
+
+
+def _is_probable(stop: float) -> bool:
+    """Tell whether the policy writes the stop token, the same on all ranks: they go on together."""
+    return from_rank_zero(lambda: bool(stop >= IMPROBABLE))
 
 
 def _score_two(

@@ -122,6 +122,21 @@ def test_fit_begins_with_the_check(rows, tmp_path):
     trainer.close()
 
 
+def test_a_stop_token_that_is_written_costs_one_forward(rows):
+    tokenizer = tokenizers.chatml()
+    model = HFSpinLM.from_model(tuned(tokenizer), tokenizer)
+    scored = []
+
+    def score(batch):
+        scored.append(batch)
+        return model.score(batch)
+
+    examples = load(tokenizer, hf_name=rows)
+    assert examples.alternative_stop_ids()
+    check_stop(examples, tokenizer, score, dict)
+    assert len(scored) == 1
+
+
 def test_evidence_is_an_improbable_stop_in_all_rows_and_another_token_in_most():
     def preferred(*rows):
         return preferred_token(np.array(rows).reshape(len(rows), -1))
@@ -151,7 +166,7 @@ def forwards(rank: int, rows: str, folder: str) -> int:
 
     def score(batch):
         scored.append(batch)
-        return model.score(batch)
+        return model.score(batch) - 20  # a stop token that is written would end the check
 
     check_stop(load(tokenizer, hf_name=rows), tokenizer, score, dict)
     return len(scored)
