@@ -8,6 +8,8 @@ from pathlib import Path
 import pytest
 from fixtures.yaml_run import save_model, tiny_config, write_config
 
+from spin_composer.data import load, source_identity, sources
+from spin_composer.data.cache_folder import VARIABLE
 from spin_composer.errors import InputError, PlayDone
 from spin_composer.play_job import job_config, play
 from spin_composer.settings.spin import PlayOnly, SpinSettings
@@ -65,6 +67,26 @@ def test_a_run_trains_on_the_units_that_jobs_have_made(tmp_path, model, whole):
     seals = {p: p.read_bytes() for p in tmp_path.glob("self-play/iter-000/units/*/unit.json")}
     train(yaml)
     assert {path: path.read_bytes() for path in seals} == seals  # none was made again
+    assert weights(tmp_path) == weights(whole)
+
+
+def test_a_job_and_a_restart_read_no_rows_that_are_kept(tmp_path, model, whole, monkeypatch):
+    monkeypatch.setenv(VARIABLE, str(tmp_path / "cache"))
+    monkeypatch.setattr(source_identity, "_SMALL_BYTES", 0)
+    monkeypatch.setattr(source_identity, "_PRECISION_NS", 0)
+    yaml = write_config(tiny_config(tmp_path, model), tmp_path / "run.yaml")
+    job(yaml, 0, "0:1")
+
+    read = sources.read_rows
+
+    def read_held_out(config, *rest):
+        assert config.hf_kwargs["data_files"].endswith("heldout.jsonl")
+        return read(config, *rest)
+
+    for module in (load, sources):
+        monkeypatch.setattr(module, "read_rows", read_held_out)
+    job(yaml, 0, "1:2")
+    train(yaml)
     assert weights(tmp_path) == weights(whole)
 
 
