@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any
 
 import xxhash
 
+from spin_composer.data.chat_template import renders_itself
 from spin_composer.data.preprocess import runs_custom_code
 from spin_composer.settings.dataset import DatasetConfig
 
@@ -61,8 +62,10 @@ def cache_key(
     said = _tokenizer(tokenizer)
     if said is None or runs_custom_code(config):
         return None
-    if config.date_string is None and ("date" in said or "strftime" in said):
-        parts.append(date.today().isoformat())  # a template may print it
+    if config.date_string is None and (
+        "date" in said or "strftime" in said or renders_itself(tokenizer)
+    ):
+        parts.append(date.today().isoformat())  # it may be printed
     text = json.dumps([*parts, settings, said], sort_keys=True, default=repr)
     return xxhash.xxh3_128(text.encode("utf-8", "surrogatepass")).hexdigest()
 

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 from spin_composer.data.dates import TemplateDate
 from spin_composer.data.rows import Turn
+from spin_composer.data.text_slots import TextSlots
 from spin_composer.data.text_tokenizer import text_tokenizer
 from spin_composer.data.tokenizer_errors import TemplateFailure, errors_as
 
@@ -46,6 +47,9 @@ class ChatTemplate:
         self._tokenizer = text_tokenizer(tokenizer)
         self.source = str(tokenizer.chat_template or DEFAULT_CHAT_TEMPLATE)
         self._date = TemplateDate(date_string, quiet)
+        self._slots = None
+        if not isinstance(tokenizer.chat_template, Mapping) and not renders_itself(tokenizer):
+            self._slots = TextSlots(self.source, self._rendered)
 
     def __call__(
         self,
@@ -66,6 +70,17 @@ class ChatTemplate:
             InputError: The template prints a date, and ``date_string`` is not a date.
             TemplateFailure: The template cannot render these turns.
         """
+        if self._slots is None or tools or arguments:
+            return self._rendered(messages, generation_prompt, tools, arguments)
+        return self._slots(messages, generation_prompt)
+
+    def _rendered(
+        self,
+        messages: Sequence[Turn],
+        generation_prompt: bool,
+        tools: Sequence[object] | None = None,
+        arguments: Mapping[str, object] | None = None,
+    ) -> str:
         template = None if self._tokenizer.chat_template is not None else DEFAULT_CHAT_TEMPLATE
         if self._date.patch_template(self.source):
             # A tokenizer may have several templates, one of them for tools.
@@ -108,3 +123,9 @@ class ChatTemplate:
         names = ("default", "tool_use")
         both = isinstance(templates, Mapping) and all(name in templates for name in names)
         return names if both and not tools else None
+
+
+def renders_itself(tokenizer: PreTrainedTokenizerBase) -> bool:
+    """Tell whether chats are rendered by code of the tokenizer's own class, not by its template."""
+    made = type(tokenizer).apply_chat_template
+    return made.__module__ != "transformers.tokenization_utils_base"

@@ -15,16 +15,15 @@ import errno
 import json
 import os
 import shutil
-import socket
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import psutil
 import xxhash
 
 from spin_composer.data.bad_row import Location
+from spin_composer.data.cache_folder import ABOUT, hold, staging_name
 from spin_composer.data.counts import DataReport
 from spin_composer.data.examples import ExampleDataset
 from spin_composer.data.origin import Origin
@@ -32,7 +31,6 @@ from spin_composer.data.rows import Row
 from spin_composer.data.stop import StopRule
 from spin_composer.data.turns import Role
 from spin_composer.store.durable import dump_hashed, fsync, load_hashed
-from spin_composer.store.layout import is_temporary, temporary_name
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -40,7 +38,6 @@ if TYPE_CHECKING:
     from spin_composer.settings.dataset import DatasetConfig
 
 _FORMAT = 1
-_ABOUT = "examples.json"
 
 
 class NotKept(Exception):
@@ -66,16 +63,14 @@ def save(examples: ExampleDataset, folder: Path, replace: bool = False) -> None:
     arrays = examples.arrays()
     text = dump_hashed(_about(examples, arrays))
     folder.parent.mkdir(parents=True, exist_ok=True)
-    _remove_leftovers(folder.parent)
-    owner = f"{folder.name}@{socket.gethostname()}@{os.getpid()}"
-    aside, old = (folder.with_name(temporary_name(owner)) for _ in range(2))
+    aside, old = staging_name(folder), staging_name(folder)
     try:
         aside.mkdir()
         for name, array in arrays.items():
             np.save(aside / f"{name}.npy", array)
             fsync(aside / f"{name}.npy")
-        (aside / _ABOUT).write_text(text, encoding="utf-8")
-        fsync(aside / _ABOUT)
+        (aside / ABOUT).write_text(text, encoding="utf-8")
+        fsync(aside / ABOUT)
         fsync(aside)
         if replace:
             with contextlib.suppress(FileNotFoundError):  # another process was faster
@@ -107,13 +102,13 @@ def load(
         Damaged: The folder holds something else, or another version wrote it.
     """
     try:
-        about = load_hashed((folder / _ABOUT).read_text(encoding="utf-8"))
+        about = load_hashed((folder / ABOUT).read_text(encoding="utf-8"))
     except (FileNotFoundError, NotADirectoryError):
         if folder.exists():
-            raise Damaged(f"{_ABOUT} is missing") from None
+            raise Damaged(f"{ABOUT} is missing") from None
         return None
     except ValueError as error:
-        raise Damaged(f"{_ABOUT}: {error}") from error
+        raise Damaged(f"{ABOUT}: {error}") from error
     if about.get("format") != _FORMAT:
         raise Damaged(f"it is of format {about.get('format')}, not {_FORMAT}")
     arrays = {}
@@ -123,7 +118,7 @@ def load(
             raise Damaged(f"{name}.npy: its hash differs")
     rows = [(Location(**where), kind, _unpacked(row)) for where, kind, row in about["rows"]]
     rule = StopRule(**about["rule"])
-    return ExampleDataset(
+    examples = ExampleDataset(
         **arrays,
         stop_token_id=rule.token_id,
         kind=about["kind"],
@@ -132,6 +127,7 @@ def load(
         fingerprint=about["fingerprint"],
         max_token_id=about["max_token_id"],
     )
+    return examples if hold(folder, examples) else None
 
 
 def _about(examples: ExampleDataset, arrays: dict[str, np.ndarray]) -> dict[str, Any]:
@@ -189,14 +185,3 @@ def _unpacked(packed: list[Any]) -> Row:
         if word is not None:
             turn["role"] = Role.of(turn["role"], word)
     return row
-
-
-def _remove_leftovers(root: Path) -> None:
-    """Remove what processes of this machine that are gone left half written."""
-    for path in root.glob(".*@*@*"):
-        *_, host, rest = path.name.split("@")
-        pid = rest.partition(".")[0]
-        if host != socket.gethostname() or not is_temporary(path.name):
-            continue
-        if not (pid.isdigit() and psutil.pid_exists(int(pid))):
-            shutil.rmtree(path, ignore_errors=True)

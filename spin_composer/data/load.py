@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import contextlib
 import logging
-import os
 import shutil
 import sys
 import tempfile
@@ -16,6 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from spin_composer.data import kept_examples
+from spin_composer.data.cache_folder import cache_folder, folder_of_hashes, folder_of_key, trim
 from spin_composer.data.cache_key import cache_key
 from spin_composer.data.examples import ExampleDataset
 from spin_composer.data.parallel import num_processes
@@ -31,19 +31,7 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
-CACHE_VARIABLE = "SPIN_COMPOSER_CACHE"
-"""The environment variable of the cache's folder; nothing is kept if it is set and empty."""
 _KEY = "train_loader.dataset.cache_dir"
-
-
-def cache_folder(config: DatasetConfig) -> Path | None:
-    """Return where examples are kept; None for nowhere."""
-    if config.cache_dir is not None:
-        return Path(config.cache_dir).expanduser() if config.cache_dir else None
-    if (named := os.environ.get(CACHE_VARIABLE)) is not None:
-        return Path(named).expanduser() if named else None
-    caches = os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache")
-    return Path(caches) / "spin_composer"
 
 
 def load_examples(
@@ -147,6 +135,7 @@ class _Loader:
             return examples, None
         try:
             kept_examples.save(examples, folder, damaged)
+            trim(folder.parent.parent)
             kept = self._load(folder, verify=False)  # mapped, in place of memory of its own
         except (OSError, kept_examples.NotKept, kept_examples.Damaged) as error:
             log.warning(
@@ -163,7 +152,7 @@ class _Loader:
             return None
         try:
             self._read = file_states(self._files)
-            source = source_identity(self.config, self._files, root / "files")
+            source = source_identity(self.config, self._files, folder_of_hashes(root))
         except OSError as error:  # the reader says which file it cannot read
             log.info("SPIN data: the examples are not kept: %s.", error)
             return None
@@ -176,7 +165,7 @@ class _Loader:
                 "tokenizer that is not fast, a streamed data set, or your own preprocessing_fn)."
             )
             return None
-        return root / "examples" / key
+        return folder_of_key(root, key)
 
     def _is_unchanged(self) -> bool:
         """Tell whether the files are those of the key, now that they were read."""

@@ -28,7 +28,7 @@ from spin_composer.data.load import load_examples
 from spin_composer.data.origin import original_tokenize_warning
 from spin_composer.data.pairs import num_pairs, num_tokens, split_pairs
 from spin_composer.data.row_limits import check_first_batch_is_whole, check_rows
-from spin_composer.errors import InputError, format_value
+from spin_composer.errors import EnvironmentFailure, InputError, format_value
 from spin_composer.pretrained.check import LoaderRun, check_run
 from spin_composer.pretrained.tokenizer_limits import check_encoding
 from spin_composer.settings.dataset import (
@@ -196,11 +196,12 @@ def read_examples(
         if legacy:
             log.warning(original_tokenize_warning(LEGACY_TOKENIZATION))
         return load_examples(config, tokenizer, legacy=legacy)
-    except InputError as error:
+    except (InputError, EnvironmentFailure) as error:
         if where == "train_loader":
             raise
         # Messages about rows name train_loader.
-        raise InputError(str(error).replace("train_loader.", f"{where}.")) from error
+        kind = InputError if isinstance(error, InputError) else EnvironmentFailure
+        raise kind(str(error).replace("train_loader.", f"{where}.")) from error
 
 
 def pair_data_spec(loader: DataLoader) -> DataSpec:

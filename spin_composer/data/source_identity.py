@@ -3,7 +3,8 @@
 Like git's index: a file's hash is remembered beside its inode, size and times of change, and counts
 while they stay. The time of the last change of the inode cannot be set by a program, so that a file
 written anew under its old modification time is found. Only a file that changed within the clock's
-precision before it was hashed could pass unnoticed; its hash is not remembered.
+precision before it was hashed could pass unnoticed; its hash is not remembered. Nor are those of a
+file system in user space (a mounted bucket): its times may be those that another machine has set.
 """
 
 from __future__ import annotations
@@ -13,11 +14,19 @@ import json
 import os
 import time
 from collections.abc import Iterable
+from functools import cache
 from pathlib import Path
 
 import xxhash
 
-from spin_composer.data.sources import is_builder, local_data_files, looks_like_a_path, open_dataset
+from spin_composer.data.cache_folder import cache_folder, is_of_cache
+from spin_composer.data.sources import (
+    files_of_folder,
+    is_builder,
+    local_data_files,
+    looks_like_a_path,
+    open_dataset,
+)
 from spin_composer.settings.dataset import DatasetConfig
 from spin_composer.store.durable import dump_hashed, hash_file, load_hashed, write_atomically
 
@@ -29,8 +38,9 @@ def local_files(config: DatasetConfig) -> list[Path] | None:
     """Return the local files that a block reads.
 
     Returns:
-        Every file of a folder; none for a data set of the Hugging Face hub; None for data that
-        other machines have, of which it is not known what is read, or where nothing is.
+        Of a folder those that are read, or all if it is not known which; none for a data set of the
+        Hugging Face hub; None for data that other machines have, of which it is not known what is
+        read, or where nothing is.
 
     Raises:
         InputError: Files that the block names are missing.
@@ -45,7 +55,10 @@ def local_files(config: DatasetConfig) -> list[Path] | None:
         return None if named is None else [Path(file) for file in named]
     if not os.path.exists(name):
         return None if looks_like_a_path(name) else []
-    files = _files_below(Path(name))
+    if os.path.isdir(name) and (chosen := files_of_folder(name, config)) is not None:
+        return [Path(file) for file in chosen] or None
+    root = cache_folder(config)
+    files = [file for file in _files_below(Path(name)) if not is_of_cache(file, root)]
     elsewhere = {"data_files", "data_dir"} & set(config.hf_kwargs)
     return None if elsewhere or any(file.suffix == ".py" for file in files) else files or None
 
@@ -122,8 +135,30 @@ def _content_hash(file: Path, memory: Path) -> str:
             return str(known["hash"])
     now = time.time_ns()
     made = hash_file(file)
-    if now - max(state[-2:]) > _PRECISION_NS:
+    if now - max(state[-2:]) > _PRECISION_NS and not _is_in_user_space(state[0]):
         with contextlib.suppress(OSError):  # it only saves time; who keeps examples says so
             memory.mkdir(parents=True, exist_ok=True)
             write_atomically(record, dump_hashed({"state": state, "hash": made}))
     return made
+
+
+@cache
+def _is_in_user_space(device: int) -> bool:
+    """Tell whether a file system is FUSE's."""
+    mounts = Path("/proc/self/mountinfo").read_text(encoding="utf-8", errors="replace")
+    return file_system(device, mounts).startswith("fuse")
+
+
+def file_system(device: int, mounts: str) -> str:
+    """Return the kind of a mounted file system; empty if it is not known.
+
+    Args:
+        device: ``st_dev`` of its files.
+        mounts: The content of ``/proc/self/mountinfo``.
+    """
+    number = f"{os.major(device)}:{os.minor(device)}"
+    for line in mounts.splitlines():
+        mount, _, kind = line.partition(" - ")
+        if mount.split()[2] == number:
+            return kind.split()[0]
+    return ""

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from spin_composer.data.bad_row import Location
+from spin_composer.data.cache_folder import cache_folder, is_of_cache
 from spin_composer.data.files import (
     READABLE,
     RawRow,
@@ -76,7 +77,17 @@ def read_rows(config: DatasetConfig, alone: bool = False) -> Iterator[RawRow]:
             return _read_files(files, config)
     elif not is_builder(name) and looks_like_a_path(name):
         raise not_found_error(f"{_WHERE}.hf_name={format_value(name, 200)}", "file or folder")
-    return _load_dataset(name, config)
+    return _load_dataset(name, config, _named_files(name, config))
+
+
+def _named_files(name: str, config: DatasetConfig) -> dict[str, object]:
+    """Return the argument by which ``datasets`` reads the files that we find for its patterns."""
+    files = None
+    if is_builder(name) and "data_files" in config.hf_kwargs:
+        files = local_data_files(config)
+    if files is None:
+        return {}
+    return {"data_files": {config.split or "train": list(map(os.path.abspath, files))}}
 
 
 def is_builder(name: str) -> bool:
@@ -137,7 +148,7 @@ def _read_files(files: list[str], config: DatasetConfig) -> Iterator[RawRow]:
     if others or any(suffix(file) not in READABLE for file in files):
         by_ending = {suffix(file).removesuffix(".gz").removesuffix(".zst")[1:] for file in files}
         builder = by_ending.pop() if len(by_ending) == 1 else ""
-        more: dict[str, object] = {"data_files": files}
+        more: dict[str, object] = {"data_files": list(map(os.path.abspath, files))}
         if builder == "tsv" and not {"delimiter", "sep"} & set(config.hf_kwargs):
             more["delimiter"] = "\t"
         builder = {"jsonl": "json", "ndjson": "json", "tsv": "csv", "txt": "text"}.get(
@@ -195,16 +206,29 @@ def _read_folder(folder: str, config: DatasetConfig) -> Iterator[RawRow]:
             f"{_WHERE}.hf_name={format_value(folder)} is an MDS data set. Set local: {folder} "
             "instead."
         )
-    split = _require_split(config)
+    _require_split(config)
     if config.safe_load:
         _check_safe(folder)
-    if config.hf_kwargs or "[" in split or "+" in split:
-        return _load_dataset(folder, config)
-    files = _split_files(folder, split)
+    files = files_of_folder(folder, config)
+    return _load_dataset(folder, config) if files is None else _read_files(files, config)
+
+
+def files_of_folder(folder: str, config: DatasetConfig) -> list[str] | None:
+    """Return which files of a folder are read; None if ``datasets`` chooses and reads them.
+
+    Raises:
+        InputError: There is no such split.
+    """
+    saved = {"dataset_dict.json", "state.json"} & set(os.listdir(folder))
+    split = config.split
+    if saved or split is None or config.hf_kwargs or "[" in split or "+" in split:
+        return None
+    root = cache_folder(config)
+    files = [file for file in _split_files(folder, split) if not is_of_cache(file, root)]
     endings = {suffix(file) for file in files}
     if not endings <= set(READABLE) or (".parquet" in endings and len(endings) > 1):
-        return _load_dataset(folder, config)
-    return _read_files(files, config)
+        return None
+    return files
 
 
 def _split_files(folder: str, split: str) -> list[str]:

@@ -146,8 +146,9 @@ class DatasetConfig:
     num_proc: PositiveInt | None = None
     """Processes of each node that tokenize; if not set, one per core, at most 16."""
     cache_dir: str | Literal[False] | None = None
-    """Where tokenized rows are kept for restarts and other commands; ``false``: nowhere. If not
-    set, ``$SPIN_COMPOSER_CACHE``, or ``spin_composer`` in the user's cache folder."""
+    """Where tokenized rows are kept for restarts and other commands, until nobody has used them for
+    30 days; ``false``: nowhere. If not set, ``$SPIN_COMPOSER_CACHE``, or ``spin_composer`` in the
+    user's cache folder."""
 
     @model_validator(mode="after")
     def _exactly_one_source(self) -> Self:

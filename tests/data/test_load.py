@@ -7,14 +7,14 @@ import logging
 import os
 import shutil
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 
 from spin_composer.data import kept_examples, load, source_identity
-from spin_composer.data.load import cache_folder, load_examples
+from spin_composer.data.chat_template import renders_itself
+from spin_composer.data.load import load_examples
 from spin_composer.errors import InputError
 from spin_composer.settings.dataset import read_config
 from tests.data import templates
@@ -208,21 +208,6 @@ def test_what_is_elsewhere_or_unknown_is_not_kept(jsonl, kept, reads, tmp_path):
     assert not (tmp_path / "cache" / "examples").exists()
 
 
-def test_where_examples_are_kept(tmp_path, monkeypatch):
-    def folder(**keys: Any) -> Path | None:
-        return cache_folder(read_config({"max_seq_len": 9, "hf_name": "a", **keys}))
-
-    monkeypatch.delenv("SPIN_COMPOSER_CACHE")
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
-    assert folder() == tmp_path / "spin_composer"
-    monkeypatch.setenv("SPIN_COMPOSER_CACHE", str(tmp_path / "mine"))
-    assert folder() == tmp_path / "mine"
-    assert folder(cache_dir="/a") == Path("/a")
-    assert folder(cache_dir=False) is None
-    monkeypatch.setenv("SPIN_COMPOSER_CACHE", "")
-    assert folder() is None
-
-
 def a_rank(rank: int, path: str, cache: str | bool) -> tuple[int, str, str, list[str]]:
     """Load as a rank; return how often it read, what came, and which arrays it has."""
     source_identity._SMALL_BYTES = 0
@@ -257,6 +242,29 @@ def test_an_error_of_the_rank_that_reads_is_everyones(jsonl, tmp_path):
     found = on_two_ranks(a_rank, path=path, cache=str(tmp_path / "cache"))
     assert all("field response is missing" in found[rank][1] for rank in range(2)), found
     shutil.rmtree(tmp_path / "cache", ignore_errors=True)
+
+
+def test_hashes_of_a_mounted_bucket_are_not_remembered():
+    mounts = (
+        "22 27 0:21 / /proc rw,relatime - proc proc rw\n"
+        "27 1 8:1 / / rw,relatime shared:1 - ext4 /dev/sda1 rw\n"
+        "90 27 0:52 / /mnt/a\\040bucket rw,nosuid shared:9 master:2 - fuse.gcsfuse bucket rw\n"
+    )
+    kinds = {os.makedev(8, 1): "ext4", os.makedev(0, 52): "fuse.gcsfuse", os.makedev(0, 99): ""}
+    for device, kind in kinds.items():
+        assert source_identity.file_system(device, mounts) == kind
+
+
+def test_the_day_counts_where_a_class_of_the_users_renders_chats():
+    tokenizer = tokenizers.chatml()
+    assert not renders_itself(tokenizer)
+
+    class OfToday(type(tokenizer)):
+        def apply_chat_template(self, *given: Any, **more: Any) -> Any:
+            return "today" + super().apply_chat_template(*given, **more)
+
+    tokenizer.__class__ = OfToday
+    assert renders_itself(tokenizer)
 
 
 def test_rows_that_json_does_not_have_are_not_kept(jsonl, kept, tmp_path, caplog):

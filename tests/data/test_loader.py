@@ -9,10 +9,12 @@ from composer.core import DataSpec
 from omegaconf import OmegaConf
 from torch.utils.data.distributed import DistributedSampler
 
+from spin_composer.data import tokenization
 from spin_composer.data.loader import build_spin_dataloader, examples_of
 from spin_composer.data.pairs import Pair, collate_pairs
-from spin_composer.errors import InputError
+from spin_composer.errors import EnvironmentFailure, InputError
 from tests.data.rows import PLAIN
+from tests.data.test_parallel import mixed
 
 # The train_loader of llm-foundry's own finetuning YAMLs, every key of it.
 SFT_LOADER = {
@@ -78,3 +80,14 @@ def test_unknown_and_impossible_settings_say_so(jsonl, gpt2):
         build_spin_dataloader(gpt2, 1)
     with pytest.raises(InputError, match=r"Set train_loader\.name: spin"):
         examples_of([1, 2])
+
+
+def test_a_failure_of_held_out_rows_names_their_loader(jsonl, gpt2, monkeypatch):
+    monkeypatch.setattr(tokenization, "_ALONE_ROWS", 2)
+    dataset = {
+        "hf_name": str(jsonl(mixed(PLAIN))), "max_seq_len": 512, "num_proc": 2,
+        "preprocessing_fn": "tests.data.test_parallel:kill_a_copy",
+    }  # fmt: skip
+    for evaluation, name in ((True, "eval_loader"), (False, "train_loader")):
+        with pytest.raises(EnvironmentFailure, match=rf"Set {name}\.dataset\.num_proc"):
+            build_spin_dataloader(gpt2, 2, dataset, evaluation=evaluation)
