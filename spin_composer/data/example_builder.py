@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -89,7 +90,7 @@ class ExampleBuilder:
         else:
             self._ids = RowTokenizer(self._tokenizer, self._config, kind, self.rule)
 
-    def _end_with_stop_token(self, response: list[int], where: Location) -> list[int]:
+    def _end_with_stop_token(self, response: Sequence[int], where: Location) -> list[int]:
         """Cut what follows the stop token, or append it."""
         stop, expected = self.rule.token_id, self.rule.per_response
         count = response.count(stop)
@@ -98,7 +99,7 @@ class ExampleBuilder:
             at = response.index(stop) if count else len(response)
             rest = response[at + 1 :]
             body = response[:at]
-            text = text_tokenizer(self._tokenizer).decode(rest) if rest else ""
+            text = text_tokenizer(self._tokenizer).decode(list(rest)) if rest else ""
             early = bool(rest) and (self._old or bool(text.strip()))
         else:
             body = response[: response.index(stop)] if stop in response else []
@@ -109,14 +110,16 @@ class ExampleBuilder:
             fault = "holds the stop token within" if early else "does not end with the stop token"
             raise BadRow(
                 where, "stop token within the response" if early else "no stop token",
-                f"the response {format_value(tokenizer.decode(response))} {fault} ({name!r})",
+                f"the response {format_value(tokenizer.decode(list(response)))} {fault} ({name!r})",
                 "Remove it from the text: generation would end there." if early else ONE_STOP_TOKEN,
             )  # fmt: skip
         if not body:
             raise BadRow(where, "empty response", "the response has no tokens", "Give it a text.")
         return [*body, stop]
 
-    def _truncate_prompt(self, prompt: list[int], limit: int, where: Location) -> list[int]:
+    def _truncate_prompt(
+        self, prompt: Sequence[int], limit: int, where: Location
+    ) -> Sequence[int]:
         if self._config.truncate_prompt == "none":
             raise BadRow(
                 where, "prompt too long",

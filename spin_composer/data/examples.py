@@ -11,7 +11,6 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 import xxhash
-from torch.utils.data import Dataset
 
 from spin_composer.data.counts import DataReport
 from spin_composer.data.formats import Kind
@@ -19,9 +18,13 @@ from spin_composer.errors import InputError
 from spin_composer.settings.dataset import DEFAULT_TOKENIZATION
 
 if TYPE_CHECKING:
+    from torch.utils.data import Dataset
+
     from spin_composer.data.origin import Origin, RenderingVsTurns
     from spin_composer.data.stop import StopRule
     from spin_composer.settings.dataset import DatasetConfig, Tokenization
+else:  # torch's own does nothing, and takes seconds to import
+    Dataset = object
 
 
 @dataclass(frozen=True, slots=True)

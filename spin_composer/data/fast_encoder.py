@@ -7,6 +7,7 @@ chat template's name of the answer's role, is the same in each row.
 
 from __future__ import annotations
 
+from array import array
 from functools import lru_cache
 from typing import TYPE_CHECKING, Any
 
@@ -46,7 +47,7 @@ class FastEncoder:
         if self._split_special or not _has_own_parts_only(self._backend):
             return
         if cuts_before_spaces(self._backend):
-            self._words = WordEncoder(self._backend, lambda text: self._encoding(text).ids)
+            self._words = WordEncoder(self._backend)
             return
         added: dict[int, Any] = self._backend.get_added_tokens_decoder()
         # These are found in the raw text first, so that what follows one changes nothing before
@@ -56,7 +57,7 @@ class FastEncoder:
             if not (token.normalized or token.lstrip or token.rstrip or token.single_word)
         }  # fmt: skip
 
-    def __call__(self, text: str) -> list[int]:
+    def __call__(self, text: str) -> array[int]:
         """Return the ids of a text.
 
         Raises:
@@ -64,7 +65,10 @@ class FastEncoder:
         """
         if not self._is_ready():
             return self._call(text)
-        return self._encoding(text).ids if self._words is None else self._words(text)
+        if self._words is None:
+            return self._whole(text)
+        with errors_as(TokenizerFailure):
+            return self._words(text)
 
     def is_like_call(self, add_special_tokens: bool) -> bool:
         """Tell whether the tokenizer's call returns the same ids, as a text or a target."""
@@ -73,7 +77,7 @@ class FastEncoder:
             return False
         return not (add_special_tokens and backend.num_special_tokens_to_add(False))
 
-    def prompt_and_whole(self, prompt: str, whole: str) -> tuple[list[int], list[int]]:
+    def prompt_and_whole(self, prompt: str, whole: str) -> tuple[array[int], array[int]]:
         """Return the ids of a prompt and of a text that may begin with it, each by itself.
 
         Raises:
@@ -82,9 +86,10 @@ class FastEncoder:
         if not (self._is_ready() and prompt and whole.startswith(prompt)):
             return self(prompt), self(whole)
         if self._words is not None:
-            return self._words.prompt_and_whole(prompt, whole)
+            with errors_as(TokenizerFailure):
+                return self._words.prompt_and_whole(prompt, whole)
         encoding = self._encoding(whole)
-        ids: list[int] = encoding.ids
+        ids = array("i", encoding.ids)
         last = encoding.char_to_token(len(prompt) - 1)
         for at in range(last, max(-1, last - _MOST_TAIL_TOKENS), -1) if last is not None else ():
             control = self._control.get(ids[at])
@@ -94,15 +99,18 @@ class FastEncoder:
             if end > len(prompt) or whole[start:end] != control:
                 break
             tail = self._tail(ids[at], prompt[end:])
-            return (self(prompt) if tail is None else [*ids[: at + 1], *tail]), ids
+            return (self(prompt) if tail is None else ids[: at + 1] + tail), ids
         return self(prompt), ids
 
-    def _encode_tail(self, control: int, text: str) -> list[int] | None:
+    def _encode_tail(self, control: int, text: str) -> array[int] | None:
         """Return the ids of a text that follows a control token; None if they are not apart."""
         if not text:
-            return []
-        ids: list[int] = self._encoding(self._control[control] + text).ids
+            return array("i")
+        ids = self._whole(self._control[control] + text)
         return ids[1:] if ids[0] == control else None
+
+    def _whole(self, text: str) -> array[int]:
+        return array("i", self._encoding(text).ids)
 
     def _encoding(self, text: str) -> Any:
         with errors_as(TokenizerFailure):
@@ -120,9 +128,9 @@ class FastEncoder:
             and backend.encode_special_tokens == self._split_special
         )  # fmt: skip
 
-    def _call(self, text: str) -> list[int]:
+    def _call(self, text: str) -> array[int]:
         with errors_as(TokenizerFailure):
-            return list(self._tokenizer(text, add_special_tokens=False)["input_ids"])
+            return array("i", self._tokenizer(text, add_special_tokens=False)["input_ids"])
 
 
 def _backend(tokenizer: Any) -> Any:  # fast or not: no type has both

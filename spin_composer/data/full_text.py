@@ -6,7 +6,8 @@ A response that is encoded separately begins differently: SentencePiece marks th
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from array import array
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
 
 from spin_composer.data.bad_row import DROP_SUCH_ROWS, BadRow, Location
@@ -46,16 +47,16 @@ class FullTextTokenizer:
     def __init__(self, tokenizer: PreTrainedTokenizerBase, with_special: bool) -> None:
         self._tokenizer = text_tokenizer(tokenizer)
         self.encode = FastEncoder(tokenizer)
-        self._before: list[int] = []
+        self._before = array("i")
         if with_special:
-            inner, outer = self.encode("a"), list(self._tokenizer("a")["input_ids"])
+            inner, outer = self.encode("a"), array("i", self._tokenizer("a")["input_ids"])
             starts = range(len(outer) - len(inner) + 1)
             start = next((i for i in starts if outer[i : i + len(inner)] == inner), 0)
             self._before = outer[:start]
 
     def __call__(
         self, prompt: str, whole: str, where: Location, encode: Encode | None = None
-    ) -> tuple[list[int], list[int]]:
+    ) -> tuple[array[int], array[int]]:
         """Return the prompt's ids and the response's.
 
         Raises:
@@ -72,7 +73,7 @@ class FullTextTokenizer:
 
     def cut_within(
         self, start: str, prompt: str, whole: str, encode: Encode | None = None
-    ) -> tuple[list[int], list[int], list[int]] | None:
+    ) -> tuple[array[int], array[int], array[int]] | None:
         """Return ids as of a prompt that ends where its ids and the whole's part.
 
         Args:
@@ -92,15 +93,18 @@ class FullTextTokenizer:
             return None
         return all_ids[:end], all_ids[end:], ids[end:]
 
-    def _ids(self, text: str, encode: Encode | None) -> list[int]:
-        return self._drop_duplicate_bos(self._before + (encode or self.encode)(text))
+    def _ids(self, text: str, encode: Encode | None) -> array[int]:
+        found = self.encode(text) if encode is None else array("i", encode(text))
+        return self._drop_duplicate_bos(self._before + found)
 
-    def _drop_duplicate_bos(self, ids: list[int]) -> list[int]:
+    def _drop_duplicate_bos(self, ids: array[int]) -> array[int]:
         # The text spells out BOS, and the tokenizer or the template adds it as well.
         bos = self._tokenizer.bos_token_id
-        return ids[1:] if bos is not None and ids[:2] == [bos, bos] else ids
+        return ids[1:] if bos is not None and ids[:2].tolist() == [bos, bos] else ids
 
-    def _boundary_error(self, ids: list[int], all_ids: list[int], where: Location) -> BoundaryError:
+    def _boundary_error(
+        self, ids: array[int], all_ids: array[int], where: Location
+    ) -> BoundaryError:
         pairs = enumerate(zip(ids, all_ids, strict=False))
         at = next((i for i, (a, b) in pairs if a != b), min(len(ids), len(all_ids)))
         part = slice(max(0, at - _BEFORE), at + _AFTER)
@@ -113,7 +117,7 @@ class FullTextTokenizer:
         )  # fmt: skip
 
 
-def format_tokens(tokenizer: TextTokenizer, ids: list[int]) -> str:
+def format_tokens(tokenizer: TextTokenizer, ids: Sequence[int]) -> str:
     """Return the tokens as text, for messages."""
     shortened = list(map(int, ids[:_SHOWN_TOKENS]))
     names = list(map(str, tokenizer.convert_ids_to_tokens(shortened)))

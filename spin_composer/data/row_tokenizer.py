@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from array import array
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
@@ -78,7 +79,7 @@ class RowTokenizer:
 
     def __call__(
         self, row: Row, where: Location, report: DataReport
-    ) -> tuple[list[int], list[int], str]:
+    ) -> tuple[array[int], array[int], str]:
         """Return the ids of prompt and response, and the missing part of the generation prompt.
 
         Raises:
@@ -112,7 +113,7 @@ class RowTokenizer:
 
     def _ids(
         self, row: Row, where: Location, encoder: TextEncoder | None
-    ) -> tuple[list[int], list[int], str, Rendering | None]:
+    ) -> tuple[array[int], array[int], str, Rendering | None]:
         """Return the prompt's ids, the response's, what the prompt lacks, and the texts."""
         if self._renderer is None:
             whole = row["prompt"] + row["response"]
@@ -135,7 +136,7 @@ class RowTokenizer:
                 raise GenerationPromptError(
                     where, fault.reason, fault.problem, f"Set {END_BEFORE_TOKEN}. {fault.remedy}"
                 ) from None
-            lacks = str(self._tokenizer.decode(cut[2])) + made.lacks
+            lacks = str(self._tokenizer.decode(cut[2].tolist())) + made.lacks
             return cut[0], cut[1], lacks, rendering
         return *ids, made.lacks, rendering
 

@@ -91,7 +91,7 @@ class TurnEncoder:
         self, prompt: str, answer: str, add_special_tokens: bool = True
     ) -> tuple[list[int], list[int]]:
         if self._fast.is_like_call(add_special_tokens):
-            return self._fast(prompt), self._fast(answer)
+            return self._fast(prompt).tolist(), self._fast(answer).tolist()
         with errors_as(TokenizerFailure):
             ids = self._tokenizer(prompt, text_target=answer, add_special_tokens=add_special_tokens)
             return list(ids["input_ids"]), list(ids["labels"])

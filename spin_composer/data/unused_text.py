@@ -49,15 +49,14 @@ def check_other_texts(
     UltraChat, UltraFeedback and No Robots repeat the first prompt in its own column.
     """
     own = (form,) if isinstance(form, str) else form
-    texts = [" ".join(text.split()) for turn in turns for text in turn.values()
-             if isinstance(text, str)]  # fmt: skip
     for key in (*_BESIDE_MESSAGES, *_THOUGHTS):
         text = row.get(key)
         if key in own or not isinstance(text, str) or not text.strip():
             continue
         if key in _THOUGHTS and len(text.split()) == 1:  # a flag: Nemotron's reasoning: "on"
             continue
-        if not any(" ".join(text.split()) in one for one in texts):
+        texts = (text for turn in turns for text in turn.values() if isinstance(text, str))
+        if not any(" ".join(text.split()) in " ".join(one.split()) for one in texts):
             raise BadRow(
                 where, "two formats in one row",
                 f"{key}={format_value(text)} appears next to {' and '.join(own)}, and is in none "
@@ -113,6 +112,8 @@ def check_unused_columns(row: Mapping, form: tuple[str, str], made: Row, where: 
 
 def check_surrogates(row: Row, where: Location) -> None:
     """Reject half of a surrogate pair, which JSON can contain but no tokenizer can encode."""
+    if _is_unicode(row):
+        return
     text = json.dumps(row, ensure_ascii=False)
     try:
         text.encode()
@@ -123,3 +124,18 @@ def check_surrogates(row: Row, where: Location) -> None:
             f"{format_value(near)} holds half of a surrogate pair, which is no "
             "character", "Write the whole pair, or remove it.",
         ) from error  # fmt: skip
+
+
+def _is_unicode(value: object) -> bool:
+    """Tell whether every text in a value can be encoded."""
+    if isinstance(value, str):
+        if value.isascii():
+            return True
+        try:
+            value.encode()
+        except UnicodeEncodeError:
+            return False
+        return True
+    if isinstance(value, Mapping):
+        return all(_is_unicode(key) and _is_unicode(item) for key, item in value.items())
+    return all(map(_is_unicode, value)) if isinstance(value, (list, tuple)) else True

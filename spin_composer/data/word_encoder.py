@@ -2,7 +2,9 @@
 
 The pre-tokenizers of GPT-2, GPT-4, Llama 3 and Qwen split a text before each space that stands
 between two characters that are not white space: a match of their patterns that holds a space after
-its first character is white space altogether, and they look at nothing before a match. Byte-level
+its first character is white space altogether, and they look at nothing before a match. They also
+split before all the white space that follows a character that is none; the newer patterns except
+where it begins with line ends, which a match of punctuation takes with it. Byte-level
 BPE then encodes each part separately. So the ids of a text are those of its words, and most words
 of a data set were seen before. Control tokens are found before that, in the raw text, the longest
 first. Tokenizers of which all this is not known are not encoded so.
@@ -12,7 +14,8 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Callable
+from array import array
+from collections.abc import Iterator
 from typing import Any
 
 # The patterns of tokenizers that split by one: GPT-4 and Llama 3, Qwen 2 and 3.
@@ -21,12 +24,12 @@ _PATTERNS = frozenset(
     + r"| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
     for digits in (r"\p{N}{1,3}", r"\p{N}")
 )  # fmt: skip
-_CUT = re.compile(r"(?<=\S)(?= \S)")
-_MOST_PARTS = 1 << 18
+_WHITE = re.compile(r"\s\s+")
+_MOST_PARTS = 1 << 16
 _LONGEST = 64
 
 
-class _Uncut(Exception):
+class _Odd(Exception):
     """A space here is not between two other characters."""
 
 
@@ -34,80 +37,124 @@ class WordEncoder:
     """Encodes texts from the ids of their words.
 
     Args:
-        backend: One for which :func:`cuts_before_spaces` is true.
-        encode: Returns the backend's ids of a text, without special tokens that it adds.
+        backend: One for which :func:`cuts_before_spaces` is true; what it raises, a call raises.
     """
 
-    def __init__(self, backend: Any, encode: Callable[[str], list[int]]) -> None:
-        self._ids = {token.content: i for i, token in backend.get_added_tokens_decoder().items()}
+    def __init__(self, backend: Any) -> None:
+        added = backend.get_added_tokens_decoder().items()
+        self._ids = {token.content: _as_bytes([i]) for i, token in added}
         longest_first = sorted(self._ids, key=len, reverse=True)
         self._control = re.compile("(" + "|".join(map(re.escape, longest_first)) + ")")
-        self._parts, self._words = _Known(encode), _AfterSpace(encode)
+        self._parts, self._words = _Known(backend), _AfterSpace(backend)
+        self._kept_on = "" if _has_oldest_pattern(backend) else "\r\n"
 
-    def __call__(self, text: str) -> list[int]:
+    def __call__(self, text: str) -> array[int]:
         """Return the ids of a text."""
-        ids: list[int] = []
+        found: list[bytes] = []
         for i, part in enumerate(self._split(text)):
-            self._add(part, bool(i % 2), ids)
-        return ids
+            found += self._encoded(part, bool(i % 2))
+        return _as_ids(found)
 
-    def prompt_and_whole(self, prompt: str, whole: str) -> tuple[list[int], list[int]]:
+    def prompt_and_whole(self, prompt: str, whole: str) -> tuple[array[int], array[int]]:
         """Return the ids of a prompt, and of a text that begins with it."""
-        ids: list[int] = []
-        same = end = at = 0  # ids and characters up to the prompt's last control token
-        for i, part in enumerate(self._split(whole)):
-            self._add(part, bool(i % 2), ids)
-            at += len(part)
+        found: list[bytes] = []
+        same = end = at = 0  # parts and characters up to the prompt's last control token
+        for i, text in enumerate(self._split(whole)):
+            found += self._encoded(text, bool(i % 2))
+            at += len(text)
             if i % 2 and at <= len(prompt):
-                same, end = len(ids), at
-        return [*ids[:same], *self(prompt[end:])], ids
+                same, end = len(found), at
+        return _as_ids(found[:same]) + self(prompt[end:]), _as_ids(found)
 
     def _split(self, text: str) -> list[str]:
         """Return texts and, at odd places, the control tokens between them."""
         return self._control.split(text) if self._ids else [text]
 
-    def _add(self, text: str, is_control: bool, ids: list[int]) -> None:
+    def _encoded(self, text: str, is_control: bool) -> list[bytes]:
+        """Return the ids of a text's parts, or of a control token."""
         if is_control:
-            ids.append(self._ids[text])
-            return
+            return [self._ids[text]]
         if not text:
-            return
-        first, *words = text.split(" ")
+            return []
         try:
-            made = self._of_words(first, words)
-        except _Uncut:
-            made = [i for part in _CUT.split(text) for i in self._parts[part]]
-        ids += made
+            return self._of_words(text, is_start=True)
+        except _Odd:
+            return self._of_parts(text)
 
-    def _of_words(self, first: str, words: list[str]) -> list[int]:
-        """Return the ids of words with a space before each but the first.
+    def _of_parts(self, text: str) -> list[bytes]:
+        """Return the ids of a text with spaces that are not between two other characters."""
+        parts: list[bytes] = []
+        at = 0
+        for start, end in _odd_parts(text, self._kept_on):
+            if start > at:
+                parts += self._of_words(text[at:start], is_start=not at)
+            parts.append(self._parts[text[start:end]])
+            at = end
+        return parts if at == len(text) else parts + self._of_words(text[at:], is_start=False)
+
+    def _of_words(self, text: str, is_start: bool) -> list[bytes]:
+        """Return the ids of words with a space before each but the first of a whole text.
 
         Raises:
-            _Uncut: White space stands beside one of the spaces.
+            _Odd: White space stands beside one of the spaces.
         """
+        *words, last = text.split(" ")
         if not words:
-            return self._parts[first]
-        if not first or first[-1].isspace() or not words[-1] or words[-1][0].isspace():
-            raise _Uncut
-        last = words.pop()  # nothing follows the white space that it may end with
-        known = self._words
-        made = [*self._parts[first]]
-        for word in words:
-            made += known[word]
-        return made + self._parts[" " + last]
+            return [self._parts[last]]
+        if not last or last[0].isspace():
+            raise _Odd
+        first = words.pop(0)
+        made = []
+        if is_start:
+            if not first or first[-1].isspace():
+                raise _Odd
+            made.append(self._parts[first])
+        made += map(self._words.__getitem__, words)
+        made.append(self._parts[f" {last}"])  # nothing follows the white space that it may end with
+        return made
 
 
-class _Known(dict[str, list[int]]):
+def _odd_parts(text: str, kept_on: str) -> Iterator[tuple[int, int]]:
+    """Yield where the parts with a space that is not between two other characters start and end.
+
+    Args:
+        text: Not empty.
+        kept_on: White space that begins with one of these is no start of a part: the part starts
+            at the space before, as a word does.
+    """
+    runs = [run.span() for run in _WHITE.finditer(text) if " " in run[0]]
+    if text[0] == " " and not (runs and runs[0][0] == 0):
+        runs.insert(0, (0, 1))
+    if text[-1] == " " and not (runs and runs[-1][1] == len(text)):
+        runs.append((len(text) - 1, len(text)))
+    start, end = -1, 0  # of the part that is open
+    for first, last in runs:
+        splits = text[first] not in kept_on
+        if start >= 0:
+            cut = text.find(" ", end, first)
+            if cut >= 0 or splits:
+                end = cut if cut >= 0 else first
+                yield start, end
+                start = -1
+        if start < 0:
+            start = first if splits else max(text.rfind(" ", end, first), end)
+        end = last
+    if start >= 0:
+        cut = text.find(" ", end)
+        yield start, cut if cut >= 0 else len(text)
+
+
+class _Known(dict[str, bytes]):
     """The ids of parts of texts, found at the first time."""
 
     before = ""
 
-    def __init__(self, encode: Callable[[str], list[int]]) -> None:
+    def __init__(self, backend: Any) -> None:
         super().__init__()
-        self._encode = encode
+        self._encode = backend.encode
 
-    def __missing__(self, part: str) -> list[int]:
-        ids = self._encode(self.before + part)
+    def __missing__(self, part: str) -> bytes:
+        ids = _as_bytes(self._encode(self.before + part, add_special_tokens=False).ids)
         if len(part) <= _LONGEST:
             if len(self) >= _MOST_PARTS:
                 self.clear()
@@ -120,10 +167,18 @@ class _AfterSpace(_Known):
 
     before = " "
 
-    def __missing__(self, part: str) -> list[int]:
+    def __missing__(self, part: str) -> bytes:
         if not part or part[0].isspace() or part[-1].isspace():
-            raise _Uncut
+            raise _Odd
         return super().__missing__(part)
+
+
+def _as_bytes(ids: list[int]) -> bytes:
+    return array("i", ids).tobytes()
+
+
+def _as_ids(parts: list[bytes]) -> array[int]:
+    return array("i", b"".join(parts))
 
 
 def cuts_before_spaces(backend: Any) -> bool:
@@ -147,6 +202,12 @@ def cuts_before_spaces(backend: Any) -> bool:
         and type(backend.model).__name__ == "BPE"
         and not (backend.model.dropout or backend.model.continuing_subword_prefix)
     )
+
+
+def _has_oldest_pattern(backend: Any) -> bool:
+    """Tell whether the pattern is GPT-2's, in which no match but white space ends with it."""
+    pre = _state(backend.pre_tokenizer)
+    return (pre["pretokenizers"][-1] if pre["type"] == "Sequence" else pre)["use_regex"]
 
 
 def _state(part: Any) -> Any:
