@@ -9,7 +9,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Sequence
 from itertools import chain
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from spin_composer.data.opaque_contents import writes_contents_as_they_are
 from spin_composer.data.rows import Turn
@@ -62,7 +62,7 @@ class TextSlots:
         Raises:
             TemplateFailure: The template cannot render them.
         """
-        contents = [turn.get("content") for turn in turns] if self._may_fill else []
+        contents: list[Any] = [turn.get("content") for turn in turns] if self._may_fill else []
         if not contents or not all(
             type(text) is str and len(turn) == 2 for text, turn in zip(contents, turns, strict=True)
         ):  # fmt: skip
