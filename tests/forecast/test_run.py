@@ -24,8 +24,6 @@ from spin_composer.importers.sft import convert_sft
 FOREIGN = Path(__file__).parents[1] / "importers/foreign"
 LORA = {"peft_type": "LORA", "task_type": "CAUSAL_LM", "r": 2, "target_modules": ["q_proj"]}
 
-pytestmark = pytest.mark.foundry
-
 
 def forecast(config: dict[str, Any], **options: Any) -> dict[str, Any]:
     found, _ = forecast_run(config, "run.yaml", **options)
@@ -62,6 +60,7 @@ def test_figures_of_a_run_are_those_of_its_rows_and_its_model(tmp_path: Path, mo
     assert found["disk"]["checkpoints"]["bytes"] == 2 * 2 * 4 * numbers
 
 
+@pytest.mark.foundry
 def test_the_run_has_as_many_pairs_and_a_store_no_larger(tmp_path: Path, model: Path):
     from spin_composer.train import train
 
