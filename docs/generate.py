@@ -17,6 +17,7 @@ from typing import Any
 from spin_composer.loss import LOSSES, loss_parameters
 from spin_composer.metrics import PAIR_METRICS
 from spin_composer.play.metrics import PLAY_METRICS
+from spin_composer.report.steps import LEARNING_RATE, TOKENS_PER_SECOND
 from spin_composer.settings.dataset import DatasetConfig
 from spin_composer.settings.fields import describe_type
 from spin_composer.settings.generation import ENGINE_SECTIONS, GenerationSettings
@@ -146,6 +147,15 @@ Logged when its training starts, and kept in the store's `iterations.json`.
 ## Besides
 
 {table(METRIC, DURING_TRAINING)}
+
+## In the run's own file
+
+All of these are also in `steps.jsonl` of the run's store, so that a run without a logger has curves
+(`spin-composer report STORE --plot curves.png`): a JSON object per optimizer step, by these names,
+with `{LEARNING_RATE}`, `{TOKENS_PER_SECOND}` (of prompts and responses, over all ranks), `step`,
+`iteration`, `epoch` and `time` (seconds since 1970). An iteration's first step also has the metrics
+of its play; an evaluation, and an iteration's end, have lines of their own. A resumed run replaces
+the lines after its checkpoint.
 """
 
 

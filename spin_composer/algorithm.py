@@ -9,7 +9,7 @@ from typing import Any, ClassVar, cast
 from composer.core import Algorithm, Event, State, Time
 from composer.core.precision import get_precision_context
 from composer.loggers import Logger
-from composer.utils import dist, reproducibility
+from composer.utils import reproducibility
 from torch.utils.data import DataLoader
 
 from spin_composer.data.examples import Example
@@ -26,7 +26,7 @@ from spin_composer.hooks.checkpoints import repair_checkpoints
 from spin_composer.hooks.early_end import EarlyEnd
 from spin_composer.hooks.finite import (
     FiniteMonitor,
-    require_finite_if_saving,
+    is_saved_after_batch,
     require_finite_weights,
 )
 from spin_composer.hooks.first_batch import FirstBatchMonitor
@@ -35,8 +35,8 @@ from spin_composer.hooks.intervals import (
     export_at_the_end,
     save_at_iteration_ends,
 )
-from spin_composer.hooks.iteration_log import IterationLog
 from spin_composer.hooks.offline_wandb import disable_artifact_lookup, log_tables_offline
+from spin_composer.hooks.run_records import RunRecords
 from spin_composer.hooks.start_phases import PHASES, start_phase
 from spin_composer.hooks.stopping import GracefulStop
 from spin_composer.hybrid_sharding import keep_degrees
@@ -63,7 +63,6 @@ from spin_composer.preflight.trainable import check_trainable
 from spin_composer.schedule import refresh_learning_rates, require_spin_scheduler
 from spin_composer.settings.section import fill
 from spin_composer.settings.spin import SpinSettings, count_iterations
-from spin_composer.store.layout import HISTORY
 from spin_composer.store.lock import StoreLock
 from spin_composer.store.open import open_store
 from spin_composer.store.original_tokenization import with_original_tokenization
@@ -106,7 +105,7 @@ class SPIN(Algorithm):
         log_tables_offline()
         keep_degrees()
         self.game: Game | None = None
-        self.history = IterationLog()
+        self.records = RunRecords()
         self._locks: list[StoreLock] = []
         self._saved: dict[str, Any] = {}
         self._first_batch = FirstBatchMonitor()
@@ -213,13 +212,13 @@ class SPIN(Algorithm):
         if self.game is None:  # else a second fit() continues after the first one
             self.game = self._new_game(state, loader)
         warn_about_tokenization_mismatch(state.evaluators, self.game.examples)
-        self.history.open(self.game.store.root, state)
+        self.records.open(self.game.store, state)
         self._attach_to_trainer(state)
         self._check_scores(state, self.game)
         if int(state.timestamp.epoch_in_iteration) or int(state.timestamp.batch_in_epoch):
             self.game.resume_iteration(state)
         if self._saved.get("ended"):
-            self._write_history()  # the run continues: remove the end reason
+            self.records.write_history()  # the run continues: remove the end reason
 
     def _new_game(self, state: State, loader: DataLoader[Example]) -> Game:
         """Return the game of this run, restored from its checkpoint."""
@@ -287,16 +286,18 @@ class SPIN(Algorithm):
         self._stopping.iteration_start(state, logger)
         from_rank_zero(self._check_locks)
         set_export_names(state)
-        self.history.start(self.game.start_iteration(state, logger))
+        self.records.start_iteration(self.game.start_iteration(state, logger))
         self._clock -= self.game.earlier_play_seconds  # spent by earlier processes of the run
         self._first_batch.start_iteration(self.game.noise)
 
     def _before_dataloader(self, state: State, logger: Logger) -> None:
         self._stopping.before_dataloader(state, logger)
+        self.records.steps.before_dataloader()
 
     def _batch_start(self, state: State, logger: Logger) -> None:
         del logger
         refresh_learning_rates(state)
+        self.records.steps.batch_start(state)
 
     def _before_train_batch(self, state: State, logger: Logger) -> None:
         self._finite.before_train_batch(state, logger)
@@ -314,19 +315,24 @@ class SPIN(Algorithm):
 
     def _batch_end(self, state: State, logger: Logger) -> None:
         self._check_locks()
-        self.history.add_batch(state)
+        self.records.add_batch(state)
         self._stopping.batch_end(state, logger)
 
     def _batch_checkpoint(self, state: State, logger: Logger) -> None:
-        del logger
-        require_finite_if_saving(state)
+        if is_saved_after_batch(state):
+            self._checkpoint(state, logger)
 
     def _checkpoint(self, state: State, logger: Logger) -> None:
         del logger
         require_finite_weights(state)
+        self.records.steps.publish()
 
     def _eval_batch_end(self, state: State, logger: Logger) -> None:
         self._stopping.eval_batch_end(state, logger)
+
+    def _eval_end(self, state: State, logger: Logger) -> None:
+        del logger
+        self.records.steps.add_evaluation(state)
 
     def _should_save(self, event: Event) -> bool:
         return self._stopping.should_save(event) or self._early_end.should_save(event)
@@ -335,22 +341,15 @@ class SPIN(Algorithm):
         del state, logger
         self._stopping.fit_end()
         if self._early_end.record:
-            self._write_history(self._early_end.record["line"])
+            self.records.write_history(self._early_end.record["line"])
+        self.records.steps.close()
         for lock in self._locks:
             lock.release()
 
     def _iteration_end(self, state: State, logger: Logger) -> None:
         assert self.game is not None
         share = self.game.play_seconds / (time.perf_counter() - self._clock)
-        logger.log_metrics({"spin/play_time_share": share})
-        self.history.close(state, {"play_time_share": share})
-        self._write_history()
-
-    def _write_history(self, ended: str = "") -> None:
-        assert self.game is not None
-        if dist.get_global_rank() == 0:
-            self.history.write(ended)
-            self.game.store.publish(HISTORY)
+        self.records.close_iteration(state, logger, share)
 
     HANDLERS: ClassVar[Mapping[Event, str]] = {
         Event.INIT: "_init",
@@ -369,6 +368,7 @@ class SPIN(Algorithm):
         Event.EPOCH_CHECKPOINT: "_checkpoint",
         Event.ITERATION_CHECKPOINT: "_checkpoint",
         Event.EVAL_BATCH_END: "_eval_batch_end",
+        Event.EVAL_END: "_eval_end",
         Event.ITERATION_END: "_iteration_end",
         Event.FIT_END: "_fit_end",
     }
@@ -382,14 +382,14 @@ class SPIN(Algorithm):
             "play_seconds": game.play_seconds if game else 0.0,
             "seconds": time.perf_counter() - self._clock if game else 0.0,
             "manifest": game.manifest if game else {},
-            "books": self.history.state_dict(),  # as checkpoints have always named it
+            "books": self.records.state_dict(),  # as checkpoints have always named it
             "ended": self._early_end.record,
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Restore :meth:`state_dict`."""
         self._saved = state
-        self.history.load_state_dict(state.get("books", {}))
+        self.records.load_state_dict(state.get("books", {}))
 
     def __repr__(self) -> str:
         """Name the algorithm and its settings."""

@@ -11,6 +11,7 @@ import typer
 
 if TYPE_CHECKING:
     from spin_composer.report.history import RunHistory
+    from spin_composer.report.steps import StepRow
 
 _REPORT_COLUMNS = 120
 
@@ -81,25 +82,40 @@ def report(
     from rich.console import Console
 
     from spin_composer.report.curves import draw
-    from spin_composer.report.history import read_history
     from spin_composer.report.table import print_table
 
-    history = read_history(Path(store)) if "://" not in store else _remote_history(store)
+    history, steps = _read_run(store) if "://" not in store else _read_remote_run(store)
     console = Console()
     # In 80 columns rich would cut the figures themselves; a long line is better than "0.6…".
-    print_table(history, Console(width=max(console.width, _REPORT_COLUMNS)))
+    print_table(history, Console(width=max(console.width, _REPORT_COLUMNS)), steps)
     if plot is not None:
-        draw(history, plot)
+        draw(history, plot, steps)
 
 
-def _remote_history(url: str) -> RunHistory:
-    from spin_composer.report.history import parse_history
+def _read_run(store: str) -> tuple[RunHistory, list[StepRow]]:
+    from spin_composer.report.history import RunHistory, find_history, read_history
+    from spin_composer.report.steps import read_steps
     from spin_composer.store.layout import HISTORY
+
+    steps = read_steps(Path(store))
+    if steps:  # its first iteration may be unfinished
+        return find_history(Path(store) / HISTORY) or RunHistory({}, []), steps
+    return read_history(Path(store)), steps
+
+
+def _read_remote_run(url: str) -> tuple[RunHistory, list[StepRow]]:
+    from spin_composer.report.history import RunHistory, parse_history
+    from spin_composer.report.steps import parse_steps
+    from spin_composer.store.layout import HISTORY, STEPS
     from spin_composer.store.open import store_at
 
     with TemporaryDirectory() as folder:
         store = store_at(Path(folder), url)
-        return parse_history(store.read_published(HISTORY), f"{url.rstrip('/')}/{HISTORY}")
+        history, steps = (store.read_published(name) for name in (HISTORY, STEPS))
+    rows = parse_steps(steps or "", f"{url.rstrip('/')}/{STEPS}")
+    if history is None and rows:
+        return RunHistory({}, []), rows
+    return parse_history(history, f"{url.rstrip('/')}/{HISTORY}"), rows
 
 
 @app.command()

@@ -13,6 +13,7 @@ from typing import Any
 
 import pytest
 from fixtures.s3 import BUCKET, S3, s3_server
+from fixtures.steps import steps_without_times
 from fixtures.yaml_run import iteration_records, save_model, tiny_config, write_config
 from test_nodes import OWN_SHM, can_have_own_shm, free_port
 from typer.testing import CliRunner
@@ -89,6 +90,10 @@ def test_a_run_in_an_object_store_goes_on_where_its_folder_is_lost(tmp_path, s3,
         s3.read("tiny/self-play/iterations.json")
         == (tmp_path / "self-play/iterations.json").read_bytes()
     )
+    steps = (tmp_path / "self-play/steps.jsonl").read_bytes()
+    assert s3.read("tiny/self-play/steps.jsonl") == steps
+    wanted_steps = steps_without_times(whole / "self-play")  # also those of the lost folder
+    assert steps_without_times(tmp_path / "self-play") == wanted_steps
     assert s3.read("tiny/self-play/run.lock") == b""
     report = CliRunner().invoke(app, ["report", f"s3://{BUCKET}/tiny/self-play"])
     assert report.exit_code == 0, report.output

@@ -53,7 +53,7 @@ def play(
         kwargs = {"beta": BETA, **kwargs}
     trainer = world_trainer(folder, copy.deepcopy(model), iterations, epochs, **kwargs)
     trainer.fit()
-    records = trainer.state.algorithms[0].history.state_dict()["records"]
+    records = trainer.state.algorithms[0].records.history.state_dict()["records"]
     (memory,) = trainer.logger.destinations
     losses, rewards = (
         [float(value) for _, value in memory.data[name]]

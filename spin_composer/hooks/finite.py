@@ -120,16 +120,11 @@ def require_finite_weights(state: State) -> None:
     )
 
 
-def require_finite_if_saving(state: State) -> None:
-    """Stop unless the weights are finite, if they are saved after this batch; a collective then.
-
-    Raises:
-        NotFiniteError: See :func:`require_finite_weights`.
-    """
+def is_saved_after_batch(state: State) -> bool:
+    """Return whether the weights are saved or exported after this batch."""
     event = Event.BATCH_CHECKPOINT
     savers = (c for c in state.callbacks if isinstance(c, CheckpointSaver))
-    if any(saver.save_interval(state, event) for saver in savers) or export_is_due(state, event):
-        require_finite_weights(state)
+    return any(saver.save_interval(state, event) for saver in savers) or export_is_due(state, event)
 
 
 @torch.no_grad()

@@ -8,7 +8,7 @@ from typing import Any
 
 from composer.core import State
 
-from spin_composer.report.history import BATCHES, ITERATION, RunHistory, in_evaluation, in_training
+from spin_composer.report.history import BATCHES, ITERATION, RunHistory, in_evaluation
 from spin_composer.store.durable import write_atomically
 from spin_composer.store.layout import HISTORY
 
@@ -26,6 +26,8 @@ class IterationLog:
         self._play: dict[str, float] = {}
         self._sums: dict[str, float] = {}
         self._batches = 0
+        self.batch: dict[str, float] = {}
+        """The last batch's metrics, by logged name."""
 
     def open(self, root: Path, state: State) -> None:
         """Set the history's file, and record the evaluation before the first iteration."""
@@ -39,10 +41,12 @@ class IterationLog:
 
     def add_batch(self, state: State) -> None:
         """Add a trained batch."""
-        values = {in_training(name): value for name, value in state.train_metric_values.items()}
+        values = {f"metrics/train/{k}": x for k, x in state.train_metric_values.items()}
         values |= dict(getattr(state, "total_loss_dict", None) or {})
-        for name, value in values.items():
-            self._sums[name] = self._sums.get(name, 0.0) + float(value)
+        self.batch = {name: float(value) for name, value in values.items()}
+        for name, value in self.batch.items():
+            short = name.removeprefix("metrics/")
+            self._sums[short] = self._sums.get(short, 0.0) + value
         self._batches += 1
 
     def close(self, state: State, figures: Mapping[str, float]) -> None:

@@ -25,6 +25,7 @@ from spin_composer.report.history import (
     Metrics,
     RunHistory,
 )
+from spin_composer.report.steps import StepRow, iteration_so_far
 
 
 @dataclass(frozen=True)
@@ -71,11 +72,20 @@ def columns_of(history: RunHistory) -> list[Column]:
     return [*held_out_columns(history), *_PLAY, *_TRAINING, *_RESPONSES]
 
 
-def print_table(history: RunHistory, console: Console) -> None:
-    """Print a row for the initial model and a row per iteration."""
+def print_table(history: RunHistory, console: Console, steps: Sequence[StepRow] = ()) -> None:
+    """Print a row for the initial model and a row per iteration.
+
+    Args:
+        history: The finished iterations.
+        console: Where to.
+        steps: The run's steps, for the row of an iteration that is not finished.
+    """
     columns = columns_of(history)
     rows = [("base", history.baseline)]
     rows += [(f"{record[ITERATION]:.0f}", record) for record in history.iterations]
+    current = iteration_so_far(history, steps)
+    if current is not None:
+        rows.append((f"{current[ITERATION]:.0f}, so far", current))
     table = make_table("SPIN, iteration by iteration", "iteration", columns, rows)
     console.print(table)
     console.print(

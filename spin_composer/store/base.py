@@ -233,7 +233,7 @@ class Store(ABC):
         return path.read_text(encoding="utf-8", errors="replace") if path.exists() else None
 
     def fetch_records(self, target: Path) -> Path:
-        """Return a folder with manifests, units' reports, history and lock, laid out as a store.
+        """Return a folder with manifests, reports, history, steps and lock, laid out as a store.
 
         Args:
             target: An empty folder to download them to, if they are not on this machine.

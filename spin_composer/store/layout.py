@@ -2,6 +2,7 @@
 
     <store>/run.lock                                   the run's lock (object stores: also run.beat)
     <store>/iterations.json                            the run's history
+    <store>/steps.jsonl                                a line of figures per optimizer step
     <store>/iter-000/manifest.json                     what the iteration's play depends on
     <store>/iter-000/units/unit-00000/                 one MDS shard set, and unit.json
     <store>/iter-000/units/index.json                  the merged index, once all units are there
@@ -27,6 +28,7 @@ HEARTBEAT_SECONDS = 5.0
 """Interval at which a run touches its lock, and at most at which ranks send heartbeats in play."""
 HEARTBEAT = "run.beat"
 HISTORY = "iterations.json"
+STEPS = "steps.jsonl"
 MANIFEST = "manifest.json"
 UNITS = "units"
 REPORT = "unit.json"

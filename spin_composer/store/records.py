@@ -13,6 +13,7 @@ from spin_composer.store.layout import (
     LOCK,
     MANIFEST,
     REPORT,
+    STEPS,
     UNITS,
     iteration_name,
     iteration_number,
@@ -25,12 +26,12 @@ _TRANSFERS = 16
 
 
 def download_records(remote: ObjectFolder, folder: Path) -> None:
-    """Download manifests, units' reports, history and lock to ``folder``, laid out as a store.
+    """Download manifests, reports, history, steps and lock to ``folder``, laid out as a store.
 
     The lock file gets the time of its last heartbeat, like a local one.
     """
     names = remote.names()
-    wanted = {x: folder / x for x in names if x in (HISTORY, LOCK) or _is_manifest(x)}
+    wanted = {x: folder / x for x in names if x in (HISTORY, STEPS, LOCK) or _is_manifest(x)}
     done = dict.fromkeys(marker for marker in map(marker_named, names) if marker)
     for marker in done:
         if not marker.damaged and marker._replace(damaged=True) not in done:
