@@ -156,11 +156,15 @@ def iteration_so_far(history: RunHistory, rows: Iterable[StepRow]) -> Metrics | 
     if not steps:
         return None
     last = {_in_history(name): value for values in found for name, value in values.items()}
-    means = {
-        _in_history(name): sum(values[name] for values in steps) / len(steps)
-        for name in set(steps[0]).intersection(*steps)
-    }
+    names = {name for values in steps for name in values}
+    means = {_in_history(name): _mean(steps, name) for name in names}
     return {**last, **means, ITERATION: current, BATCHES: len(steps)}
+
+
+def _mean(steps: Iterable[Mapping[str, float]], name: str) -> float:
+    """Return the mean over the steps that have a figure; nan if it is no number in any."""
+    values = [x for x in (step.get(name, math.nan) for step in steps) if not math.isnan(x)]
+    return sum(values) / len(values) if values else math.nan
 
 
 def _in_history(name: str) -> str:
