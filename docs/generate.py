@@ -14,6 +14,14 @@ from dataclasses import MISSING, Field, fields
 from pathlib import Path
 from typing import Any
 
+from spin_composer.alarms.rules import (
+    ALARMS,
+    DISTINCT_GENERATED,
+    DISTINCT_REAL,
+    FIRST_TEXT_GAP,
+    FIRST_TOKEN_GAP,
+    REAL_LENGTH,
+)
 from spin_composer.loss import LOSSES, loss_parameters
 from spin_composer.metrics import PAIR_METRICS
 from spin_composer.play.metrics import PLAY_METRICS
@@ -103,6 +111,7 @@ DURING_TRAINING = (
         "-",
     ),
     ("`spin/play_time_share`", "Share of the run's time spent in play so far", "fraction", "-"),
+    ("`alarms/<name>`", "1 at the step that raises an alarm of [alarms.md](alarms.md)", "-", "-"),
     (
         "`metrics/eval/LanguageCrossEntropy`",
         "Negative log-likelihood of held-out SFT rows, before the first and after each iteration",
@@ -154,9 +163,38 @@ All of these are also in `steps.jsonl` of the run's store, so that a run without
 (`spin-composer report STORE --plot curves.png`): a JSON object per optimizer step, by these names,
 with `{LEARNING_RATE}`, `{TOKENS_PER_SECOND}` (of prompts and responses, over all ranks), `step`,
 `iteration`, `epoch` and `time` (seconds since 1970). An iteration's first step also has the metrics
-of its play; an evaluation, and an iteration's end, have lines of their own. A resumed run replaces
-the lines after its checkpoint.
+of its play, and figures of up to 1,024 of its responses: `{REAL_LENGTH}` (tokens),
+`{DISTINCT_REAL}` and `{DISTINCT_GENERATED}` (distinct-2), `{FIRST_TOKEN_GAP}` and
+`{FIRST_TEXT_GAP}` (how much real and generated responses differ in how they begin, from 0 to 1). An
+evaluation, and an iteration's end, have lines of their own; `alarms` of a line are those raised
+then. A resumed run replaces the lines after its checkpoint.
 """
+
+
+def alarms() -> str:
+    """Return the page of alarms."""
+    rows = [
+        (f"`{name}`", summary(alarm.rule), alarm.moment.value) for name, alarm in ALARMS.items()
+    ]
+    page = f"""{GENERATED}
+# Alarms
+
+What in a run's figures says that the game goes wrong. Each is raised once per run, also if the run
+is stopped and resumed: as a warning in the log, as the metric `alarms/<name>` (1, at that step),
+and in the run's `steps.jsonl`, so that `spin-composer report` and `status` show it. It stops
+nothing.
+`algorithms.spin.alarms: {{high_accuracy: off}}` switches one off, `alarms: off` all of them.
+
+Thresholds are chosen so that a sound run raises none; they have been tried on runs of minutes, not
+on many real ones, and an alarm is a reason to look, not a proof. A run that raises one that it
+should not is worth an issue. [rules.py](../spin_composer/alarms/rules.py) has them all.
+
+{table(("alarm", "what it finds", "looked for"), rows)}
+"""
+    for name, alarm in ALARMS.items():
+        advice = textwrap.fill(f"**What to do.** {alarm.advice}", 100)
+        page += f"\n## `{name}`\n\n{remarks(alarm.rule)}\n\n{advice}\n"
+    return page
 
 
 SECTIONS: tuple[Any, ...] = (
@@ -260,7 +298,7 @@ Measured on: {"; ".join(sorted(machines))}.
 
 
 PAGES = {
-    "architecture.svg": drawing, "commands.md": commands, "losses.md": losses,
+    "alarms.md": alarms, "architecture.svg": drawing, "commands.md": commands, "losses.md": losses,
     "metrics.md": metrics, "settings.md": settings, "speed.md": speed,
 }  # fmt: skip
 

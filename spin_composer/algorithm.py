@@ -105,7 +105,7 @@ class SPIN(Algorithm):
         log_tables_offline()
         keep_degrees()
         self.game: Game | None = None
-        self.records = RunRecords()
+        self.records = RunRecords(self.settings)
         self._locks: list[StoreLock] = []
         self._saved: dict[str, Any] = {}
         self._first_batch = FirstBatchMonitor()
@@ -217,6 +217,7 @@ class SPIN(Algorithm):
         self._check_scores(state, self.game)
         if int(state.timestamp.epoch_in_iteration) or int(state.timestamp.batch_in_epoch):
             self.game.resume_iteration(state)
+            self.records.resume_iteration(state)
         if self._saved.get("ended"):
             self.records.write_history()  # the run continues: remove the end reason
 
@@ -286,7 +287,8 @@ class SPIN(Algorithm):
         self._stopping.iteration_start(state, logger)
         from_rank_zero(self._check_locks)
         set_export_names(state)
-        self.records.start_iteration(self.game.start_iteration(state, logger))
+        play = self.game.start_iteration(state, logger)
+        self.records.start_iteration(state, logger, play, self.game.manifest)
         self._clock -= self.game.earlier_play_seconds  # spent by earlier processes of the run
         self._first_batch.start_iteration(self.game.noise)
 
@@ -315,7 +317,7 @@ class SPIN(Algorithm):
 
     def _batch_end(self, state: State, logger: Logger) -> None:
         self._check_locks()
-        self.records.add_batch(state)
+        self.records.add_batch(state, logger)
         self._stopping.batch_end(state, logger)
 
     def _batch_checkpoint(self, state: State, logger: Logger) -> None:
@@ -338,11 +340,10 @@ class SPIN(Algorithm):
         return self._stopping.should_save(event) or self._early_end.should_save(event)
 
     def _fit_end(self, state: State, logger: Logger) -> None:
-        del state, logger
         self._stopping.fit_end()
         if self._early_end.record:
             self.records.write_history(self._early_end.record["line"])
-        self.records.steps.close()
+        self.records.close(state, logger)
         for lock in self._locks:
             lock.release()
 

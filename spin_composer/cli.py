@@ -82,12 +82,14 @@ def report(
     from rich.console import Console
 
     from spin_composer.report.curves import draw
-    from spin_composer.report.table import print_table
+    from spin_composer.report.steps import alarms_of
+    from spin_composer.report.table import print_alarms, print_table
 
     history, steps = _read_run(store) if "://" not in store else _read_remote_run(store)
     console = Console()
     # In 80 columns rich would cut the figures themselves; a long line is better than "0.6…".
     print_table(history, Console(width=max(console.width, _REPORT_COLUMNS)), steps)
+    print_alarms(alarms_of(steps), console)
     if plot is not None:
         draw(history, plot, steps)
 

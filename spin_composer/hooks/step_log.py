@@ -9,11 +9,13 @@ from __future__ import annotations
 import logging
 import os
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
 
 from composer.core import State
 from composer.utils import dist
 
+from spin_composer.alarms.rules import Alarm
 from spin_composer.report.steps import LEARNING_RATE, TOKENS_PER_SECOND, StepRow, parse_row
 from spin_composer.store.base import Store
 from spin_composer.store.durable import write_atomically
@@ -39,6 +41,8 @@ class StepLog:
         self._early: list[StepRow] = []
         """Evaluations before ``fit()``."""
         self._play: dict[str, float] = {}
+        self._alarms: list[Alarm] = []
+        """Raised since the last line; alarms of play stand in the line of the first step."""
         self._learning_rate = 0.0
         self._batch_began = 0.0
 
@@ -74,6 +78,10 @@ class StepLog:
         self._play = {}
         if time.monotonic() - self._flushed > _FLUSH_SECONDS:
             self.flush()
+
+    def add_alarms(self, alarms: Sequence[Alarm]) -> None:
+        """Add alarms to the next line."""
+        self._alarms += alarms
 
     def add_evaluation(self, state: State) -> None:
         """Add the metrics of the evaluation loader that has just been evaluated."""
@@ -112,14 +120,22 @@ class StepLog:
         if self._store is not None:
             self._store.publish(STEPS)
 
-    def close(self) -> None:
+    def close(self, state: State) -> None:
         """Write the last lines, at ``FIT_END``."""
+        if self._alarms:
+            t = state.timestamp
+            has_ended = not (int(t.epoch_in_iteration) or int(t.batch_in_epoch))
+            self._add(_row(state, {}, iteration=int(t.iteration) - has_ended))
         self.publish()
         self._store = None
 
     def _add(self, row: StepRow) -> None:
+        raised, self._alarms = self._alarms, []
         if self._store is not None:
-            self._lines.append(row.as_json())
+            values = {**row.values, **{f"alarms/{alarm.name}": 1.0 for alarm in raised}}
+            self._lines.append(replace(row, values=values, alarms=tuple(raised)).as_json())
+        if raised:
+            self.flush()
 
     def _remove_later_lines(self, store: Store, start: Position) -> None:
         """Remove the lines of steps after ``start``: an earlier process wrote them, and was killed.

@@ -7,16 +7,19 @@ from __future__ import annotations
 
 import json
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from rich.console import Console
 from rich.table import Table
 
+from spin_composer.alarms.rules import Alarm
 from spin_composer.errors import StoreError
 from spin_composer.report.history import GIVE_THE_STORE, ITERATION, find_history
 from spin_composer.report.outline import RunOutline, checkpoint_patterns
 from spin_composer.report.spans import union_seconds
+from spin_composer.report.steps import find_alarms
 from spin_composer.save_folder import find_checkpoints, structure_problem
 from spin_composer.store.layout import (
     HEARTBEAT_SECONDS,
@@ -71,6 +74,8 @@ class Status:
     """Names of incomplete checkpoints."""
     ended: str = ""
     """Which callback ended the run early, and when."""
+    alarms: Sequence[Alarm] = ()
+    """What the run has raised so far."""
 
 
 def read_status(outline: RunOutline, records: Path | None = None) -> Status:
@@ -81,7 +86,7 @@ def read_status(outline: RunOutline, records: Path | None = None) -> Status:
         records: Folder with the store's small files, if they were downloaded.
 
     Raises:
-        StoreError: If there is no store, or its history is damaged.
+        StoreError: If there is no store, or its history or its steps are damaged.
     """
     store = records or outline.store
     if not store.is_dir():
@@ -99,7 +104,9 @@ def read_status(outline: RunOutline, records: Path | None = None) -> Status:
     ]
     owner, live = _owner(store / LOCK)
     checkpoint, position, partial = _checkpoints(outline)
-    return Status(outline, iterations, owner, live, checkpoint, position, partial, ended)
+    return Status(
+        outline, iterations, owner, live, checkpoint, position, partial, ended, find_alarms(store)
+    )
 
 
 def print_status(status: Status, console: Console) -> None:
@@ -121,6 +128,8 @@ def print_status(status: Status, console: Console) -> None:
     for name in status.partial:
         text = f"            {name} is cut short; the next start sets it aside"
         console.print(text, soft_wrap=True, markup=False)
+    for alarm in status.alarms:
+        console.print(f"alarm:      {alarm}", soft_wrap=True, markup=False, highlight=False)
     console.print(f"next:       {next_step(status)}", soft_wrap=True, markup=False)
 
 

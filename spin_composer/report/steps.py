@@ -10,9 +10,10 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
+from spin_composer.alarms.rules import Alarm
 from spin_composer.errors import StoreError
 from spin_composer.report.history import (
     BATCHES,
@@ -29,7 +30,7 @@ METRICS = "metrics/"
 LEARNING_RATE, TOKENS_PER_SECOND = "learning_rate", "tokens_per_second"
 """Figures of a step that are not among the logged metrics."""
 PLAY_TIME_SHARE = "spin/play_time_share"
-_STEP, _ITERATION, _EPOCH, _TIME = "step", "iteration", "epoch", "time"
+_STEP, _ITERATION, _EPOCH, _TIME, _ALARMS = "step", "iteration", "epoch", "time", "alarms"
 
 
 @dataclass(frozen=True)
@@ -46,6 +47,8 @@ class StepRow:
     """When it was written, in seconds since the epoch (1970)."""
     values: Mapping[str, float]
     """The figures by the names that they are logged by (docs/metrics.md); a nan is no number."""
+    alarms: tuple[Alarm, ...] = ()
+    """Alarms that were raised then."""
 
     @property
     def position(self) -> tuple[int, int, int]:
@@ -54,13 +57,15 @@ class StepRow:
 
     def as_json(self) -> str:
         """Return the line, with its end; what is no finite number becomes null."""
-        content = {
+        content: dict[str, object] = {
             _STEP: self.step,
             _ITERATION: self.iteration,
             _EPOCH: self.epoch,
             _TIME: round(self.time, 3),
             **{name: x if math.isfinite(x) else None for name, x in self.values.items()},
         }
+        if self.alarms:
+            content[_ALARMS] = [asdict(alarm) for alarm in self.alarms]
         return f"{json.dumps(content)}\n"
 
 
@@ -74,10 +79,11 @@ def parse_row(line: str) -> StepRow:
         found = dict(json.loads(line))
         step, iteration, epoch = (int(found.pop(name)) for name in (_STEP, _ITERATION, _EPOCH))
         time = float(found.pop(_TIME))
+        alarms = tuple(Alarm(**alarm) for alarm in found.pop(_ALARMS, ()))
         values = {name: math.nan if x is None else float(x) for name, x in found.items()}
     except (TypeError, KeyError) as error:
         raise ValueError(repr(error)) from None
-    return StepRow(step, iteration, epoch, time, values)
+    return StepRow(step, iteration, epoch, time, values, alarms)
 
 
 def parse_steps(text: str, where: object) -> list[StepRow]:
@@ -123,6 +129,19 @@ def read_steps(store: Path) -> list[StepRow]:
     if not path.exists():
         return []
     return parse_steps(path.read_text(encoding="utf-8", errors="replace"), path)
+
+
+def find_alarms(store: Path) -> list[Alarm]:
+    """Return the alarms of a run, as :func:`read_steps` but without parsing every line."""
+    path = store / STEPS
+    text = path.read_text(encoding="utf-8", errors="replace") if path.exists() else ""
+    lines = [line for line in text.splitlines(keepends=True) if f'"{_ALARMS}": [' in line]
+    return alarms_of(parse_steps("".join(lines), path))
+
+
+def alarms_of(rows: Iterable[StepRow]) -> list[Alarm]:
+    """Return the alarms of rows, in order."""
+    return [alarm for row in rows for alarm in row.alarms]
 
 
 def curve(rows: Iterable[StepRow], name: str) -> list[tuple[int, float]]:

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from rich.console import Console
 from rich.table import Table
 
+from spin_composer.alarms.rules import Alarm
 from spin_composer.report.history import (
     ACCURACY,
     BATCHES,
@@ -96,6 +97,12 @@ def print_table(history: RunHistory, console: Console, steps: Sequence[StepRow] 
     )
     if history.ended:
         console.print(f"The run is finished: {history.ended}.", soft_wrap=True, markup=False)
+
+
+def print_alarms(alarms: Sequence[Alarm], console: Console) -> None:
+    """Print each alarm that the run has raised, with its advice."""
+    for alarm in alarms:
+        console.print(str(alarm), style="yellow", soft_wrap=True, markup=False, highlight=False)
 
 
 def make_table(

@@ -7,7 +7,7 @@ An unknown key, a wrong type or an invalid value raises
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import field, fields
 from typing import Annotated, Any, Literal
 
@@ -21,6 +21,7 @@ from pydantic import (
 from pydantic_core import ArgsKwargs
 from typing_extensions import Self
 
+from spin_composer.alarms.rules import ALARMS
 from spin_composer.errors import InputError
 from spin_composer.loss import LOSSES, loss_parameters
 from spin_composer.settings.fields import (
@@ -36,6 +37,7 @@ from spin_composer.settings.fields import (
     count_epochs,
     is_number,
     require,
+    suggest_key,
 )
 from spin_composer.settings.generation import GenerationSettings
 from spin_composer.settings.section import section, section_validator
@@ -103,6 +105,27 @@ def _check_braces(given: str, wanted: str) -> str:
     except (KeyError, IndexError, ValueError):
         require(False, "", given, f"{wanted} with no braces but {{run_name}}")
     return given
+
+
+def _switches(given: object) -> dict[str, bool]:
+    """Return which alarms are on or off, of those that are named."""
+    if _switch(given) is False:
+        return dict.fromkeys(ALARMS, False)
+    if not isinstance(given, Mapping):
+        raise ValueError
+    found: dict[str, bool] = {}
+    for name, value in given.items():
+        require(name in ALARMS, f".{name}", value, "absent", suggest_key(name, list(ALARMS)))
+        found[name] = bool(_switch(value))
+        require(_switch(value) is not None, f".{name}", value, "on or off")
+    return found
+
+
+def _switch(given: object) -> bool | None:
+    """Return whether a value says on or off; None if it says neither."""
+    if isinstance(given, bool):  # what YAML makes of a bare on or off
+        return given
+    return {"on": True, "off": False}.get(given) if isinstance(given, str) else None
 
 
 def _folder(given: str) -> str:
@@ -191,6 +214,12 @@ class SpinSettings:
     save_on_signal: bool = False
     """Save a checkpoint before stopping at Ctrl-C, SIGTERM, SIGUSR1 or SIGUSR2 (Slurm's
     ``--signal``), at the end of the current batch."""
+    alarms: Annotated[
+        dict[str, bool],
+        BeforeValidator(_switches),
+        Requirement("a mapping of alarms to on or off, or off"),
+    ] = field(default_factory=dict)
+    """Alarms of docs/alarms.md to switch off, as ``{high_accuracy: off}``; ``off``: all of them."""
     sample_table_rows: Count = 8
     """Rows of the table of samples that each iteration logs."""
     generation: Annotated[GenerationSettings, section_validator(GenerationSettings)] = field(

@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 
+from spin_composer.alarms.rules import ALARMS
 from spin_composer.errors import InputError
 from spin_composer.game import pair_loss
 from spin_composer.loss import LOSSES, PairLoss, loss_parameters
@@ -66,6 +67,10 @@ WRONG: list[tuple[dict[str, Any], str]] = [
     ({"samples_per_iteration": "some"}, "samples_per_iteration"),
     ({"samples_per_iteration": True}, "samples_per_iteration"),
     ({"responses_per_prompt": 0}, "responses_per_prompt must be a positive integer, got 0"),
+    ({"alarms": 5}, "spin.alarms must be a mapping of alarms to on or off, or off, got 5"),
+    ({"alarms": {"high_accurracy": False}}, "alarms.high_accurracy must be absent, got False. Did"),
+    ({"alarms": {"high_accuracy": 0}}, "spin.alarms.high_accuracy must be on or off, got 0"),
+    ({"alarms": {"high_accuracy": None}}, "spin.alarms.high_accuracy must be on or off, got None"),
     ({"seed": "seven"}, "seed"),
     ({"seed": -1}, "seed"),
     ({"store": ""}, "store"),
@@ -101,6 +106,16 @@ def test_a_wrong_value_is_refused_by_its_name(given: dict[str, Any], said: str) 
 )
 def test_an_unknown_key_is_answered_with_the_nearest_known_one(given: Any, said: str) -> None:
     assert said in refusal(lambda: fill(SpinSettings, given))
+
+
+@pytest.mark.parametrize("off", ["off", False])  # YAML reads off as false
+def test_alarms_are_switched_off_one_by_one_or_all(off: Any) -> None:
+    given = {"high_accuracy": off, "never_stops": "on"}
+    assert fill(SpinSettings, {"alarms": given}).alarms == {
+        "high_accuracy": False,
+        "never_stops": True,
+    }
+    assert fill(SpinSettings, {"alarms": off}).alarms == dict.fromkeys(ALARMS, False)
 
 
 def test_values_come_to_their_types() -> None:

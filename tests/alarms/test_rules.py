@@ -1,0 +1,145 @@
+"""Each alarm is raised by figures that have its fault, and by no others."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import pytest
+
+from spin_composer.alarms.rules import (
+    ACCURACY,
+    ALARMS,
+    DISTINCT_GENERATED,
+    DISTINCT_REAL,
+    FIRST_TEXT_GAP,
+    FIRST_TOKEN_GAP,
+    GENERATED_LENGTH,
+    LOGPS_REAL,
+    REAL_LENGTH,
+    REWARD_GENERATED,
+    REWARD_REAL,
+    TRUNCATED,
+    Judged,
+    Moment,
+    RunFigures,
+    register_alarm,
+)
+
+NUM_BATCHES = 80
+
+
+def of_batches(real: float, generated: float, accuracy: float = 0.7, **more: Any) -> RunFigures:
+    """A run in whose iteration every batch has the same figures; real responses have -40 nats."""
+    beta = more.get("beta", 1.0)
+    batch = {
+        ACCURACY: accuracy,
+        REWARD_REAL: beta * real,
+        REWARD_GENERATED: beta * generated,
+        LOGPS_REAL: -40.0 + real,
+    }
+    count = more.pop("count", NUM_BATCHES)
+    return RunFigures(batches=[batch] * count, num_batches=NUM_BATCHES, **more)
+
+
+def of_plays(*plays: dict[str, float]) -> RunFigures:
+    return RunFigures(plays=plays)
+
+
+def play(length: float = 20.0, truncated: float = 0.01, **more: float) -> dict[str, float]:
+    return {GENERATED_LENGTH: length, TRUNCATED: truncated, REAL_LENGTH: 20.0, **more}
+
+
+def begins(tokens: float, texts: float) -> dict[str, float]:
+    return play(**{FIRST_TOKEN_GAP: tokens, FIRST_TEXT_GAP: texts})
+
+
+def diverse(generated: float, real: float = 0.5) -> dict[str, float]:
+    return play(**{DISTINCT_GENERATED: generated, DISTINCT_REAL: real})
+
+
+def judged(*accuracies: float, margins: tuple[float, ...]) -> RunFigures:
+    """Accuracy of the judge's classifier at the start and after each iteration."""
+    found = {k: Judged(accuracy, 0.01) for k, accuracy in enumerate(accuracies, start=-1)}
+    return RunFigures(judged=found, margins=dict(enumerate(margins)))
+
+
+FAULTY: list[tuple[str, RunFigures]] = [
+    ("falling_logps", of_batches(real=-3.0, generated=-20.0)),
+    ("falling_logps", of_batches(real=-3.0, generated=-20.0, beta=5.0)),
+    ("falling_logps", of_batches(real=-3.0, generated=-20.0, count=NUM_BATCHES // 4)),
+    ("high_accuracy", of_batches(real=5.0, generated=-5.0, accuracy=0.99)),
+    ("high_accuracy", of_batches(real=5.0, generated=-5.0, accuracy=1.0, count=NUM_BATCHES // 2)),
+    ("never_stops", of_plays(play(truncated=0.6))),
+    ("never_stops", of_plays(play(), play(truncated=1.0))),
+    ("growing_length", of_plays(play(20.0), play(24.0), play(31.0))),
+    ("growing_length", of_plays(play(truncated=0.01), play(truncated=0.2))),
+    ("first_token_gap", of_plays(begins(tokens=0.98, texts=0.02))),
+    ("first_token_gap", of_plays(begins(0.0, 0.0), begins(0.9, 0.3))),
+    ("low_diversity", of_plays(diverse(0.45), diverse(0.4), diverse(0.25))),
+    ("low_diversity", of_plays(diverse(0.8), diverse(0.3))),
+    ("judge_falls", judged(0.7, 0.8, margins=(1.0,))),
+    ("judge_falls", judged(0.7, 0.6, 0.65, margins=(1.0, 2.0))),
+]
+SOUND: list[tuple[str, RunFigures]] = [
+    ("falling_logps", of_batches(real=2.0, generated=-20.0)),
+    ("falling_logps", of_batches(real=-1.0, generated=-20.0)),  # within what batches differ by
+    ("falling_logps", of_batches(real=-3.0, generated=1.0)),
+    ("falling_logps", of_batches(real=-3.0, generated=-20.0, count=19)),
+    ("high_accuracy", of_batches(real=5.0, generated=-5.0, accuracy=0.95)),
+    ("high_accuracy", of_batches(real=5.0, generated=-5.0, accuracy=1.0, count=39)),
+    ("never_stops", of_plays(play(truncated=1.0), play(truncated=0.3))),  # no longer
+    ("growing_length", of_plays(play(100.0))),
+    ("growing_length", of_plays(play(10.0), play(20.0))),  # toward the real ones
+    ("growing_length", of_plays(play(20.0), play(24.0))),
+    ("growing_length", of_plays(play(truncated=0.2), play(truncated=0.01))),
+    ("first_token_gap", of_plays(begins(tokens=0.9, texts=0.85))),  # another style
+    ("first_token_gap", of_plays(play())),  # too few pairs to say
+    ("low_diversity", of_plays(diverse(0.1))),
+    ("low_diversity", of_plays(diverse(0.8), diverse(0.5))),  # down to the real ones
+    ("low_diversity", of_plays(diverse(0.4, real=0.5), diverse(0.2, real=0.25))),  # other prompts
+    ("judge_falls", judged(0.7, 0.6, 0.55, margins=(1.0, 2.0))),
+    ("judge_falls", judged(0.7, 0.6, 0.61, margins=(1.0, 2.0))),  # by chance
+    ("judge_falls", judged(0.6, 0.5, 0.7, margins=(2.0, 1.0))),
+    ("judge_falls", RunFigures(margins={0: 1.0, 1: 2.0})),
+]
+
+
+@pytest.mark.parametrize(("name", "run"), FAULTY)
+def test_a_fault_is_found_with_its_figures(name: str, run: RunFigures) -> None:
+    finding = ALARMS[name].rule(run)
+    assert finding is not None
+    assert any(letter.isdigit() for letter in finding)
+    assert not finding.endswith(".")
+
+
+@pytest.mark.parametrize(("name", "run"), SOUND)
+def test_a_sound_run_raises_nothing(name: str, run: RunFigures) -> None:
+    assert ALARMS[name].rule(run) is None
+
+
+def test_a_run_of_which_nothing_is_known_raises_nothing() -> None:
+    nan = dict.fromkeys((*begins(1.0, 0.0), *diverse(0.1), ACCURACY, REWARD_REAL), math.nan)
+    for run in (
+        RunFigures(plays=[{}, {}]),
+        RunFigures(plays=[nan, nan], batches=[nan] * NUM_BATCHES, num_batches=NUM_BATCHES),
+    ):
+        assert [name for name, alarm in ALARMS.items() if alarm.rule(run)] == []
+
+
+def test_rewards_per_token_are_compared_with_log_probs_per_token() -> None:
+    run = of_batches(real=-0.2, generated=-1.0, per_token=True, plays=[play()])  # of -2 nats
+    assert ALARMS["falling_logps"].rule(run) is not None
+    sound = of_batches(real=-0.05, generated=-1.0, per_token=True, plays=[play()])
+    assert ALARMS["falling_logps"].rule(sound) is None
+
+
+def test_each_alarm_has_advice_in_full_sentences() -> None:
+    for alarm in ALARMS.values():
+        assert alarm.advice.endswith(".")
+        assert alarm.advice[0].isupper()
+
+
+def test_a_name_is_taken_once() -> None:
+    with pytest.raises(ValueError, match="'never_stops' is registered already"):
+        register_alarm("never_stops", Moment.PLAY, "")(lambda run: None)
