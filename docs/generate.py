@@ -18,8 +18,8 @@ from spin_composer.alarms.rules import (
     ALARMS,
     DISTINCT_GENERATED,
     DISTINCT_REAL,
-    FIRST_TEXT_GAP,
     FIRST_TOKEN_GAP,
+    FIRST_WORDS_SHARED,
     REAL_LENGTH,
 )
 from spin_composer.loss import LOSSES, loss_parameters
@@ -164,10 +164,11 @@ All of these are also in `steps.jsonl` of the run's store, so that a run without
 with `{LEARNING_RATE}`, `{TOKENS_PER_SECOND}` (of prompts and responses, over all ranks), `step`,
 `iteration`, `epoch` and `time` (seconds since 1970). An iteration's first step also has the metrics
 of its play, and figures of up to 1,024 of its responses: `{REAL_LENGTH}` (tokens),
-`{DISTINCT_REAL}` and `{DISTINCT_GENERATED}` (distinct-2), `{FIRST_TOKEN_GAP}` and
-`{FIRST_TEXT_GAP}` (how much real and generated responses differ in how they begin, from 0 to 1). An
-evaluation, and an iteration's end, have lines of their own; `alarms` of a line are those raised
-then. A resumed run replaces the lines after its checkpoint.
+`{DISTINCT_REAL}` and `{DISTINCT_GENERATED}` (distinct-2),
+`{FIRST_WORDS_SHARED}` (share that begins with a word of the other side) and
+`{FIRST_TOKEN_GAP}` (share of these words that begins with other tokens). An evaluation, and
+an iteration's end, have lines of their own; `alarms` of a line are those raised then. A resumed run
+replaces the lines after its checkpoint.
 """
 
 

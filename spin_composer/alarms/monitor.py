@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import math
 from collections.abc import Mapping
 from typing import Any
 
@@ -100,19 +101,21 @@ class AlarmMonitor:
         return found
 
     def state_dict(self) -> dict[str, object]:
-        """Return what a resumed run needs: plain types only."""
+        """Return what a resumed run needs, in plain types; batches by column, which is small."""
         return {
             "raised": list(self._raised),
             "plays": self._plays,
-            "batches": self._batches,
-            "margins": self._margins,
+            "batches": {x: [b.get(x, math.nan) for b in self._batches] for x in OF_BATCHES},
+            "margins": dict(self._margins),
         }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Restore :meth:`state_dict`; of an older version's checkpoint there is none."""
         self._raised = list(state.get("raised", []))
         self._plays = list(state.get("plays", []))
-        self._batches = list(state.get("batches", []))
+        columns = state.get("batches", {})
+        rows = zip(*columns.values(), strict=True)
+        self._batches = [dict(zip(columns, row, strict=True)) for row in rows]
         self._margins = dict(state.get("margins", {}))
 
 

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import math
 from collections import Counter
-from collections.abc import Callable, Hashable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from itertools import islice, pairwise
 
 import numpy as np
@@ -11,8 +12,8 @@ import numpy as np
 from spin_composer.alarms.rules import (
     DISTINCT_GENERATED,
     DISTINCT_REAL,
-    FIRST_TEXT_GAP,
     FIRST_TOKEN_GAP,
+    FIRST_WORDS_SHARED,
     REAL_LENGTH,
 )
 from spin_composer.data.pairs import Ids, Pair
@@ -20,10 +21,8 @@ from spin_composer.store.base import Store
 
 UNITS, PAIRS_PER_UNIT = 4, 256
 """What is read of an iteration, spread over its units: enough for shares to a few percent."""
-_LEAST_PAIRS = 64
-"""Of fewer pairs two halves differ by chance as much as two kinds of responses."""
-_FIRST_TOKENS, _FIRST_CHARACTERS = 8, 4
-"""How far a response is read for its first text."""
+_FIRST_TOKENS = 16
+"""How far a response is read for its first word."""
 
 
 def sample_pairs(store: Store, iteration: int, num_units: int) -> list[Pair]:
@@ -43,7 +42,7 @@ def sample_pairs(store: Store, iteration: int, num_units: int) -> list[Pair]:
 def response_figures(
     pairs: Sequence[Pair], decode: Callable[[list[Ids]], list[str]]
 ) -> dict[str, float]:
-    """Return the figures of a sample of pairs; what too few pairs cannot say is left out.
+    """Return the figures of a sample of pairs; none of an empty one.
 
     Args:
         pairs: The sample.
@@ -58,15 +57,14 @@ def response_figures(
         DISTINCT_REAL: distinct_bigrams(real, tokens),
         DISTINCT_GENERATED: distinct_bigrams(generated, tokens),
     }
-    if len(pairs) < _LEAST_PAIRS:
-        return figures
-    firsts = [[int(ids[0]) for ids in side] for side in (real, generated)]
-    texts = [_first_texts(decode([ids[:_FIRST_TOKENS] for ids in s])) for s in (real, generated)]
-    return {
-        **figures,
-        FIRST_TOKEN_GAP: distribution_gap(*firsts),
-        FIRST_TEXT_GAP: distribution_gap(*texts),
-    }
+    texts = [decode([ids[:_FIRST_TOKENS] for ids in side]) for side in (real, generated)]
+    words = [[(text.split() or [""])[0] for text in of_side] for of_side in texts]
+    firsts = (
+        [(word, int(ids[0])) for word, ids in zip(of_side, side, strict=True)]
+        for of_side, side in zip(words, (real, generated), strict=True)
+    )
+    shared, gap = first_token_gap(*firsts)
+    return {**figures, FIRST_WORDS_SHARED: shared, FIRST_TOKEN_GAP: gap}
 
 
 def distinct_bigrams(responses: Sequence[Ids], tokens: int) -> float:
@@ -87,29 +85,36 @@ def _bigrams(responses: Sequence[Ids]) -> Iterator[tuple[int, int]]:
         yield from pairwise(ids.tolist())
 
 
-def distribution_gap(real: Sequence[Hashable], generated: Sequence[Hashable]) -> float:
-    """Return how much two samples differ beyond chance: in [0, 1].
-
-    It is the total variation distance of half of one sample and half of the other, less the larger
-    one of both halves of one sample: samples of the same distribution give 0, also where most of
-    their values occur once.
+def first_token_gap(
+    real: Sequence[tuple[str, int]], generated: Sequence[tuple[str, int]]
+) -> tuple[float, float]:
+    """Return how many responses share first words, and how many of these differ in first tokens.
 
     Args:
-        real: A value of each real response.
-        generated: A value of each generated one.
+        real: First word and first token of each real response.
+        generated: Those of each generated one.
+
+    Returns:
+        The mass that the distributions of first words have in common, and the share of it whose
+        tokens differ (by total variation distance of a word's tokens); nan if nothing is in common.
     """
-    halves = [[side[start::2] for start in (0, 1)] for side in (real, generated)]
-    (a, b), (c, d) = ([Counter(half) for half in side] for side in halves)
-    between = (_total_variation(a, d) + _total_variation(b, c)) / 2
-    return max(0.0, between - max(_total_variation(a, b), _total_variation(c, d)))
+    sides = [_tokens_by_word(side) for side in (real, generated)]
+    shared = differing = 0.0
+    for word in sides[0].keys() & sides[1].keys():
+        (a, b) = (side[word] for side in sides)
+        mass = min(a.total() / len(real), b.total() / len(generated))
+        shared += mass
+        differing += mass * _total_variation(a, b)
+    return shared, differing / shared if shared else math.nan
 
 
-def _total_variation(a: Counter[Hashable], b: Counter[Hashable]) -> float:
+def _tokens_by_word(firsts: Sequence[tuple[str, int]]) -> dict[str, Counter[int]]:
+    found: dict[str, Counter[int]] = {}
+    for word, token in firsts:
+        found.setdefault(word, Counter())[token] += 1
+    return found
+
+
+def _total_variation(a: Counter[int], b: Counter[int]) -> float:
     num_a, num_b = a.total(), b.total()
     return sum(abs(a[value] / num_a - b[value] / num_b) for value in a.keys() | b.keys()) / 2
-
-
-def _first_texts(texts: Sequence[str]) -> list[str]:
-    """Return the first characters of each text's first word."""
-    words = ((text.split() or [""])[0] for text in texts)
-    return [word[:_FIRST_CHARACTERS] for word in words]

@@ -2,20 +2,22 @@
 
 from __future__ import annotations
 
+import math
+
 import numpy as np
 import pytest
 
-from spin_composer.alarms.responses import distinct_bigrams, distribution_gap, response_figures
+from spin_composer.alarms.responses import distinct_bigrams, first_token_gap, response_figures
 from spin_composer.alarms.rules import (
     DISTINCT_GENERATED,
     DISTINCT_REAL,
-    FIRST_TEXT_GAP,
     FIRST_TOKEN_GAP,
+    FIRST_WORDS_SHARED,
     REAL_LENGTH,
 )
 from spin_composer.data.pairs import Ids, Pair
 
-LETTERS = "abcdefghijklmnopqrstuvwxyz"
+WORDS = ["The", "A", "It", "So", "Tom", "Ann"]
 
 
 def ids(*values: int) -> Ids:
@@ -23,20 +25,18 @@ def ids(*values: int) -> Ids:
 
 
 def spell(responses: list[Ids]) -> list[str]:
-    """Decode tokens of a toy vocabulary: a letter, and at 100 and above a space and the letter."""
-    words = [[" " * (i >= 100) + LETTERS[i % 100 % 26] for i in one] for one in responses]
-    return ["".join(word) for word in words]
+    """Decode tokens of a toy vocabulary: a word, and at 100 and above a space before it."""
+    return ["".join(" " * (i >= 100) + WORDS[i % 100] for i in one) for one in responses]
 
 
-def pairs_of(real: int, generated: int, count: int = 200, spread: int = 4) -> list[Pair]:
-    """Pairs whose sides begin with one of ``spread`` tokens from ``real`` and ``generated`` on."""
+def pairs_of(real: list[int], generated: list[int], count: int = 200) -> list[Pair]:
+    """Pairs whose sides begin with one of these tokens, and go on with words of a common kind."""
     random = np.random.default_rng(3)
-    begin = random.integers(spread, size=(count, 2))
-    rest = random.integers(26, size=(count, 2, 3))
-    return [
-        Pair(ids(1), ids(real + b[0], *r[0]), ids(generated + b[1], *r[1]))
-        for b, r in zip(begin.tolist(), rest.tolist(), strict=True)
-    ]
+
+    def response(firsts: list[int]) -> Ids:
+        return ids(random.choice(firsts), *(100 + random.integers(6, size=3)))
+
+    return [Pair(ids(1), response(real), response(generated)) for _ in range(count)]
 
 
 def test_distinct_bigrams_are_counted_within_responses() -> None:
@@ -46,39 +46,33 @@ def test_distinct_bigrams_are_counted_within_responses() -> None:
     assert distinct_bigrams([ids(1)], 100) == 0.0
 
 
-@pytest.mark.parametrize("spread", [2, 30, 10_000])
-def test_samples_of_one_distribution_have_no_gap(spread: int) -> None:
-    random = np.random.default_rng(0)
-    a, b = (random.integers(spread, size=400).tolist() for _ in range(2))
-    assert distribution_gap(a, b) < 0.1
+def test_the_same_words_in_other_tokens_have_a_gap() -> None:
+    figures = response_figures(pairs_of(real=[0, 1, 2], generated=[100, 101, 102]), spell)
+    assert figures[FIRST_TOKEN_GAP] == 1.0
+    assert figures[FIRST_WORDS_SHARED] > 0.8
 
 
-def test_samples_without_a_common_value_have_a_gap_of_one() -> None:
-    assert distribution_gap([1] * 100, [2] * 100) == 1.0
-    assert distribution_gap([1, 2] * 50, [2, 1] * 50) == 0.0
+def test_other_words_are_no_gap() -> None:
+    figures = response_figures(pairs_of(real=[0, 1, 2], generated=[3, 4, 5]), spell)
+    assert math.isnan(figures[FIRST_TOKEN_GAP])
+    assert figures[FIRST_WORDS_SHARED] == 0.0
+    figures = response_figures(pairs_of(real=[0, 1, 2], generated=[0, 4, 5]), spell)
+    assert figures[FIRST_TOKEN_GAP] == 0.0
+    assert 0.2 < figures[FIRST_WORDS_SHARED] < 0.5
 
 
-def test_the_same_text_in_other_tokens_differs_in_tokens_alone() -> None:
-    figures = response_figures(pairs_of(real=0, generated=100), spell)
-    assert figures[FIRST_TOKEN_GAP] > 0.8
-    assert figures[FIRST_TEXT_GAP] < 0.2
+def test_a_gap_is_the_share_of_words_that_have_one() -> None:
+    shared, gap = first_token_gap([("a", 1), ("b", 2)], [("a", 1), ("b", 3)])
+    assert (shared, gap) == (1.0, 0.5)
+    shared, gap = first_token_gap([("a", 1), ("a", 2)], [("a", 1), ("c", 1)])
+    assert (shared, gap) == (0.5, 0.5)
 
 
-def test_another_style_differs_in_texts_as_well() -> None:
-    figures = response_figures(pairs_of(real=0, generated=10), spell)
-    assert figures[FIRST_TOKEN_GAP] > 0.8
-    assert figures[FIRST_TEXT_GAP] > 0.8 - 0.5
-
-
-def test_responses_like_the_real_ones_have_no_gap_and_the_same_diversity() -> None:
-    figures = response_figures(pairs_of(real=0, generated=0), spell)
-    assert figures[FIRST_TOKEN_GAP] < 0.1
+def test_responses_like_the_real_ones_have_the_same_diversity() -> None:
+    figures = response_figures(pairs_of(real=[0, 1], generated=[0, 1]), spell)
     assert figures[REAL_LENGTH] == 4.0
     assert figures[DISTINCT_GENERATED] == pytest.approx(figures[DISTINCT_REAL], rel=0.15)
 
 
-def test_few_pairs_say_nothing_about_how_responses_begin() -> None:
-    figures = response_figures(pairs_of(real=0, generated=100, count=20), spell)
-    assert FIRST_TOKEN_GAP not in figures
-    assert DISTINCT_REAL in figures
+def test_no_pairs_have_no_figures() -> None:
     assert response_figures([], spell) == {}

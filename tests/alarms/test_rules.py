@@ -12,8 +12,8 @@ from spin_composer.alarms.rules import (
     ALARMS,
     DISTINCT_GENERATED,
     DISTINCT_REAL,
-    FIRST_TEXT_GAP,
     FIRST_TOKEN_GAP,
+    FIRST_WORDS_SHARED,
     GENERATED_LENGTH,
     LOGPS_REAL,
     REAL_LENGTH,
@@ -50,8 +50,8 @@ def play(length: float = 20.0, truncated: float = 0.01, **more: float) -> dict[s
     return {GENERATED_LENGTH: length, TRUNCATED: truncated, REAL_LENGTH: 20.0, **more}
 
 
-def begins(tokens: float, texts: float) -> dict[str, float]:
-    return play(**{FIRST_TOKEN_GAP: tokens, FIRST_TEXT_GAP: texts})
+def begins(gap: float, shared: float) -> dict[str, float]:
+    return play(**{FIRST_TOKEN_GAP: gap, FIRST_WORDS_SHARED: shared})
 
 
 def diverse(generated: float, real: float = 0.5) -> dict[str, float]:
@@ -74,8 +74,8 @@ FAULTY: list[tuple[str, RunFigures]] = [
     ("never_stops", of_plays(play(), play(truncated=1.0))),
     ("growing_length", of_plays(play(20.0), play(24.0), play(31.0))),
     ("growing_length", of_plays(play(truncated=0.01), play(truncated=0.2))),
-    ("first_token_gap", of_plays(begins(tokens=0.98, texts=0.02))),
-    ("first_token_gap", of_plays(begins(0.0, 0.0), begins(0.9, 0.3))),
+    ("first_token_gap", of_plays(begins(gap=0.98, shared=0.6))),
+    ("first_token_gap", of_plays(begins(0.0, 0.6), begins(0.7, 0.2))),
     ("low_diversity", of_plays(diverse(0.45), diverse(0.4), diverse(0.25))),
     ("low_diversity", of_plays(diverse(0.8), diverse(0.3))),
     ("judge_falls", judged(0.7, 0.8, margins=(1.0,))),
@@ -93,8 +93,8 @@ SOUND: list[tuple[str, RunFigures]] = [
     ("growing_length", of_plays(play(10.0), play(20.0))),  # toward the real ones
     ("growing_length", of_plays(play(20.0), play(24.0))),
     ("growing_length", of_plays(play(truncated=0.2), play(truncated=0.01))),
-    ("first_token_gap", of_plays(begins(tokens=0.9, texts=0.85))),  # another style
-    ("first_token_gap", of_plays(play())),  # too few pairs to say
+    ("first_token_gap", of_plays(begins(gap=0.2, shared=0.6))),
+    ("first_token_gap", of_plays(begins(gap=1.0, shared=0.02))),  # other words
     ("low_diversity", of_plays(diverse(0.1))),
     ("low_diversity", of_plays(diverse(0.8), diverse(0.5))),  # down to the real ones
     ("low_diversity", of_plays(diverse(0.4, real=0.5), diverse(0.2, real=0.25))),  # other prompts
@@ -119,7 +119,7 @@ def test_a_sound_run_raises_nothing(name: str, run: RunFigures) -> None:
 
 
 def test_a_run_of_which_nothing_is_known_raises_nothing() -> None:
-    nan = dict.fromkeys((*begins(1.0, 0.0), *diverse(0.1), ACCURACY, REWARD_REAL), math.nan)
+    nan = dict.fromkeys((*begins(1.0, 1.0), *diverse(0.1), ACCURACY, REWARD_REAL), math.nan)
     for run in (
         RunFigures(plays=[{}, {}]),
         RunFigures(plays=[nan, nan], batches=[nan] * NUM_BATCHES, num_batches=NUM_BATCHES),
