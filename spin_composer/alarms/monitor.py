@@ -104,7 +104,7 @@ class AlarmMonitor:
         """Return what a resumed run needs, in plain types; batches by column, which is small."""
         return {
             "raised": list(self._raised),
-            "plays": self._plays,
+            "plays": list(self._plays),
             "batches": {x: [b.get(x, math.nan) for b in self._batches] for x in OF_BATCHES},
             "margins": dict(self._margins),
         }
