@@ -26,7 +26,7 @@ def ids(*values: int) -> Ids:
 
 def spell(responses: list[Ids]) -> list[str]:
     """Decode tokens of a toy vocabulary: a word, and at 100 and above a space before it."""
-    return ["".join(" " * (i >= 100) + WORDS[i % 100] for i in one) for one in responses]
+    return ["".join(" " * int(i >= 100) + WORDS[i % 100] for i in one) for one in responses]
 
 
 def pairs_of(real: list[int], generated: list[int], count: int = 200) -> list[Pair]:
