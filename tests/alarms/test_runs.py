@@ -70,7 +70,7 @@ def play_scripted(
         "replay": 0,
         "responses_per_prompt": EACH,
         "learning_rate": 1e-4,
-        "generation": {"engine": "scripted", "max_new_tokens": 48},
+        "generation": {"engine": "scripted", "max_new_tokens": 26},
         **overrides.pop("spin", {}),
     }
     given = {"device_batch_size": 8, "device_train_microbatch_size": 8, **overrides}
@@ -95,10 +95,13 @@ FAULTS: dict[str, tuple[Script, dict[str, Any]]] = {
 
 
 @pytest.mark.parametrize("name", FAULTS)
-def test_a_fault_of_play_raises_its_alarm_alone(name, tmp_path, monkeypatch):
+def test_a_fault_of_play_raises_its_alarm_and_is_a_warning(name, tmp_path, monkeypatch, caplog):
     script, settings = FAULTS[name]
     play_scripted(tmp_path, script, monkeypatch, **settings).fit()
-    assert raised(tmp_path) == [name]
+    # One answer, always the same, is soon told apart as well.
+    assert [found for found in raised(tmp_path) if found != "high_accuracy"] == [name]
+    (said,) = (r for r in caplog.records if f"alarm {name}: " in r.getMessage())
+    assert said.levelname == "WARNING"
 
 
 def test_pairs_that_are_all_won_raise_high_accuracy(tmp_path, monkeypatch):
@@ -138,7 +141,11 @@ class JudgesEachIteration(Callback):
 
 
 @pytest.mark.parametrize(
-    ("accuracies", "wanted"), [((0.9, 0.8, 0.95), ["judge_falls"]), ((0.9, 0.8, 0.7), [])]
+    ("accuracies", "wanted"),
+    [
+        ((0.9, 0.8, 0.95), ["judge_falls"]),
+        pytest.param((0.9, 0.8, 0.7), [], marks=pytest.mark.slow),
+    ],
 )
 def test_a_margin_that_grows_while_the_judge_falls_is_heard(
     accuracies, wanted, tmp_path, monkeypatch
@@ -183,12 +190,6 @@ def test_an_alarm_reaches_loggers_steps_report_and_status(cut_off):
         assert advice in said
 
 
-def test_an_alarm_is_logged_as_a_warning(tmp_path, monkeypatch, caplog):
-    play_scripted(tmp_path, never_stops, monkeypatch, max_duration="1iter").fit()
-    (found,) = (r for r in caplog.records if "alarm never_stops" in r.getMessage())
-    assert found.levelname == "WARNING"
-
-
 def test_a_resumed_run_repeats_no_alarm(cut_off, monkeypatch, caplog):
     folder, _ = cut_off
     load_path = str(folder / "checkpoints/ba3.pt")
@@ -197,6 +198,7 @@ def test_a_resumed_run_repeats_no_alarm(cut_off, monkeypatch, caplog):
     assert raised(folder) == ["never_stops"]
 
 
+@pytest.mark.slow
 def test_an_alarm_that_is_off_is_raised_nowhere(tmp_path, monkeypatch, caplog):
     off = {"alarms": {"never_stops": False}}
     play_scripted(tmp_path, never_stops, monkeypatch, max_duration="1iter", spin=off).fit()
