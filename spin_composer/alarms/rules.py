@@ -61,7 +61,7 @@ class Alarm:
     advice: str
 
     def __str__(self) -> str:
-        return f"iteration {self.iteration}: alarm {self.name}: {self.finding}. {self.advice}"
+        return f"alarm {self.name}, iteration {self.iteration}: {self.finding}. {self.advice}"
 
 
 class Moment(Enum):

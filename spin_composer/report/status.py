@@ -129,7 +129,7 @@ def print_status(status: Status, console: Console) -> None:
         text = f"            {name} is cut short; the next start sets it aside"
         console.print(text, soft_wrap=True, markup=False)
     for alarm in status.alarms:
-        console.print(f"alarm:      {alarm}", soft_wrap=True, markup=False, highlight=False)
+        console.print(str(alarm), soft_wrap=True, markup=False, highlight=False)
     console.print(f"next:       {next_step(status)}", soft_wrap=True, markup=False)
 
 

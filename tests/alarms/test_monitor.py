@@ -44,7 +44,7 @@ def test_an_alarm_names_its_iteration_and_its_advice() -> None:
     (alarm,) = AlarmMonitor({}).start_iteration(CUT, 3, 40, 0.5, False)
     assert alarm.iteration == 3
     assert alarm.advice == ALARMS["never_stops"].advice
-    assert str(alarm).startswith("iteration 3: alarm never_stops: 90% of the generated responses")
+    assert str(alarm).startswith("alarm never_stops, iteration 3: 90% of the generated responses")
 
 
 def test_an_alarm_that_is_off_is_not_raised() -> None:

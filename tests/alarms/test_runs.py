@@ -100,7 +100,7 @@ def test_a_fault_of_play_raises_its_alarm_and_is_a_warning(name, tmp_path, monke
     play_scripted(tmp_path, script, monkeypatch, **settings).fit()
     # One answer, always the same, is soon told apart as well.
     assert [found for found in raised(tmp_path) if found != "high_accuracy"] == [name]
-    (said,) = (r for r in caplog.records if f"alarm {name}: " in r.getMessage())
+    (said,) = (r for r in caplog.records if f"alarm {name}, " in r.getMessage())
     assert said.levelname == "WARNING"
 
 
@@ -186,7 +186,7 @@ def test_an_alarm_reaches_loggers_steps_report_and_status(cut_off):
     for command in ("report", "status"):
         printed = CliRunner().invoke(app, [command, str(folder / "self-play")]).output
         said = " ".join(printed.split())
-        assert said.count("iteration 0: alarm never_stops: 100% of the generated responses") == 1
+        assert said.count("alarm never_stops, iteration 0: 100% of the generated responses") == 1
         assert advice in said
 
 
