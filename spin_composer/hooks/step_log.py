@@ -72,6 +72,7 @@ class StepLog:
     def add_batch(self, state: State, values: Mapping[str, float]) -> None:
         """Add a trained batch with its metrics, by logged name."""
         seconds = time.perf_counter() - self._batch_began
+        assert state.previous_timestamp is not None  # a batch is trained
         tokens = int(state.timestamp.token) - int(state.previous_timestamp.token)
         own = {LEARNING_RATE: self._learning_rate, TOKENS_PER_SECOND: tokens / seconds}
         self._add(_row(state, {**own, **values, **self._play}))
