@@ -258,7 +258,7 @@ class SPIN(Algorithm):
             num_iterations=count_iterations(state.max_duration, epochs),
             settings=self.settings,
             stop_token_id=examples.stop_token_id,
-            history=self.history.up_to,
+            history=self.records.history.up_to,
         )
 
     def _check_scores(self, state: State, game: Game) -> None:
