@@ -6,10 +6,11 @@ import pytest
 import yaml
 
 from spin_composer.errors import InputError
+from spin_composer.importers import yaml_text
 from spin_composer.importers.yaml_text import YamlText, scalar_text
 
 TEXT = """\
-# above
+# above: \u00e9\u4e2d\U0001f642
 a:  # of a
   b: 1  # of b
 
@@ -26,6 +27,15 @@ i: |
 
 # the end
 """
+
+
+LOADERS = [yaml.SafeLoader, yaml_text._LOADER]
+
+
+@pytest.fixture(params=LOADERS, ids=lambda loader: loader.__name__, autouse=True)
+def loader(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """PyYAML's own and, where it was built with it, libyaml's."""
+    monkeypatch.setattr(yaml_text, "_LOADER", request.param)
 
 
 def edited() -> YamlText:
