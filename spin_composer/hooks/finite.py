@@ -129,11 +129,13 @@ def is_saved_after_batch(state: State) -> bool:
 
 @torch.no_grad()
 def _not_finite_error(model: nn.Module) -> list[str]:
-    found = [(name, local_tensor(p).isfinite().all()) for name, p in model.named_parameters()]
+    # A sum is finite only if all that is added is; the other way around it may have overflowed.
+    sums = [(name, local_tensor(p), local_tensor(p).sum(dtype=torch.float32))
+            for name, p in model.named_parameters()]  # fmt: skip
     return [
         plain_name(name).removeprefix("module.").removeprefix("model.")
-        for name, finite in found
-        if not finite
+        for name, values, total in sums
+        if not (total.isfinite() or values.isfinite().all())
     ]
 
 

@@ -16,8 +16,9 @@ from spin_composer.model.lm import SpinLM
 from spin_composer.pretrained.limits import model_limits
 from spin_composer.settings.spin import SpinSettings
 
-_SHORT_TOKENS = 64
-"""Tokens of the prompt and of the response in the short batch."""
+_SHORT_TOKENS = 16
+"""Tokens of the prompt and of the response in the short batch: what a model does with its logits it
+does with each token's."""
 
 
 def check_rows_fit(settings: SpinSettings, loader: DataLoader[Example], model: SpinLM) -> None:

@@ -14,7 +14,7 @@ from transformers import PretrainedConfig, PreTrainedModel
 
 from spin_composer.data.pairs import Ids, Pair, PairBatch
 
-_SHORT = 96
+_SHORT = 48
 """Tokens of the longest sequence of the trial if no window applies."""
 _TOLERANCE, _TOLERANCE_LOW_PRECISION = 1e-4, 0.05
 """Largest mean difference of a token's log-prob, in nats, that rounding explains: in fp32, and in

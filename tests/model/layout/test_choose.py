@@ -213,7 +213,7 @@ def test_log_probs_that_are_not_finite_count_as_different() -> None:
 @pytest.mark.parametrize(
     ("config", "window", "longest", "length"),
     [
-        ({}, None, 4096, 96),
+        ({}, None, 4096, 48),
         ({}, None, 40, 40),
         ({}, 1024, 4096, 2048),
         ({}, 1024, 1600, 1600),
