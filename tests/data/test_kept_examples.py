@@ -141,3 +141,15 @@ def test_two_processes_that_make_the_same_are_both_right(jsonl, kept, tmp_path):
         kept_examples.save(made, folder, damaged)
         assert everything(kept(path)) == everything(made)
     assert os.listdir(folder.parent) == [folder.name]
+
+
+def test_a_file_that_cannot_be_read_costs_a_warning_and_the_rows_are_made(
+    jsonl, kept, tmp_path, caplog
+):
+    path = jsonl(PLAIN)
+    made = everything(kept(path))
+    (folder,) = (tmp_path / "cache" / "examples").iterdir()
+    (folder / "examples.json").unlink()
+    (folder / "examples.json").mkdir()  # an error of the system's, as of a file server that is gone
+    assert everything(kept(path)) == made
+    assert [m for m in caplog.messages if f"{folder} cannot be read" in m]
