@@ -22,6 +22,7 @@ from spin_composer.alarms.rules import (
     FIRST_WORDS_SHARED,
     REAL_LENGTH,
 )
+from spin_composer.judge.measures import UNITS, Measures
 from spin_composer.loss import LOSSES, loss_parameters
 from spin_composer.metrics import PAIR_METRICS
 from spin_composer.play.metrics import PLAY_METRICS
@@ -29,6 +30,7 @@ from spin_composer.report.steps import LEARNING_RATE, TOKENS_PER_SECOND
 from spin_composer.settings.dataset import DatasetConfig
 from spin_composer.settings.fields import describe_type
 from spin_composer.settings.generation import ENGINE_SECTIONS, GenerationSettings
+from spin_composer.settings.judge import JudgeSettings
 from spin_composer.settings.scheduler import SchedulerSettings
 from spin_composer.settings.spin import PlayOnly, SpinSettings
 
@@ -120,6 +122,12 @@ DURING_TRAINING = (
     ),
 )
 
+JUDGED = (
+    ("`judge/helped`", "1 if the iteration helped, else 0", "-", "-"),
+    ("`judge/best_iteration`", "The best iteration so far; -1 for the start model", "-", "-"),
+    ("`judge/seconds`", "Time spent in judging the iteration", "seconds", "-"),
+)
+
 
 def metric_row(name: str, documented: Any, unit: str, nemo_aligner: str | None) -> tuple[str, ...]:
     """Return the row of a metric."""
@@ -135,6 +143,11 @@ def metrics() -> str:
     of_play = [
         metric_row(name, metric.value, metric.unit, metric.nemo_aligner)
         for name, metric in PLAY_METRICS.items()
+    ]
+    about = docstrings(Measures)
+    of_judge = [
+        *((f"`judge/{name}`", about[name].rstrip("."), UNITS[name], "-") for name in UNITS),
+        *JUDGED,
     ]
     return f"""{GENERATED}
 # Metrics
@@ -169,6 +182,12 @@ of its play, and figures of up to 1,024 of its responses: `{REAL_LENGTH}` (token
 `{FIRST_TOKEN_GAP}` (share of these words that begins with other tokens). An evaluation, and
 an iteration's end, have lines of their own; `alarms` of a line are those raised then. A resumed run
 replaces the lines after its checkpoint.
+
+## Of the callback `spin_judge`
+
+Logged after each iteration; [docs/judge.md](judge.md) says what they are for.
+
+{table(METRIC, of_judge)}
 """
 
 
@@ -200,7 +219,7 @@ should not is worth an issue. [rules.py](../spin_composer/alarms/rules.py) has t
 
 SECTIONS: tuple[Any, ...] = (
     SpinSettings, GenerationSettings, *ENGINE_SECTIONS.values(), PlayOnly, SchedulerSettings,
-    DatasetConfig,
+    DatasetConfig, JudgeSettings,
 )  # fmt: skip
 
 

@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from spin_composer.data.loader import build_spin_dataloader, build_spin_evaluator
     from spin_composer.export.callback import HuggingFaceExporter
     from spin_composer.foundry.mpt import MPTSpinLM
+    from spin_composer.judge.callback import SpinJudge
     from spin_composer.model.lm import HFSpinLM
     from spin_composer.schedule import SpinScheduler
 
@@ -23,6 +24,7 @@ _EXPORTS = {
     "SPIN": "spin_composer.algorithm",
     "SpinScheduler": "spin_composer.schedule",
     "HuggingFaceExporter": "spin_composer.export.callback",
+    "SpinJudge": "spin_composer.judge.callback",
     "HFSpinLM": "spin_composer.model.lm",
     "MPTSpinLM": "spin_composer.foundry.mpt",
     "build_spin_dataloader": "spin_composer.data.loader",
@@ -34,6 +36,7 @@ __all__ = [
     "HFSpinLM",
     "HuggingFaceExporter",
     "MPTSpinLM",
+    "SpinJudge",
     "SpinScheduler",
     "__version__",
     "build_spin_dataloader",

@@ -37,8 +37,12 @@ def _print_version(wanted: bool) -> None:
 def common(
     version: Annotated[
         bool,
-        typer.Option("--version", callback=_print_version, is_eager=True,
-                     help="Print the versions of the stack."),
+        typer.Option(
+            "--version",
+            callback=_print_version,
+            is_eager=True,
+            help="Print the versions of the stack.",
+        ),
     ] = False,
 ) -> None:
     """Take the options that belong to no command."""
@@ -227,6 +231,32 @@ def import_recipe(
 
     values = read_config(recipe, context.args)
     print_draft(convert_recipe(values, str(recipe), gpus, iterations))
+
+
+@app.command(context_settings=_SETTINGS)
+def judge(
+    context: typer.Context,
+    run: Annotated[Path, typer.Argument(help="The run's YAML, or a folder of exported models.")],
+    data: Annotated[
+        str | None, typer.Option(help="Held-out rows; the YAML's if not given.")
+    ] = None,
+    start: Annotated[str | None, typer.Option(help="Start model; the YAML's if not given.")] = None,
+    as_json: Annotated[
+        bool, typer.Option("--json", help="Print JSON in place of a table.")
+    ] = False,
+) -> None:
+    """Measure each iteration's responses to held-out prompts, and name the best.
+
+    Further arguments are key=value: settings of the YAML, or judge.rows=200 and so on.
+    """
+    from spin_composer.extras import require_judge
+    from spin_composer.judge.run import read_run
+
+    require_judge("spin-composer judge")
+    judged = read_run(run, context.args, data, start)
+    from spin_composer.judge.command import judge_run  # imports torch
+
+    judge_run(judged, as_json)
 
 
 Source = Annotated[

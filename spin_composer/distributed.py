@@ -136,6 +136,25 @@ def on_each_node_in_turn(make: Callable[[], T]) -> T:
     return _raise_from_any_rank(made, failure)
 
 
+def gather_in_own_time(make: Callable[[], T]) -> list[T]:
+    """Call ``make`` on every rank; return the results of all, by rank; a collective.
+
+    Ranks that take longer than others are waited for without a timeout; errors are raised as by
+    :func:`on_all_ranks`.
+    """
+    if not dist.is_initialized() or dist.get_world_size() == 1:
+        return [make()]
+    store = key_value_store()
+    key = [f"spin/{uuid.uuid4()}"]
+    dist.broadcast_object_list(key, src=0)
+    made, failure = _capture(make)
+    ended, wait = store.add(key[0], 1), poll_intervals()
+    while ended < dist.get_world_size():
+        next(wait)
+        ended = store.add(key[0], 0)
+    return cast("list[T]", dist.all_gather_object(_raise_from_any_rank(made, failure)))
+
+
 def from_local_rank_zero(make: Callable[[], str]) -> str:
     """Call ``make`` on each node's local rank 0; return its text on the node's ranks; a collective.
 

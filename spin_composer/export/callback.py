@@ -102,8 +102,9 @@ class HuggingFaceExporter(Callback):
             interval, include_end_of_training=True
         )
         """Tells whether an export is due."""
-        self._uploader: RemoteUploaderDownloader | None
-        self._uploader = maybe_create_remote_uploader_downloader_from_uri(save_folder, loggers=[])
+        self.uploader: RemoteUploaderDownloader | None
+        """What uploads folders to an object store; None if they stay on a disk."""
+        self.uploader = maybe_create_remote_uploader_downloader_from_uri(save_folder, loggers=[])
         self._exported_batch: int | None = None
         self.facts: RunFacts | None = None
         """What the model card says; the algorithm sets it. Without it there is no card."""
@@ -111,7 +112,12 @@ class HuggingFaceExporter(Callback):
     @property
     def local_folder(self) -> str | None:
         """The folder, as Composer's format string, of exports that stay on a disk."""
-        return self._folder if self._uploader is None else None
+        return self._folder if self.uploader is None else None
+
+    def place(self, state: State, iteration: int) -> str:
+        """Return the folder, or its name in the object store, of an export that is written now."""
+        place = str(Path(self._folder) / self._name.replace(_ITERATION, str(iteration)))
+        return format_name_with_dist_and_time(place, state.run_name, state.timestamp)
 
     def exported_config(self, config: PretrainedConfig) -> PretrainedConfig:
         """Return the config that is written, a copy."""
@@ -124,12 +130,12 @@ class HuggingFaceExporter(Callback):
             InputError: Names the model's class or adapters, or the folder.
         """
         _check(composer_model(state), self.merges_adapters)
-        if self._uploader is None:
-            place = Path(self._place(state, int(state.timestamp.iteration)))
+        if self.uploader is None:
+            place = Path(self.place(state, int(state.timestamp.iteration)))
             from_rank_zero(lambda: check_replaceable(place))
-        if self._uploader is not None:
-            self._uploader.init(state, logger)
-            state.callbacks.append(self._uploader)
+        if self.uploader is not None:
+            self.uploader.init(state, logger)
+            state.callbacks.append(self.uploader)
 
     def batch_checkpoint(self, state: State, logger: Logger) -> None:
         """Export if it is time; a collective."""
@@ -153,16 +159,11 @@ class HuggingFaceExporter(Callback):
         self._exported_batch = batch
         # At an iteration's end the clock already shows the next one.
         trained = int(state.timestamp.iteration) - (event == Event.ITERATION_CHECKPOINT)
-        place = self._place(state, trained)
+        place = self.place(state, trained)
         model = composer_model(state)
         read = adapter_state if self._writes_adapters(model) else plain_state
         tensors = read(model.model, self._dtype, model, dist.get_global_rank() == 0)
         from_rank_zero(lambda: self._write(state, tensors, place, trained))
-
-    def _place(self, state: State, iteration: int) -> str:
-        """Return the folder, or its name in the object store, of an export that is written now."""
-        place = str(Path(self._folder) / self._name.replace(_ITERATION, str(iteration)))
-        return format_name_with_dist_and_time(place, state.run_name, state.timestamp)
 
     def _writes_adapters(self, model: HuggingFaceModel) -> bool:
         return hasattr(model.model, "peft_config") and not self.merges_adapters
@@ -171,7 +172,7 @@ class HuggingFaceExporter(Callback):
         self, state: State, tensors: dict[str, Tensor], place: str, iteration: int
     ) -> None:
         """Write the folder, and hand it to the uploader if there is one; rank 0 only."""
-        if self._uploader is None:
+        if self.uploader is None:
             with written_aside(Path(place)) as folder:
                 self._save(state, tensors, folder, iteration)
                 keep_card(Path(place), folder)
@@ -185,7 +186,7 @@ class HuggingFaceExporter(Callback):
             keep_card(before, folder)
             for path in sorted(path for path in folder.rglob("*") if path.is_file()):
                 name = f"{place}/{path.relative_to(folder)}"
-                self._uploader.upload_file(state, name, path, overwrite=True)
+                self.uploader.upload_file(state, name, path, overwrite=True)
 
     def _download_card(self, place: str, folder: Path) -> None:
         """Get the card of an earlier export from the object store, if there is one."""

@@ -6,6 +6,7 @@ from collections.abc import Callable
 from typing import Protocol
 
 from composer.core import Event, State
+from composer.loggers import RemoteUploaderDownloader
 from transformers import PretrainedConfig
 
 from spin_composer.export.callback import HuggingFaceExporter
@@ -32,6 +33,15 @@ class Exporter(Protocol):
     @property
     def local_folder(self) -> str | None:
         """The folder, as Composer's format string, of exports that stay on a disk."""
+        ...
+
+    @property
+    def uploader(self) -> RemoteUploaderDownloader | None:
+        """What uploads folders to an object store; None if they stay on a disk."""
+        ...
+
+    def place(self, state: State, iteration: int) -> str:
+        """Return the folder, or its name in the object store, of an export that is written now."""
         ...
 
     def exported_config(self, config: PretrainedConfig) -> PretrainedConfig:

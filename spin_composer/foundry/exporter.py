@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable
+from pathlib import Path
 from typing import Protocol, cast
 
 from composer.core import Event, State
+from composer.loggers import RemoteUploaderDownloader
+from composer.utils import format_name_with_dist_and_time
 from transformers import PretrainedConfig
 
 from spin_composer.foundry.compat import patch_foundry
@@ -19,7 +22,7 @@ class FoundryCheckpointer(Protocol):
 
     check_interval: Callable[[State, Event], bool]
     huggingface_folder_name_fstr: str
-    remote_ud: object | None
+    remote_ud: RemoteUploaderDownloader | None
     save_dir_format_str: str
     spin_folder_name: str
 
@@ -52,6 +55,17 @@ class FoundryExporter:
     def local_folder(self) -> str | None:
         """The folder, as Composer's format string, of exports that stay on a disk."""
         return None if self._callback.remote_ud is not None else self._callback.save_dir_format_str
+
+    @property
+    def uploader(self) -> RemoteUploaderDownloader | None:
+        """What uploads folders to an object store; None if they stay on a disk."""
+        return self._callback.remote_ud
+
+    def place(self, state: State, iteration: int) -> str:
+        """Return the folder, or its name in the object store, of an export that is written now."""
+        name = self._callback.huggingface_folder_name_fstr.replace(_ITERATION, str(iteration))
+        place = str(Path(self._callback.save_dir_format_str) / name)
+        return format_name_with_dist_and_time(place, state.run_name, state.timestamp)
 
     def exported_config(self, config: PretrainedConfig) -> PretrainedConfig:
         """Return the config that is written, a copy."""

@@ -52,7 +52,7 @@ class EarlyEnd:
         t = state.timestamp
         at = f"iteration {int(t.iteration)}, epoch {int(t.epoch)}, batch {int(t.batch)}"
         who = type(caller).__name__ if caller is not None else "a call of state.stop_training()"
-        self.record = {"by": who, "line": f"{who}{_monitored_metric(caller)} ended it at {at}"}
+        self.record = {"by": who, "line": f"{who}{_reason(caller)} ended it at {at}"}
         self.record["epochs"] = int(state.max_duration.value) if state.max_duration else 0
         if dist.get_global_rank() == 0:
             log.warning(f"{self.record['line']}; the same command will not continue training.")
@@ -98,11 +98,12 @@ class EarlyEnd:
             raise RunEnded(f"{self.record['line']}: nothing was played and nothing trained.")
 
 
-def _monitored_metric(caller: object) -> str:
-    """Return the metric that a stopper of Composer's monitors, in parentheses."""
+def _reason(caller: object) -> str:
+    """Return a stopper's reason in parentheses: of Composer's, the metric that it monitors."""
     if isinstance(caller, EarlyStopper):
         best = "" if caller.best is None else f", best {float(caller.best):.4g}"
         return f" ({caller.monitor}{best}, patience {caller.patience.to_timestring()})"
     if isinstance(caller, ThresholdStopper):
         return f" ({caller.monitor}, threshold {float(caller.threshold):.4g})"
-    return ""
+    reason = getattr(caller, "stop_reason", "")  # of a callback that says why
+    return f" ({reason})" if reason else ""

@@ -13,9 +13,10 @@ from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 
 from spin_composer.errors import InputError, format_value
-from spin_composer.extras import missing_peft
+from spin_composer.extras import missing_peft, require_judge
 from spin_composer.save_folder import try_to_write
 from spin_composer.settings.fields import is_int, is_number, suggest_key
+from spin_composer.settings.judge import JUDGE, JUDGE_SECTION, JudgeSettings
 from spin_composer.settings.model import (
     META_LOADS_NOTHING,
     NO_FLASH_ATTENTION,
@@ -23,7 +24,7 @@ from spin_composer.settings.model import (
     mpt_refusal,
     mpt_runs_on,
 )
-from spin_composer.settings.section import Config
+from spin_composer.settings.section import Config, fill
 from spin_composer.settings.spin import SpinSettings
 
 _INTERVAL = re.compile(r"[\d_]+(\.\d*)?(e-?\d+)?\s*(iter|ep|ba|sp|tok|dur|sec)", re.IGNORECASE)
@@ -58,6 +59,7 @@ def launch_checks(
         _model(cfg, world_size),
         _sharding(cfg, world_size),
         _adapters(cfg["model"].get("peft_config")),
+        _judge(cfg),
         _loaded(cfg),
         _engine(cfg, settings),
     ]
@@ -229,6 +231,26 @@ def _adapters(peft: object) -> Problems:
     for layer in _OUTPUT_LAYERS:
         if targets == layer or (isinstance(targets, list) and layer in targets):
             yield lora_on_output_layer(layer)
+
+
+def _judge(cfg: Config) -> Problems:
+    callbacks = cfg.get("callbacks") or {}
+    if JUDGE not in callbacks:
+        return
+    try:
+        settings = fill(JudgeSettings, callbacks[JUDGE] or {})
+        require_judge(JUDGE_SECTION)
+    except InputError as error:
+        yield str(error)
+        return
+    loaders = cfg.get("eval_loader") or cfg.get("eval_loaders") or []
+    loaders = loaders if isinstance(loaders, list) else [loaders]
+    spin = any(isinstance(loader, Mapping) and loader.get("name") == "spin" for loader in loaders)
+    if settings.dataset is None and not spin:
+        yield (
+            f"{JUDGE_SECTION} has no held-out rows: the run has no eval_loader with name: spin. "
+            f"Add one, or set {JUDGE_SECTION}.dataset."
+        )
 
 
 def _loaded(cfg: Config) -> Problems:

@@ -3,6 +3,7 @@
     <store>/run.lock                                   the run's lock (object stores: also run.beat)
     <store>/iterations.json                            the run's history
     <store>/steps.jsonl                                a line of figures per optimizer step
+    <store>/judge.json, judge/<model>.json             each iteration's measures, and their rows
     <store>/iter-000/manifest.json                     what the iteration's play depends on
     <store>/iter-000/units/unit-00000/                 one MDS shard set, and unit.json
     <store>/iter-000/units/index.json                  the merged index, once all units are there
@@ -36,6 +37,7 @@ INDEX = "index.json"
 """Streaming's name of an index: of a unit's shards, and of all units merged."""
 SAMPLES = "samples.jsonl"
 JUDGE = "judge.json"
+JUDGE_FOLDER = "judge"
 SET_ASIDE = "set-aside"
 DONE = "done"
 COMPLETE = "complete.json"

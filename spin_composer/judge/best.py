@@ -1,0 +1,61 @@
+"""Mark the best of a run's exports: ``best``, a link beside them, or ``best.json``."""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import tempfile
+from pathlib import Path
+
+from composer.core import State
+
+from spin_composer.export.exporters import Exporter
+from spin_composer.store.durable import write_atomically
+from spin_composer.store.layout import temporary_name
+
+log = logging.getLogger(__name__)
+
+LINK = "best"
+FILE = "best.json"
+"""Where there are no links: names the folder, null if no iteration is better than the start."""
+
+
+def mark_best(exporter: Exporter, state: State, folder: str, best: str | None) -> None:
+    """Mark the best export; a mark of before is replaced. Call it on rank 0.
+
+    Args:
+        exporter: Which writes the exports.
+        state: Composer's.
+        folder: The folder of the exports, or its name in the object store.
+        best: Name of the best export's folder in it; None if none is better than the start.
+    """
+    text = json.dumps({"best": best}) + "\n"
+    if exporter.uploader is not None:
+        with tempfile.TemporaryDirectory(prefix="spin-best-") as scratch:
+            path = Path(scratch) / FILE
+            path.write_text(text, encoding="utf-8")
+            exporter.uploader.upload_file(state, f"{folder}/{FILE}", path, overwrite=True)
+        return
+    root = Path(folder)
+    if best is not None and not (root / best).exists():
+        log.warning("%s is not marked as the best: it was not exported.", root / best)
+        return
+    if root.is_dir():
+        _link(root, best, text)
+
+
+def _link(root: Path, best: str | None, text: str) -> None:
+    link = root / LINK
+    if link.is_symlink() and best is None:
+        link.unlink()
+    if best is None:
+        return
+    aside = root / temporary_name(LINK)
+    try:
+        os.symlink(best, aside)
+        os.replace(aside, link)
+    except OSError as error:  # a file system without links, or a folder of that name
+        aside.unlink(missing_ok=True)
+        log.warning("%s cannot be a link (%s): %s names the best.", link, error, root / FILE)
+        write_atomically(root / FILE, text)
