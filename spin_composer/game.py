@@ -29,7 +29,7 @@ from spin_composer.distributed import from_rank_zero
 from spin_composer.engines.base import Generator, NoGenerator, Opponent, make_engine
 from spin_composer.errors import EnvironmentFailure, InputError, PlayDone, StoreError
 from spin_composer.fsdp import gathered, is_sharded, reshard
-from spin_composer.hooks.sample_table import log_samples
+from spin_composer.hooks.sample_table import SampleTable
 from spin_composer.loss import PairLoss, loss_parameters
 from spin_composer.model.fingerprint import fingerprint
 from spin_composer.model.unwrap import composer_model
@@ -147,7 +147,7 @@ class Game:
             )
         figures = report.metrics()
         logger.log_metrics(figures)
-        self._log_samples(plan, state, logger)
+        self._sample_table().begin(state, logger)
         self._load_pairs(state, plan.iteration, report)
         return figures
 
@@ -274,7 +274,7 @@ class Game:
             score,
             self.examples,
             self.seed,
-            score_batch_size=max(1, self.settings.generation.batch_size // 2),  # pairs, not rows
+            score_batch_size=self._score_batch_size,
             is_duplicate=duplicate_check_for(
                 manifest_value(plan.manifest, "degenerate"), model.tokenizer, stop
             ),
@@ -309,14 +309,17 @@ class Game:
 
     # --- training ---------------------------------------------------------------------------
 
-    def _log_samples(self, plan: IterationPlan, state: State, logger: Logger) -> None:
-        rows, step = self.settings.sample_table_rows, int(state.timestamp.batch)
-        tokenizer, num_units = composer_model(state).tokenizer, len(plan.units)
-        assert tokenizer is not None  # SpinLM has one
-        from_rank_zero(
-            lambda: log_samples(
-                logger, tokenizer, self.store, plan.iteration, num_units, rows, step
-            )
+    def finish_samples(self, state: State) -> None:
+        """Complete the table of samples of the iteration that has just ended; a collective."""
+        self._sample_table().finish(state)
+
+    def _sample_table(self) -> SampleTable:
+        return SampleTable(
+            self.store,
+            self.manifest["iteration"],
+            self.manifest["num_units"],
+            self.settings.sample_table_rows,
+            self._score_batch_size,
         )
 
     def _load_pairs(self, state: State, iteration: int, report: PlayReport) -> DataLoader[Pair]:
@@ -335,6 +338,10 @@ class Game:
         state.train_dataloader = loader
         model.pair_loss = pair_loss(self.settings, iteration)
         return loader
+
+    @property
+    def _score_batch_size(self) -> int:
+        return max(1, self.settings.generation.batch_size // 2)  # pairs, not rows
 
     def _global_batch_size(self) -> int:
         assert self.sft_loader.batch_size is not None

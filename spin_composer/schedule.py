@@ -92,8 +92,8 @@ def refresh_learning_rates(state: State) -> None:
             group["lr"] = base * multiplier(scheduler.last_epoch)
 
 
-def require_spin_scheduler(state: State) -> None:
-    """Reject any other scheduler: Composer's do not restart per iteration.
+def require_spin_scheduler(state: State) -> SpinScheduler:
+    """Return the run's scheduler; reject any other: Composer's do not restart per iteration.
 
     Raises:
         InputError: Unless there is exactly one scheduler, it is a :class:`SpinScheduler`, and it
@@ -107,6 +107,7 @@ def require_spin_scheduler(state: State) -> None:
             "or Trainer(schedulers=SpinScheduler(...)): others do not restart per iteration."
         )
     found[0].settings.epochs(_settings(state).epochs_per_iteration)  # raises if it is too short
+    return found[0]
 
 
 def _composer_scheduler(compiled: LRScheduler) -> object:

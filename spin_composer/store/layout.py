@@ -3,6 +3,7 @@
     <store>/run.lock                                   the run's lock (object stores: also run.beat)
     <store>/iterations.json                            the run's history
     <store>/steps.jsonl                                a line of figures per optimizer step
+    <store>/run.json                                   settings, machine, versions of each process
     <store>/judge.json, judge/<model>.json             each iteration's measures, and their rows
     <store>/iter-000/manifest.json                     what the iteration's play depends on
     <store>/iter-000/units/unit-00000/                 one MDS shard set, and unit.json
@@ -30,6 +31,7 @@ HEARTBEAT_SECONDS = 5.0
 HEARTBEAT = "run.beat"
 HISTORY = "iterations.json"
 STEPS = "steps.jsonl"
+RUN = "run.json"
 MANIFEST = "manifest.json"
 UNITS = "units"
 REPORT = "unit.json"
@@ -42,8 +44,8 @@ SET_ASIDE = "set-aside"
 DONE = "done"
 COMPLETE = "complete.json"
 
-MANIFESTS = f"iter-*/{MANIFEST}"
-"""Pattern of the manifests of all iterations, below the store."""
+MANIFESTS, ALL_SAMPLES = f"iter-*/{MANIFEST}", f"iter-*/{SAMPLES}"
+"""Patterns of the manifests and of the samples of all iterations, below the store."""
 
 _ITERATION = re.compile(r"iter-(\d+)")
 _TEMPORARY = re.compile(r"\..+\.[0-9a-f]{8}")

@@ -1,4 +1,4 @@
-"""Download the small files of a store in an object store, for ``spin-composer status``."""
+"""Download the small files of a store in an object store, for ``status`` and ``report``."""
 
 from __future__ import annotations
 
@@ -10,9 +10,12 @@ from pathlib import Path
 from spin_composer.store.layout import (
     HEARTBEAT,
     HISTORY,
+    JUDGE,
     LOCK,
     MANIFEST,
     REPORT,
+    RUN,
+    SAMPLES,
     STEPS,
     UNITS,
     iteration_name,
@@ -23,15 +26,16 @@ from spin_composer.store.layout import (
 from spin_composer.store.object_folder import ObjectFolder
 
 _TRANSFERS = 16
+_OF_THE_RUN = (HISTORY, STEPS, RUN, JUDGE, LOCK)
 
 
 def download_records(remote: ObjectFolder, folder: Path) -> None:
-    """Download manifests, reports, history, steps and lock to ``folder``, laid out as a store.
+    """Download manifests, reports and records to ``folder``, laid out as a store.
 
     The lock file gets the time of its last heartbeat, like a local one.
     """
     names = remote.names()
-    wanted = {x: folder / x for x in names if x in (HISTORY, STEPS, LOCK) or _is_manifest(x)}
+    wanted = {x: folder / x for x in names if x in _OF_THE_RUN or _is_of_an_iteration(x)}
     done = dict.fromkeys(marker for marker in map(marker_named, names) if marker)
     for marker in done:
         if not marker.damaged and marker._replace(damaged=True) not in done:
@@ -52,6 +56,6 @@ def download_records(remote: ObjectFolder, folder: Path) -> None:
         os.utime(lock, (beat["time"], beat["time"]))
 
 
-def _is_manifest(name: str) -> bool:
+def _is_of_an_iteration(name: str) -> bool:
     iteration, _, file = name.partition("/")
-    return file == MANIFEST and iteration_number(iteration) is not None
+    return file in (MANIFEST, SAMPLES) and iteration_number(iteration) is not None
