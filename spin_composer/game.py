@@ -137,7 +137,7 @@ class Game:
         self.earlier_play_seconds = union_seconds(report.spans, until=began)
         seconds = self.earlier_play_seconds + time.perf_counter() - started
         self.play_seconds += seconds
-        report = replace(report, batch_size=self._global_batch_size(), seconds=seconds)
+        report = replace(report, batch_size=self.global_batch_size, seconds=seconds)
         if report.left_out_pairs and dist.get_global_rank() == 0:
             log.warning(
                 f"iteration {plan.iteration}: each epoch trains "
@@ -182,7 +182,7 @@ class Game:
             self.seed,
             iteration,
             epoch=int(t.epoch_in_iteration),
-            sample=int(t.batch_in_epoch) * self._global_batch_size(),
+            sample=int(t.batch_in_epoch) * self.global_batch_size,
             num_nodes=dist.get_world_size() // dist.get_local_world_size(),
         )
 
@@ -343,7 +343,9 @@ class Game:
     def _score_batch_size(self) -> int:
         return max(1, self.settings.generation.batch_size // 2)  # pairs, not rows
 
-    def _global_batch_size(self) -> int:
+    @property
+    def global_batch_size(self) -> int:
+        """Pairs of an optimizer step, over all ranks."""
         assert self.sft_loader.batch_size is not None
         return self.sft_loader.batch_size * dist.get_world_size()
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from itertools import chain, islice
+from itertools import chain, islice, pairwise
 
 from composer.core import State
 from composer.core.precision import get_precision_context
@@ -119,7 +119,7 @@ class SampleTable:
             with get_precision_context(state.precision, state.precision_config):
                 logps = model.response_logps(state.device.batch_to_device(batch)).tolist()
             bounds = batch["scored_bounds"]
-            sides = [logps[a:b] for a, b in zip(bounds, bounds[1:], strict=False)]
+            sides = [logps[a:b] for a, b in pairwise(bounds)]
             found += zip(sides[::2], sides[1::2], strict=True)
         if found:
             reshard(model)
@@ -130,9 +130,7 @@ class SampleTable:
         self.store.publish(self._name)
 
 
-def _sample(
-    pair: Pair, iteration: int, tokenizer: PreTrainedTokenizerBase, logps: Logps
-) -> Sample:
+def _sample(pair: Pair, iteration: int, tokenizer: PreTrainedTokenizerBase, logps: Logps) -> Sample:
     prompt, real, generated = (
         str(tokenizer.decode(ids)) for ids in (pair.prompt, pair.real, pair.generated)
     )

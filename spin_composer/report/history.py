@@ -28,6 +28,8 @@ TRUNCATED_FRACTION = "spin/truncated_fraction"
 DEGENERATE_FRACTION = "spin/degenerate_fraction"
 PLAY_SECONDS = "spin/play_seconds"
 """The metrics of play (``play.metrics``) that reports show."""
+PLAY_SHARE = "play_time_share"
+"""The share of the run's time that was spent in play, up to the end of an iteration."""
 _BASELINE, _ITERATIONS, _ENDED = "baseline", "iterations", "ended"
 
 GIVE_THE_STORE = "Give the folder that algorithms.spin.store names."
@@ -102,8 +104,7 @@ def parse_history(text: str | None, where: object) -> RunHistory:
         return RunHistory(_to_metrics(found[_BASELINE]), iterations, str(found.get(_ENDED, "")))
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise StoreError(
-            f"{where} is damaged ({error!r}). Restore it; the next iteration's end writes it "
-            "anew."
+            f"{where} is damaged ({error!r}). Restore it; the next iteration's end writes it anew."
         ) from None
 
 

@@ -78,4 +78,3 @@ def outline_of(config: Config, settings: SpinSettings, where: str) -> RunOutline
 def checkpoint_patterns(outline: RunOutline) -> list[re.Pattern[str]]:
     """Return patterns of the names of a run's checkpoints."""
     return [name_pattern(name, outline.run_name) for name in outline.names]
-

@@ -1,0 +1,103 @@
+"""What the files of a run's store say of it: what reports are made of."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from spin_composer.errors import StoreError
+from spin_composer.report.history import GIVE_THE_STORE, RunHistory, find_history
+from spin_composer.report.outline import RunOutline
+from spin_composer.report.processes import Process, read_processes
+from spin_composer.report.samples import Sample, read_samples
+from spin_composer.report.status import Status, read_status
+from spin_composer.report.steps import StepRow, read_steps
+from spin_composer.store.layout import HISTORY, JUDGE
+
+
+@dataclass(frozen=True)
+class RunFiles:
+    """A run, as far as it has come."""
+
+    where: str
+    """Its store, for people."""
+    history: RunHistory
+    steps: Sequence[StepRow]
+    """None of a run of an older version."""
+    samples: Sequence[Sample]
+    processes: Sequence[Process]
+    """None of a run of an older version."""
+    status: Status
+    judged: Sequence[Mapping[str, Any]] = ()
+    """The models of a judge's result, the start first."""
+
+    @property
+    def is_done(self) -> bool:
+        """Whether nothing is going to change: the run is finished, and its process has ended."""
+        total = self.status.outline.iterations
+        trained = total is not None and len(self.history.iterations) >= total
+        return (trained or bool(self.history.ended)) and not self.status.live
+
+
+def read_run(outline: RunOutline, records: Path | None = None) -> RunFiles:
+    """Read a run's files.
+
+    Args:
+        outline: The run's folders and length; what it lacks is taken from the run's own record.
+        records: Folder with the store's small files, if they were downloaded.
+
+    Raises:
+        StoreError: If the run has not trained a step yet, or one of the files is damaged.
+    """
+    store = records or outline.store
+    where = outline.remote.rstrip("/") if outline.remote else str(outline.store)
+    history, steps = find_history(store / HISTORY), read_steps(store)
+    if history is None and not steps:
+        raise StoreError(
+            f"{where}/{HISTORY} does not exist: no iteration of that run is finished, or it is not "
+            f"its store. {GIVE_THE_STORE}"
+        )
+    processes = read_processes(store)
+    if processes:
+        outline = completed(outline, processes[-1])
+    return RunFiles(
+        where=where,
+        history=history or RunHistory({}, []),
+        steps=steps,
+        samples=read_samples(store),
+        processes=processes,
+        status=read_status(outline, records),
+        judged=_read_judged(store / JUDGE),
+    )
+
+
+def completed(outline: RunOutline, process: Process) -> RunOutline:
+    """Return an outline, with what it lacks taken from the run's newest process."""
+    if outline.epochs is not None:  # of a YAML, which knows it all
+        return outline
+    folder = Path(process.folder) / process.save_folder
+    is_here = bool(process.save_folder) and "://" not in process.save_folder and folder.is_dir()
+    names = (process.save_filename, *outline.names) if process.save_filename else outline.names
+    return replace(
+        outline,
+        save_folder=folder if is_here else None,
+        epochs=int(str(process.settings["iteration_length"]).removesuffix("ep")),
+        iterations=process.facts.iterations,
+        names=tuple(dict.fromkeys(names)),
+        run_name=process.run_name,
+    )
+
+
+def _read_judged(path: Path) -> Sequence[Mapping[str, Any]]:
+    if not path.exists():
+        return ()
+    try:
+        models = json.loads(path.read_text(encoding="utf-8", errors="replace"))["models"]
+        return [{"name": str(one["name"]), "measures": dict(one["measures"])} for one in models]
+    except (ValueError, KeyError, TypeError) as error:
+        raise StoreError(
+            f"{path} is damaged ({error!r}). Remove it; `spin-composer judge` writes it anew."
+        ) from None
