@@ -5,13 +5,9 @@ from __future__ import annotations
 import sys
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
 import typer
-
-if TYPE_CHECKING:
-    from spin_composer.report.history import RunHistory
-    from spin_composer.report.steps import StepRow
 
 _REPORT_COLUMNS = 120
 
@@ -77,51 +73,26 @@ def play(
 
 @app.command()
 def report(
-    store: Annotated[
-        str, typer.Argument(help="The run's store (algorithms.spin's store or remote_store).")
+    run: Annotated[
+        str,
+        typer.Argument(help="The run's store (algorithms.spin's store or remote_store), or YAML."),
     ],
+    html: Annotated[
+        Path | None,
+        typer.Option(help="The page; report.html in the store, or here if it is at a URL."),
+    ] = None,
+    no_html: Annotated[bool, typer.Option("--no-html", help="Write no page.")] = False,
     plot: Annotated[Path | None, typer.Option(help="Also write the curves to this PNG.")] = None,
+    watch: Annotated[
+        bool, typer.Option("--watch", help="Write the page again until the run is done.")
+    ] = False,
+    interval: Annotated[float, typer.Option(min=1, help="Of --watch, in seconds.")] = 30,
 ) -> None:
-    """Print a run's table of iterations."""
-    from rich.console import Console
+    """Print a run's table of iterations, and write its report as one HTML file."""
+    from spin_composer.report_command import ReportOptions
+    from spin_composer.report_command import report as write_report
 
-    from spin_composer.report.curves import draw
-    from spin_composer.report.steps import alarms_of
-    from spin_composer.report.table import print_alarms, print_table
-
-    history, steps = _read_run(store) if "://" not in store else _read_remote_run(store)
-    console = Console()
-    # In 80 columns rich would cut the figures themselves; a long line is better than "0.6…".
-    print_table(history, Console(width=max(console.width, _REPORT_COLUMNS)), steps)
-    print_alarms(alarms_of(steps), console)
-    if plot is not None:
-        draw(history, plot, steps)
-
-
-def _read_run(store: str) -> tuple[RunHistory, list[StepRow]]:
-    from spin_composer.report.history import RunHistory, find_history, read_history
-    from spin_composer.report.steps import read_steps
-    from spin_composer.store.layout import HISTORY
-
-    steps = read_steps(Path(store))
-    if steps:  # its first iteration may be unfinished
-        return find_history(Path(store) / HISTORY) or RunHistory({}, []), steps
-    return read_history(Path(store)), steps
-
-
-def _read_remote_run(url: str) -> tuple[RunHistory, list[StepRow]]:
-    from spin_composer.report.history import RunHistory, parse_history
-    from spin_composer.report.steps import parse_steps
-    from spin_composer.store.layout import HISTORY, STEPS
-    from spin_composer.store.open import store_at
-
-    with TemporaryDirectory() as folder:
-        store = store_at(Path(folder), url)
-        history, steps = (store.read_published(name) for name in (HISTORY, STEPS))
-    rows = parse_steps(steps or "", f"{url.rstrip('/')}/{STEPS}")
-    if history is None and rows:
-        return RunHistory({}, []), rows
-    return parse_history(history, f"{url.rstrip('/')}/{HISTORY}"), rows
+    write_report(run, ReportOptions(html, not no_html, plot, watch, interval))
 
 
 @app.command()

@@ -46,7 +46,7 @@ LAYERS: tuple[frozenset[str], ...] = (
     frozenset({"algorithm"}),
     frozenset({"judge"}),
     frozenset({"foundry"}),
-    frozenset({"train", "data_commands", "importers", "forecast", "doctor"}),
+    frozenset({"train", "data_commands", "importers", "forecast", "doctor", "report_command"}),
     frozenset({"play_job", "demo"}),
     frozenset({"cli"}),
     frozenset({"__main__"}),

@@ -17,6 +17,7 @@ from spin_composer.distributed import from_rank_zero
 from spin_composer.hooks.iteration_log import IterationLog
 from spin_composer.hooks.step_log import StepLog
 from spin_composer.model.unwrap import composer_model
+from spin_composer.report.history import PLAY_SHARE
 from spin_composer.report.steps import PLAY_TIME_SHARE
 from spin_composer.settings.spin import SpinSettings
 from spin_composer.store.base import Store
@@ -82,7 +83,7 @@ class RunRecords:
         logger.log_metrics({PLAY_TIME_SHARE: play_time_share})
         self.alarms.close_iteration()
         self.steps.close_iteration(state, {PLAY_TIME_SHARE: play_time_share})
-        self.history.close(state, {"play_time_share": play_time_share})
+        self.history.close(state, {PLAY_SHARE: play_time_share})
         self.write_history()
 
     def close(self, state: State, logger: Logger) -> None:

@@ -69,8 +69,23 @@ def held_out_columns(history: RunHistory) -> list[Column]:
 
 
 def columns_of(history: RunHistory) -> list[Column]:
-    """Return the columns of a run's table."""
+    """Return the columns of a run's table, without the first one."""
     return [*held_out_columns(history), *_PLAY, *_TRAINING, *_RESPONSES]
+
+
+def rows_of(history: RunHistory, steps: Sequence[StepRow] = ()) -> list[tuple[str, Metrics]]:
+    """Return name and metrics of the initial model and of each iteration.
+
+    Args:
+        history: The finished iterations.
+        steps: The run's steps, for the row of an iteration that is not finished.
+    """
+    rows = [("base", history.baseline)]
+    rows += [(f"{record[ITERATION]:.0f}", record) for record in history.iterations]
+    current = iteration_so_far(history, steps)
+    if current is not None:
+        rows.append((f"{current[ITERATION]:.0f}, so far", current))
+    return rows
 
 
 def print_table(history: RunHistory, console: Console, steps: Sequence[StepRow] = ()) -> None:
@@ -81,12 +96,7 @@ def print_table(history: RunHistory, console: Console, steps: Sequence[StepRow] 
         console: Where to.
         steps: The run's steps, for the row of an iteration that is not finished.
     """
-    columns = columns_of(history)
-    rows = [("base", history.baseline)]
-    rows += [(f"{record[ITERATION]:.0f}", record) for record in history.iterations]
-    current = iteration_so_far(history, steps)
-    if current is not None:
-        rows.append((f"{current[ITERATION]:.0f}, so far", current))
+    columns, rows = columns_of(history), rows_of(history, steps)
     table = make_table("SPIN, iteration by iteration", "iteration", columns, rows)
     console.print(table)
     console.print(
