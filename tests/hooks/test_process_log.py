@@ -1,0 +1,66 @@
+"""A run keeps what each of its processes was started with, and no secrets."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+
+import pytest
+from fixtures.runs import tiny_trainer
+
+from spin_composer.hooks.process_log import without_secrets
+from spin_composer.report.processes import read_processes
+
+
+@pytest.mark.parametrize(
+    ("word", "shown"),
+    [
+        ("model.use_auth_token=hf_abc", "model.use_auth_token=***"),
+        ("loggers.wandb.api_key=abc", "loggers.wandb.api_key=***"),
+        ("--api-key=abc", "--api-key=***"),
+        ("http://me:pass@host:80/v1", "http://me:***@host:80/v1"),
+        ("tokenizer.name=gpt2", "tokenizer.name=gpt2"),
+        ("generation.max_new_tokens=512", "generation.max_new_tokens=512"),
+        ("http://host:8000", "http://host:8000"),
+    ],
+)
+def test_secrets_of_a_command_are_left_out(word: str, shown: str) -> None:
+    assert without_secrets(["train", word]) == ["train", shown]
+
+
+def test_the_word_after_a_secrets_flag_is_left_out() -> None:
+    given = ["serve", "--api-key", "abc", "--port", "80"]
+    assert without_secrets(given) == ["serve", "--api-key", "***", "--port", "80"]
+
+
+def test_every_start_of_a_run_is_kept(tmp_path: Path) -> None:
+    settings = {"save_folder": str(tmp_path / "ck"), "save_filename": "ba{batch}.pt",
+                "save_interval": "4ba"}  # fmt: skip
+    trainer = tiny_trainer(tmp_path, max_duration="1iter", spin={"beta": 0.25}, **settings)
+    trainer.fit()
+    trainer.close()
+    shutil.rmtree(tmp_path / "ck")
+    (first,) = read_processes(tmp_path / "self-play")
+    assert (first.iteration, first.epoch, first.batch) == (0, 0, 0)
+    assert (first.settings["beta"], first.settings["generation"]["max_new_tokens"]) == ([0.25], 12)
+    assert (first.facts.optimizer, first.facts.learning_rate) == ("AdamW", 1e-2)
+    assert (first.facts.global_batch_size, first.facts.iterations) == (4, 1)
+    assert (first.facts.t_warmup, first.run_name) == ("0.1dur", "tiny")
+    assert first.save_folder == str(tmp_path / "ck")
+    assert first.machine["ranks"] == 1
+    assert {"torch", "mosaicml", "Python"} <= set(first.versions)
+    (tmp_path / "self-play/run.lock").unlink(missing_ok=True)
+    again = tiny_trainer(tmp_path, max_duration="1iter", spin={"beta": 0.25})
+    again.fit()
+    again.close()
+    assert len(read_processes(tmp_path / "self-play")) == 2
+
+
+def test_a_damaged_record_does_not_keep_a_run_from_training(tmp_path: Path, caplog) -> None:
+    (tmp_path / "self-play").mkdir()
+    (tmp_path / "self-play/run.json").write_text("{")
+    trainer = tiny_trainer(tmp_path, max_duration="1iter")
+    trainer.fit()
+    trainer.close()
+    assert len(read_processes(tmp_path / "self-play")) == 1
+    assert "run.json is damaged" in caplog.text
