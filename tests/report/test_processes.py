@@ -11,7 +11,7 @@ from spin_composer.report.processes import as_json, parse_processes, read_proces
 
 
 def test_processes_are_read_as_they_are_written() -> None:
-    made = [process(), process(iteration=1, batch=20)]
+    made = [process(exports=["hf"]), process(iteration=1, batch=20, exports=[])]
     assert parse_processes(as_json(made), "run.json") == made
 
 
