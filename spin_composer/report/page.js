@@ -28,7 +28,7 @@
     return [low - share * (high - low), high + share * (high - low)];
   };
   const ticks = (low, high, whole) => {
-    let step = roundStep((high - low) / 4);
+    let step = roundStep((high - low) / 6);
     if (whole) step = Math.max(1, step);
     const found = [];
     for (let k = Math.ceil(low / step - 1e-9); k <= Math.floor(high / step + 1e-9); k++)

@@ -14,7 +14,7 @@ from spin_composer.report.panels import Charts, Panel, Point
 WIDTH, HEIGHT = 360, 200
 LEFT, TOP, INNER_WIDTH, INNER_HEIGHT = 50, 14, 300, 160
 """The box of the curves within the panel."""
-_TICKS = 4
+_TICKS = 6
 _MOST_DOTS = 60
 
 
