@@ -98,6 +98,12 @@ def test_every_module_is_shipped(built: tuple[set[str], set[str]], kind: str):
             assert name in built[kind == "sdist"], f"{name} is missing from the {kind}"
 
 
+@pytest.mark.parametrize("kind", ["wheel", "sdist"])
+def test_the_parts_of_the_reports_page_are_shipped(built: tuple[set[str], set[str]], kind: str):
+    names = {f"spin_composer/report/page.{ending}" for ending in ("html", "css", "js")}
+    assert names <= built[kind == "sdist"]
+
+
 def test_the_demos_yaml_is_read_from_the_installed_package(
     archives: tuple[Path, Path], tmp_path: Path
 ):

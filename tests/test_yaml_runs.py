@@ -12,6 +12,7 @@ from fixtures import models
 from fixtures.yaml_run import iteration_records, launch, save_model, tiny_config, write_config
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
+from spin_composer.report.samples import read_samples
 from spin_composer.store.local import LocalStore
 from spin_composer.train import train
 
@@ -57,6 +58,19 @@ def one_rank(tmp_path_factory):
     return folder, run_in_process(folder)
 
 
+def assert_same_samples(wanted: Path, found: Path) -> None:
+    """Check that the samples of two runs have the same tokens, and log-probs but for rounding."""
+    for a, b in zip(*(read_samples(f / "self-play") for f in (wanted, found)), strict=True):
+        assert (a.index, a.prompt, a.real, a.generated) == (b.index, b.prompt, b.real, b.generated)
+        for c, d in ((a.real_tokens, b.real_tokens), (a.generated_tokens, b.generated_tokens)):
+            assert c is not None
+            assert d is not None
+            assert c.texts == d.texts
+            assert c.opponent == pytest.approx(d.opponent, abs=2e-3)
+            assert len(c.policy) == len(c.texts)
+            assert c.policy == pytest.approx(d.policy, abs=2e-3)
+
+
 def test_two_ranks_under_fsdp2_give_the_same_store_and_losses(one_rank, tmp_path):
     folder, _ = one_rank
     config = tiny_config(tmp_path, model_folder=folder / "model", code_paths=[str(COUNT_GATHERS)])
@@ -70,6 +84,7 @@ def test_two_ranks_under_fsdp2_give_the_same_store_and_losses(one_rank, tmp_path
         assert 1 <= gathers["whole_at_once"] < 3
         assert (gathers["whole_afterwards"], gathers["explicit"]) == (0, 0)
     assert_same_store(folder, tmp_path)
+    assert_same_samples(folder, tmp_path)
     assert_same_records(folder, tmp_path, rel=1e-5)
     one, two = (
         AutoModelForCausalLM.from_pretrained(f / "checkpoints/huggingface/iter1").state_dict()

@@ -50,7 +50,9 @@ def record_run(
     weights = load_file(exported)
     found = {
         "said": {
-            "report self-play": [_without_times(line, [-2]) for line in cli("report self-play")],
+            "report self-play": [
+                _without_times(line, [-2]) for line in cli("report self-play --no-html")
+            ],
             "status run.yaml": [_without_times(line, [4, 5]) for line in cli("status run.yaml")],
         },
         "files": {name: list(files(Path(name))) for name in ("self-play", "checkpoints")},
@@ -110,7 +112,10 @@ def store(folder: Path) -> dict[str, Any]:
         elif path.name == "manifest.json":
             found["manifests"][name] = json.loads(text)
         elif path.name == "samples.jsonl":
-            found["samples"][name] = [json.loads(line) for line in text.splitlines()]
+            found["samples"][name] = [
+                {k: x for k, x in json.loads(line).items() if not k.endswith("_tokens")}
+                for line in text.splitlines()
+            ]
         elif path.name == "unit.json":
             unit = json.loads(text)
             kept = {k: v for k, v in unit.items() if k not in _OF_TIME_IN_UNITS}
