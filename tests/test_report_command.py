@@ -76,7 +76,7 @@ class Waits:
 
 def finish(store: Path) -> None:
     history = json.loads((store / "iterations.json").read_text())
-    history["iterations"].append({"iteration": 2, "loss/train/total": 0.123})
+    history["iterations"].append({"iteration": 2, "batches": 5, "loss/train/total": 0.123})
     (store / "iterations.json").write_text(json.dumps(history))
 
 
