@@ -95,8 +95,15 @@ def test_a_run_in_an_object_store_goes_on_where_its_folder_is_lost(tmp_path, s3,
     wanted_steps = steps_without_times(whole / "self-play")  # also those of the lost folder
     assert steps_without_times(tmp_path / "self-play") == wanted_steps
     assert s3.read("tiny/self-play/run.lock") == b""
-    report = CliRunner().invoke(app, ["report", f"s3://{BUCKET}/tiny/self-play"])
+    page = tmp_path / "page.html"
+    url = f"s3://{BUCKET}/tiny/self-play"
+    report = CliRunner().invoke(app, ["report", url, "--html", str(page)])
     assert report.exit_code == 0, report.output
+    shown = page.read_text()
+    assert url in shown
+    assert shown.count("<article") == 16  # of both iterations
+    assert shown.count('data-margin="') == 16
+    assert 'data-margin=""' not in shown
 
 
 def test_an_object_store_that_fails_in_play_exits_4_and_the_same_command_goes_on(

@@ -36,7 +36,7 @@ _PACKAGES = (
     "tokenizers", "peft", "triton", "numpy",
 )  # fmt: skip
 _SECRET = r"[\w.-]*(?:token|secret|password|passwd|key|credentials?)"
-_GIVEN = re.compile(rf"(?i)({_SECRET}[=:]\s*|://[^/\s:@]*:)[^\s@]+")
+_GIVEN = re.compile(rf"(?i)({_SECRET}[=:]\s*)\S+|(://[^/\s:@]*:)[^/\s@]+(?=@)")
 """``use_auth_token=...`` of a command, ``https://name:password@host``."""
 _FLAG = re.compile(rf"(?i)({_SECRET})")
 """``--api-key``, whose value is the next word."""
@@ -105,7 +105,7 @@ def describe_process(
 
 def without_secrets(command: Sequence[str]) -> list[str]:
     """Return a command's words; what a name says to be a secret is replaced by asterisks."""
-    words = [_GIVEN.sub(rf"\1{_HIDDEN}", word) for word in command]
+    words = [_GIVEN.sub(lambda found: (found[1] or found[2]) + _HIDDEN, x) for x in command]
     for before, after in zip(range(len(words)), range(1, len(words)), strict=False):
         if words[before].startswith("-") and _FLAG.fullmatch(words[before]):
             words[after] = _HIDDEN

@@ -41,7 +41,7 @@ def shelf(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 def test_report_reads_a_registered_store_by_its_url(shelf: Path) -> None:
-    done = CliRunner().invoke(app, ["report", f"shelf://{shelf}"])
+    done = CliRunner().invoke(app, ["report", "--no-html", f"shelf://{shelf}"])
     assert done.exit_code == 0, done.output
     assert "0.625" in done.stdout
 
@@ -57,7 +57,7 @@ def test_status_reads_a_registered_store_by_the_yamls_url(shelf: Path, tmp_path:
 
 def test_a_missing_history_is_named_by_its_url(shelf: Path) -> None:
     (shelf / "iterations.json").unlink()
-    done = CliRunner().invoke(app, ["report", f"shelf://{shelf}"])
+    done = CliRunner().invoke(app, ["report", "--no-html", f"shelf://{shelf}"])
     assert f"shelf://{shelf}/iterations.json does not exist" in str(done.exception)
 
 
