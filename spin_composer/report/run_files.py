@@ -56,8 +56,9 @@ def read_run(outline: RunOutline, records: Path | None = None) -> RunFiles:
     where = outline.remote.rstrip("/") if outline.remote else str(outline.store)
     history, steps = find_history(store / HISTORY), read_steps(store)
     if history is None and not steps:
+        missing = f"{where}/{HISTORY}" if store.is_dir() else where
         raise StoreError(
-            f"{where}/{HISTORY} does not exist: no iteration of that run is finished, or it is not "
+            f"{missing} does not exist: no iteration of that run is finished, or it is not "
             f"its store. {GIVE_THE_STORE}"
         )
     processes = read_processes(store)
