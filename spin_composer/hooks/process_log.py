@@ -83,6 +83,7 @@ def describe_process(
         decay=schedule.decay,
         precision=str(state.precision),
         seed=state.rank_zero_seed,
+        schedule_length=None if schedule.schedule_length is None else str(schedule.schedule_length),
     )
     saver = next((c for c in state.callbacks if isinstance(c, CheckpointSaver)), None)
     return Process(

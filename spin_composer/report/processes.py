@@ -71,6 +71,8 @@ class Training:
     decay: str
     precision: str
     seed: int
+    schedule_length: str | None = None
+    """Epochs that it decays over, where they are not the iteration's."""
 
 
 def as_json(processes: Sequence[Process]) -> str:
