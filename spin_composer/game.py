@@ -274,7 +274,7 @@ class Game:
             score,
             self.examples,
             self.seed,
-            score_batch_size=self._score_batch_size,
+            score_batch_size=max(1, self.settings.generation.batch_size // 2),  # pairs, not rows
             is_duplicate=duplicate_check_for(
                 manifest_value(plan.manifest, "degenerate"), model.tokenizer, stop
             ),
@@ -319,7 +319,6 @@ class Game:
             self.manifest["iteration"],
             self.manifest["num_units"],
             self.settings.sample_table_rows,
-            self._score_batch_size,
         )
 
     def _load_pairs(self, state: State, iteration: int, report: PlayReport) -> DataLoader[Pair]:
@@ -338,10 +337,6 @@ class Game:
         state.train_dataloader = loader
         model.pair_loss = pair_loss(self.settings, iteration)
         return loader
-
-    @property
-    def _score_batch_size(self) -> int:
-        return max(1, self.settings.generation.batch_size // 2)  # pairs, not rows
 
     @property
     def global_batch_size(self) -> int:

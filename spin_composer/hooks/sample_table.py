@@ -10,7 +10,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from itertools import chain, islice, pairwise
+from itertools import chain, islice
 
 from composer.core import State
 from composer.core.precision import get_precision_context
@@ -53,8 +53,6 @@ class SampleTable:
     num_units: int
     count: int
     """Most rows."""
-    batch_size: int
-    """Pairs per forward pass."""
 
     def begin(self, state: State, logger: Logger) -> None:
         """Write and log the table, while the policy is the iteration's opponent."""
@@ -111,16 +109,19 @@ class SampleTable:
         return (samples, pairs) if same else ([], [])
 
     def _score(self, state: State, pairs: Sequence[Pair]) -> list[Logps]:
-        """Return the log-probs of pairs by the current weights."""
+        """Return the log-probs of pairs by the current weights.
+
+        One pair at a time: when an iteration ends, gradients and the optimizer's state leave no
+        more memory than a microbatch takes.
+        """
         model = composer_model(state)
         found: list[Logps] = []
-        for first in range(0, len(pairs), self.batch_size):
-            batch = collate_pairs(pairs[first : first + self.batch_size])
+        for pair in pairs:
+            batch = collate_pairs([pair])
             with get_precision_context(state.precision, state.precision_config):
                 logps = model.response_logps(state.device.batch_to_device(batch)).tolist()
-            bounds = batch["scored_bounds"]
-            sides = [logps[a:b] for a, b in pairwise(bounds)]
-            found += zip(sides[::2], sides[1::2], strict=True)
+            middle = batch["scored_bounds"][1]
+            found.append((logps[:middle], logps[middle:]))
         if found:
             reshard(model)
         return found
