@@ -36,7 +36,6 @@ from spin_composer.hooks.intervals import (
     save_at_iteration_ends,
 )
 from spin_composer.hooks.offline_wandb import disable_artifact_lookup, log_tables_offline
-from spin_composer.hooks.process_log import add_process
 from spin_composer.hooks.run_records import RunRecords
 from spin_composer.hooks.start_phases import PHASES, start_phase
 from spin_composer.hooks.stopping import GracefulStop
@@ -210,16 +209,13 @@ class SPIN(Algorithm):
         make_engine(self.settings.generation).check(model)
         if self.settings.play_only is None:
             self._take_locks(state)  # fit() may be called again
-        is_first_fit = self.game is None
         if self.game is None:  # else a second fit() continues after the first one
             self.game = self._new_game(state, loader)
         warn_about_tokenization_mismatch(state.evaluators, self.game.examples)
         self.records.open(self.game.store, state)
         self._attach_to_trainer(state)
         self._check_scores(state, self.game)
-        if is_first_fit and self.settings.play_only is None:
-            store, pairs = self.game.store, self.game.global_batch_size
-            from_rank_zero(lambda: add_process(store, state, self.settings, schedule, pairs))
+        self.records.add_process(state, schedule, self.game.global_batch_size)
         if int(state.timestamp.epoch_in_iteration) or int(state.timestamp.batch_in_epoch):
             self.game.resume_iteration(state)
             self.records.resume_iteration(state)

@@ -15,10 +15,12 @@ from spin_composer.alarms.responses import response_figures, sample_pairs
 from spin_composer.alarms.rules import Alarm
 from spin_composer.distributed import from_rank_zero
 from spin_composer.hooks.iteration_log import IterationLog
+from spin_composer.hooks.process_log import add_process
 from spin_composer.hooks.step_log import StepLog
 from spin_composer.model.unwrap import composer_model
 from spin_composer.report.history import PLAY_SHARE
 from spin_composer.report.steps import PLAY_TIME_SHARE
+from spin_composer.settings.scheduler import SchedulerSettings
 from spin_composer.settings.spin import SpinSettings
 from spin_composer.store.base import Store
 from spin_composer.store.layout import HISTORY, JUDGE
@@ -41,14 +43,29 @@ class RunRecords:
         self.history = IterationLog()
         self.steps = StepLog()
         self.alarms = AlarmMonitor(settings.alarms)
+        self._settings = settings
         self._epochs = settings.epochs_per_iteration
         self._store: Store | None = None
+        self._has_process = settings.play_only is not None  # a job is no process of the run
 
     def open(self, store: Store, state: State) -> None:
         """Set the store, at ``FIT_START``; nothing is written yet."""
         self._store = store
         self.history.open(store.root, state)
         self.steps.open(store, state)
+
+    def add_process(self, state: State, schedule: SchedulerSettings, batch_size: int) -> None:
+        """Add this process to the run's, once; a collective.
+
+        Args:
+            state: Composer's, with the checkpoint loaded.
+            schedule: Of the learning rate.
+            batch_size: Pairs of an optimizer step.
+        """
+        store, settings = self._store, self._settings
+        if not self._has_process and store is not None:
+            self._has_process = True
+            from_rank_zero(lambda: add_process(store, state, settings, schedule, batch_size))
 
     def start_iteration(
         self, state: State, logger: Logger, play: Mapping[str, float], manifest: Manifest
