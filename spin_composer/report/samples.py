@@ -125,9 +125,9 @@ def _content(sample: Sample, with_tokens: bool) -> dict[str, Any]:
 
 
 def _sample(found: dict[str, Any]) -> Sample:
-    texts = {name: str(found[name]) for name in ("prompt", "real", "generated", "finish")}
-    tokens = {name: _tokens(found[name]) for name in _TOKENS if found.get(name)}
-    return Sample(int(found["iteration"]), int(found["index"]), **texts, **tokens)
+    texts = (str(found[name]) for name in ("prompt", "real", "generated", "finish"))
+    tokens = (_tokens(found[name]) if found.get(name) else None for name in _TOKENS)
+    return Sample(int(found["iteration"]), int(found["index"]), *texts, *tokens)
 
 
 def _tokens(found: dict[str, Any]) -> ResponseTokens:
