@@ -125,9 +125,16 @@ def _content(sample: Sample, with_tokens: bool) -> dict[str, Any]:
 
 
 def _sample(found: dict[str, Any]) -> Sample:
-    texts = (str(found[name]) for name in ("prompt", "real", "generated", "finish"))
-    tokens = (_tokens(found[name]) if found.get(name) else None for name in _TOKENS)
-    return Sample(int(found["iteration"]), int(found["index"]), *texts, *tokens)
+    prompt, real, generated, finish = (
+        str(found[name]) for name in ("prompt", "real", "generated", "finish")
+    )
+    real_tokens, generated_tokens = (
+        _tokens(found[name]) if found.get(name) else None for name in _TOKENS
+    )
+    return Sample(
+        int(found["iteration"]), int(found["index"]), prompt, real, generated, finish,
+        real_tokens, generated_tokens,
+    )  # fmt: skip
 
 
 def _tokens(found: dict[str, Any]) -> ResponseTokens:
