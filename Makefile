@@ -13,7 +13,7 @@ UV_PIP := $(BIN)/uv pip install --quiet --compile-bytecode
 OFFLINE := HF_HUB_OFFLINE=1 HF_DATASETS_OFFLINE=1 TRANSFORMERS_OFFLINE=1 WANDB_MODE=offline TOKENIZERS_PARALLELISM=false
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo real docs test test-odd test-all test-foundry test-wheel chaos lint bench bench-step bench-generation bench-engines simulate parity gpu gpu-kernels gpu-tests gpu-peers gpu-product gpu-step lock clean
+.PHONY: help install demo real docs test test-odd test-all test-foundry test-wheel chaos lint bench bench-step bench-generation bench-engines simulate parity gpu gpu-kernels gpu-tests gpu-peers gpu-product gpu-step evidence gpu-evidence lock clean
 
 help: ## show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "  make %-16s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -103,6 +103,15 @@ docs: install ## write the pages of docs/ that are made from the code, then the 
 bench: install ## benchmarks of the kernels on this machine
 	$(OFFLINE) $(BIN)/python kernels/benchmarks/logprobs.py
 
+# docs/evidence.md: what is in the results already is not run again. The small worlds take an hour on one core; the
+# real model half a day for each seed, so let it run unattended: nohup make evidence WORLDS="gsm8k style" SEEDS=3 &
+WORLDS ?= exact few demo
+SEEDS  ?= 5
+EVIDENCE = -m examples.evidence run $(WORLDS) --seeds $(SEEDS) --model $(REAL)/base --train $(DATA) --held-out $(HELD_OUT)
+evidence: $(if $(filter gsm8k style,$(WORLDS)),$(REAL)/base/config.json,install) ## SPIN beside SFT, other losses and controls, arms x seeds: WORLDS="exact few demo" SEEDS=5
+	$(OFFLINE) OMP_NUM_THREADS=1 $(BIN)/python $(EVIDENCE)
+	$(OFFLINE) $(BIN)/python -m examples.evidence report
+
 # The tables of docs/scaling.md, in its order: the paper's play; twenty times the prompts with four times the
 # tokens; the same where a rank fails fifty times as often.
 SIMULATE := $(BIN)/python benchmarks/scaling/simulate_play.py --times benchmarks/scaling/unit-times-gsm8k-tiny.json --seeds 100
@@ -172,6 +181,12 @@ gpu-product: $(GPU_NEEDS) ## of make gpu: SFT rows to exports, resuming, generat
 
 gpu-step: $(GPU_NEEDS) ## of make gpu: an optimizer step beside that of TRL's DPOTrainer
 	$(GPU_ENV) $(NINE_MINUTES) $(GPU_PYTHON) benchmarks/step.py $(GPU_FLAGS) --out $(GPU_OUT)/training_step_$(GPU_DEVICE).json
+
+# What is not done in these minutes is done by the same command again. GPU_FLAGS=--tiny: on a CPU.
+gpu-evidence: $(GPU_NEEDS) ## SmolLM2-135M on GSM8K's rows and in a style, arms x seeds on a GPU, nine minutes at a time
+	$(GPU_ENV) $(NINE_MINUTES) $(GPU_PYTHON) -m examples.evidence run gsm8k style --gpu --minutes 8.5 --seeds 3 \
+		--model $(REAL)/base --train $(DATA) --held-out $(HELD_OUT) --folder runs/evidence-gpu \
+		--results $(GPU_OUT)/evidence_$(GPU_DEVICE) $(GPU_FLAGS)
 
 # Python versions and platform as in pyproject.toml; what is locked and still fits stays. The platform's
 # markers are left out, being the same on every line.

@@ -27,7 +27,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from spin_composer.data.sources import read_rows
 from spin_composer.data.tokenization import build_examples
 from spin_composer.demo.base import ModelSize, SFTConfig, make_base
-from spin_composer.demo.sft import SftResult, sft
+from spin_composer.demo.sft import SftRecipe, SftResult, sft
 from spin_composer.demo.world import make_world, write_rows
 from spin_composer.settings.dataset import read_config
 
@@ -40,7 +40,7 @@ SIZES = {
 TRAINING = {False: SFTConfig(epochs=3, learning_rate=1e-3), True: SFTConfig(epochs=3)}
 ROWS = {False: (6000, 1280, 300), True: (600, 48, 32)}
 """Of the base model, of the game, and held out from each; by ``--tiny``."""
-GENTLE = {"lr": 1e-5, "betas": (0.9, 0.98), "weight_decay": 0.0}
+GENTLE = {"name": "decoupled_adamw", "lr": 1e-5, "betas": (0.9, 0.98), "weight_decay": 0.0}
 """For a model that was trained before."""
 
 
@@ -63,8 +63,10 @@ def train(folder: Path, tiny: bool, given: Path | None) -> tuple[Path, SftResult
         return base / "untrained", make_base(rows, held_out, base, SIZES[tiny], TRAINING[tiny])
     result = sft(
         given, rows, held_out, folder / "base",
-        duration="20ba", batch_size=64, microbatch_size=16, optimizer=GENTLE, t_warmup="0.1dur",
-        gradient_clipping=1.0, max_seq_len=MAX_SEQ_LEN, seed=17,
+        SftRecipe(
+            duration="20ba", batch_size=64, microbatch_size=16, optimizer=GENTLE, t_warmup="0.1dur",
+            gradient_clipping=1.0, max_seq_len=MAX_SEQ_LEN, seed=17,
+        ),
     )  # fmt: skip
     return given, result
 

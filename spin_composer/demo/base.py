@@ -18,6 +18,7 @@ from spin_composer.demo.sft import SftRecipe, SftResult, sft
 from spin_composer.demo.world import read_rows
 
 END_OF_TEXT = "<|endoftext|>"
+_ADAMW = {"betas": (0.9, 0.98), "weight_decay": 0.0}
 
 
 @dataclass(frozen=True)
@@ -73,7 +74,7 @@ def make_base(
             duration=f"{training.epochs}ep",
             batch_size=training.batch_size,
             microbatch_size=training.microbatch_size,
-            optimizer={"lr": training.learning_rate, "betas": (0.9, 0.98), "weight_decay": 0.0},
+            optimizer={"name": "decoupled_adamw", "lr": training.learning_rate, **_ADAMW},
             t_warmup="0.1dur",
             gradient_clipping=1.0,
             max_seq_len=size.max_seq_len,

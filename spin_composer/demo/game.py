@@ -1,4 +1,4 @@
-"""Run the demo's YAML by Composer's Trainer, with or without llm-foundry."""
+"""Run a YAML like the demo's by Composer's Trainer, with or without llm-foundry."""
 
 from __future__ import annotations
 
@@ -6,16 +6,21 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from spin_composer.demo.optimizer import make_optimizer
+from spin_composer.settings.section import Config
 from spin_composer.settings.yaml import read_yaml, to_mapping, validate
 
 if TYPE_CHECKING:
     from composer import Trainer
 
+    from spin_composer.model.lm import HFSpinLM
+
 _TRAINER = (
-    "run_name", "seed", "max_duration", "eval_interval", "save_folder", "save_interval",
-    "save_num_checkpoints_to_keep", "precision", "device_train_microbatch_size", "progress_bar",
+    "run_name", "seed", "max_duration", "eval_interval", "eval_subset_num_batches", "save_folder",
+    "save_interval", "save_num_checkpoints_to_keep", "precision", "device_train_microbatch_size",
+    "progress_bar",
 )  # fmt: skip
-"""The keys of the YAML that are also arguments of Composer's Trainer."""
+"""The keys of a YAML that are also arguments of Composer's Trainer."""
 
 
 def play_game(path: Path, overrides: Sequence[str]) -> Trainer:
@@ -31,9 +36,22 @@ def play_game(path: Path, overrides: Sequence[str]) -> Trainer:
     Raises:
         InputError: If a setting cannot work.
     """
+    return run_game(to_mapping(read_yaml(path, overrides)))
+
+
+def run_game(config: Config, model_class: type[HFSpinLM] | None = None) -> Trainer:
+    """Evaluate and train from a YAML's settings, and return Composer's Trainer.
+
+    Args:
+        config: The sections of ``demo.yaml``; ``gradient_clipping`` and what the Trainer has
+            defaults for may be absent.
+        model_class: The policy's, in place of HFSpinLM.
+
+    Raises:
+        InputError: If a setting cannot work.
+    """
     from composer import Trainer
     from composer.algorithms import GradientClipping
-    from composer.optim import DecoupledAdamW
     from transformers import AutoTokenizer
 
     from spin_composer.algorithm import SPIN
@@ -42,12 +60,13 @@ def play_game(path: Path, overrides: Sequence[str]) -> Trainer:
     from spin_composer.model.lm import HFSpinLM
     from spin_composer.schedule import SpinScheduler
 
-    config = to_mapping(read_yaml(path, overrides))
     validate(config)
     tokenizer = AutoTokenizer.from_pretrained(
         config["tokenizer"]["name"], **config["tokenizer"]["kwargs"]
     )
-    model = HFSpinLM(tokenizer, **_arguments(config["model"]))
+    model = (model_class or HFSpinLM)(tokenizer, **_arguments(config["model"]))
+    algorithms = config["algorithms"]
+    clipping = [GradientClipping(**c) for n, c in algorithms.items() if n == "gradient_clipping"]
     trainer = Trainer(
         model=model,
         train_dataloader=build_spin_dataloader(
@@ -56,14 +75,11 @@ def play_game(path: Path, overrides: Sequence[str]) -> Trainer:
         eval_dataloader=build_spin_evaluator(
             tokenizer, config["device_eval_batch_size"], **_arguments(config["eval_loader"])
         ),
-        optimizers=DecoupledAdamW(model.parameters(), **_arguments(config["optimizer"])),
+        optimizers=make_optimizer(model.parameters(), config["optimizer"]),
         schedulers=SpinScheduler(**_arguments(config["scheduler"])),
-        algorithms=[
-            SPIN(**config["algorithms"]["spin"]),
-            GradientClipping(**config["algorithms"]["gradient_clipping"]),
-        ],
+        algorithms=[SPIN(**algorithms["spin"]), *clipping],
         callbacks=[HuggingFaceExporter(**config["callbacks"]["hf_exporter"])],
-        **{name: config[name] for name in _TRAINER},
+        **{name: config[name] for name in _TRAINER if name in config},
     )
     trainer.eval()
     trainer.fit()

@@ -37,8 +37,6 @@ _ANSWERS_PER_PROMPT = 8
 """Repetitions of each row in the data: how often the opponent answers it per iteration."""
 _SCORED_ROWS, _SAMPLES = 200, 5
 _LONGEST_ANSWER = 16
-_OPTIMIZER = ("lr", "betas", "weight_decay")
-"""The settings of the YAML's optimizer that SFT is continued with."""
 
 
 @dataclass(frozen=True)
@@ -203,7 +201,7 @@ def _continue_sft(paths: Paths, seed: int, steps: list[int]) -> list[SftResult]:
                     duration=f"{count}ba",
                     batch_size=2 * config.global_train_batch_size,
                     microbatch_size=2 * config.device_train_microbatch_size,
-                    optimizer={key: config.optimizer[key] for key in _OPTIMIZER},
+                    optimizer=dict(config.optimizer),
                     t_warmup=config.scheduler.t_warmup,
                     gradient_clipping=config.algorithms.gradient_clipping.clipping_threshold,
                     max_seq_len=config.max_seq_len,

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from spin_composer.demo.optimizer import make_optimizer
 from spin_composer.report.history import NLL
 from spin_composer.settings.section import Config
 
@@ -25,7 +26,7 @@ class SftRecipe:
     microbatch_size: int
     """Rows per forward pass: few where they are long, for the processor's caches."""
     optimizer: Config
-    """Arguments of Composer's DecoupledAdamW: lr, betas, ..."""
+    """The YAML's section: its name, lr and so on."""
     t_warmup: str
     """Of the learning rate, as Composer's: ``0.1dur``."""
     gradient_clipping: float
@@ -34,6 +35,13 @@ class SftRecipe:
     """Longest sequence, in tokens."""
     seed: int
     """Of the run."""
+    precision: str = "fp32"
+    """Composer's."""
+    dataset: Config = field(default_factory=dict)
+    """More settings of ``train_loader.dataset``, for the rows of training and evaluation."""
+    stop_early: str | None = None
+    """How often the held-out rows are evaluated, as Composer's intervals (``10ba``): the weights
+    with the lowest NLL are kept, those that the run begins with among them. None: the last ones."""
 
 
 @dataclass(frozen=True)
@@ -45,8 +53,11 @@ class SftResult:
     held_out_nll: float
     """Nats per response token on the held-out rows."""
     steps: int
+    """Optimizer steps of the run; ``best_step`` tells which of them the model is of."""
     tokens: int
     """Tokens of prompts and responses that were trained on, padding excluded."""
+    best_step: int
+    """The step that the model is of: the last one, unless the recipe stops early."""
 
 
 def sft(
@@ -57,7 +68,7 @@ def sft(
     recipe: SftRecipe,
     progress_bar: bool = False,
 ) -> SftResult:
-    """Fine-tune a model on rows, and save it; the learning rate decays to 0.
+    """Fine-tune a model on rows, and save it; the learning rate decays linearly to 0.
 
     Args:
         model: Folder of the model and tokenizer to start from.
@@ -69,40 +80,55 @@ def sft(
     """
     from composer import Trainer
     from composer.algorithms import GradientClipping
-    from composer.optim import DecoupledAdamW, LinearWithWarmupScheduler
+    from composer.optim import LinearWithWarmupScheduler
     from transformers import AutoTokenizer
 
     from spin_composer.data.loader import build_spin_evaluator
+    from spin_composer.demo.best_weights import BestWeights
     from spin_composer.model.lm import HFSpinLM
 
     tokenizer = AutoTokenizer.from_pretrained(model)
     policy = HFSpinLM(tokenizer, str(model), use_train_metrics=False)
-    held_out = {"hf_name": str(held_out_rows), "split": "train", "max_seq_len": recipe.max_seq_len}
+    best = BestWeights()
     trainer = Trainer(
         model=policy,
         train_dataloader=_train_loader(tokenizer, train_rows, recipe),
         eval_dataloader=build_spin_evaluator(
-            tokenizer, recipe.microbatch_size, dataset=held_out, pin_memory=False
+            tokenizer,
+            recipe.microbatch_size,
+            dataset=_dataset(held_out_rows, recipe),
+            pin_memory=False,
         ),
-        optimizers=DecoupledAdamW(policy.parameters(), **recipe.optimizer),
+        optimizers=make_optimizer(policy.parameters(), recipe.optimizer),
         schedulers=LinearWithWarmupScheduler(t_warmup=recipe.t_warmup),
         algorithms=[GradientClipping("norm", recipe.gradient_clipping)],
+        callbacks=[best] if recipe.stop_early else [],
         max_duration=recipe.duration,
-        eval_interval=recipe.duration,
+        eval_interval=recipe.stop_early or recipe.duration,
         device_train_microbatch_size=recipe.microbatch_size,
         accumulate_train_batch_on_tokens=True,
-        precision="fp32",
+        precision=recipe.precision,
         seed=recipe.seed,
         run_name=f"sft-{folder.name}",
         progress_bar=progress_bar,
     )
+    if recipe.stop_early:
+        trainer.eval()
     trainer.fit()
-    nll = trainer.state.eval_metrics["eval"][NLL].compute()
+    nll = float(trainer.state.eval_metrics["eval"][NLL].compute())
     time = trainer.state.timestamp
+    step = int(time.batch)
     trainer.close()
+    if recipe.stop_early:
+        nll, step = best.restore(policy.model)
     policy.model.save_pretrained(str(folder))
     tokenizer.save_pretrained(folder)
-    return SftResult(folder, float(nll), int(time.batch), int(time.token))
+    return SftResult(folder, nll, int(time.batch), int(time.token), step)
+
+
+def _dataset(rows: Path, recipe: SftRecipe) -> Config:
+    where = {"hf_name": str(rows), "split": "train", "max_seq_len": recipe.max_seq_len}
+    return {**where, **recipe.dataset}
 
 
 def _train_loader(tokenizer: PreTrainedTokenizerBase, rows: Path, recipe: SftRecipe) -> DataSpec:
@@ -115,8 +141,7 @@ def _train_loader(tokenizer: PreTrainedTokenizerBase, rows: Path, recipe: SftRec
     from spin_composer.data.tokenization import build_examples
     from spin_composer.settings.dataset import read_config
 
-    dataset = {"hf_name": str(rows), "split": "train", "max_seq_len": recipe.max_seq_len}
-    config = read_config(dataset, "train_loader.dataset")
+    config = read_config(_dataset(rows, recipe), "train_loader.dataset")
     examples = HeldOutRows(build_examples(read_rows(config), tokenizer, config))
     loader = DataLoader(
         examples,

@@ -5,17 +5,21 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from spin_composer.demo.base import ModelSize, SFTConfig, make_base
+from spin_composer.demo.optimizer import make_optimizer
 from spin_composer.demo.run import Paths, prepare
 from spin_composer.demo.sft import SftRecipe, SftResult, sft
 from spin_composer.demo.world import make_world, write_rows
+from spin_composer.errors import InputError
 
 SIZE = ModelSize(vocab_size=400, width=32, layers=1, heads=2)
+ADAMW = {"name": "decoupled_adamw", "lr": 1e-3, "betas": (0.9, 0.98), "weight_decay": 0.0}
 
 
 @pytest.fixture(scope="module")
@@ -60,7 +64,7 @@ def test_microbatches_do_not_change_what_sft_learns(world: Paths, base: SftResul
                 duration="3ba",
                 batch_size=16,
                 microbatch_size=size,
-                optimizer={"lr": 1e-3, "betas": (0.9, 0.98), "weight_decay": 0.0},
+                optimizer=ADAMW,
                 t_warmup="0ba",
                 gradient_clipping=1.0,
                 max_seq_len=SIZE.max_seq_len,
@@ -71,6 +75,38 @@ def test_microbatches_do_not_change_what_sft_learns(world: Paths, base: SftResul
     ]
     assert found[0].held_out_nll == pytest.approx(found[1].held_out_nll, rel=1e-4)
     assert found[0].held_out_nll < base.held_out_nll
+
+
+def test_sft_that_stops_early_keeps_the_weights_with_the_lowest_nll(
+    world: Paths, base: SftResult, tmp_path: Path
+):
+    recipe = SftRecipe(
+        duration="12ba",
+        batch_size=32,
+        microbatch_size=32,
+        optimizer={**ADAMW, "lr": 3e-2},  # so high that it soon does harm
+        t_warmup="0ba",
+        gradient_clipping=1.0,
+        max_seq_len=SIZE.max_seq_len,
+        seed=3,
+        stop_early="2ba",
+    )
+    rows = world.data("careless"), world.data("heldout")
+    best = sft(base.folder, *rows, tmp_path / "best", recipe)
+    last = sft(base.folder, *rows, tmp_path / "last", replace(recipe, stop_early=None))
+    assert best.steps == last.steps == last.best_step == 12
+    assert best.best_step in range(0, 12, 2)
+    assert best.held_out_nll < last.held_out_nll
+    again = sft(
+        best.folder, *rows, tmp_path / "again",
+        replace(recipe, duration="1ba", optimizer={**ADAMW, "lr": 1e-9}),
+    )  # fmt: skip
+    assert again.held_out_nll == pytest.approx(best.held_out_nll, abs=1e-6)  # it was saved
+
+
+def test_an_optimizer_of_another_name_is_refused():
+    with pytest.raises(InputError, match=r"optimizer.name must be one of decoupled_adamw, rmsprop"):
+        make_optimizer([], {"name": "lion", "lr": 1.0})
 
 
 WITHOUT_FOUNDRY = """

@@ -1,0 +1,103 @@
+"""Arms x seeds in a world, resumable: ``python -m examples.evidence`` in the checkout's root.
+
+    python -m examples.evidence run exact few demo --seeds 5      # on one core of a CPU
+    python -m examples.evidence run gsm8k --model FOLDER --train ROWS.jsonl --held-out ROWS.jsonl
+    python -m examples.evidence run style --tiny ...              # rehearses the program
+    python -m examples.evidence report                            # table and picture
+
+What is done is not run again, so the same command goes on where it was stopped. docs/evidence.md
+has the results, and says what the arms and the measures are.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+import time
+from pathlib import Path
+
+from examples.evidence.arms import ARMS
+from examples.evidence.registry import small_worlds
+from examples.evidence.report import print_report
+from examples.evidence.runner import Runner
+from examples.evidence.worlds import World
+
+RESULTS = Path(__file__).parent / "results"
+REAL = ("gsm8k", "style")
+
+
+def main() -> int:
+    """Read the command line; run arms, or print the table and draw the picture."""
+    given = _arguments()
+    if given.command == "report":
+        print_report(given.results, given.picture)
+        return 0
+    ends_by = None if given.minutes is None else time.monotonic() + 60 * given.minutes
+    problems: list[str] = []
+    for world in _worlds(given):
+        path = given.results / f"{world.name}.jsonl"
+        runner = Runner(world, given.folder, path, ends_by, given.keep_models)
+        problems += runner.run(given.arms or list(ARMS), range(given.seeds))
+        if runner.out_of_time:
+            print("evidence: the time is over; the same command goes on.", flush=True)
+            break
+    for problem in problems:
+        print(f"evidence: {problem}", file=sys.stderr)
+    return 1 if problems else 0
+
+
+def _arguments() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        prog="python -m examples.evidence", description=(__doc__ or "").splitlines()[0]
+    )
+    commands = parser.add_subparsers(dest="command", required=True)
+    run = commands.add_parser("run", help="run what is not in the results yet")
+    run.add_argument("worlds", nargs="+", choices=[*(w.name for w in small_worlds()), *REAL])
+    run.add_argument("--arms", nargs="+", choices=list(ARMS), help="all, if not given")
+    run.add_argument("--seeds", type=int, default=5, help="0 to this, exclusive")
+    run.add_argument("--folder", type=Path, default=Path("runs/evidence"), help="working files")
+    run.add_argument("--minutes", type=float, help="begin no arm that would end later")
+    run.add_argument("--keep-models", action="store_true", help="of seeds that are done")
+    run.add_argument("--model", type=Path, help="of gsm8k and style: folder of SmolLM2-135M")
+    run.add_argument("--train", type=Path, help="of gsm8k and style: GSM8K's rows as jsonl")
+    run.add_argument("--held-out", type=Path, help="the same, held out")
+    run.add_argument("--rows", type=int, help="of gsm8k and style: rows that are trained on")
+    run.add_argument("--gpu", action="store_true", help="of gsm8k and style: bf16, larger batches")
+    run.add_argument("--tiny", action="store_true", help="of gsm8k and style: a rehearsal on a CPU")
+    report = commands.add_parser("report", help="print the tables, draw the picture")
+    report.add_argument("--picture", type=Path, default=Path("docs/evidence.svg"))
+    for one in (run, report):
+        one.add_argument("--results", type=Path, default=RESULTS, help="folder of the jsonl files")
+    given = parser.parse_args()
+    if given.command == "run" and set(given.worlds) & set(REAL):
+        for name in ("train", "held_out", *(() if given.tiny else ("model",))):
+            path = getattr(given, name)
+            if path is None or not path.exists():
+                flag = f"--{name.replace('_', '-')}"
+                parser.error(f"{flag}={path} does not exist. The worlds gsm8k and style need it.")
+    return given
+
+
+def _worlds(given: argparse.Namespace) -> list[World]:
+    from examples.evidence.real_world import RealWorld
+
+    known = {world.name: world for world in small_worlds()}
+    worlds = []
+    for name in given.worlds:
+        if name in known:
+            worlds.append(known[name])
+            continue
+        sizes = {"num_rows": 16, "num_validation": 12, "num_test": 12} if given.tiny else {}
+        if given.rows:
+            sizes["num_rows"] = given.rows
+        model = given.model or Path("none")
+        worlds.append(
+            RealWorld(
+                name, model, given.train, given.held_out, gpu=given.gpu, tiny=given.tiny, **sizes
+            )
+        )
+    return worlds
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,27 @@
+"""What the results say: printed tables, and the picture."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+from examples.evidence.arms import SFT, SPIN, START, STOPPED
+from examples.evidence.picture import draw
+from examples.evidence.results import Result, read_results
+from examples.evidence.tables import measures_table, paired_table
+
+
+def all_results(folder: Path) -> Mapping[str, Sequence[Result]]:
+    """Return the results of every file of a folder by world."""
+    return {path.stem: read_results(path) for path in sorted(folder.glob("*.jsonl"))}
+
+
+def print_report(folder: Path, picture: Path) -> None:
+    """Print each world's tables, and draw the picture."""
+    worlds = all_results(folder)
+    for name, results in worlds.items():
+        print(f"\n{name}\n\n{measures_table(results)}\n")
+        print(paired_table(results, (START, SFT, STOPPED), SPIN))
+    if worlds:
+        draw(worlds, picture)
+        print(f"\npicture: {picture}")

@@ -1,0 +1,118 @@
+"""Arms x seeds, one after another; what is done is not run again."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import multiprocessing
+import shutil
+import sys
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from examples.evidence.arms import ARMS, START
+from examples.evidence.results import Result, append_result, read_results
+from examples.evidence.worlds import World
+
+MEASURED = "measured.json"
+
+
+@dataclass
+class Runner:
+    """Runs a world's arms and writes their results."""
+
+    world: World
+    folder: Path
+    """Working files: models, stores; may be deleted once the results are written."""
+    results: Path
+    """jsonl."""
+    ends_by: float | None = None
+    """Moment of ``time.monotonic`` by which the last arm must have ended; None: no limit."""
+    keep_models: bool = False
+    out_of_time: bool = False
+    """The last run left arms over for want of time."""
+    _longest: float = 0.0
+    """Seconds of the longest arm so far, which the next one may take too."""
+
+    def run(self, arms: Sequence[str], seeds: Sequence[int]) -> list[str]:
+        """Run what is not in the results; return what failed, a line for each.
+
+        Args:
+            arms: Names, in any order; those that they build on are added.
+            seeds: One after another, so that a run that is stopped has whole seeds.
+        """
+        fingerprint = self.fingerprint()
+        done = self._done(fingerprint)
+        problems: list[str] = []
+        for seed in seeds:
+            missing = [arm for arm in with_needed(arms) if (arm, seed) not in done]
+            for arm in missing:
+                began = time.monotonic()
+                if self.ends_by is not None and began + self._longest > self.ends_by:
+                    self.out_of_time = True
+                    return problems
+                label = f"{self.world.name}, seed {seed}, {arm}"
+                if not self._one(seed, arm, fingerprint):
+                    problems.append(f"{label} failed")
+                seconds = time.monotonic() - began
+                self._longest = max(self._longest, seconds)
+                print(f"{label}: {seconds:.0f} s", flush=True)
+            if missing and not problems and not self.keep_models:
+                shutil.rmtree(self._of_seed(seed))
+        return problems
+
+    def _one(self, seed: int, arm: str, fingerprint: str) -> bool:
+        """Run an arm in a fork of a process that has imported everything; return whether it did."""
+        folder = self._of_seed(seed)
+        if not (folder / arm / MEASURED).exists():
+            context = multiprocessing.get_context("forkserver")
+            context.set_forkserver_preload(["examples.evidence.job"])
+            process = context.Process(
+                target=_run, args=(self.world, arm, seed, folder, fingerprint)
+            )
+            process.start()
+            process.join(None if self.ends_by is None else self.ends_by - time.monotonic())
+            if process.is_alive():
+                process.kill()
+            if process.exitcode:
+                return False
+        found = json.loads((folder / arm / MEASURED).read_text(encoding="utf-8"))
+        append_result(self.results, Result(**found))
+        return True
+
+    def _of_seed(self, seed: int) -> Path:
+        return self.folder / self.world.name / f"seed-{seed}"
+
+    def _done(self, fingerprint: str) -> set[tuple[str, int]]:
+        results = read_results(self.results)
+        others = {one.fingerprint for one in results} - {fingerprint}
+        if others:
+            sys.exit(
+                f"{self.results} holds results of other settings of the world {self.world.name}. "
+                "Name another --results, or delete them."
+            )
+        return {one.key for one in results}
+
+    def fingerprint(self) -> str:
+        """Return a hash of the world and the settings of its game."""
+        own = vars(self.world).items()
+        sizes = {name: value for name, value in own if not isinstance(value, Path)}
+        text = json.dumps([sizes, self.world.config()], sort_keys=True)
+        return hashlib.sha256(text.encode()).hexdigest()[:12]
+
+
+def _run(world: World, arm: str, seed: int, folder: Path, fingerprint: str) -> None:
+    from examples.evidence import job
+
+    job.run(world, arm, seed, folder, fingerprint)
+
+
+def with_needed(arms: Sequence[str]) -> list[str]:
+    """Return arms with those that they build on, in the order in which they can be run."""
+    wanted = set(arms)
+    for name in reversed(ARMS):
+        if name in wanted:
+            wanted |= set(ARMS[name].needs)
+    return [name for name in (START, *ARMS) if name in wanted]
