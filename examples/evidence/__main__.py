@@ -93,7 +93,13 @@ def _worlds(given: argparse.Namespace) -> list[World]:
         model = given.model or Path("none")
         worlds.append(
             RealWorld(
-                name, model, given.train, given.held_out, gpu=given.gpu, tiny=given.tiny, **sizes
+                name,
+                model,
+                given.train,
+                given.held_out,
+                gpu=given.gpu and not given.tiny,
+                tiny=given.tiny,
+                **sizes,
             )
         )
     return worlds

@@ -1,0 +1,190 @@
+"""The evidence's driver: arms x seeds that go on where they were stopped, and what is made of them."""
+
+from __future__ import annotations
+
+import json
+import math
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from transformers import AutoModelForCausalLM
+
+from examples.evidence import exact_world
+from examples.evidence.arms import ARMS, SPIN, START
+from examples.evidence.demo_world import DemoWorld
+from examples.evidence.exact_world import ExactWorld, total_variation
+from examples.evidence.picture import draw
+from examples.evidence.real_world import is_styled, styled
+from examples.evidence.registry import small_worlds
+from examples.evidence.results import Result, append_result, read_results
+from examples.evidence.runner import Runner, with_needed
+from examples.evidence.settings import REMOVED, set_all
+from examples.evidence.tables import (
+    losses_table,
+    mean_and_error,
+    measures_table,
+    paired_table,
+)
+from spin_composer.demo.world import Row
+
+ROOT = Path(__file__).parents[1]
+COMMITTED = sorted((ROOT / "examples/evidence/results").glob("*.jsonl"))
+SMALL = ExactWorld(
+    name="small",
+    start_steps=2,
+    changes=(("max_duration", "2iter"), ("algorithms.spin.iteration_length", "1ep")),
+)
+
+
+def result(arm: str, seed: int, nll: float, world: str = "w") -> Result:
+    measures = {"nll": nll, "classifier_accuracy": 0.5 + nll / 10}
+    return Result(world, arm, seed, "f", measures, [nll], 10, 100, 1.0, {})
+
+
+def runner(folder: Path) -> Runner:
+    return Runner(SMALL, folder / "work", folder / "results.jsonl", keep_models=True)
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with the start, SPIN, early-stopped SFT and SPIN after it, of one seed."""
+    folder = tmp_path_factory.mktemp("evidence")
+    left = folder / "work/small/seed-0/spin.partial"  # of a run that was killed
+    left.mkdir(parents=True)
+    (left / "model").touch()
+    assert runner(folder).run(["sft-stopped-spin"], [0]) == []
+    return folder
+
+
+def test_arms_run_with_those_that_they_build_on_and_say_what_came(finished: Path) -> None:
+    results = {one.arm: one for one in read_results(finished / "results.jsonl")}
+    assert list(results) == [START, SPIN, "sft-stopped", "sft-stopped-spin"]
+    spin, stopped = results[SPIN], results["sft-stopped"]
+    assert spin.steps == stopped.steps > 10
+    assert len(spin.validation_nll) == 2
+    assert stopped.validation_nll[-1] <= spin.more["start_nll"] + 1e-4
+    for one in results.values():
+        assert 0 < one.measures["total_variation"] < 1
+        assert 0 < one.measures["nll"] < 5
+        assert one.measures["real_distinct_2"] > 0
+        assert all(map(math.isfinite, one.measures.values()))
+    assert not list((finished / "work/small/seed-0").glob("*.partial"))
+
+
+def test_what_is_done_is_not_run_again_and_a_lost_line_is_written_again(finished: Path) -> None:
+    path = finished / "results.jsonl"
+    before = path.read_bytes()
+    records = {p: p.stat().st_mtime_ns for p in finished.rglob("trained.json")}
+    path.write_bytes(before[:-20])  # a kill while the last line was written
+    assert len(read_results(path)) == 3
+    assert runner(finished).run(["sft-stopped-spin"], [0]) == []
+    assert path.read_bytes() == before
+    assert {p: p.stat().st_mtime_ns for p in finished.rglob("trained.json")} == records
+
+
+def test_results_of_other_settings_are_not_mixed(finished: Path) -> None:
+    other = Runner(ExactWorld(name="small"), finished / "work", finished / "results.jsonl")
+    with pytest.raises(SystemExit, match="other settings of the world small"):
+        other.run([SPIN], [0])
+
+
+def test_no_arm_begins_after_the_time(tmp_path: Path) -> None:
+    late = Runner(SMALL, tmp_path, tmp_path / "results.jsonl", ends_by=0.0)
+    assert late.run([SPIN], [0]) == []
+    assert late.out_of_time
+    assert not read_results(tmp_path / "results.jsonl")
+
+
+def test_total_variation_of_a_uniform_model_is_what_it_must_be(tmp_path: Path) -> None:
+    exact_world._save_untrained(tmp_path, seed=0)
+    model = AutoModelForCausalLM.from_pretrained(tmp_path)
+    with torch.no_grad():
+        model.lm_head.weight.zero_()
+    model.save_pretrained(tmp_path)
+    p = exact_world.data_distribution()
+    assert float(p.sum()) == pytest.approx(1, abs=1e-12)
+    uniform = torch.full_like(p, 1 / 8**7)  # seven tokens of eight ids, the last one the stop
+    expected = float((uniform - p).abs().sum() + 1 - uniform.sum()) / 2
+    assert total_variation(tmp_path) == pytest.approx(expected, abs=1e-6)
+
+
+def test_an_arm_stands_after_those_that_it_needs() -> None:
+    names = list(ARMS)
+    for name, arm in ARMS.items():
+        assert all(names.index(needed) < names.index(name) for needed in arm.needs)
+    assert with_needed(["sft-stopped-spin", "dpop"]) == [
+        START, SPIN, "sft-stopped", "sft-stopped-spin", "dpop",
+    ]  # fmt: skip
+
+
+def test_settings_are_set_and_removed_by_their_names() -> None:
+    config = {"a": {"b": 1, "c": 2}}
+    assert set_all(config, {"a.b": REMOVED, "a.d.e": 3}) == {"a": {"c": 2, "d": {"e": 3}}}
+
+
+def test_a_row_in_the_style_is_told_from_one_that_is_not() -> None:
+    row = Row("p", "He has 2 + 2 = <<2+2=4>>4.\nThen 8.\n#### 8")
+    assert styled(row) == Row("p", "Step 1: He has 2 + 2 = 4.\nStep 2: Then 8.\nAnswer: 8.")
+    assert is_styled(styled(row).response)
+    for other in (row.response, "", "Answer: 8.", "Step 2: x\nAnswer: 8.", "Step 1: x\nAnswer: 8"):
+        assert not is_styled(other)
+
+
+def test_tables_have_means_errors_and_the_best(tmp_path: Path) -> None:
+    nlls = {START: (1.0, 1.2), SPIN: (0.8, 0.8), "sft": (0.9, 0.7), "space": (0.5, 0.7)}
+    results = [result(arm, seed, nll) for arm, two in nlls.items() for seed, nll in enumerate(two)]
+    assert mean_and_error([1.0, 1.2]) == pytest.approx((1.1, 0.1))
+    table = measures_table(results)
+    assert "| start | 2 | 1.100 ±0.100 |" in table
+    assert "| SPACE | 2 | **0.600** ±0.100 |" in table
+    assert "+0.000 ±0.100 (1/2)" in paired_table(results, ["sft"], SPIN)
+    assert "| w | held-out NLL | SPACE | 0.600 ±0.100 | 0.800 ±0.000 |" in losses_table(
+        {"w": results}
+    )
+    draw({"w": results}, tmp_path / "picture.svg")
+    first = (tmp_path / "picture.svg").read_bytes()
+    draw({"w": results}, tmp_path / "picture.svg")
+    assert (tmp_path / "picture.svg").read_bytes() == first
+
+
+def test_half_a_line_of_results_does_not_count_and_is_replaced(tmp_path: Path) -> None:
+    path = tmp_path / "results.jsonl"
+    append_result(path, result(SPIN, 0, 1.0))
+    with path.open("a") as file:
+        file.write('{"world": "w", "ar')
+    assert [one.seed for one in read_results(path)] == [0]
+    append_result(path, result(SPIN, 1, 2.0))
+    assert [one.seed for one in read_results(path)] == [0, 1]
+    assert all(json.loads(line) for line in path.read_text().splitlines())
+
+
+@pytest.mark.parametrize("path", COMMITTED, ids=lambda path: path.stem)
+def test_committed_results_are_of_the_worlds_settings_and_the_control_did_harm(path: Path) -> None:
+    results = read_results(path)
+    world = {world.name: world for world in small_worlds()}.get(path.stem)
+    if world is not None:
+        fingerprint = Runner(world, path, path).fingerprint()
+        assert {one.fingerprint for one in results} == {fingerprint}
+    by_key = {one.key: one.measures["nll"] for one in results}
+    harmed = [nll > by_key[START, seed] for (arm, seed), nll in by_key.items() if arm == "swapped"]
+    assert all(harmed)
+
+
+def test_worlds_have_names_and_settings_of_their_own() -> None:
+    names = [world.name for world in small_worlds()]
+    assert len(set(names)) == len(names)
+    assert len({Runner(w, ROOT, ROOT).fingerprint() for w in small_worlds()}) == len(names)
+    assert isinstance(small_worlds()[0], ExactWorld)
+    assert isinstance(small_worlds()[-1], DemoWorld)
+
+
+def test_missing_rows_are_named(tmp_path: Path) -> None:
+    command = [sys.executable, "-m", "examples.evidence", "run", "gsm8k", "--tiny"]
+    done = subprocess.run(
+        [*command, "--train", "none.jsonl"], cwd=ROOT, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 2
+    assert "--train=none.jsonl does not exist. The worlds gsm8k and style need it." in done.stderr
