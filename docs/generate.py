@@ -39,6 +39,7 @@ sys.path.insert(0, str(HERE))
 
 from command_page import commands  # noqa: E402
 from drawing import drawing  # noqa: E402
+from evidence_page import evidence  # noqa: E402
 from markdown_table import GENERATED, table  # noqa: E402
 
 
@@ -319,7 +320,7 @@ Measured on: {"; ".join(sorted(machines))}.
 
 PAGES = {
     "alarms.md": alarms, "architecture.svg": drawing, "commands.md": commands, "losses.md": losses,
-    "metrics.md": metrics, "settings.md": settings, "speed.md": speed,
+    "metrics.md": metrics, "settings.md": settings, "speed.md": speed, "evidence.md": evidence,
 }  # fmt: skip
 
 

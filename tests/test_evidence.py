@@ -1,4 +1,4 @@
-"""The evidence's driver: arms x seeds that go on where they were stopped, and what is made of them."""
+"""The evidence's driver: arms x seeds that go on where they were stopped, and their tables."""
 
 from __future__ import annotations
 

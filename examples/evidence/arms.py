@@ -11,7 +11,8 @@ from examples.evidence.settings import REMOVED
 from examples.evidence.training import MODEL, Trained, continue_sft, play
 from examples.evidence.worlds import Setting, World
 
-START, SPIN, SFT, STOPPED = "start", "spin", "sft", "sft-stopped"
+START, SPIN, SFT = "start", "spin", "sft"
+COMPUTE, STOPPED = "sft-compute", "sft-stopped"
 
 
 @dataclass(frozen=True)
@@ -92,7 +93,7 @@ ARMS: Mapping[str, Arm] = {
     SPIN: _game("SPIN"),
     "spin-one-iteration": Arm("SPIN without refresh: one long iteration", _without_refresh),
     SFT: Arm("SFT, the same steps", _same_steps, (SPIN,)),
-    "sft-compute": Arm("SFT, the same tokens with play's", _same_compute, (SPIN,)),
+    COMPUTE: Arm("SFT, the same tokens with play's", _same_compute, (SPIN,)),
     STOPPED: Arm("SFT, stopped early", _stopped, (SPIN,)),
     "sft-stopped-spin": Arm("SFT, stopped early, then SPIN", _after_stopped_sft, (SPIN, STOPPED)),
     "space": _game("SPACE", {_LOSS: "space", _BETA: REMOVED}),

@@ -29,7 +29,6 @@ class DemoWorld(World):
         "A Llama of 100,000 weights, trained on 3,000 careless sentences; the game's rows are 300 "
         "careful ones, each eight times. Held-out rows are about prompts that no row has."
     )
-    samples: int = 2
     num_rows: int = 300
     answers: int = 8
     """Repetitions of each row: how often the opponent answers it per iteration."""

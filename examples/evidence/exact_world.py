@@ -86,7 +86,6 @@ class ExactWorld(World):
         "500 responses of six symbols from a Markov chain of order 2, to one prompt; the start had "
         "a little SFT on them. Total variation is over all 46,656 responses."
     )
-    samples: int = 1
     start_steps: int = 12
     changes: tuple[tuple[str, Any], ...] = ()
 
@@ -133,10 +132,6 @@ class ExactWorld(World):
             seed=seed,
         )
         sft(folder / "untrained", setting.train, setting.validation, setting.start, recipe)
-
-    def groups(self, prompts: list[str]) -> list[str]:
-        """Return a unit for each row: all have the same prompt and are independent."""
-        return [str(i) for i in range(len(prompts))]
 
     def measure(self, model: Path, setting: Setting, responses: list[str]) -> dict[str, float]:
         """Return the total variation distance."""

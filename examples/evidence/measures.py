@@ -14,6 +14,9 @@ _RESAMPLES = 50
 def measure_model(world: World, setting: Setting, model: Path) -> dict[str, float]:
     """Return the measures of a saved model by name.
 
+    Each test row is a unit by itself, though small worlds have rows of the same prompt: the real
+    responses to it are as independent as the model's, and their diversity is that of as many texts.
+
     Args:
         world: What it was trained in, with its own measures.
         setting: The world's test rows.
@@ -25,7 +28,7 @@ def measure_model(world: World, setting: Setting, model: Path) -> dict[str, floa
     measures = measure(
         found.real,
         found.sampled,
-        world.groups(found.prompts),
+        [str(row // world.samples) for row in range(len(found.real))],
         real_tokens=found.real_tokens,
         sampled_tokens=found.sampled_tokens,
         stopped=found.stopped,

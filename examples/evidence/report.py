@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from examples.evidence.arms import SFT, SPIN, START, STOPPED
+from examples.evidence.arms import COMPUTE, SFT, SPIN, START, STOPPED
 from examples.evidence.picture import draw
 from examples.evidence.results import Result, read_results
 from examples.evidence.tables import measures_table, paired_table
@@ -16,12 +16,26 @@ def all_results(folder: Path) -> Mapping[str, Sequence[Result]]:
     return {path.stem: read_results(path) for path in sorted(folder.glob("*.jsonl"))}
 
 
+def evidence_tables(folder: Path) -> dict[str, str]:
+    """Return the tables of docs/evidence.md, by the names of their places there.
+
+    ``exact`` and so on: measures of each arm in that world; ``exact_pairs``: SPIN's differences
+    from the start and from SFT, seed by seed; ``losses``: which loss was best where.
+    """
+    worlds = all_results(folder)
+    tables = {name: measures_table(results) for name, results in worlds.items()}
+    for name, results in worlds.items():
+        tables[f"{name}_pairs"] = paired_table(results, (START, SFT, COMPUTE, STOPPED), SPIN)
+    tables["losses"] = losses_table(worlds)
+    return tables
+
+
 def print_report(folder: Path, picture: Path) -> None:
     """Print each world's tables, and draw the picture."""
     worlds = all_results(folder)
     for name, results in worlds.items():
         print(f"\n{name}\n\n{measures_table(results)}\n")
-        print(paired_table(results, (START, SFT, STOPPED), SPIN))
+        print(paired_table(results, (START, SFT, COMPUTE, STOPPED), SPIN))
     if worlds:
         draw(worlds, picture)
         print(f"\npicture: {picture}")

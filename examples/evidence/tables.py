@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import statistics
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 from examples.evidence.arms import ARMS, LOSSES, START
 from examples.evidence.results import Result, of_arm
@@ -98,7 +98,7 @@ def paired_table(results: Sequence[Result], against: Sequence[str], arm: str) ->
     return markdown(["difference", *(MEASURES[name][0] for name in measures)], rows)
 
 
-def losses_table(worlds: dict[str, Sequence[Result]]) -> str:
+def losses_table(worlds: Mapping[str, Sequence[Result]]) -> str:
     """Return which loss had the best mean of each measure, by world."""
     rows = []
     for title, results in worlds.items():

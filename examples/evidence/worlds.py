@@ -50,10 +50,6 @@ class World(ABC):
     def make(self, folder: Path, seed: int) -> None:
         """Write the rows and the start to where :meth:`Setting.of` finds them."""
 
-    def groups(self, prompts: list[str]) -> list[str]:
-        """Return the unit of each response that folds of the classifier are made of: its prompt."""
-        return prompts
-
     def measure(self, model: Path, setting: Setting, responses: list[str]) -> dict[str, float]:
         """Return measures that only this world has.
 
