@@ -8,7 +8,7 @@ from pathlib import Path
 from examples.evidence.arms import COMPUTE, SFT, SPIN, START, STOPPED
 from examples.evidence.picture import draw
 from examples.evidence.results import Result, read_results
-from examples.evidence.tables import measures_table, paired_table
+from examples.evidence.tables import losses_table, measures_table, paired_table
 
 
 def all_results(folder: Path) -> Mapping[str, Sequence[Result]]:
