@@ -1,4 +1,4 @@
-"""The tables of docs/evidence.md, made from the results of examples/evidence; its text is its own."""
+"""The tables of docs/evidence.md, of the results of examples/evidence; its text is its own."""
 
 from __future__ import annotations
 
