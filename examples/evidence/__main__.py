@@ -24,6 +24,11 @@ from examples.evidence.worlds import World
 
 RESULTS = Path(__file__).parent / "results"
 REAL = ("gsm8k", "style")
+_SIZES = {
+    "rows": "that are trained on",
+    "validation-rows": "that SFT stops early by",
+    "test-rows": "that the models are measured on",
+}
 
 
 def main() -> int:
@@ -61,7 +66,8 @@ def _arguments() -> argparse.Namespace:
     run.add_argument("--model", type=Path, help="of gsm8k and style: folder of SmolLM2-135M")
     run.add_argument("--train", type=Path, help="of gsm8k and style: GSM8K's rows as jsonl")
     run.add_argument("--held-out", type=Path, help="the same, held out")
-    run.add_argument("--rows", type=int, help="of gsm8k and style: rows that are trained on")
+    for name, what in _SIZES.items():
+        run.add_argument(f"--{name}", type=int, help=f"of gsm8k and style: rows {what}")
     run.add_argument("--gpu", action="store_true", help="of gsm8k and style: bf16, larger batches")
     run.add_argument("--tiny", action="store_true", help="of gsm8k and style: a rehearsal on a CPU")
     report = commands.add_parser("report", help="print the tables, draw the picture")
@@ -88,8 +94,9 @@ def _worlds(given: argparse.Namespace) -> list[World]:
             worlds.append(known[name])
             continue
         sizes = {"num_rows": 16, "num_validation": 12, "num_test": 12} if given.tiny else {}
-        if given.rows:
-            sizes["num_rows"] = given.rows
+        asked = (given.rows, given.validation_rows, given.test_rows)
+        names = ("num_rows", "num_validation", "num_test")
+        sizes |= {name: size for name, size in zip(names, asked, strict=True) if size}
         model = given.model or Path("none")
         worlds.append(
             RealWorld(

@@ -33,6 +33,7 @@ def measure_model(world: World, setting: Setting, model: Path) -> dict[str, floa
         sampled_tokens=found.sampled_tokens,
         stopped=found.stopped,
         real_logps=found.real_logps,
+        answer=world.answer,
         resamples=_RESAMPLES,
     )
     return {

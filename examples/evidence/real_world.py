@@ -19,6 +19,7 @@ YAML = Path(__file__).parents[2] / "yamls" / "smollm2-135m-cpu.yaml"
 
 GSM8K, STYLE = "gsm8k", "style"
 _CALCULATION = re.compile(r"<<[^>]*>>")
+_ANSWERS = {GSM8K: r"####\s*(-?[\d,]*\.?\d+)", STYLE: r"Answer:\s*(-?[\d,]*\.?\d+)"}
 _STEP = re.compile(r"Step \d+: .+")
 
 
@@ -70,6 +71,11 @@ class RealWorld(World):
         """Return the title of its table."""
         what = "GSM8K" if self.name == GSM8K else "GSM8K's rows in a style of our own"
         return f"SmolLM2-135M-Instruct on {what}: {self.num_rows} rows"
+
+    @property
+    def answer(self) -> str:  # pyright: ignore[reportIncompatibleVariableOverride]
+        """Return the regular expression of a response's final answer."""
+        return _ANSWERS[self.name]
 
     @property
     def about(self) -> str:

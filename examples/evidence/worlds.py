@@ -41,6 +41,8 @@ class World(ABC):
     """A sentence or two for docs/evidence.md."""
     samples: int = 1
     """Responses to each of the test rows that the measures are of."""
+    answer: str | None = None
+    """Regular expression of a response's final answer, where the rows have one."""
 
     @abstractmethod
     def config(self) -> dict[str, Any]:
