@@ -86,7 +86,7 @@ class ExactWorld(World):
         "500 responses of six symbols from a Markov chain of order 2, to one prompt; the start had "
         "a little SFT on them. Total variation is over all 46,656 responses."
     )
-    start_steps: int = 12
+    start_steps: int = 40
     changes: tuple[tuple[str, Any], ...] = ()
 
     def config(self) -> dict[str, Any]:
@@ -102,6 +102,7 @@ class ExactWorld(World):
             "algorithms.spin.generation.max_new_tokens": L + 2,
             "algorithms.spin.generation.batch_size": _TRAIN,
             "optimizer": {"name": "rmsprop", "lr": 5.0e-4},
+            "scheduler.alpha_f": 1.0,  # constant after the warm-up
             "global_train_batch_size": 48,
             "device_train_microbatch_size": 48,
             **dict(self.changes),

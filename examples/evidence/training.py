@@ -120,8 +120,8 @@ def continue_sft(
         folder: Of the arm.
         seed: Of the runs.
         steps: Optimizer steps of each run.
-        stop_early: Leave the weights of the lowest NLL on the validation rows, evaluated four times
-            in each run; they may be the start's.
+        stop_early: Leave the weights that had the lowest NLL on the validation rows on the way,
+            evaluated four times in each run; they may be the start's.
     """
     from spin_composer.demo.sft import sft
 
@@ -129,22 +129,24 @@ def continue_sft(
     for run, count in enumerate(steps):
         results.append(
             sft(
-                results[-1].folder if results else setting.start,
+                results[-1].last if results else setting.start,
                 setting.train,
                 setting.validation,
                 folder / f"run-{run}",
                 _recipe(world.config(), count, seed + run, stop_early),
             )
         )
-    results[-1].folder.rename(folder / MODEL)
-    for result in results[:-1]:
-        shutil.rmtree(result.folder)
-    trained_on = [run for run, result in enumerate(results) if result.best_step]
+    best = min(results, key=lambda result: result.held_out_nll) if stop_early else results[-1]
+    best.folder.rename(folder / MODEL)
+    for result in results:
+        shutil.rmtree(result.folder, ignore_errors=True)  # the best has another name by now
+    shutil.rmtree(folder / MODEL / "last", ignore_errors=True)
+    before = sum(steps[: results.index(best)])
     return Trained(
         steps=list(steps),
         tokens=sum(result.tokens for result in results),
         validation_nll=[result.held_out_nll for result in results],
-        more={"runs_that_helped": len(trained_on)} if stop_early else {},
+        more={"best_step": before + best.best_step} if stop_early else {},
     )
 
 
@@ -160,6 +162,7 @@ def _recipe(config: Mapping[str, Any], steps: int, seed: int, stop_early: bool) 
         microbatch_size=2 * config["device_train_microbatch_size"],
         optimizer=config["optimizer"],
         t_warmup=config["scheduler"]["t_warmup"],
+        alpha_f=config["scheduler"]["alpha_f"],
         gradient_clipping=config["algorithms"]["gradient_clipping"]["clipping_threshold"],
         max_seq_len=config["max_seq_len"],
         seed=seed,

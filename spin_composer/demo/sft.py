@@ -29,6 +29,8 @@ class SftRecipe:
     """The YAML's section: its name, lr and so on."""
     t_warmup: str
     """Of the learning rate, as Composer's: ``0.1dur``."""
+    alpha_f: float = 0.0
+    """Multiplier of the learning rate at the end; 1 keeps it constant after the warm-up."""
     gradient_clipping: float
     """Norm that gradients are clipped to."""
     max_seq_len: int
@@ -58,6 +60,8 @@ class SftResult:
     """Tokens of prompts and responses that were trained on, padding excluded."""
     best_step: int
     """The step that the model is of: the last one, unless the recipe stops early."""
+    last: Path
+    """The model as it was at the end, to go on from; ``folder``, unless the recipe stops early."""
 
 
 def sft(
@@ -68,7 +72,7 @@ def sft(
     recipe: SftRecipe,
     progress_bar: bool = False,
 ) -> SftResult:
-    """Fine-tune a model on rows, and save it; the learning rate decays linearly to 0.
+    """Fine-tune a model on rows, and save it; the learning rate decays linearly.
 
     Args:
         model: Folder of the model and tokenizer to start from.
@@ -100,7 +104,7 @@ def sft(
             pin_memory=False,
         ),
         optimizers=make_optimizer(policy.parameters(), recipe.optimizer),
-        schedulers=LinearWithWarmupScheduler(t_warmup=recipe.t_warmup),
+        schedulers=LinearWithWarmupScheduler(t_warmup=recipe.t_warmup, alpha_f=recipe.alpha_f),
         algorithms=[GradientClipping("norm", recipe.gradient_clipping)],
         callbacks=[best] if recipe.stop_early else [],
         max_duration=recipe.duration,
@@ -119,11 +123,15 @@ def sft(
     time = trainer.state.timestamp
     step = int(time.batch)
     trainer.close()
+    last = folder
     if recipe.stop_early:
+        last = folder / "last"
+        policy.model.save_pretrained(str(last))
+        tokenizer.save_pretrained(last)
         nll, step = best.restore(policy.model)
     policy.model.save_pretrained(str(folder))
     tokenizer.save_pretrained(folder)
-    return SftResult(folder, nll, int(time.batch), int(time.token), step)
+    return SftResult(folder, nll, int(time.batch), int(time.token), step, last)
 
 
 def _dataset(rows: Path, recipe: SftRecipe) -> Config:
