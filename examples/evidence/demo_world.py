@@ -24,13 +24,13 @@ class DemoWorld(World):
     """Sentences about an animal and a place; careful rows for the game."""
 
     name: str = "demo"
-    title: str = "The demo's world: 300 rows, a base model that never saw a careful row"
+    title: str = "The demo's world, from a base model that never saw a careful row"
     about: str = (
         "A Llama of 100,000 weights, trained on 3,000 careless sentences; the game's rows are 300 "
-        "careful ones, each eight times. Held-out rows are about prompts that no row has."
+        "careful ones, each four times. Held-out rows are about prompts that no row has."
     )
     num_rows: int = 300
-    answers: int = 8
+    answers: int = 4
     """Repetitions of each row: how often the opponent answers it per iteration."""
     exhausted: bool = False
     """The start is the base model after SFT on the game's rows, stopped where the held-out NLL was

@@ -14,11 +14,14 @@ def small_worlds() -> list[World]:
 
 FEW = DemoWorld(
     name="few",
-    title="Few rows in the demo's world, from a start that SFT has exhausted: 40 rows",
+    title="Few rows in the demo's world, from a start that SFT has exhausted",
     about=(
-        "As above with 40 careful rows, and the start has had SFT on them, until the held-out NLL "
-        "rose: the state in which SPIN's paper begins."
+        "The same with 100 careful rows, each eight times, and the start has had SFT on them until "
+        "the held-out NLL rose: the state in which SPIN's paper begins. The learning rate is a "
+        "sixth of the demo's."
     ),
-    num_rows=40,
+    num_rows=100,
+    answers=8,
     exhausted=True,
+    changes=(("optimizer.lr", 1.0e-4),),
 )

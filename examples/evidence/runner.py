@@ -98,7 +98,11 @@ class Runner:
     def fingerprint(self) -> str:
         """Return a hash of the world and the settings of its game."""
         own = vars(self.world).items()
-        sizes = {name: value for name, value in own if not isinstance(value, Path)}
+        sizes = {
+            name: value
+            for name, value in own
+            if name not in ("title", "about") and not isinstance(value, Path)
+        }
         text = json.dumps([sizes, self.world.config()], sort_keys=True)
         return hashlib.sha256(text.encode()).hexdigest()[:12]
 
