@@ -92,7 +92,7 @@ class ExactWorld(World):
     def config(self) -> dict[str, Any]:
         """Return the demo's settings, with this world's sizes."""
         here = {
-            "max_duration": "8iter",
+            "max_duration": "5iter",
             "max_seq_len": MAX_SEQ_LEN,
             "train_loader.dataset.max_seq_len": MAX_SEQ_LEN,
             "eval_loader.dataset.max_seq_len": MAX_SEQ_LEN,
