@@ -84,8 +84,9 @@ def test_sft_that_stops_early_keeps_the_weights_with_the_lowest_nll(
         duration="12ba",
         batch_size=32,
         microbatch_size=32,
-        optimizer={**ADAMW, "lr": 3e-2},  # so high that it soon does harm
+        optimizer={**ADAMW, "lr": 0.3},  # so high that it soon does harm
         t_warmup="0ba",
+        alpha_f=1.0,
         gradient_clipping=1.0,
         max_seq_len=SIZE.max_seq_len,
         seed=3,
