@@ -1,4 +1,4 @@
-"""The demo from start to finish: data, base model, SPIN, continued SFT, scores.
+"""The demo from start to finish: data, base model, SPIN, continued SFT, scores; then few rows.
 
 Everything runs in one process, so that torch and Composer are imported only once.
 """
@@ -9,6 +9,7 @@ import logging
 import shutil
 import time
 import warnings
+from collections.abc import Sequence
 from dataclasses import dataclass
 from importlib import resources
 from pathlib import Path
@@ -22,9 +23,10 @@ from spin_composer.demo.game import play_game
 from spin_composer.demo.results import DemoResults, ModelResult, report
 from spin_composer.demo.scoring import Score, score
 from spin_composer.demo.sft import SftRecipe, SftResult, sft
-from spin_composer.demo.world import Row, is_valid, make_world, write_rows
+from spin_composer.demo.world import Row, is_valid, make_world, read_rows, write_rows
 from spin_composer.errors import InputError
 from spin_composer.report.history import NLL, in_evaluation, read_history
+from spin_composer.settings.yaml import read_yaml
 
 if TYPE_CHECKING:
     from spin_composer.report.history import RunHistory
@@ -37,6 +39,10 @@ _ANSWERS_PER_PROMPT = 8
 """Repetitions of each row in the data: how often the opponent answers it per iteration."""
 _SCORED_ROWS, _SAMPLES = 200, 5
 _LONGEST_ANSWER = 16
+_FEW_ROWS, _FEW_ROWS_EPOCHS = 100, 60
+"""Rows of the second setting, and epochs of SFT after which it surely has exhausted them."""
+_FEW_ROWS_SETTINGS = ("optimizer.lr=1.0e-4",)
+"""What is played there differently: at the first setting's rate both lose more than they gain."""
 
 
 @dataclass(frozen=True)
@@ -91,7 +97,7 @@ def main(folder: Path, seed: int = 17) -> None:
     with stage("making the data"):
         held_out = _write_data(paths, seed)
     with stage("training a tokenizer and a base model by SFT"):
-        base = make_base(
+        make_base(
             paths.data("careless"),
             paths.data("careless-heldout"),
             paths.base,
@@ -99,16 +105,28 @@ def main(folder: Path, seed: int = 17) -> None:
             SFTConfig(seed=seed),
         )
     startup.process_clock().rename_all("the program before")  # SFT's Trainer is not SPIN's
+    results = _compare(paths, seed, held_out, stage)
+    few = Paths(folder / "few-rows")
+    with stage("the same with few rows: SFT on them, stopped where the held-out NLL is lowest"):
+        _exhaust_sft(paths, few, seed)
+    report(results, _compare(few, seed, held_out, stage, _FEW_ROWS_SETTINGS), folder)
+
+
+def _compare(
+    paths: Paths, seed: int, held_out: list[Row], stage: _Stage, overrides: Sequence[str] = ()
+) -> DemoResults:
+    """Play SPIN from the base model, continue SFT from it, and score the models of both."""
+    given = [f"variables.folder={paths.folder}", f"seed={seed}", *overrides]
     with stage(f"playing three iterations of SPIN ({paths.yaml})"):
-        spin_tokens, history = _play(paths, seed)
+        spin_tokens, history = _play(paths, given)
     steps = [int(record["batches"]) for record in history.iterations]
     with stage("continuing SFT instead, for as many steps"):
-        sft_baseline = _continue_sft(paths, seed, steps)
+        sft_baseline = _continue_sft(paths, seed, steps, given)
     with stage("scoring samples of all models"):
         exports = [paths.export(iteration) for iteration in range(len(steps))]
-        base_score, *scores = [_score(m, held_out) for m in (base.folder, *exports)]
+        base_score, *scores = [_score(model, held_out) for model in (paths.base, *exports)]
         baseline_scores = [_score(r.folder, held_out) for r in sft_baseline]
-    figures = DemoResults(
+    return DemoResults(
         base=ModelResult(history.baseline[_NLL], base_score),
         spin=[
             ModelResult(record[_NLL], s)
@@ -122,7 +140,6 @@ def main(folder: Path, seed: int = 17) -> None:
         tokens={"spin": spin_tokens, "sft_continuation": sum(r.tokens for r in sft_baseline)},
         seconds=stage.seconds,
     )
-    report(figures, folder / "curves.png")
 
 
 _NLL = in_evaluation("eval", NLL)
@@ -173,22 +190,43 @@ def _write_data(paths: Paths, seed: int) -> list[Row]:
     return world.careful_valid
 
 
-def _play(paths: Paths, seed: int) -> tuple[int, RunHistory]:
+def _exhaust_sft(paths: Paths, few: Paths, seed: int) -> None:
+    """Write the few rows, and do with SFT what it can: the base model of the second setting."""
+    rows = read_rows(paths.data("train"))[:_FEW_ROWS]  # the first round of them: each row once
+    write_rows(rows * _ANSWERS_PER_PROMPT, few.data("train"))
+    held_out = few.data("heldout")
+    held_out.write_bytes(paths.data("heldout").read_bytes())
+    few.yaml.write_bytes(YAML.read_bytes())
+    recipe = SftRecipe(
+        duration=f"{_FEW_ROWS_EPOCHS * (_FEW_ROWS // 32)}ba",
+        batch_size=32,
+        microbatch_size=32,
+        optimizer=dict(read_yaml(paths.yaml, []).optimizer),
+        t_warmup="0.1dur",
+        gradient_clipping=1.0,
+        max_seq_len=ModelSize().max_seq_len,
+        seed=seed,
+        stop_early=f"{_FEW_ROWS // 32}ba",
+    )
+    sft(paths.base, write_rows(rows, few.data("once")), held_out, few.base, recipe)
+
+
+def _play(paths: Paths, overrides: Sequence[str]) -> tuple[int, RunHistory]:
     """Play the game; return the tokens trained on, and its history."""
-    trainer = play_game(paths.yaml, [f"variables.folder={paths.folder}", f"seed={seed}"])
+    trainer = play_game(paths.yaml, overrides)
     trainer.close()
     return int(trainer.state.timestamp.token), read_history(paths.game / "self-play")
 
 
-def _continue_sft(paths: Paths, seed: int, steps: list[int]) -> list[SftResult]:
+def _continue_sft(
+    paths: Paths, seed: int, steps: Sequence[int], overrides: Sequence[str]
+) -> list[SftResult]:
     """Continue SFT on the same rows, for one iteration's number of steps at a time.
 
     Optimizer, learning rate, its restart with each iteration, gradient clipping and seed are those
     of SPIN; a step uses two rows for each pair.
     """
-    from spin_composer.settings.yaml import read_yaml
-
-    config = read_yaml(paths.yaml, [f"variables.folder={paths.folder}"])
+    config = read_yaml(paths.yaml, overrides)
     results: list[SftResult] = []
     for iteration, count in enumerate(steps):
         results.append(
@@ -223,7 +261,7 @@ def _score(model: Path, held_out: list[Row]) -> Score:
 
 
 class _Stage:
-    """Prints the current stage, and how long it took."""
+    """Prints the current stage, and how long it took; stages of one name are added up."""
 
     def __init__(self, console: Console):
         self.console = console
@@ -238,5 +276,6 @@ class _Stage:
         pass
 
     def __exit__(self, *_: object) -> None:
-        self.seconds[self.name] = round(time.perf_counter() - self.started, 1)
-        self.console.print(f"  {self.seconds[self.name]:.1f} s", style="dim")
+        took = round(time.perf_counter() - self.started, 1)
+        self.seconds[self.name] = round(self.seconds.get(self.name, 0.0) + took, 1)
+        self.console.print(f"  {took:.1f} s", style="dim")

@@ -32,21 +32,25 @@ FIGURES = DemoResults(
 def test_last_line_is_json_with_the_figures_per_iteration(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ):
-    report(FIGURES, tmp_path / "curves.png")
+    few = DemoResults(**{**vars(FIGURES), "base": model(0.6, 0.7)})
+    report(FIGURES, few, tmp_path)
     figures = json.loads(capsys.readouterr().out.splitlines()[-1])
     assert figures["base"] == {"held_out_nll": 0.7, "valid": 0.4, "generated_length": 9.5}
     assert [it["valid"] for it in figures["iterations"]] == [0.5, 0.6]
     assert [it["steps"] for it in figures["iterations"]] == [48, 47]
     assert figures["iterations"][1]["sft_continuation"]["held_out_nll"] == 0.8
     assert figures["seconds"]["total"] == 40.0
+    assert figures["few_rows"]["base"]["valid"] == 0.7
+    assert len(figures["few_rows"]["iterations"]) == 2
     assert (tmp_path / "curves.png").exists()
+    assert (tmp_path / "curves-few-rows.png").exists()
 
 
 def test_table_shows_the_rival_even_where_it_wins(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ):
     better = DemoResults(**{**vars(FIGURES), "sft": [model(0.6, 0.9), model(0.5, 0.95)]})
-    report(better, tmp_path / "curves.png")
+    report(FIGURES, better, tmp_path)
     printed = capsys.readouterr().out
     assert "95.0%" in printed
     assert "60.0%" in printed
