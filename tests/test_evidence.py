@@ -6,8 +6,10 @@ import json
 import math
 import subprocess
 import sys
+import time
 from pathlib import Path
 
+import psutil
 import pytest
 import torch
 from transformers import AutoModelForCausalLM
@@ -96,6 +98,28 @@ def test_no_arm_begins_after_the_time(tmp_path: Path) -> None:
     assert late.run([SPIN], [0]) == []
     assert late.out_of_time
     assert not read_results(tmp_path / "results.jsonl")
+
+
+@pytest.mark.slow
+def test_an_arm_ends_with_the_run_that_is_killed_and_the_next_run_begins_it_anew(
+    tmp_path: Path,
+) -> None:
+    program = (
+        "from pathlib import Path; from tests.test_evidence import runner, SPIN; "
+        f"runner(Path({str(tmp_path)!r})).run([SPIN], [0])"
+    )
+    killed = subprocess.Popen([sys.executable, "-c", program], cwd=ROOT)
+    seed = tmp_path / "work/small/seed-0"
+    while not (seed / "spin.partial").exists():
+        assert killed.poll() is None
+        time.sleep(0.05)
+    children = psutil.Process(killed.pid).children(recursive=True)
+    killed.kill()
+    killed.wait()
+    _, alive = psutil.wait_procs(children, timeout=60)
+    assert not alive
+    assert runner(tmp_path).run([SPIN], [0]) == []
+    assert [one.arm for one in read_results(tmp_path / "results.jsonl")] == [START, SPIN]
 
 
 def test_total_variation_of_a_uniform_model_is_what_it_must_be(tmp_path: Path) -> None:

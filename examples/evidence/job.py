@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import json
 import logging
+import multiprocessing
 import os
 import shutil
+import threading
 import time
 import warnings
 from collections.abc import Callable
@@ -34,6 +36,7 @@ def run(world: World, arm: str, seed: int, folder: Path, fingerprint: str) -> No
         folder: Of the world's seed; holds a folder for the world and one for each arm.
         fingerprint: Of the world's settings, for the result.
     """
+    threading.Thread(target=_end_with_parent, daemon=True).start()
     _be_quiet()
     began = time.perf_counter()
     _written(folder / _WORLD, lambda to: world.make(to, seed))
@@ -78,6 +81,14 @@ def _written(folder: Path, write: Callable[[Path], None]) -> None:
     aside.mkdir(parents=True)
     write(aside)
     aside.rename(folder)
+
+
+def _end_with_parent() -> None:
+    """End this process when the runner is gone, that the next run does not meet it in a folder."""
+    parent = multiprocessing.parent_process()
+    assert parent is not None
+    parent.join()
+    os._exit(1)
 
 
 def _be_quiet() -> None:
