@@ -12,7 +12,7 @@ from examples.evidence.training import MODEL, Trained, continue_sft, play
 from examples.evidence.worlds import Setting, World
 
 START, SPIN, SFT = "start", "spin", "sft"
-COMPUTE, STOPPED = "sft-compute", "sft-stopped"
+COMPUTE, STOPPED, NO_REFRESH = "sft-compute", "sft-stopped", "spin-one-iteration"
 
 
 @dataclass(frozen=True)
@@ -91,7 +91,7 @@ _LOSS, _BETA = "algorithms.spin.loss", "algorithms.spin.beta"
 
 ARMS: Mapping[str, Arm] = {
     SPIN: _game("SPIN"),
-    "spin-one-iteration": Arm("SPIN without refresh: one long iteration", _without_refresh),
+    NO_REFRESH: Arm("SPIN without refresh: one long iteration", _without_refresh),
     SFT: Arm("SFT, the same steps", _same_steps, (SPIN,)),
     COMPUTE: Arm("SFT, the same tokens with play's", _same_compute, (SPIN,)),
     STOPPED: Arm("SFT, stopped early", _stopped, (SPIN,)),

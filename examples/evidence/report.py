@@ -5,10 +5,13 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from examples.evidence.arms import COMPUTE, SFT, SPIN, START, STOPPED
+from examples.evidence.arms import COMPUTE, NO_REFRESH, SFT, SPIN, START, STOPPED
 from examples.evidence.picture import draw
 from examples.evidence.results import Result, read_results
 from examples.evidence.tables import losses_table, measures_table, paired_table
+
+_BESIDE = (START, SFT, COMPUTE, STOPPED, NO_REFRESH)
+"""The arms whose differences from SPIN are shown."""
 
 
 def all_results(folder: Path) -> Mapping[str, Sequence[Result]]:
@@ -20,12 +23,13 @@ def evidence_tables(folder: Path) -> dict[str, str]:
     """Return the tables of docs/evidence.md, by the names of their places there.
 
     ``exact`` and so on: measures of each arm in that world; ``exact_pairs``: SPIN's differences
-    from the start and from SFT, seed by seed; ``losses``: which loss was best where.
+    from the start, from SFT and from itself without refresh, seed by seed; ``losses``: which loss
+    was best where.
     """
     worlds = all_results(folder)
     tables = {name: measures_table(results) for name, results in worlds.items()}
     for name, results in worlds.items():
-        tables[f"{name}_pairs"] = paired_table(results, (START, SFT, COMPUTE, STOPPED), SPIN)
+        tables[f"{name}_pairs"] = paired_table(results, _BESIDE, SPIN)
     tables["losses"] = losses_table(worlds)
     return tables
 
@@ -35,7 +39,7 @@ def print_report(folder: Path, picture: Path) -> None:
     worlds = all_results(folder)
     for name, results in worlds.items():
         print(f"\n{name}\n\n{measures_table(results)}\n")
-        print(paired_table(results, (START, SFT, COMPUTE, STOPPED), SPIN))
+        print(paired_table(results, _BESIDE, SPIN))
     if worlds:
         draw(worlds, picture)
         print(f"\npicture: {picture}")
