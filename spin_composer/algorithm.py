@@ -116,6 +116,7 @@ class SPIN(Algorithm):
         self._early_end = EarlyEnd()
         self._missing_weights: set[str] | None = None
         self._clock = 0.0
+        self._num_iterations = 0
 
     def match(self, event: Event, state: State) -> bool:
         """Run at the events of :attr:`HANDLERS`, and those between which a run's start is timed."""
@@ -144,7 +145,8 @@ class SPIN(Algorithm):
     def _before_load(self, state: State, logger: Logger) -> None:
         del logger
         epochs = self.settings.epochs_per_iteration
-        self.settings.check_iterations(count_iterations(state.max_duration, epochs))
+        self._num_iterations = count_iterations(state.max_duration, epochs)
+        self.settings.check_iterations(self._num_iterations)
         warn_off_policy(self.settings)
         if state.train_dataloader is not None:  # else fit() is given it
             loader = cast("DataLoader[Example]", state.train_dataloader)
@@ -251,12 +253,12 @@ class SPIN(Algorithm):
     def _facts(self, state: State) -> RunFacts:
         """Return what the model cards of exports say of the run."""
         assert self.game is not None
-        examples, epochs = self.game.examples, self.settings.epochs_per_iteration
+        examples = self.game.examples
         return RunFacts(
             run_name=state.run_name,
             data="rows made in memory" if examples.config is None else examples.config.source,
             num_rows=len(examples),
-            num_iterations=count_iterations(state.max_duration, epochs),
+            num_iterations=self._num_iterations,  # fit() may be called for a part of them
             settings=self.settings,
             stop_token_id=examples.stop_token_id,
             history=self.records.history.up_to,
