@@ -24,11 +24,7 @@ from spin_composer.fsdp import correct_gloo_average, reshard
 from spin_composer.game import Game, check_play_only
 from spin_composer.hooks.checkpoints import repair_checkpoints
 from spin_composer.hooks.early_end import EarlyEnd
-from spin_composer.hooks.finite import (
-    FiniteMonitor,
-    is_saved_after_batch,
-    require_finite_weights,
-)
+from spin_composer.hooks.finite import FiniteMonitor, is_saved_after_batch, require_finite_weights
 from spin_composer.hooks.first_batch import FirstBatchMonitor
 from spin_composer.hooks.intervals import (
     evaluate_at_iteration_ends,
