@@ -29,11 +29,13 @@ _NUM_VECTORS = 4
 
 LOSSES: dict[str, LossFunction] = {}
 """Every loss by its name in the settings (``algorithms.spin.loss``); :func:`register_loss` adds."""
+REAL_ONLY: set[str] = set()
+"""The losses that ask for a real response in every pair; DITTO, which has others, refuses them."""
 
 _Function = TypeVar("_Function", bound=LossFunction)
 
 
-def register_loss(name: str) -> Callable[[_Function], _Function]:
+def register_loss(name: str, real_only: bool = False) -> Callable[[_Function], _Function]:
     """Return a decorator that makes a function the loss ``name``.
 
     Settings accept the name from then on, :class:`PairLoss` computes it, and the docs list it with
@@ -42,6 +44,8 @@ def register_loss(name: str) -> Callable[[_Function], _Function]:
 
     Args:
         name: What ``algorithms.spin.loss`` says.
+        real_only: The loss judges the real side by itself, not only as better than the other side:
+            it has no meaning for a pair of two generated responses.
 
     Raises:
         ValueError: The name belongs to another loss.
@@ -51,6 +55,8 @@ def register_loss(name: str) -> Callable[[_Function], _Function]:
         if name in LOSSES:
             raise already_registered(f"the loss {name!r}")
         LOSSES[name] = function
+        if real_only:
+            REAL_ONLY.add(name)
         return function
 
     return register
@@ -171,7 +177,7 @@ def squared_loss(
     return (gap - 1 / (2 * beta)).square()
 
 
-@register_loss("space")
+@register_loss("space", real_only=True)
 def space_loss(
     policy_real_logps: Tensor,
     policy_generated_logps: Tensor,
@@ -293,15 +299,21 @@ class PairLoss:
             if name not in given:
                 raise InputError(f"loss: {self.kind} needs {name}. Give it a number.")
 
-    def __call__(self, policy: Tensor, opponent: Tensor, lengths: Tensor) -> Tensor:
+    def __call__(
+        self, policy: Tensor, opponent: Tensor, lengths: Tensor, is_real: Tensor | None = None
+    ) -> Tensor:
         """Return the loss [B] of pairs.
 
         Args:
             policy: [B, 2] the policy's sums, with gradient.
             opponent: [B, 2] the opponent's sums.
             lengths: [B, 2] numbers of scored tokens.
+            is_real: bool [B], whether the better response is real: other pairs have no NLL anchor.
+                None: it is in all of them.
         """
         anchor = nll_anchor(policy[:, 0], lengths[:, 0], self.nll_weight)
+        if is_real is not None:
+            anchor = anchor.where(is_real, 0.0)
         policy, opponent = self._normalized(policy, opponent, lengths)
         loss = LOSSES[self.kind](
             policy[:, 0], policy[:, 1], opponent[:, 0], opponent[:, 1], **self._by_name()

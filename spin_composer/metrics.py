@@ -3,13 +3,13 @@
 Also the metrics of held-out rows, by Composer's and llm-foundry's names.
 
 Rewards are r = beta * (policy - opponent) of a response's sum. Dimensions: B pairs; column 0 of a
-[B, 2] tensor is the real side, column 1 the generated one.
+[B, 2] tensor is the real side, or the better one of a pair without it, column 1 the generated one.
 """
 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar, TypeVar
 
@@ -21,6 +21,7 @@ from typing_extensions import override
 
 from spin_composer.errors import already_registered
 from spin_composer.loss import PairLoss
+from spin_composer.pair_kinds import REAL_KINDS, PairKind
 
 
 class PairMetric(Metric, ABC):
@@ -30,6 +31,8 @@ class PairMetric(Metric, ABC):
     """Unit of the value, for docs/metrics.md."""
     nemo_aligner: ClassVar[str | None] = None
     """Name of the metric in NeMo-Aligner's SPIN, if it exists there."""
+    kinds: ClassVar[tuple[PairKind, ...]] = REAL_KINDS
+    """The kinds of pairs that are averaged over: those with a real response."""
     full_state_update = False
     total: Tensor
     count: Tensor
@@ -44,7 +47,14 @@ class PairMetric(Metric, ABC):
     def values(self, policy: Tensor, rewards: Tensor) -> Tensor:
         """Return the numbers to average, of the policy's sums [B, 2] and the rewards [B, 2]."""
 
-    def update(self, policy: Tensor, opponent: Tensor, lengths: Tensor, loss: PairLoss) -> None:
+    def update(
+        self,
+        policy: Tensor,
+        opponent: Tensor,
+        lengths: Tensor,
+        loss: PairLoss,
+        kinds: Sequence[int] = (),
+    ) -> None:
         """Add a batch.
 
         Args:
@@ -52,14 +62,20 @@ class PairMetric(Metric, ABC):
             opponent: [B, 2] the opponent's sums.
             lengths: [B, 2] numbers of scored tokens.
             loss: the iteration's loss, which has beta and the normalization.
+            kinds: [B] the kinds of the pairs; all ``NEWEST`` unless given.
         """
         policy = policy.detach()
+        kinds = kinds or [PairKind.NEWEST] * len(policy)
+        counted = [i for i, kind in enumerate(kinds) if kind in self.kinds]
+        if len(counted) < len(kinds):
+            rows = torch.tensor(counted, dtype=torch.long, device=policy.device)
+            policy, opponent, lengths = policy[rows], opponent[rows], lengths[rows]
         values = self.values(policy, loss.rewards(policy, opponent, lengths)).double()
         self.total += values.sum().to(self.total.device)
         self.count += values.numel()
 
     def compute(self) -> Tensor:
-        """Return the mean, fp32; nan before the first batch."""
+        """Return the mean, fp32; nan before the first pair."""
         return (self.total / self.count).float()
 
 
@@ -187,6 +203,54 @@ class SpinLogpsGenerated(PairMetric):
     @override
     def values(self, policy: Tensor, rewards: Tensor) -> Tensor:
         return policy[:, 1]
+
+
+class SpinAccuracyNewest(SpinAccuracy):
+    """``SpinAccuracy`` of the pairs with a response of the iteration's opponent."""
+
+    kinds = (PairKind.NEWEST,)
+
+
+class SpinAccuracyEarlier(SpinAccuracy):
+    """``SpinAccuracy`` of the pairs with a response of an earlier opponent."""
+
+    kinds = (PairKind.EARLIER,)
+
+
+class SpinAccuracyBetween(SpinAccuracy):
+    """Share of pairs of two generated responses whose newest one has the higher reward."""
+
+    kinds = (PairKind.BETWEEN,)
+
+
+class SpinMarginNewest(SpinMargin):
+    """``SpinMargin`` of the pairs with a response of the iteration's opponent."""
+
+    kinds = (PairKind.NEWEST,)
+
+
+class SpinMarginEarlier(SpinMargin):
+    """``SpinMargin`` of the pairs with a response of an earlier opponent."""
+
+    kinds = (PairKind.EARLIER,)
+
+
+class SpinMarginBetween(SpinMargin):
+    """Mean of the newest response's reward minus the earlier one's, of pairs of the two."""
+
+    kinds = (PairKind.BETWEEN,)
+
+
+KIND_METRICS: tuple[type[PairMetric], ...] = (
+    SpinAccuracyNewest,
+    SpinAccuracyEarlier,
+    SpinAccuracyBetween,
+    SpinMarginNewest,
+    SpinMarginEarlier,
+    SpinMarginBetween,
+)
+"""Metrics of a game whose pairs are of several kinds, besides :data:`PAIR_METRICS`; nan for a batch
+without such pairs."""
 
 
 @dataclass(frozen=True)

@@ -21,7 +21,7 @@ KERNELS = ROOT / "kernels" / "spin_kernels"
 # its layer. Every module has its place here: a new one belongs in this list before it belongs in
 # the package. A package whose modules are of several layers names them: the longest name counts.
 LAYERS: tuple[frozenset[str], ...] = (
-    frozenset({"interrupt", "startup", "store.layout", "versions"}),
+    frozenset({"interrupt", "pair_kinds", "startup", "store.layout", "versions"}),
     frozenset({"errors"}),
     frozenset({"extras"}),
     frozenset({"save_folder", "shared_memory", "distributed", "foundry.installed"})

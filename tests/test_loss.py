@@ -11,7 +11,15 @@ import torch
 from torch import Tensor
 
 from spin_composer.errors import InputError
-from spin_composer.loss import LOSSES, PairLoss, loss_parameters, margin, nll_anchor, register_loss
+from spin_composer.loss import (
+    LOSSES,
+    REAL_ONLY,
+    PairLoss,
+    loss_parameters,
+    margin,
+    nll_anchor,
+    register_loss,
+)
 from spin_composer.settings.spin import SpinSettings
 
 B = 6
@@ -108,6 +116,27 @@ def test_nll_anchor_adds_the_real_sides_loss_per_token() -> None:
     torch.testing.assert_close(
         both(policy, opponent, lengths) - normal(policy, opponent, lengths), expected
     )
+
+
+@pytest.mark.parametrize("normalized", [False, True])
+def test_the_nll_anchor_leaves_out_pairs_whose_better_response_is_generated(
+    normalized: bool,
+) -> None:
+    policy, opponent = torch.randn(4, 2, requires_grad=True), torch.randn(4, 2)
+    lengths, is_real = torch.full((4, 2), 3), torch.tensor([True, False, True, False])
+    plain = PairLoss("logistic", 0.1, length_normalised=normalized)(policy, opponent, lengths)
+    loss = PairLoss("logistic", 0.1, nll_weight=0.3, length_normalised=normalized)
+    everywhere = loss(policy, opponent, lengths)
+    found = loss(policy, opponent, lengths, is_real)
+    assert torch.equal(found[is_real], everywhere[is_real])
+    assert torch.equal(found[~is_real], plain[~is_real])
+    (gradient,) = torch.autograd.grad(found[~is_real].sum(), policy, retain_graph=True)
+    (without,) = torch.autograd.grad(plain[~is_real].sum(), policy)
+    assert torch.equal(gradient, without)
+
+
+def test_the_losses_that_need_a_real_response_are_those_of_one_side() -> None:
+    assert {name for name in LOSSES if name in REAL_ONLY} == {"space"}
 
 
 @pytest.mark.parametrize("beta", [0.1, 5.0])

@@ -13,12 +13,15 @@ from torch import Tensor
 
 from spin_composer.loss import PairLoss
 from spin_composer.metrics import (
+    KIND_METRICS,
     PAIR_METRICS,
     PairMetric,
+    SpinAccuracyBetween,
     SpinRewardStd,
     register_pair_metric,
 )
 from spin_composer.model.lm import HFSpinLM
+from spin_composer.pair_kinds import PairKind
 from tests.fixtures.models import pair_batch, tiny_model
 from tests.fixtures.tokenizers import byte_level
 
@@ -57,6 +60,51 @@ def test_metric_equals_its_definition_over_uneven_microbatches(metric: type[Pair
     assert parts.compute().dtype == torch.float32
     parts.reset()
     assert parts.compute().isnan()
+
+
+KINDS = [PairKind.EARLIER, PairKind.BETWEEN, PairKind.NEWEST]
+OF_KINDS = {
+    "SpinAccuracyEarlier": 1.0,
+    "SpinAccuracyBetween": 0.0,
+    "SpinAccuracyNewest": 0.0,
+    "SpinMarginEarlier": 2.0,
+    "SpinMarginBetween": -1.0,
+    "SpinMarginNewest": 0.0,
+}
+
+
+@pytest.mark.parametrize("metric", PAIR_METRICS)
+def test_metrics_are_those_of_the_pairs_with_a_real_response(metric: type[PairMetric]) -> None:
+    loss = PairLoss("logistic", BETA)
+    found, wanted = metric(), metric()
+    found.update(POLICY, OPPONENT, LENGTHS, loss, KINDS)
+    real = [0, 2]
+    wanted.update(POLICY[real], OPPONENT[real], LENGTHS[real], loss)
+    assert found.compute() == wanted.compute()
+    of_none = metric()
+    of_none.update(POLICY[1:2], OPPONENT[1:2], LENGTHS[1:2], loss, KINDS[1:2])
+    assert of_none.compute().isnan()
+
+
+@pytest.mark.parametrize("metric", KIND_METRICS)
+def test_a_metric_of_a_kind_is_that_of_its_pairs_alone(metric: type[PairMetric]) -> None:
+    found = metric()
+    for row in range(3):
+        found.update(
+            POLICY[row : row + 1],
+            OPPONENT[row : row + 1],
+            LENGTHS[row : row + 1],
+            PairLoss("logistic", BETA),
+            KINDS[row : row + 1],
+        )
+    assert found.compute().item() == OF_KINDS[metric.__name__]
+    assert {one.__name__ for one in KIND_METRICS} == set(OF_KINDS)
+
+
+def test_pairs_whose_kinds_are_not_given_are_real_over_newest() -> None:
+    metric = SpinAccuracyBetween()
+    metric.update(POLICY, OPPONENT, LENGTHS, PairLoss("logistic", BETA))
+    assert metric.compute().isnan()
 
 
 def test_rewards_follow_the_losss_normalization() -> None:

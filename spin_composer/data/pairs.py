@@ -1,6 +1,7 @@
 """Pairs and pair batches, which the collator creates on the CPU and the model scores.
 
-Dimensions: B pairs, S = 2B sequences (real_0, generated_0, real_1, ...), N scored positions.
+Dimensions: B pairs, S = 2B sequences (real_0, generated_0, real_1, ...), N scored positions. In a
+pair of the kind ``BETWEEN`` a generated response, the better one, is in the place of the real one.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ from torch import Tensor
 from typing_extensions import NotRequired
 
 from spin_composer.data.microbatches import PairSize, TokenBudget, largest_of_ranks
+from spin_composer.pair_kinds import REAL_KINDS, PairKind
 
 Ids = NDArray[np.int32]
 """Token ids of a prompt or a response."""
@@ -41,7 +43,7 @@ class SequenceBatch(TypedDict):
 
 
 class PairBatch(SequenceBatch):
-    """The tensors of B pairs, and three lists that stay on the host.
+    """The tensors of B pairs, and four lists that stay on the host.
 
     The host plans padding, chunks and microbatches from the lists, without a synchronization with
     the GPU.
@@ -57,13 +59,18 @@ class PairBatch(SequenceBatch):
     """[S + 1]: ``cu_scored`` as a list."""
     indices: list[int]
     """[B]: the index of each pair's row in the data set, -1 if unknown."""
+    kinds: list[int]
+    """[B]: the kind of each pair, a number of ``PairKind``."""
     budget: NotRequired[TokenBudget]
     """What a microbatch may hold; where it is absent, Composer's number of pairs counts."""
 
 
 @dataclass(frozen=True, slots=True)
 class Pair:
-    """One prompt with its real and its generated response, int32 token ids [P], [R], [G]."""
+    """One prompt with its real and its generated response, int32 token ids [P], [R], [G].
+
+    In a pair of the kind ``BETWEEN`` the better response, generated too, is in ``real``'s place.
+    """
 
     prompt: Ids
     real: Ids
@@ -76,6 +83,9 @@ class Pair:
     """Index of its row in the data set; -1 if unknown."""
     finish: int = STOP
     """Why the generated response ended."""
+    kind: PairKind = PairKind.NEWEST
+    finish_better: int = STOP
+    """Why the better response ended, if it was generated too."""
 
 
 def collate_pairs(pairs: Sequence[Pair], budget: TokenBudget | None = None) -> PairBatch:
@@ -114,6 +124,7 @@ def collate_pairs(pairs: Sequence[Pair], budget: TokenBudget | None = None) -> P
         "seqlen_bounds": seqlen_bounds,
         "scored_bounds": scored_bounds,
         "indices": [pair.index for pair in pairs],
+        "kinds": [int(pair.kind) for pair in pairs],
     }
     if budget is not None:
         batch["budget"] = budget
@@ -183,13 +194,14 @@ def _slice(batch: PairBatch, first: int, last: int) -> PairBatch:
         "seqlen_bounds": [bound - tokens.start for bound in seqlen_bounds],
         "scored_bounds": [bound - rows.start for bound in scored_bounds],
         "indices": batch["indices"][first:last],
+        "kinds": batch["kinds"][first:last],
     }
 
 
 def _select(batch: PairBatch, pairs: Sequence[int]) -> PairBatch:
     """Return the pair batch of some pairs, in their order; it has no budget."""
     bounds, scored = batch["seqlen_bounds"], batch["scored_bounds"]
-    ids, rows, targets, sides, indices = [], [], [], [0], []
+    ids, rows, targets, sides = [], [], [], [0]
     scored_sides, start = [0], 0
     for pair in pairs:
         first, middle, last = bounds[2 * pair : 2 * pair + 3]
@@ -200,7 +212,6 @@ def _select(batch: PairBatch, pairs: Sequence[int]) -> PairBatch:
         sides += [start + middle - first, start + last - first]
         so_far = scored_sides[-1] - own.start
         scored_sides += [scored[2 * pair + 1] + so_far, own.stop + so_far]
-        indices.append(batch["indices"][pair])
         start = sides[-1]
     device = batch["input_ids"].device
     chosen = torch.tensor(list(pairs), device=batch["opponent_logps"].device)
@@ -213,8 +224,15 @@ def _select(batch: PairBatch, pairs: Sequence[int]) -> PairBatch:
         "opponent_logps": batch["opponent_logps"][chosen],
         "seqlen_bounds": sides,
         "scored_bounds": scored_sides,
-        "indices": indices,
+        "indices": [batch["indices"][pair] for pair in pairs],
+        "kinds": [batch["kinds"][pair] for pair in pairs],
     }
+
+
+def real_mask(batch: PairBatch) -> Tensor | None:
+    """Return which pairs' better response is real, bool [B]; None if it is in all of them."""
+    real = [kind in REAL_KINDS for kind in batch["kinds"]]
+    return None if all(real) else torch.tensor(real, device=batch["opponent_logps"].device)
 
 
 def num_pairs(batch: PairBatch) -> int:

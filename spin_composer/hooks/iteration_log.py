@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -25,9 +26,10 @@ class IterationLog:
         self._records: list[dict[str, float]] = []
         self._play: dict[str, float] = {}
         self._sums: dict[str, float] = {}
+        self._counts: dict[str, int] = {}
         self._batches = 0
         self.batch: dict[str, float] = {}
-        """The last batch's metrics, by logged name."""
+        """The last batch's metrics, by logged name, without those that are nan."""
 
     def open(self, root: Path, state: State) -> None:
         """Set the history's file, and record the evaluation before the first iteration."""
@@ -37,16 +39,18 @@ class IterationLog:
 
     def start(self, play: Mapping[str, float]) -> None:
         """Start an iteration with its play metrics."""
-        self._play, self._sums, self._batches = dict(play), {}, 0
+        self._play, self._sums, self._counts, self._batches = dict(play), {}, {}, 0
 
     def add_batch(self, state: State) -> None:
-        """Add a trained batch."""
+        """Add a trained batch; a metric that is nan has none of its pairs in it."""
         values = {f"metrics/train/{k}": x for k, x in state.train_metric_values.items()}
         values |= dict(getattr(state, "total_loss_dict", None) or {})
-        self.batch = {name: float(value) for name, value in values.items()}
+        numbers = {name: float(value) for name, value in values.items()}
+        self.batch = {name: value for name, value in numbers.items() if not math.isnan(value)}
         for name, value in self.batch.items():
             short = name.removeprefix("metrics/")
             self._sums[short] = self._sums.get(short, 0.0) + value
+            self._counts[short] = self._counts.get(short, 0) + 1
         self._batches += 1
 
     def close(self, state: State, figures: Mapping[str, float]) -> None:
@@ -63,7 +67,7 @@ class IterationLog:
         return RunHistory(self._baseline, records)
 
     def _record(self, iteration: int, state: State) -> dict[str, float]:
-        means = {name: total / self._batches for name, total in self._sums.items()}
+        means = {name: total / self._counts[name] for name, total in self._sums.items()}
         record: dict[str, float] = {ITERATION: iteration, BATCHES: self._batches}
         return record | self._play | means | _evaluation(state)
 
@@ -79,6 +83,7 @@ class IterationLog:
             "records": self._records,
             "play": self._play,
             "sums": self._sums,
+            "counts": self._counts,
             "batches": self._batches,
         }
 
@@ -89,6 +94,8 @@ class IterationLog:
         self._play = dict(state.get("play", {}))
         self._sums = dict(state.get("sums", {}))
         self._batches = state.get("batches", 0)
+        # A checkpoint without counts is of a version that added up every batch.
+        self._counts = dict(state.get("counts", dict.fromkeys(self._sums, self._batches)))
 
 
 def _evaluation(state: State) -> dict[str, float]:

@@ -10,9 +10,9 @@ Dimensions: B pairs, S = 2B sequences, N scored tokens.
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from functools import partial
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, cast
 
 import torch
 from composer.devices import Device
@@ -23,7 +23,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from spin_composer import startup
 from spin_composer.data.held_out import HeldOutBatch, is_held_out_batch
-from spin_composer.data.pairs import Ids, PairBatch, is_pair_batch
+from spin_composer.data.pairs import Ids, PairBatch, is_pair_batch, real_mask
 from spin_composer.errors import InputError
 from spin_composer.loss import PairLoss
 from spin_composer.metrics import HELD_OUT_METRICS, PAIR_METRICS, PairMetric, TokenScores
@@ -128,8 +128,12 @@ class SpinLM(HuggingFaceModel):
     def _with_loss(
         self, batch: PairBatch, lengths: Tensor, pair_loss: PairLoss
     ) -> dict[str, Tensor]:
+        is_real = real_mask(batch)
+        given = {} if is_real is None else {"is_real": is_real}
+
         def of_sums(real: Tensor, generated: Tensor) -> Tensor:
-            return pair_loss(torch.stack((real, generated), 1), batch["opponent_logps"], lengths)
+            policy = torch.stack((real, generated), 1)
+            return pair_loss(policy, batch["opponent_logps"], lengths, **given)
 
         found = response_pair_loss(self.model, batch, of_sums, self.layout)
         return {
@@ -146,7 +150,7 @@ class SpinLM(HuggingFaceModel):
         if "loss" in outputs:
             return outputs["loss"]
         losses = self._required_loss()(
-            outputs["policy_logps"], batch["opponent_logps"], outputs["lengths"]
+            outputs["policy_logps"], batch["opponent_logps"], outputs["lengths"], real_mask(batch)
         )
         return losses.mean()
 
@@ -174,9 +178,15 @@ class SpinLM(HuggingFaceModel):
             return {}
         if not isinstance(metric, PairMetric):
             return super().update_metric(batch, outputs, metric)
-        loss = self._required_loss()
-        metric.update(outputs["policy_logps"], batch["opponent_logps"], outputs["lengths"], loss)
+        loss, lengths = self._required_loss(), outputs["lengths"]
+        policy, opponent = outputs["policy_logps"], batch["opponent_logps"]
+        metric.update(policy, opponent, lengths, loss, cast("PairBatch", batch)["kinds"])
         return {}
+
+    def add_train_metrics(self, metrics: Iterable[type[PairMetric]]) -> None:
+        """Compute more metrics of training, if any are computed; before a Trainer copies them."""
+        if self.train_metrics:
+            self.train_metrics |= self._get_metric_dict([metric() for metric in metrics])
 
     @torch.no_grad()
     def response_logps(self, batch: PairBatch, layout: Layout | None = None) -> Tensor:

@@ -15,8 +15,10 @@ from pathlib import Path
 from typing import TypedDict
 
 import numpy as np
+from typing_extensions import NotRequired
 
-from spin_composer.data.pairs import Ids, Pair
+from spin_composer.data.pairs import STOP, Ids, Pair
+from spin_composer.pair_kinds import PairKind
 from spin_composer.store.durable import (
     dump_hashed,
     fsync,
@@ -37,6 +39,8 @@ _COLUMNS = {
     "opponent_real": "float64",
     "opponent_generated": "float64",
 }
+_KIND_COLUMNS = {"kind": "int64", "finish_better": "int64"}
+"""Columns of a unit with other pairs than ``NEWEST`` ones, which format version 2 does not have."""
 
 
 class FileFacts(TypedDict):
@@ -56,6 +60,8 @@ class StoredPair(TypedDict):
     finish: int
     opponent_real: float
     opponent_generated: float
+    kind: NotRequired[int]
+    finish_better: NotRequired[int]
 
 
 @dataclass(frozen=True)
@@ -63,9 +69,10 @@ class UnitReport:
     """The content and cost of a unit, stored in ``unit.json``."""
 
     kind: str
-    """``play``: generated and scored; ``replay``: an earlier iteration's pairs, rescored."""
+    """``play``: generated and scored; ``replay``: earlier iterations' pairs, rescored; ``between``:
+    joined of responses of both, whose scores they have."""
     prompts: int
-    """Prompts answered, or pairs rescored."""
+    """Prompts answered, or pairs rescored; 0 of a unit that is joined."""
     pairs: int
     """Pairs stored: prompts less the degenerate ones."""
     degenerate: int
@@ -171,7 +178,7 @@ def read_pairs(folder: Path) -> Iterator[Pair]:
 
 
 def pair_from_sample(sample: StoredPair) -> Pair:
-    """Convert an MDS sample of a unit to a pair."""
+    """Convert an MDS sample of a unit to a pair; without a kind it is ``NEWEST``."""
     return Pair(
         sample["prompt"],
         sample["real"],
@@ -180,22 +187,27 @@ def pair_from_sample(sample: StoredPair) -> Pair:
         float(sample["opponent_generated"]),
         int(sample["index"]),
         int(sample["finish"]),
+        PairKind(int(sample.get("kind", PairKind.NEWEST))),
+        int(sample.get("finish_better", STOP)),
     )
 
 
 def _write_mds(folder: Path, pairs: Sequence[Pair]) -> None:
     from streaming import MDSWriter
 
-    with MDSWriter(out=str(folder), columns=_COLUMNS, hashes=["xxh64"]) as writer:
+    with_kinds = any(pair.kind is not PairKind.NEWEST for pair in pairs)
+    columns = _COLUMNS | _KIND_COLUMNS if with_kinds else _COLUMNS
+    with MDSWriter(out=str(folder), columns=columns, hashes=["xxh64"]) as writer:
         for pair in pairs:
-            writer.write(
-                {
-                    "index": pair.index,
-                    "prompt": np.asarray(pair.prompt, np.int32),
-                    "real": np.asarray(pair.real, np.int32),
-                    "generated": np.asarray(pair.generated, np.int32),
-                    "finish": pair.finish,
-                    "opponent_real": float(pair.opponent_real),
-                    "opponent_generated": float(pair.opponent_generated),
-                }
-            )
+            sample: dict[str, object] = {
+                "index": pair.index,
+                "prompt": np.asarray(pair.prompt, np.int32),
+                "real": np.asarray(pair.real, np.int32),
+                "generated": np.asarray(pair.generated, np.int32),
+                "finish": pair.finish,
+                "opponent_real": float(pair.opponent_real),
+                "opponent_generated": float(pair.opponent_generated),
+            }
+            if with_kinds:
+                sample |= {"kind": int(pair.kind), "finish_better": pair.finish_better}
+            writer.write(sample)

@@ -12,8 +12,16 @@ from fixtures.ranks import on_two_ranks
 from fixtures.runs import tiny_trainer
 
 from spin_composer.data.microbatches import PairSize, TokenBudget
-from spin_composer.data.pairs import Pair, PairBatch, collate_pairs, pair_sizes, split_pairs
+from spin_composer.data.pairs import (
+    Pair,
+    PairBatch,
+    collate_pairs,
+    pair_sizes,
+    real_mask,
+    split_pairs,
+)
 from spin_composer.errors import InputError
+from spin_composer.pair_kinds import PairKind
 
 SIZES = [PairSize(5, 9, 7), PairSize(1, 1, 1), PairSize(12, 1, 10), PairSize(3, 14, 1)] * 3
 
@@ -21,7 +29,13 @@ SIZES = [PairSize(5, 9, 7), PairSize(1, 1, 1), PairSize(12, 1, 10), PairSize(3, 
 def pairs_of(sizes: list[PairSize]) -> list[Pair]:
     draw = np.random.default_rng(0)
     return [
-        Pair(*(draw.integers(3, 90, size=n, dtype=np.int32) for n in size), -i, -2 * i, index=i)
+        Pair(
+            *(draw.integers(3, 90, size=n, dtype=np.int32) for n in size),
+            -i,
+            -2 * i,
+            index=i,
+            kind=PairKind(i % 3),
+        )
         for i, size in enumerate(sizes)
     ]
 
@@ -67,6 +81,18 @@ def test_microbatches_are_the_pairs_that_were_dealt() -> None:
         same = collate_pairs([pairs[i] for i in part["indices"]])
         torch.testing.assert_close(part, same, rtol=0, atol=0)
         assert [part[name].dtype for name in ("cu_seqlens", "cu_scored")] == [torch.int32] * 2
+
+
+def test_every_microbatch_knows_which_pairs_have_a_real_response() -> None:
+    batch = collate_pairs(pairs_of(SIZES))
+    real = real_mask(batch)
+    assert real is not None
+    assert real.tolist() == [i % 3 != 2 for i in range(len(SIZES))]
+    for part in split_pairs(batch, 2):
+        assert part["kinds"] == [PairKind(i % 3) for i in part["indices"]]
+        mask = real_mask(part)
+        found = [True] * len(part["indices"]) if mask is None else mask.tolist()
+        assert found == [i % 3 != 2 for i in part["indices"]]
 
 
 def losses_of(trainer: Any) -> list[float]:
