@@ -24,10 +24,11 @@ from spin_composer.alarms.rules import (
 )
 from spin_composer.judge.measures import UNITS, Measures
 from spin_composer.loss import LOSSES, loss_parameters
-from spin_composer.metrics import PAIR_METRICS
+from spin_composer.metrics import KIND_METRICS, PAIR_METRICS
 from spin_composer.play.metrics import PLAY_METRICS
 from spin_composer.report.steps import LEARNING_RATE, TOKENS_PER_SECOND
 from spin_composer.settings.dataset import DatasetConfig
+from spin_composer.settings.ditto import DittoSettings
 from spin_composer.settings.fields import describe_type
 from spin_composer.settings.generation import ENGINE_SECTIONS, GenerationSettings
 from spin_composer.settings.judge import JudgeSettings
@@ -72,6 +73,10 @@ of log-probabilities, and a pair's margin m is the real response's reward less t
 `nll_weight` adds the real response's negative log-likelihood per token to any loss, and
 `length_normalised` divides each sum by its number of tokens first.
 
+With `game: ditto` ([docs/ditto.md](ditto.md)) some pairs have no real response: m is then the
+newest response's reward less the earlier one's, `nll_weight` leaves them out, and `space`, which
+judges the real response alone, is refused.
+
 The metrics of training ([docs/metrics.md](metrics.md)) are those of r whatever the loss: for one
 without beta (`space`) r is in nats, as with beta = 1, and `dpop`'s penalty is not in its margin.
 What is checked at an iteration's first batch are log-probs, not the loss: policy equals opponent,
@@ -94,8 +99,8 @@ y' and y0 of the first policy: l(alpha log p(y) - alpha log p(y')) + beta l(alph
 alpha log p(y0)), without an opponent's log-probs. Rows of `[prompt | real | generated]` hold two
 responses, and so do the store's pairs and the kernel's; a third side would bend all three. It need
 not: the sum is that of two pairs, (y, y') and (y', y0), the second weighted by beta, at the cost of
-a second forward pass of y'. What is missing is a pair of two generated sides in the store, with its
-type, and a weight per pair.
+a second forward pass of y'. Pairs of two generated sides are in the store since `game: ditto`
+([docs/ditto.md](ditto.md)); what is missing is a weight per pair, and a loss without the opponent.
 """
 
 
@@ -137,10 +142,13 @@ def metric_row(name: str, documented: Any, unit: str, nemo_aligner: str | None) 
 
 def metrics() -> str:
     """Return the page of metrics."""
-    of_pairs = [
-        metric_row(f"metrics/train/{metric.__name__}", metric, metric.unit, metric.nemo_aligner)
-        for metric in PAIR_METRICS
-    ]
+    of_pairs, of_kinds = (
+        [
+            metric_row(f"metrics/train/{metric.__name__}", metric, metric.unit, metric.nemo_aligner)
+            for metric in registered
+        ]
+        for registered in (PAIR_METRICS, KIND_METRICS)
+    )
     of_play = [
         metric_row(name, metric.value, metric.unit, metric.nemo_aligner)
         for name, metric in PLAY_METRICS.items()
@@ -160,6 +168,13 @@ policy of the iteration's start. [CONTRIBUTING](../CONTRIBUTING.md) shows how to
 ## Of each batch
 
 {table(METRIC, [LOSS, *of_pairs])}
+
+## Of each batch, with `game: ditto`
+
+The metrics above are then those of the pairs with a real response. A batch without any pair of the
+kind has nan; an iteration's mean in `iterations.json` is that of the other batches.
+
+{table(METRIC, of_kinds)}
 
 ## Of an iteration's play
 
@@ -219,8 +234,8 @@ should not is worth an issue. [rules.py](../spin_composer/alarms/rules.py) has t
 
 
 SECTIONS: tuple[Any, ...] = (
-    SpinSettings, GenerationSettings, *ENGINE_SECTIONS.values(), PlayOnly, SchedulerSettings,
-    DatasetConfig, JudgeSettings,
+    SpinSettings, DittoSettings, GenerationSettings, *ENGINE_SECTIONS.values(), PlayOnly,
+    SchedulerSettings, DatasetConfig, JudgeSettings,
 )  # fmt: skip
 
 

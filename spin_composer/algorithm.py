@@ -135,6 +135,7 @@ class SPIN(Algorithm):
             )
         if composer_model(state).tokenizer is None:
             raise InputError("the model needs its tokenizer, got None. Give it to the model.")
+        composer_model(state).add_metrics_of(self.settings.game)
         dry_run_outputs(state, self.settings, composer_model(state))
         state._iteration_length = Time.from_timestring(str(self.settings.iteration_length))
 

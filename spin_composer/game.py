@@ -129,9 +129,10 @@ class Game:
         self._play(plan, state)
         if self.settings.play_only is not None:
             made, wanted = len(plan.missing), len(plan.wanted)
+            left = " The last one joins responses of the others: the run makes it." * plan.left
             raise PlayDone(
-                f"iteration {plan.iteration}: {made} units made, {wanted - made} existed, "
-                f"of {wanted} requested; it has {len(plan.units)}."
+                f"iteration {plan.iteration}: {made} units made, {wanted - made - plan.left} "
+                f"existed, of {wanted} requested; it has {len(plan.units)}.{left}"
             )
         report = finish_play(self.store, plan.iteration, len(plan.units), verified=plan.verified)
         self.earlier_play_seconds = union_seconds(report.spans, until=began)

@@ -249,8 +249,9 @@ KIND_METRICS: tuple[type[PairMetric], ...] = (
     SpinMarginEarlier,
     SpinMarginBetween,
 )
-"""Metrics of a game whose pairs are of several kinds, besides :data:`PAIR_METRICS`; nan for a batch
-without such pairs."""
+"""Metrics of pairs of several kinds, besides :data:`PAIR_METRICS`; nan for a batch without them."""
+GAME_METRICS: dict[str, tuple[type[PairMetric], ...]] = {"ditto": KIND_METRICS}
+"""The further metrics of a game, by its name in the settings."""
 
 
 @dataclass(frozen=True)

@@ -36,6 +36,14 @@ def test_one_of_two_ranks_killed_changes_nothing(tmp_path):
 
 @pytest.mark.slow
 @pytest.mark.timeout(900)
+def test_kills_in_dittos_play_change_nothing(tmp_path):
+    kills = ("--kills", "6", "--seed", "3", "--moments", "score,unit half written,unit renamed")
+    done = chaos(tmp_path, "--game", "ditto", *kills)
+    assert done.returncode == 0, done.stdout + done.stderr
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(900)
 def test_a_rank_killed_under_composers_launcher_changes_nothing(tmp_path):
     done = chaos(tmp_path, "--launcher", "--ranks", "2", "--at", "training:8")
     assert done.returncode == 0, done.stdout + done.stderr

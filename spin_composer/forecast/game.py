@@ -10,6 +10,7 @@ import numpy as np
 from spin_composer.data.examples import ExampleDataset
 from spin_composer.play.plan import PlayUnit, earlier_iterations, plan_units
 from spin_composer.report.figures import Section
+from spin_composer.settings.ditto import DITTO
 from spin_composer.settings.scheduler import SchedulerSettings
 from spin_composer.settings.spin import SpinSettings
 
@@ -22,7 +23,7 @@ class Iteration:
     played: int
     """Pairs that are generated, if no response is unusable."""
     replayed: int
-    """Pairs of earlier iterations."""
+    """Pairs with responses of earlier iterations."""
     batches_per_epoch: int
     batches: int
 
@@ -43,7 +44,10 @@ def plan_game(
         units = plan_units(settings, 0, k, num_examples, {})
         indices = [unit.indices for unit in units if isinstance(unit, PlayUnit)]
         played = sum(map(len, indices))
-        replayed = sum(made[j].played for j in earlier_iterations(k, settings.replay))
+        earlier = earlier_iterations(k, settings)
+        replayed = sum(made[j].played for j in earlier)
+        if settings.game == DITTO and earlier:
+            replayed = sum(settings.ditto.planned_pairs(played))
         per_epoch = (played + replayed) // batch
         made.append(
             Iteration(

@@ -11,9 +11,16 @@ from spin_composer.data.examples import ExampleDataset
 from spin_composer.forecast.game import Iteration
 from spin_composer.forecast.memory import STATE_BYTES, optimizer_numbers
 from spin_composer.forecast.parameters import Parameters
-from spin_composer.play.plan import PlayUnit, earlier_iterations, plan_units
-from spin_composer.play.prepare import play_bytes
+from spin_composer.play.plan import (
+    BetweenUnit,
+    EarlierUnit,
+    PlayUnit,
+    earlier_iterations,
+    plan_units,
+)
+from spin_composer.play.prepare import drawn_bytes, play_bytes
 from spin_composer.report.figures import Section, bytes_text
+from spin_composer.settings.ditto import DITTO
 from spin_composer.settings.launch import EXPORTERS
 from spin_composer.settings.section import Config
 from spin_composer.settings.spin import SpinSettings
@@ -68,14 +75,16 @@ def outputs_section(
 def store_bytes(settings: SpinSettings, num_iterations: int, examples: ExampleDataset) -> int:
     """Return an upper bound of the self-play store's size, replayed pairs included."""
     longest, own = settings.generation.max_new_tokens, list[int]()
+    total = 0
     for k in range(num_iterations):
-        units = plan_units(settings, 0, k, len(examples), {})
+        earlier = earlier_iterations(k, settings)
+        units = plan_units(settings, 0, k, len(examples), dict.fromkeys(earlier, 1))
         played = [unit for unit in units if isinstance(unit, PlayUnit)]
+        drawn = [unit for unit in units if isinstance(unit, (EarlierUnit, BetweenUnit))]
         own.append(play_bytes(played, examples, longest))
-    return sum(
-        size + sum(own[j] for j in earlier_iterations(k, settings.replay))
-        for k, size in enumerate(own)
-    )
+        total += own[k] + drawn_bytes(drawn, examples, longest)
+        total += sum(own[j] for j in earlier if settings.game != DITTO)
+    return total
 
 
 def num_checkpoints(cfg: Config, settings: SpinSettings, game: Sequence[Iteration]) -> int:

@@ -23,6 +23,7 @@ from spin_composer.distributed import from_rank_zero
 from spin_composer.errors import StoreError
 from spin_composer.fsdp import reshard
 from spin_composer.model.unwrap import composer_model
+from spin_composer.pair_kinds import REAL_KINDS
 from spin_composer.report.samples import (
     COLUMNS,
     ResponseTokens,
@@ -92,7 +93,8 @@ class SampleTable:
 
     def _pairs(self) -> list[Pair]:
         units = (self.store.read_unit(self.iteration, unit) for unit in range(self.num_units))
-        return list(islice(chain.from_iterable(units), self.count))
+        real = (pair for pair in chain.from_iterable(units) if pair.kind in REAL_KINDS)
+        return list(islice(real, self.count))
 
     def _begun(self) -> tuple[list[Sample], list[Pair]]:
         """Return the table as it was begun, and its pairs; nothing if it is another version's."""

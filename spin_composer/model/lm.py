@@ -10,7 +10,7 @@ Dimensions: B pairs, S = 2B sequences, N scored tokens.
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from functools import partial
 from typing import TYPE_CHECKING, Any, Literal, cast
 
@@ -26,7 +26,13 @@ from spin_composer.data.held_out import HeldOutBatch, is_held_out_batch
 from spin_composer.data.pairs import Ids, PairBatch, is_pair_batch, real_mask
 from spin_composer.errors import InputError
 from spin_composer.loss import PairLoss
-from spin_composer.metrics import HELD_OUT_METRICS, PAIR_METRICS, PairMetric, TokenScores
+from spin_composer.metrics import (
+    GAME_METRICS,
+    HELD_OUT_METRICS,
+    PAIR_METRICS,
+    PairMetric,
+    TokenScores,
+)
 from spin_composer.model.causal_lm import as_causal_lm
 from spin_composer.model.dropout import disable_dropout
 from spin_composer.model.head import install_head
@@ -183,10 +189,11 @@ class SpinLM(HuggingFaceModel):
         metric.update(policy, opponent, lengths, loss, cast("PairBatch", batch)["kinds"])
         return {}
 
-    def add_train_metrics(self, metrics: Iterable[type[PairMetric]]) -> None:
-        """Compute more metrics of training, if any are computed; before a Trainer copies them."""
+    def add_metrics_of(self, game: str) -> None:
+        """Compute a game's own metrics of training, if any are computed; a Trainer copies them."""
         if self.train_metrics:
-            self.train_metrics |= self._get_metric_dict([metric() for metric in metrics])
+            own = [metric() for metric in GAME_METRICS.get(game, ())]
+            self.train_metrics |= self._get_metric_dict(own)
 
     @torch.no_grad()
     def response_logps(self, batch: PairBatch, layout: Layout | None = None) -> Tensor:

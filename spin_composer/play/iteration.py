@@ -5,21 +5,30 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from typing import TYPE_CHECKING
 
 from spin_composer.data.examples import ExampleDataset
 from spin_composer.distributed import from_rank_zero
 from spin_composer.errors import StoreError
 from spin_composer.play.degenerate import BY_TEXT
-from spin_composer.play.plan import PlayUnit, Unit, earlier_iterations, plan_units
+from spin_composer.play.plan import (
+    BetweenUnit,
+    PlayUnit,
+    Unit,
+    earlier_iterations,
+    plan_units,
+)
 from spin_composer.play.prepare import check_iteration
+from spin_composer.settings.ditto import DITTO
 from spin_composer.settings.spin import LayoutName, SpinSettings
 from spin_composer.store.base import Store
 from spin_composer.store.manifest import (
     FIXED_AT_START,
     FORMAT_VERSION,
+    FORMAT_VERSIONS,
     LEGACY_VALUES,
+    REAL_PAIRS_VERSION,
     Manifest,
     manifest_value,
     num_played_units,
@@ -42,9 +51,11 @@ class IterationPlan:
     wanted: range
     """The units that this run or job is responsible for."""
     missing: list[int]
-    """Those of them that are not in the store, in order."""
+    """Those of them that are not in the store, in order, less ``left``."""
     verified: frozenset[int] = field(default=frozenset())
     """Existing units whose bytes this process has verified; on rank 0 only."""
+    left: int = 0
+    """Missing units that a job leaves to the run: they join responses that other jobs make."""
 
     @property
     def has_prompts(self) -> bool:
@@ -103,7 +114,11 @@ def plan_iteration(
         return checked.missing
 
     missing = from_rank_zero(check)
-    return IterationPlan(iteration, manifest, units, wanted, missing, verified[0])
+    to_make = missing
+    if only is not None:
+        to_make = [unit for unit in missing if not isinstance(units[unit], BetweenUnit)]
+    left = len(missing) - len(to_make)
+    return IterationPlan(iteration, manifest, units, wanted, to_make, verified[0], left)
 
 
 def build_manifest(
@@ -122,7 +137,7 @@ def build_manifest(
     """
     settings, examples = run.settings, run.examples
     if found is None:
-        replayed = from_rank_zero(lambda: _played_before(store, iteration, settings.replay))
+        replayed = from_rank_zero(lambda: _played_before(store, iteration, settings))
         recorded: Manifest = {
             "degenerate": BY_TEXT,
             "replayed": {str(k): n for k, n in replayed.items()},
@@ -132,7 +147,7 @@ def build_manifest(
         recorded = {name: manifest_value(found, name) for name in FIXED_AT_START}
     units = plan_units(settings, run.seed, iteration, len(examples), replayed)
     manifest = {
-        "format_version": FORMAT_VERSION,
+        "format_version": REAL_PAIRS_VERSION,
         "iteration": iteration,
         "seed": run.seed,
         "num_units": len(units),
@@ -151,6 +166,10 @@ def build_manifest(
         manifest["layout"] = run.layout
     if settings.responses_per_prompt != LEGACY_VALUES["responses_per_prompt"]:
         manifest["responses_per_prompt"] = settings.responses_per_prompt
+    if settings.game == DITTO:
+        del manifest["replay"]  # it replays all that is recorded
+        shares = asdict(settings.ditto)
+        manifest |= {"format_version": FORMAT_VERSION, "game": DITTO, "ditto": shares}
     return manifest | recorded, units
 
 
@@ -164,20 +183,23 @@ def existing_manifest(
         if not settings.repair:
             raise
         return None  # it is set aside, or rejected, before anything is played
-    if found is None or found.get("format_version") != FORMAT_VERSION:
+    if found is None or found.get("format_version") not in FORMAT_VERSIONS:
         return None  # another format version is rejected when manifests are compared
     return None if store.is_unused(iteration) else found
 
 
-def _played_before(store: Store, iteration: int, replay: int) -> dict[int, int]:
+def _played_before(store: Store, iteration: int, settings: SpinSettings) -> dict[int, int]:
     """Return the number of units that each replayed iteration played, from its manifest."""
+    remedy = "set algorithms.spin.replay=0"
+    if settings.game == DITTO:
+        remedy = "start another run"
     played = {}
-    for earlier in earlier_iterations(iteration, replay):
+    for earlier in earlier_iterations(iteration, settings):
         found = store.find_manifest(earlier)
         if found is None:
             raise StoreError(
                 f"{store.folder(earlier)} is missing, and iteration {iteration} replays its pairs. "
-                "Restore the self-play store, or set algorithms.spin.replay=0."
+                f"Restore the self-play store, or {remedy}."
             )
         played[earlier] = num_played_units(found)
     return played

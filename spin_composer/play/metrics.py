@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from typing import TypeVar
 
 from spin_composer.errors import already_registered
-from spin_composer.play.plan import PLAY, REPLAY
+from spin_composer.play.plan import BETWEEN, PLAY, REPLAY
 from spin_composer.report.history import (
     DEGENERATE_FRACTION,
     GENERATED_LENGTH,
@@ -135,6 +135,15 @@ def pairs(play: PlayReport) -> float:
 def replayed_pairs(play: PlayReport) -> float:
     """Pairs of the iteration that come from earlier ones."""
     return sum(unit.pairs for unit in play.units if unit.kind == REPLAY)
+
+
+@register_play_metric("spin/between_pairs", "pairs")
+def between_pairs(play: PlayReport) -> float | None:
+    """Game `ditto`: pairs of a response of the iteration over an earlier one, after the first."""
+    kinds = {unit.kind for unit in play.units}
+    if BETWEEN not in kinds:
+        return None
+    return sum(unit.pairs for unit in play.units if unit.kind == BETWEEN)
 
 
 @register_play_metric(GENERATED_LENGTH, "tokens", nemo_aligner="avg_generated_lengths")

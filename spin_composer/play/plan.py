@@ -8,9 +8,10 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from spin_composer.settings.ditto import DITTO
 from spin_composer.settings.spin import ALL, SpinSettings
 
-PLAY, REPLAY = "play", "replay"
+PLAY, REPLAY, BETWEEN = "play", "replay", "between"
 
 
 @dataclass(frozen=True)
@@ -31,7 +32,38 @@ class ReplayUnit:
     unit: int
 
 
-Unit = PlayUnit | ReplayUnit
+@dataclass(frozen=True)
+class EarlierUnit:
+    """DITTO's pairs of the data over earlier iterations, rescored by the current opponent.
+
+    The unit has some of the iteration's draws (``play.draws``) from all pairs that were played.
+    """
+
+    draws: range
+    """Which of the draws, in their order."""
+    total: int
+    """Draws of the iteration, in all of its units of this kind."""
+    played: Mapping[int, int]
+    """Number of played units by earlier iteration."""
+
+
+@dataclass(frozen=True)
+class BetweenUnit:
+    """DITTO's pairs of a response of this iteration over an earlier one, joined by their row.
+
+    Both responses were scored for units of this iteration, so no forward pass is needed, and one
+    unit is enough.
+    """
+
+    count: int
+    """Pairs, at most."""
+    newest: range
+    """The units of this iteration with the better responses."""
+    earlier: range
+    """Those with the others."""
+
+
+Unit = PlayUnit | ReplayUnit | EarlierUnit | BetweenUnit
 
 
 def plan_units(
@@ -44,7 +76,7 @@ def plan_units(
     """Return the units of an iteration, a pure function of its arguments.
 
     The unit at position u is stored as unit u. Played units come first, then replayed ones,
-    iteration by iteration.
+    iteration by iteration; DITTO's joined pairs are last.
 
     Args:
         settings: Settings of this iteration; earlier ones may have been played with others.
@@ -53,7 +85,10 @@ def plan_units(
         num_examples: Rows of the SFT set.
         replayed: Number of units to replay, by earlier iteration.
     """
-    units: list[Unit] = list(_play_units(settings, seed, iteration, num_examples))
+    played = _play_units(settings, seed, iteration, num_examples)
+    if settings.game == DITTO:
+        return [*played, *(_ditto_units(settings, played, replayed) if replayed else ())]
+    units: list[Unit] = list(played)
     for earlier, count in sorted(replayed.items()):
         units += [ReplayUnit(earlier, unit) for unit in range(count)]
     return units
@@ -73,14 +108,30 @@ def _play_units(
     ]
 
 
-def earlier_iterations(iteration: int, replay: int) -> range:
-    """Return the iterations whose pairs an iteration replays.
+def earlier_iterations(iteration: int, settings: SpinSettings) -> range:
+    """Return the iterations whose pairs an iteration rescores, all of them or some."""
+    first = 0 if settings.game == DITTO else max(0, iteration - settings.replay)
+    return range(first, iteration)
 
-    Args:
-        iteration: Its index.
-        replay: ``algorithms.spin.replay``.
+
+def _ditto_units(
+    settings: SpinSettings, played: Sequence[PlayUnit], earlier: Mapping[int, int]
+) -> list[Unit]:
+    """Return the units of DITTO's pairs with earlier responses, in proportion to the played ones.
+
+    Pairs are counted as planned: a response that equals the real one makes none later.
     """
-    return range(max(0, iteration - replay), iteration)
+    newest = sum(len(unit.indices) for unit in played)
+    num_earlier, num_between = settings.ditto.planned_pairs(newest)
+    size = settings.unit_size
+    units: list[Unit] = [
+        EarlierUnit(range(i, min(i + size, num_earlier)), num_earlier, dict(earlier))
+        for i in range(0, num_earlier, size)
+    ]
+    if num_between and units:
+        first, last = len(played), len(played) + len(units)
+        units.append(BetweenUnit(num_between, range(first), range(first, last)))
+    return units
 
 
 def too_few_units_warning(units: Sequence[Unit], num_ranks: int) -> str | None:

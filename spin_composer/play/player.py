@@ -24,10 +24,20 @@ from spin_composer.distributed import check_shared, from_rank_zero
 from spin_composer.engines.base import Generator, Response
 from spin_composer.errors import NotFiniteError
 from spin_composer.play.degenerate import Comparison, same_ids
+from spin_composer.play.draws import draw_earlier, join_unit, joined_report
 from spin_composer.play.iteration import IterationPlan
 from spin_composer.play.metrics import PlayReport
-from spin_composer.play.plan import PLAY, REPLAY, PlayUnit, ReplayUnit, Unit, unit_seed
-from spin_composer.play.prepare import replay_remedy
+from spin_composer.play.plan import (
+    PLAY,
+    REPLAY,
+    BetweenUnit,
+    EarlierUnit,
+    PlayUnit,
+    ReplayUnit,
+    Unit,
+    unit_seed,
+)
+from spin_composer.play.prepare import replay_remedy, replayed_units
 from spin_composer.play.progress import Meter, Progress, Totals
 from spin_composer.play.sharing import SharedWork, on_every_node
 from spin_composer.store.base import REGENERATE_UNIT, Store
@@ -106,7 +116,7 @@ class Player:
         unit: Unit,
         check_wanted: Callable[[], None] = lambda: None,
     ) -> Draft:
-        """Answer a unit's prompts, or read a replayed unit.
+        """Answer a unit's prompts, or read the pairs of another unit.
 
         Args:
             iteration: Index of the iteration.
@@ -115,8 +125,8 @@ class Player:
             check_wanted: Called from time to time; raises if the draft is not needed anymore.
         """
         started, started_at = time.perf_counter(), time.time()
-        if isinstance(unit, ReplayUnit):
-            pairs = list(self.store.read_unit(unit.iteration, unit.unit))
+        if not isinstance(unit, PlayUnit):
+            pairs = self._read(iteration, unit)
             return Draft(index, unit, pairs, [], [None] * len(pairs), 0.0, started_at)
         pairs, logps, responses = self._answer(iteration, index, unit, check_wanted)
         seconds = time.perf_counter() - started
@@ -124,6 +134,9 @@ class Player:
 
     def score_draft(self, draft: Draft) -> Scored:
         """Score a draft with the current opponent."""
+        if isinstance(draft.unit, BetweenUnit):  # the responses were scored for other units
+            report = joined_report(len(draft.pairs), draft.started_at, time.time())
+            return Scored(draft, draft.pairs, report)
         started = time.perf_counter()
         with self.meter.scoring():
             pairs, noise = self._rescore(draft.pairs)
@@ -169,6 +182,14 @@ class Player:
         else:
             self.meter.skip(0, self.store.report(iteration, index).pairs)
         return True
+
+    def _read(self, iteration: int, unit: ReplayUnit | EarlierUnit | BetweenUnit) -> list[Pair]:
+        """Return the pairs of a unit without prompts, from the store."""
+        if isinstance(unit, ReplayUnit):
+            return list(self.store.read_unit(unit.iteration, unit.unit))
+        if isinstance(unit, EarlierUnit):
+            return draw_earlier(self.store, self.seed, iteration, unit)
+        return join_unit(self.store, self.seed, iteration, unit, self.is_duplicate)
 
     def _answer(
         self, iteration: int, index: int, unit: PlayUnit, check_wanted: Callable[[], None]
@@ -264,6 +285,8 @@ def make_units(
 ) -> None:
     """Make the missing units of a plan, on all ranks together.
 
+    A unit that joins responses of other units is made when all others are there.
+
     Args:
         player: This rank's player; ``run_independently`` needs gathered parameters.
         plan: The plan of the iteration.
@@ -276,19 +299,35 @@ def make_units(
     store, iteration = player.store, plan.iteration
     if store.shared:
         check_shared(store.root)
-    jobs = [(unit, plan.units[unit]) for unit in plan.missing]
-    _fetch_replayed(store, [unit for _, unit in jobs])
+    missing = [(unit, plan.units[unit]) for unit in plan.missing]
+    joins = [job for job in missing if isinstance(job[1], BetweenUnit)]
+    jobs = [job for job in missing if not isinstance(job[1], BetweenUnit)]
+    for earlier, count in replayed_units([unit for _, unit in jobs]).items():
+        fetch_units(store, earlier, count, replay_remedy(earlier))  # verified before they are read
     from_rank_zero(begin)
     if not store.shared:
         on_every_node(lambda: store.prepare_node(iteration))
-    if not jobs:
-        return
-    totals = from_rank_zero(lambda: _totals(store, jobs, len(plan.wanted) - len(jobs)))
-    with (
-        Progress(iteration, totals) as progress,
-        SharedWork(len(jobs), player.verify_lock, progress=progress) as work,
-    ):
-        player = replace(player, meter=progress.meter)
+    if jobs:
+        existing = len(plan.wanted) - plan.left - len(missing)
+        totals = from_rank_zero(lambda: _totals(store, jobs, existing))
+        with Progress(iteration, totals) as progress:
+            of_jobs = replace(player, meter=progress.meter)
+            _work_through(of_jobs, schedule, iteration, jobs, progress)
+    if joins:
+        first, _ = joins[0]  # they are the last units
+        fetch_units(store, iteration, first, REGENERATE_UNIT)
+        _work_through(player, schedule, iteration, joins)
+
+
+def _work_through(
+    player: Player,
+    schedule: Schedule,
+    iteration: int,
+    jobs: Sequence[Job],
+    progress: Progress | None = None,
+) -> None:
+    """Make units, on all ranks together."""
+    with SharedWork(len(jobs), player.verify_lock, progress=progress) as work:
         with closing(schedule(player, work, iteration, jobs)) as made:  # it may answer ahead
             for _ in made:
                 work.done()
@@ -352,14 +391,5 @@ def _totals(store: Store, jobs: Sequence[Job], existing_units: int) -> Totals:
     prompts = sum(len(unit.indices) for unit in units if isinstance(unit, PlayUnit))
     replayed = [unit for unit in units if isinstance(unit, ReplayUnit)]
     pairs = sum(store.report(unit.iteration, unit.unit).pairs for unit in replayed)
+    pairs += sum(len(unit.draws) for unit in units if isinstance(unit, EarlierUnit))
     return Totals(len(units), prompts, prompts + pairs, existing_units)
-
-
-def _fetch_replayed(store: Store, units: Sequence[Unit]) -> None:
-    """Fetch and verify the replayed units of earlier iterations, once, before they are read."""
-    counts: dict[int, int] = {}
-    for unit in units:
-        if isinstance(unit, ReplayUnit):
-            counts[unit.iteration] = max(counts.get(unit.iteration, 0), unit.unit + 1)
-    for iteration, count in counts.items():
-        fetch_units(store, iteration, count, replay_remedy(iteration))

@@ -6,12 +6,12 @@ Everything here runs on one rank, while the others wait for the result.
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from spin_composer.errors import StoreError
-from spin_composer.play.plan import PlayUnit, ReplayUnit, Unit
+from spin_composer.play.plan import BetweenUnit, EarlierUnit, PlayUnit, ReplayUnit, Unit
 from spin_composer.store.base import REGENERATE_UNIT, Store
 from spin_composer.store.manifest import Manifest
 from spin_composer.store.space import require_space
@@ -25,7 +25,7 @@ _RUN_FIELDS = ("data", "tokenizer", "tokenize", "stop_token_id", "seed")
 """Manifest fields in which a replayed iteration must agree with the one that replays it."""
 _TOKEN_BYTES = 4
 _ROW_BYTES = 128
-"""Upper bound of a row's size besides its tokens: four numbers, and the sizes of three arrays."""
+"""Upper bound of a row's size besides its tokens: six numbers, and the sizes of three arrays."""
 _UNIT_BYTES = 5 * 4096
 """Upper bound of a unit's size besides its rows: two small files, and partial disk blocks."""
 
@@ -75,7 +75,7 @@ def check_iteration(
         store.set_unreadable_aside(iteration)
     complete = store.complete_units(iteration)
     store.check_open(manifest, complete)
-    for earlier in sorted({unit.iteration for unit in units if isinstance(unit, ReplayUnit)}):
+    for earlier in sorted(replayed_units(units)):
         same = {field: manifest[field] for field in _RUN_FIELDS if field in manifest}
         store.check_manifest(store.manifest(earlier) | same)
     verified = _check_units(store, iteration, len(units), repair)
@@ -103,7 +103,11 @@ def needed_bytes(
         if isinstance(unit, ReplayUnit):
             replayed.setdefault(unit.iteration, []).append(unit.unit)
     needed = play_bytes(played, examples, max_new_tokens)
-    needed += _UNIT_BYTES * (len(units) - len(played))
+    needed += _UNIT_BYTES * sum(map(len, replayed.values()))
+    drawn = [unit for unit in units if isinstance(unit, (EarlierUnit, BetweenUnit))]
+    earlier = {k for unit in drawn if isinstance(unit, EarlierUnit) for k in unit.played}
+    sampled = [store.manifest(k)["generation"]["max_new_tokens"] for k in earlier]
+    needed += drawn_bytes(drawn, examples, max([max_new_tokens, *sampled]))
     return needed + sum(
         store.unit_bytes(iteration, numbers, replay_remedy(iteration))
         for iteration, numbers in replayed.items()
@@ -117,6 +121,36 @@ def play_bytes(units: Sequence[PlayUnit], examples: ExampleDataset, max_new_toke
         tokens = int(examples.lengths[unit.indices].sum()) + max_new_tokens * len(unit.indices)
         needed += _ROW_BYTES * len(unit.indices) + _TOKEN_BYTES * tokens
     return needed
+
+
+def drawn_bytes(
+    units: Sequence[EarlierUnit | BetweenUnit], examples: ExampleDataset, max_new_tokens: int
+) -> int:
+    """Return an upper bound of the bytes that units of DITTO's other pairs take on the disk.
+
+    Args:
+        units: The units.
+        examples: The SFT set.
+        max_new_tokens: Of this iteration and of those before.
+    """
+    rows = sum(unit.count if isinstance(unit, BetweenUnit) else len(unit.draws) for unit in units)
+    prompt, response = (int(tokens) for tokens in examples.lengths.max(axis=0))
+    tokens = prompt + max_new_tokens + max(max_new_tokens, response)
+    return _UNIT_BYTES * len(units) + rows * (_ROW_BYTES + _TOKEN_BYTES * tokens)
+
+
+def replayed_units(units: Sequence[Unit]) -> dict[int, int]:
+    """Return by earlier iteration how many of its first units are needed to make units."""
+    counts: dict[int, int] = {}
+    for unit in units:
+        needed: Mapping[int, int] = {}
+        if isinstance(unit, ReplayUnit):
+            needed = {unit.iteration: unit.unit + 1}
+        elif isinstance(unit, EarlierUnit):
+            needed = unit.played
+        for iteration, count in needed.items():
+            counts[iteration] = max(counts.get(iteration, 0), count)
+    return counts
 
 
 def replay_remedy(iteration: int) -> str:

@@ -23,7 +23,8 @@ from typing_extensions import Self
 
 from spin_composer.alarms.rules import ALARMS
 from spin_composer.errors import InputError
-from spin_composer.loss import LOSSES, loss_parameters
+from spin_composer.loss import LOSSES, REAL_ONLY, loss_parameters
+from spin_composer.settings.ditto import DITTO, DittoSettings, GameName
 from spin_composer.settings.fields import (
     SECTION,
     Count,
@@ -172,8 +173,16 @@ class SpinSettings:
     """Divide each side's log-prob sum by its number of tokens."""
     reset_optimizer: bool = True
     """Start each iteration with a fresh optimizer state, as the paper does."""
+    game: GameName = "spin"
+    """``spin``: each real response over one of the opponent. ``ditto``: also over earlier
+    opponents', and the newest over those, for tens of demonstrations (docs/ditto.md)."""
+    ditto: Annotated[DittoSettings, section_validator(DittoSettings)] = field(
+        default_factory=DittoSettings
+    )
+    """Of ``game: ditto``: the shares of its kinds of pairs."""
     replay: Count = 1
-    """How many earlier iterations' pairs are mixed in, rescored by the current opponent."""
+    """How many earlier iterations' pairs are mixed in, rescored by the current opponent. Not of
+    ``game: ditto``, which draws from all of them."""
     samples_per_iteration: PositiveInt | Literal["all"] = ALL
     """Prompts played per iteration, a fresh subset each time, or ``all``."""
     responses_per_prompt: PositiveInt = 1
@@ -229,22 +238,33 @@ class SpinSettings:
 
     @model_validator(mode="wrap")
     @classmethod
-    def _of_the_loss(cls, given: Any, handler: ModelWrapValidatorHandler[Self]) -> Self:
-        """Refuse what only other losses take; a default does not count as given.
+    def _of_loss_and_game(cls, given: Any, handler: ModelWrapValidatorHandler[Self]) -> Self:
+        """Refuse what only another loss or game takes; a default does not count as given.
 
         Nor does a default of a copy, which gives every field.
         """
         settings = handler(given)
+        wanted = f"a loss of better and worse with game: {DITTO}"
+        remedy = "It judges the real response alone, and DITTO has pairs without one: use logistic."
+        ok = settings.game != DITTO or settings.loss not in REAL_ONLY
+        require(ok, ".loss", settings.loss, wanted, remedy)
+        keys = given.kwargs or {} if isinstance(given, ArgsKwargs) else given
         own = loss_parameters(settings.loss)
         others = {name for loss in LOSSES for name in loss_parameters(loss)} - set(own)
-        keys = given.kwargs or {} if isinstance(given, ArgsKwargs) else given
-        refused = others & set(keys)
+        of_loss = ("loss", settings.loss, f"It takes {', '.join(own)}: ")
+        because: dict[str, tuple[str, str, str]] = dict.fromkeys(others, of_loss)
+        if settings.game == DITTO:
+            because["replay"] = ("game", DITTO, "It draws from all earlier iterations: ")
+        else:
+            because["ditto"] = ("game", settings.game, f"Set game: {DITTO}, or ")
+        refused = set(because) & set(keys)
         if set(keys) >= {declared.name for declared in fields(settings)}:
-            of_loss = type(settings)(loss=settings.loss)
-            refused = {x for x in refused if getattr(settings, x) != getattr(of_loss, x)}
+            plain = type(settings)(loss=settings.loss, game=settings.game)
+            refused = {x for x in refused if getattr(settings, x) != getattr(plain, x)}
         for name in sorted(refused):
-            remedy = f"It takes {', '.join(own)}: remove {name}."
-            require(False, f".{name}", keys[name], f"absent with loss: {settings.loss}", remedy)
+            setting, value, remedy = because[name]
+            wanted = f"absent with {setting}: {value}"
+            require(False, f".{name}", keys[name], wanted, f"{remedy}remove {name}.")
         return settings
 
     @property

@@ -12,7 +12,13 @@ from typing import Any
 from spin_composer.errors import StoreError
 from spin_composer.settings.dataset import LEGACY_TOKENIZATION
 
-FORMAT_VERSION = 2
+FORMAT_VERSION = 3
+"""Of iterations whose units may have a kind and two finish reasons per pair (``store.unit``)."""
+REAL_PAIRS_VERSION = 2
+"""Of iterations whose better responses are all real. They are written as before version 3: an
+earlier version of this package can go on with them, and one that it began is finished as it was."""
+FORMAT_VERSIONS = (REAL_PAIRS_VERSION, FORMAT_VERSION)
+"""The versions that are read."""
 
 Manifest = dict[str, Any]
 """The fields of a manifest as read from JSON; they depend on the version that wrote it."""
@@ -24,12 +30,13 @@ LEGACY_VALUES: Manifest = {
     "replayed": None,
     "layout": "padded",
     "responses_per_prompt": 1,
+    "game": "spin",
 }
 """The meaning of an absent field: rows were tokenized turn by turn; generated responses were
 compared with the real ones by ids; each process decided by its free memory whether to merge LoRA
 adapters; the replayed units were computed from the iteration's settings
-(:func:`num_replayed_units`); pairs were padded, and each prompt was answered once, as they still
-are where the fields are absent."""
+(:func:`num_replayed_units`); pairs were padded, each prompt was answered once, and the game was
+SPIN, as they still are where the fields are absent."""
 
 FIXED_AT_START = ("degenerate", "merged", "replayed")
 """Fields that no setting determines: a started iteration is continued as its manifest says."""
@@ -42,7 +49,7 @@ def manifest_value(manifest: Manifest, field: str) -> Any:
 
 def normalize_manifest(manifest: Manifest) -> Manifest:
     """Return a manifest as it would be read back from JSON."""
-    return json.loads(json.dumps({"format_version": FORMAT_VERSION, **manifest}))
+    return json.loads(json.dumps({"format_version": REAL_PAIRS_VERSION, **manifest}))
 
 
 def differing_fields(found: Manifest, wanted: Manifest) -> list[str]:

@@ -227,7 +227,7 @@ class RemoteStore(LocalStore):
         require_equal_manifests(found, self.manifest(iteration), self._url(iteration))
         made = self._attempts(iteration)
         name = f"{self._name(iteration)}/{COMPLETE}"
-        text = self.remote.read_text(name)
+        text, selected = self.remote.read_text(name), []
         if text is not None:
             try:
                 selected = load_hashed(text)["units"]
@@ -245,7 +245,8 @@ class RemoteStore(LocalStore):
             if unit not in made:
                 folder = f"{self._url(iteration)}/{UNITS}/{unit_name(unit)}"
                 raise StoreError(f"{folder} is missing. {remedy.format(folder=folder)}")
-        chosen = [made[unit][0] for unit in range(num_units)]
+        kept = dict(enumerate(selected))  # of the first units, if others were made of them since
+        chosen = [kept[u] if kept.get(u) in made[u] else made[u][0] for u in range(num_units)]
         self.remote.write_text(name, dump_hashed({"units": chosen}))
         return chosen
 

@@ -89,6 +89,7 @@ def arguments() -> argparse.Namespace:
         help="of a run; of its starts in turn: 2,1",
     )
     parser.add_argument("--checkpoints", choices=("full", "sharded", "unwrapped"), default="full")
+    parser.add_argument("--game", choices=("spin", "ditto"), default="spin")
     parser.add_argument("--launcher", action="store_true", help="start by `composer -n`")
     parser.add_argument("--folder", type=Path, default=None, help="kept; else a temporary one")
     parser.add_argument("--most-seconds", type=float, default=3600)
@@ -104,7 +105,7 @@ def main() -> int:
     print(f"chaos: {' '.join(sys.argv[1:])}; seed {seed}; {folder}", flush=True)
     started = time.monotonic()
     import_everything()
-    chaos = Chaos(folder, given.ranks, given.checkpoints, given.launcher)
+    chaos = Chaos(folder, given.ranks, given.checkpoints, given.launcher, given.game)
     chaos.prepare()
     print(f"imported; the run that is not killed took {chaos.seconds:.1f} s", flush=True)
     kills = kills_of(given, seed, chaos.seconds)

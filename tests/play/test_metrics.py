@@ -15,11 +15,13 @@ UNITS = (
     PLAYED,
     replace(PLAYED, prompts=4, pairs=4, degenerate=0, noise=3e-7, logprob_gap=0.01),
     replace(PLAYED, kind="replay", prompts=5, pairs=5, degenerate=0, generated_tokens=0),
+    replace(PLAYED, kind="between", prompts=0, pairs=2, degenerate=0, scoring_seconds=0.0),
 )
 EXPECTED = {
     "spin/server_gap": 0.01,
-    "spin/pairs": 12,
+    "spin/pairs": 16,
     "spin/replayed_pairs": 5,
+    "spin/between_pairs": 2,
     "spin/generated_length": 80 / 12,
     "spin/truncated_fraction": 2 / 12,
     "spin/degenerate_fraction": 2 / 12,
@@ -27,7 +29,7 @@ EXPECTED = {
     "spin/generation_seconds": 4,
     "spin/scoring_seconds": 1.5,
     "spin/scoring_noise": 3e-7,
-    "spin/left_out_pairs": 3,
+    "spin/left_out_pairs": 1,
     "spin/play_seconds": 9,
 }
 
@@ -39,7 +41,7 @@ def test_metrics_equal_their_definitions_and_are_logged_in_the_order_of_the_regi
 
 
 def test_a_metric_that_a_play_does_not_have_is_not_logged() -> None:
-    assert "spin/server_gap" not in PlayReport((PLAYED,)).metrics()
+    assert not {"spin/server_gap", "spin/between_pairs"} & set(PlayReport((PLAYED,)).metrics())
 
 
 def test_a_play_without_units_divides_by_nothing() -> None:

@@ -71,6 +71,33 @@ WRONG: list[tuple[dict[str, Any], str]] = [
     ({"alarms": {"high_accurracy": False}}, "alarms.high_accurracy must be absent, got False. Did"),
     ({"alarms": {"high_accuracy": 0}}, "spin.alarms.high_accuracy must be on or off, got 0"),
     ({"alarms": {"high_accuracy": None}}, "spin.alarms.high_accuracy must be on or off, got None"),
+    ({"game": "dpo"}, "game must be one of spin, ditto, got 'dpo'"),
+    (
+        {"ditto": {"newest": 0.6, "earlier": 0.3}},
+        "spin.ditto must be absent with game: spin, got {'newest': 0.6, 'earlier': 0.3}. Set game: "
+        "ditto, or remove ditto.",
+    ),
+    (
+        {"game": "ditto", "replay": 1},
+        "spin.replay must be absent with game: ditto, got 1. It draws from all earlier iterations",
+    ),
+    (
+        {"game": "ditto", "loss": "space"},
+        "spin.loss must be a loss of better and worse with game: ditto, got 'space'. It judges",
+    ),
+    (
+        {"game": "ditto", "ditto": {"newest": 0.8}},
+        "ditto must be shares newest, earlier and between that add up to 1, got "
+        "'0.8 + 0.2 + 0.1 = 1.1'.",
+    ),
+    ({"game": "ditto", "ditto": {"newest": 0}}, "ditto.newest must be a number in (0, 1], got 0"),
+    ({"game": "ditto", "ditto": {"earlier": -0.1}}, "ditto.earlier must be a number in [0, 1)"),
+    ({"game": "ditto", "ditto": {"between": "0.1"}}, "ditto.between must be a number in [0, 1)"),
+    ({"game": "ditto", "ditto": {"betwen": 0.1}}, "Did you mean 'between'?"),
+    (
+        {"game": "ditto", "ditto": {"newest": 0.9, "earlier": 0, "between": 0.1}},
+        "ditto.between must be 0 where earlier is 0, got 0.1. Its responses are those that pairs",
+    ),
     ({"seed": "seven"}, "seed"),
     ({"seed": -1}, "seed"),
     ({"store": ""}, "store"),

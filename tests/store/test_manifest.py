@@ -26,6 +26,8 @@ def test_a_field_that_is_absent_means_what_was_done_then():
     assert differing_fields(OLD, new) == differing_fields(new, OLD) == []
     assert differing_fields(OLD, new | {"responses_per_prompt": 1}) == []
     assert differing_fields(OLD, new | {"responses_per_prompt": 2}) == ["responses_per_prompt"]
+    assert differing_fields(OLD, new | {"game": "spin"}) == []
+    assert differing_fields(OLD, new | {"game": "ditto"}) == ["game"]
     assert differing_fields(OLD, new | {"tokenize": "rendering"}) == ["tokenize"]
     assert differing_fields(OLD, new | {"degenerate": "text"}) == ["degenerate"]
     assert manifest_value(OLD, "seed") == 7
