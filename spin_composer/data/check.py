@@ -28,6 +28,8 @@ if TYPE_CHECKING:
 _NUM_BINS = 12
 _NUM_FIRST = 8
 _BAR_WIDTH = 40
+_FEW_BYTES = 1 << 23
+"""Data of this size one process tokenizes both ways sooner than several, which know no words."""
 
 
 @dataclass
@@ -107,7 +109,11 @@ def inspect_config(
     if next(read_rows(counting), None) is None:
         raise InputError(f"{title}: it has no rows. Give it at least one.")
     from spin_composer.data.load import load_examples
+    from spin_composer.data.source_identity import is_small, local_files
 
+    files = local_files(counting)
+    if counting.num_proc is None and files and is_small(files, _FEW_BYTES):
+        counting = replace(counting, num_proc=1)
     tokenizer = load_tokenizer(tokenizer_name, tokenizer_kwargs)
     examples = load_examples(counting, tokenizer)
     report = make_report(examples, tokenizer, title, config.on_bad_row, row)

@@ -11,6 +11,8 @@ from array import array
 from functools import lru_cache
 from typing import TYPE_CHECKING, Any
 
+import xxhash
+
 from spin_composer.data.text_tokenizer import text_tokenizer
 from spin_composer.data.tokenizer_errors import TokenizerFailure, errors_as
 from spin_composer.data.word_encoder import WordEncoder, cuts_before_spaces
@@ -24,6 +26,8 @@ _OWN_CALLS = frozenset(
 )
 _CALLS = ("__call__", "_call_one", "encode_plus", "_encode_plus", "_batch_encode_plus")
 _MOST_TAIL_TOKENS = 64
+_latest: dict[tuple[int, str], tuple[Any, WordEncoder]] = {}
+"""The words of the backend that was used last, by its identity and content; it stays alive."""
 
 
 class FastEncoder:
@@ -47,7 +51,7 @@ class FastEncoder:
         if self._split_special or not _has_own_parts_only(self._backend):
             return
         if cuts_before_spaces(self._backend):
-            self._words = WordEncoder(self._backend)
+            self._words = _words_of(self._backend)
             return
         added: dict[int, Any] = self._backend.get_added_tokens_decoder()
         # These are found in the raw text first, so that what follows one changes nothing before
@@ -140,6 +144,15 @@ def _backend(tokenizer: Any) -> Any:  # fast or not: no type has both
     methods = (getattr(type(tokenizer), name, None) for name in _CALLS)
     own = all(made is None or made.__module__ in _OWN_CALLS for made in methods)
     return tokenizer.backend_tokenizer if own else None
+
+
+def _words_of(backend: Any) -> WordEncoder:
+    """Return an encoder that knows the words that an earlier one of the same backend has met."""
+    key = id(backend), xxhash.xxh3_128_hexdigest(backend.to_str().encode("utf-8", "surrogatepass"))
+    if key not in _latest:
+        _latest.clear()
+        _latest[key] = backend, WordEncoder(backend)
+    return _latest[key][1]
 
 
 def _has_own_parts_only(backend: Any) -> bool:

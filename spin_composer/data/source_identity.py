@@ -85,9 +85,10 @@ def _files_below(path: Path) -> list[Path]:
     )  # fmt: skip
 
 
-def is_small(files: Iterable[Path]) -> bool:
-    """Tell whether files are tokenized sooner than kept examples of them are found."""
-    return sum(file.stat().st_size for file in files) < _SMALL_BYTES
+def is_small(files: Iterable[Path], limit: int | None = None) -> bool:
+    """Tell whether files are smaller than a limit: what is tokenized sooner than found kept."""
+    found = sum(file.stat().st_size for file in files)
+    return found < (_SMALL_BYTES if limit is None else limit)
 
 
 def source_identity(config: DatasetConfig, files: list[Path], memory: Path) -> str | None:

@@ -73,6 +73,7 @@ def test_a_prompt_of_a_chat_costs_no_call_of_its_own(monkeypatch):
 def test_a_word_of_a_byte_level_tokenizer_is_encoded_once():
     encode, texts = FastEncoder(tokenizers.chatml()), []
     encode("")
+    assert encode._words is not None
     for known in (encode._words._parts, encode._words._words):
 
         def noted(text: str, usual: Any = known._encode, **more: Any) -> Any:
@@ -110,3 +111,17 @@ def test_a_tokenizer_with_a_call_of_its_own_is_called():
     encode = FastEncoder(tokenizer)
     assert encode("Hello") == encode.prompt_and_whole("", "Hello")[1]
     assert list(encode("Hello")) == called(tokenizer, "Hello")
+
+
+def test_words_are_shared_by_encoders_of_a_backend_as_long_as_it_is_the_same():
+    tokenizer = tokenizers.chatml()
+    one, other = FastEncoder(tokenizer), FastEncoder(tokenizer)
+    assert one("Hello there clips") == other("Hello there clips")
+    assert one._words is other._words
+    tokenizer.add_tokens([AddedToken("clips", normalized=False)])
+    third = FastEncoder(tokenizer)
+    assert list(third("Hello there clips")) == called(tokenizer, "Hello there clips")
+    assert third._words is not one._words
+    fourth = FastEncoder(tokenizers.chatml())
+    assert fourth("Hello there clips") == one("Hello there clips")
+    assert fourth._words is not third._words
