@@ -113,13 +113,13 @@ def trim(root: Path) -> None:
     """Remove what nobody has used for a month, and what dead processes left half written."""
     oldest = time.time() - UNUSED_DAYS * _DAY_SECONDS
     removed = 0
-    for folder, used in _entries(root / _EXAMPLES):
+    for folder, used in _entries(root, _EXAMPLES):
         if is_temporary(folder.name):
             if used < oldest or _is_abandoned(folder.name, used):
                 shutil.rmtree(folder, ignore_errors=True)
         elif used < oldest:
             removed += _remove_unless_held(folder)
-    for record, made in _entries(root / _HASHES):
+    for record, made in _entries(root, _HASHES):
         if made < oldest:
             with contextlib.suppress(OSError):  # it only takes little room
                 record.unlink()
@@ -130,12 +130,16 @@ def trim(root: Path) -> None:
         )  # fmt: skip
 
 
-def _entries(folder: Path) -> Iterator[tuple[Path, float]]:
-    """Yield what a folder holds, and when each was changed or marked last."""
+def _entries(root: Path, kind: str) -> Iterator[tuple[Path, float]]:
+    """Yield what the cache itself made of a kind, and when each was changed or marked last.
+
+    A folder of data may be named as the cache too, and hold ``files`` of its own.
+    """
     with contextlib.suppress(OSError):  # there is none, or it is not ours to read
-        for path in sorted(folder.iterdir()):
-            with contextlib.suppress(OSError):  # another process was faster
-                yield path, path.stat().st_mtime
+        for path in sorted(root.joinpath(kind).iterdir()):
+            if _OURS[kind].fullmatch(path.name):
+                with contextlib.suppress(OSError):  # another process was faster
+                    yield path, path.stat().st_mtime
 
 
 def _is_abandoned(name: str, changed: float) -> bool:

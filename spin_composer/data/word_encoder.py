@@ -25,6 +25,8 @@ _PATTERNS = frozenset(
     for digits in (r"\p{N}{1,3}", r"\p{N}")
 )  # fmt: skip
 _WHITE = re.compile(r"\s\s+")
+# White space for Python, but not for the pre-tokenizers.
+_SEPARATORS = re.compile("[\x1c-\x1f]")
 _MOST_PARTS = 1 << 16
 _LONGEST = 64
 
@@ -76,6 +78,8 @@ class WordEncoder:
             return [self._ids[text]]
         if not text:
             return []
+        if _SEPARATORS.search(text):
+            return [self._parts[text]]
         try:
             return self._of_words(text, is_start=True)
         except _Odd:

@@ -164,3 +164,14 @@ def test_files_that_have_a_caches_names_elsewhere_are_data(tmp_path):
     }.items():  # fmt: skip
         assert folders.is_of_cache(tmp_path / name, tmp_path) == of_cache, name
     assert not folders.is_of_cache(tmp_path / f"files/{key[:16]}.json", None)
+
+
+def test_files_that_are_not_the_caches_stay_in_a_folder_that_is_named_as_it(root):
+    others = [root.parent / "files/train.jsonl", root / "demo/examples.json"]
+    for path in others:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text("{}", encoding="utf-8")
+        age(path, 99)
+    age(root / "demo", 99)
+    trim(root.parent)
+    assert all(path.exists() for path in others)

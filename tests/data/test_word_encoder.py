@@ -18,9 +18,10 @@ CONTROL = ("<|im_start|>", "<|im_end|>", "<|im_end|>>", "<tool_call>")
 PIECES = (
     *CONTROL, "Hello", "there", "clips.", "48/2", "=24", "it's", "IT'S", "naïve", "½", "ﬁ", "é",
     "e\u0301", "\u0301", "日本", "...", "#### ", "<|im_", ">", "🙂", "\u200b", "\x1c", "\x85",
-    "\ufeff",
+    "\ufeff", "'",
 )  # fmt: skip
-SPACES = (" ", " ", " ", "  ", "\n", "\n\n", "\t", " \n", "\n ", "\u00a0", "\u3000", "\r\n", "")
+SPACES = (" ", " ", " ", "  ", "\n", "\n\n", "\t", " \n", "\n ", "\u00a0", "\u3000", "\r\n", "",
+          "\x1c ", " \x1c", "\x1f")  # fmt: skip
 
 
 def trained(pre_tokenizer: Any, normalizer: Any = None) -> Any:
@@ -32,7 +33,8 @@ def trained(pre_tokenizer: Any, normalizer: Any = None) -> Any:
         initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
     )  # fmt: skip
     mixed = (a + b for a in PIECES for b in (" there", "\n\nclips", "  24", " \n"))
-    backend.train_from_iterator([*tokenizers.SENTENCES, *mixed], trainer)
+    odd = ["'\x1c there", "\u200b\x1c  24"] * 50  # so that tokens reach over the separators
+    backend.train_from_iterator([*tokenizers.SENTENCES, *mixed, *odd], trainer)
     return backend
 
 
