@@ -35,6 +35,13 @@ def mean_and_error(values: Sequence[float]) -> tuple[float, float]:
     return statistics.mean(values), error
 
 
+def with_error(values: Sequence[float], form: str, bold: bool = False) -> str:
+    """Return the mean and its standard error as text; of one value, the value alone."""
+    mean, error = mean_and_error(values)
+    text = f"**{form.format(mean)}**" if bold else form.format(mean)
+    return text if math.isnan(error) else f"{text} ±{form.format(error).lstrip('+')}"
+
+
 def known_measures(results: Sequence[Result]) -> list[str]:
     """Return the measures that all results have, in the table's order."""
     return [name for name in MEASURES if all(name in one.measures for one in results)]
@@ -60,11 +67,8 @@ def measures_table(results: Sequence[Result]) -> str:
     for arm in arms:
         cells = [title_of(arm), str(len(of_arm(results, arm)))]
         for name in measures:
-            mean, error = mean_and_error(measures_of(results, arm, name))
-            form = MEASURES[name][1]
-            cell = form.format(mean)
-            cell = f"**{cell}**" if best[name] == arm else cell
-            cells.append(cell if math.isnan(error) else f"{cell} ±{form.format(error)}")
+            found = measures_of(results, arm, name)
+            cells.append(with_error(found, MEASURES[name][1], bold=best[name] == arm))
         rows.append(cells)
     header = ["arm", "seeds", *(MEASURES[name][0] for name in measures)]
     return markdown(header, rows)
@@ -91,9 +95,8 @@ def paired_table(results: Sequence[Result], against: Sequence[str], arm: str) ->
             continue
         for name in measures:
             gaps = [ours[s].measures[name] - theirs[s].measures[name] for s in seeds]
-            mean, error = mean_and_error(gaps)
             won = sum(gap * MEASURES[name][2] > 0 for gap in gaps)
-            cells.append(f"{mean:+.3f} ±{error:.3f} ({won}/{len(seeds)})")
+            cells.append(f"{with_error(gaps, '{:+.3f}')} ({won}/{len(seeds)})")
         rows.append(cells)
     return markdown(["difference", *(MEASURES[name][0] for name in measures)], rows)
 
@@ -117,6 +120,5 @@ def _second(results: Sequence[Result], arms: Sequence[str], name: str) -> list[s
     form = MEASURES[name][1]
     cells = []
     for arm in (best, LOSSES[0]):
-        mean, error = mean_and_error(measures_of(results, arm, name))
-        cells.append(f"{form.format(mean)} ±{form.format(error)}")
+        cells.append(with_error(measures_of(results, arm, name), form))
     return cells
