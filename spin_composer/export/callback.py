@@ -190,10 +190,10 @@ class HuggingFaceExporter(Callback):
 
     def _download_card(self, place: str, folder: Path) -> None:
         """Get the card of an earlier export from the object store, if there is one."""
-        assert self._uploader is not None
+        assert self.uploader is not None
         folder.mkdir()
         try:
-            self._uploader.remote_backend.download_object(f"{place}/{CARD}", folder / CARD)
+            self.uploader.remote_backend.download_object(f"{place}/{CARD}", folder / CARD)
         except FileNotFoundError:
             log.debug("%s has no %s yet", place, CARD)
 

@@ -17,12 +17,14 @@ from fixtures.judged import dataset, trained_model, with_noise
 from fixtures.ranks import on_two_ranks
 from fixtures.runs import tiny_trainer, write_rows
 from fixtures.s3 import BUCKET, s3_server
+from fixtures.yaml_run import tiny_config, write_config
 
 from spin_composer import HuggingFaceExporter, SpinJudge
 from spin_composer.errors import InputError
 from spin_composer.fsdp import is_sharded
 from spin_composer.judge.measures import UNITS
 from spin_composer.report.history import read_history
+from spin_composer.train import train
 
 FEW = {"rows": 12, "folds": 2, "resamples": 100, "batch_size": 4, "max_new_tokens": 24}
 
@@ -192,3 +194,12 @@ def test_a_run_without_the_game_or_held_out_rows_is_refused(tmp_path: Path):
         tiny_trainer(tmp_path, callbacks=[SpinJudge()]).fit()
     with pytest.raises(InputError, match="Did you mean 'patience'"):
         SpinJudge(patient=1)
+
+
+@pytest.mark.foundry
+def test_a_yaml_names_it_among_its_callbacks(tmp_path: Path):
+    few = {**FEW, "rows": 5, "max_new_tokens": 8}
+    callbacks = {"spin_judge": few, "hf_exporter": {"save_folder": str(tmp_path / "hf")}}
+    config = tiny_config(tmp_path, max_duration="1iter", callbacks=callbacks)
+    train(write_config(config, tmp_path / "run.yaml")).close()
+    assert [model["name"] for model in judged(tmp_path)["models"]] == ["start", "iter-000"]

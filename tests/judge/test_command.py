@@ -12,7 +12,9 @@ import pytest
 from fixtures.judged import export, trained_model, with_noise
 from fixtures.runs import write_rows
 from fixtures.yaml_run import tiny_config, write_config
+from peft import LoraConfig, get_peft_model
 from rich.console import Console
+from transformers import AutoModelForCausalLM
 from typer.testing import CliRunner
 
 from spin_composer.cli import app
@@ -118,6 +120,19 @@ def test_a_runs_yaml_says_where_everything_is(exports: Path, tmp_path: Path):
     found = json.loads((tmp_path / "self-play/judge.json").read_text())
     assert found["responses"] == 12
     assert found["settings"]["resamples"] == 100
+
+
+def test_adapters_alone_are_judged_beside_their_start(exports: Path, tmp_path: Path):
+    start = AutoModelForCausalLM.from_pretrained(exports / "start")
+    lora = LoraConfig(r=2, target_modules=["q_proj"], task_type="CAUSAL_LM")
+    export(get_peft_model(start, lora), tmp_path / "hf/iter0")  # they change nothing yet
+    arguments = ("--start", exports / "start", "--data", exports / "heldout.jsonl")
+    done = invoke(tmp_path / "hf", *arguments, *SETTINGS, "judge.rows=20", "--json")
+    assert done.exit_code == 0, (done.output, done.exception)
+    start_model, adapted = json.loads(done.stdout)["models"]
+    assert adapted["export"] == str(tmp_path / "hf/iter0")
+    for name, value in start_model["measures"].items():
+        assert adapted["measures"][name]["value"] == pytest.approx(value["value"], abs=1e-4)
 
 
 @pytest.mark.parametrize(
