@@ -72,7 +72,7 @@ def _of_yaml(
     path: Path, overrides: Sequence[str], data: str | None, start: str | None
 ) -> JudgedRun:
     if path.suffix not in (".yaml", ".yml"):
-        raise InputError(f"{path} is neither a folder nor a YAML. Give the run's YAML, or exports.")
+        raise InputError(f"{path} cannot be judged. Give a run's YAML, or a folder of exports.")
     config = to_mapping(read_yaml(path, overrides))
     run_settings = validate(config)
     model = config["model"]
