@@ -73,6 +73,7 @@ def _packages(notes: list[str]) -> Section:
 
 def _gpus(notes: list[str]) -> Section:
     import torch
+    from torch.cuda import nccl
 
     section = Section("GPUs")
     built = torch.version.cuda
@@ -99,7 +100,7 @@ def _gpus(notes: list[str]) -> Section:
         if found.major < 8:
             notes.append(f"GPU {index} ({found.name}) has no bf16: use precision=amp_fp16 or fp32.")
     there = torch.distributed.is_available() and torch.distributed.is_nccl_available()
-    version = ".".join(map(str, torch.cuda.nccl.version())) if there else None
+    version = ".".join(map(str, nccl.version())) if there else None
     section.add("NCCL", version, version or "not available")
     if not there and count > 1:
         notes.append("torch has no NCCL: several GPUs cannot train together.")

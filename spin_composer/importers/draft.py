@@ -14,7 +14,7 @@ from omegaconf.errors import OmegaConfBaseException
 from spin_composer.errors import InputError
 from spin_composer.importers.yaml_text import YamlText, comment_lines, flow_text
 from spin_composer.settings.section import to_plain
-from spin_composer.settings.yaml import check_keys, validate
+from spin_composer.settings.yaml import check_keys, no_such_file, validate
 
 _SHOWN = 80
 """Most characters of a value that a reason shows."""
@@ -146,7 +146,7 @@ def read_text(path: Path) -> str:
     try:
         return path.read_text(encoding="utf-8")
     except FileNotFoundError:
-        raise InputError(f"{path} does not exist. Give the path of a YAML.") from None
+        raise no_such_file(path) from None
     except UnicodeDecodeError:
         raise InputError(f"{path} is no text in UTF-8. Give the path of a YAML.") from None
 

@@ -17,6 +17,8 @@ the first that fits counts."""
 Refused = Mapping[str, tuple[tuple[object, ...], str]]
 """By pattern: the values that mean nothing, and what to do about any other."""
 
+NO_DROPOUT = "dropout is off in SPIN, for policy and opponent alike"
+
 
 class ForeignConfig:
     """The values of a config by dotted name; lists are values. Each is to be taken once.

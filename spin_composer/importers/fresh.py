@@ -77,7 +77,7 @@ def put_outputs(draft: FreshYaml, folder: str, theirs: str, precision: str = "bf
         theirs: The foreign key that names it; empty if none does.
         precision: Of the exported weights.
     """
-    why = "a checkpoint at each iteration's end, before the next one's play"
+    why = "with a checkpoint wherever an iteration has been trained"
     draft.put("save_folder", f"{folder}/checkpoints", theirs, why)
     draft.yaml.set("save_interval", "1iter")
     exporter = {

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from spin_composer.importers.foreign import Explained, Refused
+from spin_composer.importers.foreign import NO_DROPOUT, Explained, Refused
 
 _OF_CHECKPOINT = "the model's own config says it"
 _OF_MEGATRON = "Megatron's; Composer and FSDP have no such setting"
 _SHARDED = "FSDP shards the model over all GPUs in place of tensor and pipeline parallelism"
+_TIME_LIMIT = "stop by the launcher; the same command resumes the run"
+_CUT = "long responses are cut at their end; truncate_prompt cuts long prompts"
 _OWN_LOOP = "NeMo's own loop; the counts of trainer.spin are used"
 
 REFUSED: Refused = {
@@ -48,7 +50,7 @@ EXPLAINED: Explained = {
     "trainer.replace_sampler_ddp": _OWN_LOOP,
     "trainer.max_epochs": _OWN_LOOP,
     "trainer.max_steps": _OWN_LOOP,
-    "trainer.max_time": "stop by the launcher; the same command resumes the run",
+    "trainer.max_time": _TIME_LIMIT,
     "trainer.val_check_interval": _OWN_LOOP,
     "trainer.limit_val_batches": _OWN_LOOP,
     "trainer.limit_train_batches": _OWN_LOOP,
@@ -74,7 +76,7 @@ EXPLAINED: Explained = {
     "exp_manager.name": "run_name, if there is no W&B name",
     "exp_manager.log_step_timing": "spin-composer report and callbacks.speed_monitor have times",
     "exp_manager.step_timing_kwargs.*": "callbacks.speed_monitor has times",
-    "exp_manager.max_time_per_run": "stop by the launcher; the same command resumes the run",
+    "exp_manager.max_time_per_run": _TIME_LIMIT,
     "exp_manager.*_early_stopping*": "add callbacks.early_stopper for it",
     "model.mcore_gpt": _OF_MEGATRON,
     "model.megatron_amp_O2": "weights, optimizer and log-prob sums are in fp32 (precision)",
@@ -98,9 +100,9 @@ EXPLAINED: Explained = {
     "model.make_vocab_size_divisible_by": _OF_CHECKPOINT,
     "model.override_vocab_size": _OF_CHECKPOINT,
     "model.tokenizer.*": "the tokenizer of --model, or --tokenizer, is used",
-    "model.hidden_dropout": "dropout is off in SPIN, for policy and opponent alike",
-    "model.attention_dropout": "dropout is off in SPIN, for policy and opponent alike",
-    "model.ffn_dropout": "dropout is off in SPIN, for policy and opponent alike",
+    "model.hidden_dropout": NO_DROPOUT,
+    "model.attention_dropout": NO_DROPOUT,
+    "model.ffn_dropout": NO_DROPOUT,
     "model.tensor_model_parallel_size": _SHARDED,
     "model.pipeline_model_parallel_size": _SHARDED,
     "model.virtual_pipeline_model_parallel_size": _SHARDED,
@@ -151,12 +153,8 @@ EXPLAINED: Explained = {
     "model.data.*_ds.add_eos": "responses end with the stop token (README, Data)",
     "model.data.*_ds.add_sep": "nothing stands between prompt and response",
     "model.data.*_ds.add_bos": "BOS is where the tokenizer puts it",
-    "model.data.*_ds.truncation_field": (
-        "long responses are cut at their end; truncate_prompt cuts long prompts"
-    ),
-    "model.data.*_ds.truncation_method": (
-        "long responses are cut at their end; truncate_prompt cuts long prompts"
-    ),
+    "model.data.*_ds.truncation_field": _CUT,
+    "model.data.*_ds.truncation_method": _CUT,
     "model.data.*_ds.index_mapping_dir": "there are no index files",
     "model.data.*_ds.hf_dataset": "rows are read by Hugging Face datasets",
     "model.data.*_ds.tokens_to_generate": "model.spin.length_params.max_length is used",

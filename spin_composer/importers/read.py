@@ -11,6 +11,7 @@ from omegaconf.errors import OmegaConfBaseException
 from yaml import YAMLError
 
 from spin_composer.errors import InputError
+from spin_composer.settings.yaml import not_a_mapping
 
 _RESOLVERS = {
     "multiply": lambda a, b: a * b,
@@ -61,7 +62,7 @@ def read_config(path: Path, overrides: Sequence[str]) -> dict[str, Any]:
         for name in _RESOLVERS.keys() - known:
             OmegaConf.clear_resolver(name)
     if not isinstance(plain, dict):
-        raise InputError(f"{path} does not contain settings. It must be a YAML mapping.")
+        raise not_a_mapping(path)
     return {str(key): value for key, value in plain.items()}
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from spin_composer.importers.foreign import Explained, Refused
+from spin_composer.importers.foreign import NO_DROPOUT, Explained, Refused
 
 _QUANTIZED = "quantized bases are not trained here: set it to false"
 _NO_HUB = "nothing is uploaded: upload the exported folder (huggingface-cli upload)"
@@ -56,8 +56,8 @@ EXPLAINED: Explained = {
     "remove_unused_columns": _OF_TRAINER,
     "dataloader_*": "rows are tokenized once, and kept",
     "group_by_length": "pairs are laid out without padding where the model allows",
-    "disable_dropout": "dropout is off in SPIN, for policy and opponent alike",
-    "lora_dropout": "dropout is off in SPIN, for policy and opponent alike",
+    "disable_dropout": NO_DROPOUT,
+    "lora_dropout": NO_DROPOUT,
     "lora_*": "adapters are off (use_peft)",
     "bnb_*": "quantized bases are not trained here",
     "use_bnb_nested_quant": "quantized bases are not trained here",

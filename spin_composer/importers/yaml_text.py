@@ -11,6 +11,7 @@ import yaml
 from yaml import MappingNode, Node, ScalarNode, SequenceNode
 
 from spin_composer.errors import InputError
+from spin_composer.settings.yaml import not_a_mapping
 
 _WIDTH = 100
 _LOADER = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
@@ -36,7 +37,7 @@ class YamlText:
         self._parsed: tuple[str, Node | None] | None = None
         root = self._root()
         if not isinstance(root, MappingNode):
-            raise InputError(f"{where} does not contain settings. It must be a YAML mapping.")
+            raise not_a_mapping(where)
         if re.search(r"(?m)^[^#'\"]*[:-]\s+[&*]\w", text):
             raise InputError(
                 f"{where} uses YAML anchors (& and *), which cannot be edited in place. Write "
@@ -252,6 +253,7 @@ def _last_line(text: str, key: Node, node: Node) -> int:
             body = text[node.start_mark.index : node.end_mark.index].rstrip()
             return node.start_mark.line + body.count("\n")
         return node.end_mark.line
+    assert isinstance(node, (MappingNode, SequenceNode))
     if node.flow_style or not node.value:
         return node.end_mark.line
     last = node.value[-1]

@@ -94,10 +94,7 @@ def parse_history(text: str | None, where: object) -> RunHistory:
         StoreError: If there is none yet, or it is damaged.
     """
     if text is None:
-        raise StoreError(
-            f"{where} does not exist: no iteration of that run is finished, or it is not its "
-            f"store. {GIVE_THE_STORE}"
-        )
+        raise no_history(where)
     try:
         found = json.loads(text)
         iterations = [_to_metrics(record) for record in found[_ITERATIONS]]
@@ -127,3 +124,11 @@ def _text(path: Path) -> str | None:
 
 def _to_metrics(record: Metrics) -> dict[str, float]:
     return {str(name): float(value) for name, value in record.items()}
+
+
+def no_history(where: object) -> StoreError:
+    """Return the error for a run without a finished iteration."""
+    return StoreError(
+        f"{where} does not exist: no iteration of that run is finished, or it is not its "
+        f"store. {GIVE_THE_STORE}"
+    )

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from spin_composer.errors import StoreError
-from spin_composer.report.history import GIVE_THE_STORE, RunHistory, find_history
+from spin_composer.report.history import RunHistory, find_history, no_history
 from spin_composer.report.outline import RunOutline
 from spin_composer.report.processes import Process, read_processes
 from spin_composer.report.samples import Sample, read_samples
@@ -57,10 +57,7 @@ def read_run(outline: RunOutline, records: Path | None = None) -> RunFiles:
     history, steps = find_history(store / HISTORY), read_steps(store)
     if history is None and not steps:
         missing = f"{where}/{HISTORY}" if store.is_dir() else where
-        raise StoreError(
-            f"{missing} does not exist: no iteration of that run is finished, or it is not "
-            f"its store. {GIVE_THE_STORE}"
-        )
+        raise no_history(missing)
     processes = read_processes(store)
     if processes:
         outline = completed(outline, processes[-1])

@@ -206,15 +206,25 @@ def read_yaml(path: str | Path, overrides: Sequence[str]) -> DictConfig:
     try:
         config = OmegaConf.load(path)
         if not isinstance(config, DictConfig):
-            raise InputError(f"{path} does not contain settings. It must be a YAML mapping.")
+            raise not_a_mapping(path)
         # spin.x is short for algorithms.spin.x
         given = [f"algorithms.{x}" if x.startswith("spin.") else x for x in overrides]
         merged = OmegaConf.merge(config, OmegaConf.from_cli(given))
         OmegaConf.resolve(merged)
     except FileNotFoundError:
-        raise InputError(f"{path} does not exist. Give the path of a YAML.") from None
+        raise no_such_file(path) from None
     except (YAMLError, OmegaConfBaseException, OSError, TypeError, ValueError) as error:
         if isinstance(error, InputError):
             raise
         raise InputError(f"{path}: {' '.join(str(error).split())}") from None
     return cast("DictConfig", merged)
+
+
+def not_a_mapping(where: object) -> InputError:
+    """Return the error for a file that holds no settings."""
+    return InputError(f"{where} does not contain settings. It must be a YAML mapping.")
+
+
+def no_such_file(path: object) -> InputError:
+    """Return the error for a YAML that is missing."""
+    return InputError(f"{path} does not exist. Give the path of a YAML.")
