@@ -211,10 +211,10 @@ class SPIN(Algorithm):
         if self.game is None:  # else a second fit() continues after the first one
             self.game = self._new_game(state, loader)
         warn_about_tokenization_mismatch(state.evaluators, self.game.examples)
-        self.records.open(self.game.store, state)
+        size, iterations = self.game.global_batch_size, self._num_iterations
+        self.records.open(self.game.store, state, schedule, size, iterations)
         self._attach_to_trainer(state)
         self._check_scores(state, self.game)
-        self.records.add_process(state, schedule, self.game.global_batch_size)
         if int(state.timestamp.epoch_in_iteration) or int(state.timestamp.batch_in_epoch):
             self.game.resume_iteration(state)
             self.records.resume_iteration(state)

@@ -95,9 +95,12 @@ def report(
     write_report(run, ReportOptions(html, not no_html, plot, watch, interval))
 
 
-@app.command()
+@app.command(context_settings={"allow_extra_args": True, "ignore_unknown_options": True})
 def status(
-    run: Annotated[Path, typer.Argument(help="The run's YAML, or its self-play store.")],
+    context: typer.Context,
+    run: Annotated[
+        str, typer.Argument(help="The run's YAML, with key=value, or its store's folder or URL.")
+    ],
 ) -> None:
     """Print where a run stands, and what the same command would do next; reads files only."""
     from rich.console import Console
@@ -106,15 +109,15 @@ def status(
     from spin_composer.report.status import print_status, read_status
 
     console = Console()
-    outline = read_outline(run)
+    outline = read_outline(run, context.args)
     if outline.remote is None:
         found = read_status(outline)
     else:
         from spin_composer.store.open import store_at
 
         with TemporaryDirectory() as folder:
-            records = store_at(outline.store, outline.remote).fetch_records(Path(folder))
-            found = read_status(outline, records)
+            store = store_at(Path(folder), outline.remote)
+            found = read_status(outline, store.fetch_records(Path(folder)))
     print_status(found, Console(width=max(console.width, _REPORT_COLUMNS)))
     broken = [one for one in found.iterations if one.problem]
     if broken:

@@ -81,11 +81,9 @@ def report(run: str, options: ReportOptions, wait: Callable[[float], object] = t
 
 
 def _outline(run: str) -> RunOutline:
-    if "://" in run:
-        return RunOutline(Path(), remote=run)
     path = Path(run)
-    if path.suffix in (".yaml", ".yml"):
-        return read_outline(path)
+    if "://" in run or path.suffix in (".yaml", ".yml"):
+        return read_outline(run)
     return RunOutline(path.parent if path.is_file() else path)
 
 

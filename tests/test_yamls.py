@@ -39,7 +39,7 @@ def test_yaml_explains_every_setting_of_the_game(name: str):
     # the defaults of these are explained in docs/settings.md
     optional = {"seed", "deterministic", "repair", "remote_store", "play_only"}
     optional |= {"allow_low_precision_weights", "layout", "device_train_microbatch_tokens"}
-    optional |= {"space_mu", "dpop_lambda", "responses_per_prompt"}
+    optional |= {"space_mu", "dpop_lambda", "responses_per_prompt", "alarms", "game", "ditto"}
     assert set(spin) >= {field.name for field in fields(SpinSettings)} - optional
     assert set(spin["generation"]) >= {field.name for field in fields(GenerationSettings)} - {
         "merge_adapters",

@@ -24,7 +24,7 @@ from spin_composer.errors import StoreError
 from spin_composer.export.exporters import local_export_folders
 from spin_composer.report.processes import Process, Training, as_json, parse_processes
 from spin_composer.settings.scheduler import SchedulerSettings
-from spin_composer.settings.spin import SpinSettings, count_iterations
+from spin_composer.settings.spin import SpinSettings
 from spin_composer.store.base import Store
 from spin_composer.store.durable import write_atomically
 from spin_composer.store.layout import RUN
@@ -43,17 +43,12 @@ _FLAG = re.compile(rf"(?i)({_SECRET})")
 _HIDDEN = "***"
 
 
-def add_process(
-    store: Store, state: State, settings: SpinSettings, schedule: SchedulerSettings, batch_size: int
-) -> None:
-    """Add this process to the run's file; call it on rank 0.
+def add_process(store: Store, made: Process) -> None:
+    """Add a process to the run's file; call it on rank 0.
 
     Args:
         store: The run's.
-        state: Composer's, with the checkpoint loaded.
-        settings: ``algorithms.spin``.
-        schedule: Of the learning rate.
-        batch_size: Pairs of an optimizer step.
+        made: From :func:`describe_process`.
     """
     text = store.read_published(RUN)
     try:
@@ -61,20 +56,28 @@ def add_process(
     except StoreError as error:
         log.warning(f"{error} It is replaced.")
         earlier = []
-    made = describe_process(state, settings, schedule, batch_size)
     store.root.mkdir(parents=True, exist_ok=True)
     write_atomically(store.root / RUN, as_json([*earlier, made]))
     store.publish(RUN)
 
 
 def describe_process(
-    state: State, settings: SpinSettings, schedule: SchedulerSettings, batch_size: int
-) -> Process:
-    """Return what a report says about this process; see :func:`add_process`."""
+    state: State, settings: SpinSettings, schedule: SchedulerSettings, batch_size: int,
+    num_iterations: int,
+) -> Process:  # fmt: skip
+    """Return what a report says about this process.
+
+    Args:
+        state: Composer's, with the checkpoint loaded.
+        settings: ``algorithms.spin``.
+        schedule: Of the learning rate.
+        batch_size: Pairs of an optimizer step.
+        num_iterations: Of the run.
+    """
     t, optimizer = state.timestamp, state.optimizers[0]
     group = optimizer.param_groups[0]
     training = Training(
-        iterations=count_iterations(state.max_duration, settings.epochs_per_iteration),
+        iterations=num_iterations,
         global_batch_size=batch_size,
         optimizer=type(optimizer).__name__,
         learning_rate=float(group.get("initial_lr", group["lr"])),

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from composer.core import State
@@ -15,7 +15,7 @@ from spin_composer.alarms.responses import response_figures, sample_pairs
 from spin_composer.alarms.rules import Alarm
 from spin_composer.distributed import from_rank_zero
 from spin_composer.hooks.iteration_log import IterationLog
-from spin_composer.hooks.process_log import add_process
+from spin_composer.hooks.process_log import add_process, describe_process
 from spin_composer.hooks.step_log import StepLog
 from spin_composer.model.unwrap import composer_model
 from spin_composer.report.history import PLAY_SHARE
@@ -47,25 +47,32 @@ class RunRecords:
         self._epochs = settings.epochs_per_iteration
         self._store: Store | None = None
         self._has_process = settings.play_only is not None  # a job is no process of the run
+        self._write_process: Callable[[], None] | None = None
 
-    def open(self, store: Store, state: State) -> None:
-        """Set the store, at ``FIT_START``; nothing is written yet."""
-        self._store = store
-        self.history.open(store.root, state)
-        self.steps.open(store, state)
-
-    def add_process(self, state: State, schedule: SchedulerSettings, batch_size: int) -> None:
-        """Add this process to the run's, once; a collective.
+    def open(
+        self, store: Store, state: State, schedule: SchedulerSettings, batch_size: int,
+        num_iterations: int,
+    ) -> None:  # fmt: skip
+        """Set the store, at ``FIT_START``; nothing is written yet.
 
         Args:
+            store: The run's.
             state: Composer's, with the checkpoint loaded.
             schedule: Of the learning rate.
             batch_size: Pairs of an optimizer step.
+            num_iterations: Of the run; fit() may be called for a part of them.
         """
-        store, settings = self._store, self._settings
-        if not self._has_process and store is not None:
+        self._store = store
+        self.history.open(store.root, state)
+        self.steps.open(store, state)
+        made = describe_process(state, self._settings, schedule, batch_size, num_iterations)
+        self._write_process = lambda: add_process(store, made)
+
+    def _add_process(self) -> None:
+        """Add this process to the run's, once, when its iteration is not refused; a collective."""
+        if not self._has_process and self._write_process is not None:
             self._has_process = True
-            from_rank_zero(lambda: add_process(store, state, settings, schedule, batch_size))
+            from_rank_zero(self._write_process)
 
     def start_iteration(
         self, state: State, logger: Logger, play: Mapping[str, float], manifest: Manifest
@@ -78,6 +85,7 @@ class RunRecords:
             play: Metrics of play.
             manifest: The iteration's.
         """
+        self._add_process()
         responses = from_rank_zero(lambda: self._response_figures(state, manifest))
         play_and_responses = {**play, **responses}
         self.history.start(play)
@@ -86,7 +94,8 @@ class RunRecords:
         self._look_at_judge(logger)
 
     def resume_iteration(self, state: State) -> None:
-        """Continue an iteration in its middle."""
+        """Continue an iteration in its middle; a collective."""
+        self._add_process()
         self.alarms.resume_iteration(*self._of(state))
 
     def add_batch(self, state: State, logger: Logger) -> None:

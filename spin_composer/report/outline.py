@@ -3,17 +3,14 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from spin_composer.errors import InputError
 from spin_composer.save_folder import name_pattern
 from spin_composer.settings.section import Config
 from spin_composer.settings.spin import SpinSettings, count_iterations
-
-if TYPE_CHECKING:
-    pass
 
 _NAMES = ("ep{epoch}-ba{batch}-rank{rank}.pt", "ep{epoch}-ba{batch}")
 """Default names of checkpoints, full and sharded."""
@@ -34,19 +31,29 @@ class RunOutline:
     run_name: str = ""
 
 
-def read_outline(run: Path) -> RunOutline:
-    """Return the outline of a run from its YAML or its store's folder.
+def read_outline(run: Path | str, overrides: Sequence[str] = ()) -> RunOutline:
+    """Return the outline of a run from its YAML, its store's folder, or its store's URL.
+
+    Args:
+        run: One of these.
+        overrides: ``key=value``, of a YAML.
 
     Raises:
-        InputError: If the path is neither.
+        InputError: If it is none of these, or overrides are given without a YAML.
     """
+    is_yaml = Path(run).suffix in (".yaml", ".yml")
+    if overrides and not is_yaml:
+        raise InputError(f"{overrides[0]}: {run} is no YAML. Settings change a YAML's only.")
+    if "://" in str(run):
+        return RunOutline(Path(), remote=str(run))
+    run = Path(run)
     if run.is_dir():
         return RunOutline(run)
-    if run.suffix not in (".yaml", ".yml"):
+    if not is_yaml:
         raise InputError(f"{run} is neither a folder nor a YAML. Give the run's store or its YAML.")
     from spin_composer.settings.yaml import read_yaml, to_mapping, validate
 
-    config = to_mapping(read_yaml(run, ()))
+    config = to_mapping(read_yaml(run, overrides))
     return outline_of(config, validate(config), str(run))
 
 

@@ -154,3 +154,21 @@ def test_no_store_and_no_yaml_are_said(run, tmp_path):
         read_status(read_outline(run.yaml))
     with pytest.raises(InputError, match="neither a folder nor a YAML"):
         read_outline(tmp_path / "nothing")
+
+
+def test_settings_change_where_a_yaml_looks(run, tmp_path):
+    run.play(0, 2, of=2)
+    elsewhere = tmp_path / "elsewhere"
+    run.store.rename(elsewhere)
+    assert CliRunner().invoke(app, ["status", str(run.yaml)]).exit_code != 0
+    done = CliRunner().invoke(app, ["status", str(run.yaml), f"spin.store={elsewhere}"])
+    assert done.exit_code == 0, done.output
+
+
+def test_settings_without_a_yaml_are_refused(run):
+    with pytest.raises(InputError, match="no YAML"):
+        read_outline(run.store, ["spin.beta=1"])
+
+
+def test_a_stores_url_is_an_outline(tmp_path):
+    assert read_outline("s3://bucket/run/self-play").remote == "s3://bucket/run/self-play"
