@@ -50,7 +50,7 @@ real: $(REAL)/base/config.json ## SPIN on SmolLM2-135M-Instruct on a CPU, then i
 TEST_WORKERS ?= 3
 TEST := $(OFFLINE) $(BIN)/python -m pytest -n $(TEST_WORKERS) --dist loadfile --no-loadscope-reorder
 test: install ## the tests that need no GPU, combinations sampled (under 10 minutes on 2 cores)
-	$(TEST) -m "not slow and not gpu"
+	$(TEST) -m "not slow and not gpu and not other_stacks"
 
 test-odd: install ## a sample of the tests in an odd environment: variables, home, locale, folder, user, no terminal
 	tests/odd_environment.sh $(BIN)
@@ -78,7 +78,7 @@ test-foundry: $(FOUNDRY)/.installed ## a sample of the tests with the versions t
 # What `pip install` of the wheel resolves, without llm-foundry and without any override.
 WHEEL := .venv-wheel
 WHEEL_TESTS := tests/test_examples.py tests/test_versions.py tests/model/test_without_foundry.py \
-	tests/engines/hf/test_generator.py tests/export/test_callback.py
+	tests/test_without_foundry.py tests/demo/test_game.py tests/engines/hf/test_generator.py tests/export/test_callback.py
 test-wheel: install ## the demo from an installed wheel, then a few tests, in the versions that Composer pins (8 minutes)
 	rm -rf $(WHEEL) && $(PYTHON) -m venv $(WHEEL)
 	$(BIN)/uv build --quiet --wheel --python $(PYTHON) --out-dir $(WHEEL)/wheel .

@@ -11,6 +11,8 @@ import pytest
 import transformers
 from before.record import HERE, RECORD, make
 
+pytestmark = pytest.mark.other_stacks
+
 CHANGED: dict[str, dict[str, str | None]] = json.loads(
     (HERE / "changed.json").read_text(encoding="utf-8")
 )

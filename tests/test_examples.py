@@ -22,6 +22,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaConfig, Llama
 EXAMPLES = Path(__file__).parents[1] / "examples"
 
 
+@pytest.mark.other_stacks
 def test_quickstart_trains_a_model_that_loads(tmp_path):
     model = save_model(tmp_path, max_position_embeddings=256)
     rows = write_rows(tmp_path / "sft.jsonl")

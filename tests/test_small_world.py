@@ -104,6 +104,7 @@ def test_spin_lowers_the_distance_by_a_quarter(base: Any, spin: Game) -> None:
     assert spin.distance < 0.75 * total_variation(base)
 
 
+@pytest.mark.slow
 def test_refreshing_the_opponent_beats_one_long_iteration(
     base: Any, spin: Game, tmp_path: Path
 ) -> None:

@@ -52,6 +52,7 @@ def test_the_missing_extra_stands_beside_the_other_problems_of_a_launch(
     assert other.startswith("sede is not a key")
 
 
+@pytest.mark.other_stacks
 def test_importing_the_public_names_needs_no_llm_foundry():
     names = ("SPIN", "HFSpinLM", "SpinScheduler", "HuggingFaceExporter", "build_spin_dataloader",
              "build_spin_evaluator")  # fmt: skip

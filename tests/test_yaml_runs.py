@@ -159,6 +159,7 @@ def test_a_finished_run_started_again_says_so_and_exits_0(one_rank):
     assert "the run is finished already" in result.stderr
 
 
+@pytest.mark.other_stacks
 def test_llmfoundry_train_runs_the_same_yaml_alike(one_rank, tmp_path):
     folder, _ = one_rank
     config = tiny_config(tmp_path, model_folder=folder / "model")

@@ -120,6 +120,7 @@ trainer.close()
 """
 
 
+@pytest.mark.other_stacks
 def test_the_game_of_the_yaml_is_played_and_exported_without_llm_foundry(
     world: Paths, base: SftResult
 ):

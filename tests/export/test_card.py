@@ -103,6 +103,7 @@ def test_a_license_that_its_user_wrote_at_the_top_is_kept(exported: Path, tmp_pa
     assert "license: mit" in (tmp_path / "new" / CARD).read_text()
 
 
+@pytest.mark.slow
 def test_a_changed_card_in_an_object_store_is_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     with s3_server() as server:
         for name, value in server.environment.items():

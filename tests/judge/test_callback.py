@@ -160,6 +160,7 @@ def start_of(rank: int, folder: str) -> Any:
             for n in ("start", "iter-000")]  # fmt: skip
 
 
+@pytest.mark.slow
 def test_sharded_ranks_give_the_responses_of_one_process(tmp_path: Path):
     (tmp_path / "two").mkdir()
     found = on_two_ranks(partial(start_of, folder=str(tmp_path / "two")))
@@ -171,6 +172,7 @@ def test_sharded_ranks_give_the_responses_of_one_process(tmp_path: Path):
         assert ours == theirs
 
 
+@pytest.mark.slow
 def test_of_exports_in_an_object_store_a_file_names_the_best(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):

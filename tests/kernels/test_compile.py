@@ -71,8 +71,12 @@ def check_wide_accesses(reports: list[Report]) -> None:
             assert any(re.search("128|256", store) for store in x["stores"]), x
 
 
-def test_largest_kernels_compile_for_three_generations_without_spills(tmp_path: Path) -> None:
-    archs = list(SHARED_KIB)
+@pytest.mark.parametrize(
+    "archs",
+    [[90], pytest.param([arch for arch in SHARED_KIB if arch != 90], marks=pytest.mark.slow)],
+    ids=lambda archs: "-".join(map(str, archs)),
+)
+def test_largest_kernels_compile_without_spills(archs: list[int], tmp_path: Path) -> None:
     reports = compile_kernels("largest", archs, tmp_path)
     check_limits(reports, archs)
     check_wide_accesses(reports)

@@ -65,6 +65,7 @@ print("done")
 """
 
 
+@pytest.mark.other_stacks
 def test_the_model_loads_trains_saves_and_has_lora_without_llm_foundry(tmp_path: Path) -> None:
     pytest.importorskip("peft")
     tiny_model("llama").save_pretrained(tmp_path / "model")
