@@ -18,6 +18,9 @@ _HAS_MM_OUT_DTYPE = tuple(int(x) for x in torch.__version__.split(".")[:2]) >= (
 """Whether ``mm`` and ``addmm`` accept ``out_dtype``: fp32 output of bf16 and fp16 inputs, on CUDA
 only."""
 
+_ENOUGH_ROWS = 1024
+"""Rows of a chunk on a CPU: larger matrix multiplications are no faster there."""
+
 
 @dataclass(frozen=True)
 class LinearHead:
@@ -59,6 +62,14 @@ class LinearHead:
         return budget_bytes // (
             padded_vocab(self.vocab) * self.ops.work_bytes(self.dtype, self.scale)
         )
+
+    def enough_rows(self, budget_bytes: int) -> int:
+        """Return how many rows of logits to process at once within a budget; may be 0.
+
+        As many as possible on a GPU; on a CPU no more than are needed for speed.
+        """
+        rows = self.rows_in_budget(budget_bytes)
+        return min(rows, _ENOUGH_ROWS) if self.weight.device.type == "cpu" else rows
 
     def new_chunk(self, num_rows: int) -> Tensor:
         """Return an uninitialized buffer for a chunk of logits, [num_rows, W]."""

@@ -166,7 +166,7 @@ def _plan(num_rows: int, head: LinearHead, budget_bytes: int, keep: bool) -> tup
     as the multiplication of a few hundred rows, and a kept row saves one multiplication of four.
     """
     if not keep:
-        return chunk_size(num_rows, head.rows_in_budget(budget_bytes)), 0
+        return chunk_size(num_rows, head.enough_rows(budget_bytes)), 0
     row_bytes = padded_vocab(head.vocab) * head.dtype.itemsize
     work_bytes = padded_vocab(head.vocab) * head.ops.work_bytes(head.dtype, head.scale)
     if num_rows * (row_bytes + work_bytes) <= budget_bytes:

@@ -84,19 +84,19 @@ class PairPass:
         self.pair_weights = pair_weights
         bounds, device = spec.bounds, hidden.device
         self.max_rows = max(1, head.rows_in_budget(spec.budget_bytes))
-        self.groups = self._whole_pairs()
+        self.groups = self._whole_pairs(head.enough_rows(spec.budget_bytes))
         sizes = [bounds[2 * last] - bounds[2 * first] for first, last in self.groups]
         self.num_chunks = sum(len(self._parts(0, size)) for size in sizes)
         self.buffer = head.new_chunk(min(max(sizes, default=0), self.max_rows))
         self.offsets = torch.tensor(bounds, dtype=torch.int64).to(device, non_blocking=True)
         self.sums = torch.zeros(len(bounds) // 2, 2, dtype=spec.sum_dtype, device=device)
 
-    def _whole_pairs(self) -> list[tuple[int, int]]:
-        """Return the pairs [first, last) of each group: as many as fit in a chunk, at least one."""
+    def _whole_pairs(self, max_rows: int) -> list[tuple[int, int]]:
+        """Return the pairs [first, last) of each group: as many as have so many rows, or one."""
         bounds, groups, first = self.spec.bounds, [], 0
         num_pairs = len(bounds) // 2
         for pair in range(1, num_pairs + 1):
-            if pair == num_pairs or bounds[2 * (pair + 1)] - bounds[2 * first] > self.max_rows:
+            if pair == num_pairs or bounds[2 * (pair + 1)] - bounds[2 * first] > max_rows:
                 groups.append((first, pair))
                 first = pair
         return groups

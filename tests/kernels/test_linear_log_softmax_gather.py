@@ -291,3 +291,13 @@ def test_memory_keeps_to_the_budget_whatever_the_number_of_rows(
         assert budget / 2 < peak < budget + small
         # The measure does see an [N, V] matrix.
         assert peak_of(linear_log_softmax_gather_ref, n, dtype, softcap=softcap) > n * 2048 * 4
+
+
+def test_on_a_cpu_rows_without_a_gradient_take_turns_in_a_buffer() -> None:
+    rows = 4096
+    given = problem(rows, 4, 512, bias=False).to(torch.float32)
+    with torch.no_grad():
+        peak = peak_bytes(
+            lambda: linear_log_softmax_gather(given.hidden, given.weight, given.targets)
+        )
+    assert 1024 * 512 * 4 <= peak < 1.1 * 1024 * 512 * 4 + rows * 128

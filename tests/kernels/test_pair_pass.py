@@ -152,3 +152,11 @@ def test_memory_keeps_to_the_budget_whatever_the_number_of_rows(
         assert budget / 4 < peak < budget + 3 * v * d * 4 + n * 128
         # The measure does see an [N, V] matrix.
         assert peak_of(linear_pair_loss_ref, given, bounds) > n * v * 4
+
+
+def test_on_a_cpu_pairs_of_enough_rows_take_turns_in_a_buffer() -> None:
+    pair, count, v = 2048, 3, 512
+    given = problem(count * pair, 4, v, bias=False).to(torch.float32)
+    bounds = torch.arange(0, count * pair + 1, pair // 2)
+    rows_bytes = count * pair * 128
+    assert pair * v * 4 < peak_of(linear_pair_loss, given, bounds) < 1.1 * pair * v * 4 + rows_bytes
