@@ -146,23 +146,25 @@ def attend_within(
     if not _SHARES_HEADS or query.device.type != "cpu" or softcap is not None or sinks is not None:
         key, value = _per_head(key, query.shape[1]), _per_head(value, query.shape[1])
     how = (segments, scaling, window, softcap, sinks)
+    # Split once: the gradient of each slice would be as large as the whole row.
+    sizes = [n for s in segments.segments for n in (s.prompt + s.first, s.second) if n]
+    branches = zip(*(states.split(sizes, 2) for states in (query, key, value)), strict=True)
     parts = []
     for segment in segments.segments:
-        first = slice(segment.start, segment.start + segment.prompt + segment.first)
-        q, k, v = query[:, :, first], key[:, :, first], value[:, :, first]
+        q, k, v = first = next(branches)
         parts.append(_attend(q, k, v, *how))
         if segment.second:
-            own = slice(first.stop, segment.end)
-            prompt = slice(segment.start, segment.start + segment.prompt)
-            k = torch.cat((key[:, :, prompt], key[:, :, own]), 2)
-            v = torch.cat((value[:, :, prompt], value[:, :, own]), 2)
-            q = query[:, :, own]
+            prompt = [states[:, :, : segment.prompt] for states in first]
+            q, *own = next(branches)
+            k, v = (torch.cat(x, 2) for x in zip(prompt[1:], own, strict=True))
             unmasked = (
                 softcap is None and sinks is None and (window is None or k.shape[2] <= window)
             )
             if unmasked and segment.second >= _LONG * segment.prompt:
-                q = torch.cat((query[:, :, prompt], q), 2)
-            parts.append(_attend(q, k, v, *how)[:, :, -segment.second :])
+                q = torch.cat((prompt[0], q), 2)
+                parts.append(_attend(q, k, v, *how)[:, :, segment.prompt :])
+            else:
+                parts.append(_attend(q, k, v, *how))
     return torch.cat([part.transpose(1, 2) for part in parts], 1)
 
 
