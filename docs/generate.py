@@ -330,9 +330,8 @@ weights and optimizer.
 {table(header, rows)}
 
 A step is the median of four rounds, each another batch of these lengths. The machine is shared: an
-earlier run of OASST's lengths gave 2.9. Where responses are many times as long as their prompt
-nothing is shared and little padded: there `shared` may take some percent more time and memory than
-`padded`.
+earlier run of OASST's lengths gave 2.9. Where responses are many times as long as their prompt and
+equally long, little is shared and nothing padded: there `shared` takes about the time of `padded`.
 
 Measured on: {"; ".join(sorted(machines))}.
 """
