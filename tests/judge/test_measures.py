@@ -160,6 +160,14 @@ def test_an_interval_holds_the_truth_about_as_often_as_it_says():
     assert 0.88 < hits / 200 < 0.98
 
 
+def test_intervals_of_few_prompts_are_as_wide_as_they_say():
+    # The percentiles of the replicates themselves hold the mean in 90% of such trials.
+    rng, bootstrap = np.random.default_rng(11), Bootstrap(np.arange(10), 4000)
+    found = [bootstrap.mean(rng.normal(size=10)) for _ in range(1000)]
+    assert 0.925 < np.mean([one.low <= 0 <= one.high for one in found]) < 0.97
+    assert np.mean([one.standard_error**2 for one in found]) == pytest.approx(1 / 10, rel=0.1)
+
+
 def test_paired_differences_are_narrower_than_what_they_are_made_of():
     rng = np.random.default_rng(0)
     common, groups = rng.normal(size=50), np.arange(50)
