@@ -108,7 +108,7 @@ bench: install ## benchmarks of the kernels on this machine
 WORLDS ?= exact few demo
 SEEDS  ?= 5
 EVIDENCE = -m examples.evidence run $(WORLDS) --seeds $(SEEDS) --model $(REAL)/base --train $(DATA) --held-out $(HELD_OUT)
-evidence: $(if $(filter gsm8k style,$(WORLDS)),$(REAL)/base/config.json,install) ## SPIN beside SFT, other losses and controls, arms x seeds: WORLDS="exact few demo" SEEDS=5
+evidence: $(if $(filter gsm8k style style-small,$(WORLDS)),$(REAL)/base/config.json,install) ## SPIN beside SFT, other losses and controls, arms x seeds: WORLDS="exact few demo" SEEDS=5
 	$(OFFLINE) OMP_NUM_THREADS=1 $(BIN)/python $(EVIDENCE)
 	$(OFFLINE) $(BIN)/python -m examples.evidence report
 

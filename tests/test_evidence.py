@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import shutil
 import subprocess
 import sys
 import time
@@ -85,6 +86,20 @@ def test_what_is_done_is_not_run_again_and_a_lost_line_is_written_again(finished
     assert runner(finished).run(["sft-stopped-spin"], [0]) == []
     assert path.read_bytes() == before
     assert {p: p.stat().st_mtime_ns for p in finished.rglob("trained.json")} == records
+
+
+@pytest.mark.slow
+def test_a_deleted_model_that_an_arm_builds_on_is_made_again_without_a_second_result(
+    finished: Path, tmp_path: Path
+) -> None:
+    folder = tmp_path / "copy"
+    shutil.copytree(finished, folder)
+    shutil.rmtree(folder / "work/small/seed-0/spin")
+    assert runner(folder).run(["sft"], [0]) == []
+    before, after = (read_results(at / "results.jsonl") for at in (finished, folder))
+    assert after[: len(before)] == before
+    assert [one.arm for one in after[len(before) :]] == ["sft"]
+    assert (folder / "work/small/seed-0/spin/model").is_dir()
 
 
 def test_results_of_other_settings_are_not_mixed(finished: Path) -> None:

@@ -17,14 +17,14 @@ import time
 from pathlib import Path
 
 from examples.evidence.arms import ARMS
+from examples.evidence.real_world import SIZES, RealWorld
 from examples.evidence.registry import small_worlds
 from examples.evidence.report import print_report
 from examples.evidence.runner import Runner
 from examples.evidence.worlds import World
 
 RESULTS = Path(__file__).parent / "results"
-REAL = ("gsm8k", "style")
-_SIZES = {
+_ROWS = {
     "rows": "that are trained on",
     "validation-rows": "that SFT stops early by",
     "test-rows": "that the models are measured on",
@@ -57,43 +57,45 @@ def _arguments() -> argparse.Namespace:
     )
     commands = parser.add_subparsers(dest="command", required=True)
     run = commands.add_parser("run", help="run what is not in the results yet")
-    run.add_argument("worlds", nargs="+", choices=[*(w.name for w in small_worlds()), *REAL])
+    run.add_argument("worlds", nargs="+", choices=[*(w.name for w in small_worlds()), *SIZES])
     run.add_argument("--arms", nargs="+", choices=list(ARMS), help="all, if not given")
     run.add_argument("--seeds", type=int, default=5, help="0 to this, exclusive")
     run.add_argument("--folder", type=Path, default=Path("runs/evidence"), help="working files")
     run.add_argument("--minutes", type=float, help="begin no arm that would end later")
     run.add_argument("--keep-models", action="store_true", help="of seeds that are done")
-    run.add_argument("--model", type=Path, help="of gsm8k and style: folder of SmolLM2-135M")
-    run.add_argument("--train", type=Path, help="of gsm8k and style: GSM8K's rows as jsonl")
+    run.add_argument("--model", type=Path, help="with a real model: folder of SmolLM2-135M")
+    run.add_argument("--train", type=Path, help="with a real model: GSM8K's rows as jsonl")
     run.add_argument("--held-out", type=Path, help="the same, held out")
-    for name, what in _SIZES.items():
-        run.add_argument(f"--{name}", type=int, help=f"of gsm8k and style: rows {what}")
-    run.add_argument("--gpu", action="store_true", help="of gsm8k and style: bf16, larger batches")
-    run.add_argument("--tiny", action="store_true", help="of gsm8k and style: a rehearsal on a CPU")
+    for name, what in _ROWS.items():
+        run.add_argument(f"--{name}", type=int, help=f"with a real model: rows {what}")
+    run.add_argument("--gpu", action="store_true", help="with a real model: bf16, larger batches")
+    run.add_argument("--tiny", action="store_true", help="with a real model: a rehearsal on a CPU")
     report = commands.add_parser("report", help="print the tables, draw the picture")
     report.add_argument("--picture", type=Path, default=Path("docs/evidence.svg"))
     for one in (run, report):
         one.add_argument("--results", type=Path, default=RESULTS, help="folder of the jsonl files")
     given = parser.parse_args()
-    if given.command == "run" and set(given.worlds) & set(REAL):
+    if given.command == "run" and set(given.worlds) & SIZES.keys():
         for name in ("train", "held_out", *(() if given.tiny else ("model",))):
             path = getattr(given, name)
             if path is None or not path.exists():
                 flag = f"--{name.replace('_', '-')}"
-                parser.error(f"{flag}={path} does not exist. The worlds gsm8k and style need it.")
+                parser.error(
+                    f"{flag}={path} does not exist. The worlds {', '.join(SIZES)} need it."
+                )
     return given
 
 
 def _worlds(given: argparse.Namespace) -> list[World]:
-    from examples.evidence.real_world import RealWorld
-
     known = {world.name: world for world in small_worlds()}
     worlds = []
     for name in given.worlds:
         if name in known:
             worlds.append(known[name])
             continue
-        sizes = {"num_rows": 16, "num_validation": 12, "num_test": 12} if given.tiny else {}
+        sizes = dict(SIZES[name])
+        if given.tiny:
+            sizes |= {"num_rows": 16, "num_validation": 12, "num_test": 12}
         asked = (given.rows, given.validation_rows, given.test_rows)
         names = ("num_rows", "num_validation", "num_test")
         sizes |= {name: size for name, size in zip(names, asked, strict=True) if size}

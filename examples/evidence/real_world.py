@@ -5,6 +5,7 @@ from __future__ import annotations
 import random
 import re
 import shutil
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,6 +19,17 @@ from spin_composer.settings.yaml import read_yaml, to_mapping
 YAML = Path(__file__).parents[2] / "yamls" / "smollm2-135m-cpu.yaml"
 
 GSM8K, STYLE = "gsm8k", "style"
+SIZES: Mapping[str, Mapping[str, int]] = {
+    GSM8K: {},
+    STYLE: {},
+    "style-small": {
+        "num_rows": 48, "num_validation": 24, "num_test": 48,
+        "iterations": 1, "epochs": 1, "response_tokens": 80,
+    },
+}  # fmt: skip
+"""The worlds with a real model, and the sizes of each that are not the default.
+
+``style-small`` is what one core of a CPU does in a quarter of an hour for each seed."""
 _CALCULATION = re.compile(r"<<[^>]*>>")
 _ANSWERS = {GSM8K: r"####\s*(-?[\d,]*\.?\d+)", STYLE: r"Answer:\s*(-?[\d,]*\.?\d+)"}
 _STEP = re.compile(r"Step \d+: .+")
@@ -50,7 +62,7 @@ class RealWorld(World):
     """A pretrained model and a few hundred real rows; a seed draws the rows."""
 
     name: str
-    """``gsm8k`` or ``style``."""
+    """One of :data:`SIZES`, which has the sizes that belong to it."""
     model: Path
     """Hugging Face folder of the pretrained model."""
     train: Path
@@ -61,6 +73,8 @@ class RealWorld(World):
     num_test: int = 96
     iterations: int = 2
     epochs: int = 2
+    response_tokens: int | None = None
+    """Rows with longer responses are left out, and none longer is generated; None: the YAML's."""
     learning_rate: float = 1.0e-6
     gpu: bool = False
     tiny: bool = False
@@ -69,20 +83,25 @@ class RealWorld(World):
     @property
     def title(self) -> str:
         """Return the title of its table."""
-        what = "GSM8K" if self.name == GSM8K else "GSM8K's rows in a style of our own"
+        what = "GSM8K" if self.task == GSM8K else "GSM8K's rows in a style of our own"
         return f"SmolLM2-135M-Instruct on {what}: {self.num_rows} rows"
+
+    @property
+    def task(self) -> str:
+        """Return what its rows are: ``gsm8k`` or ``style``."""
+        return self.name.removesuffix("-small")
 
     @property
     def answer(self) -> str:  # pyright: ignore[reportIncompatibleVariableOverride]
         """Return the regular expression of a response's final answer."""
-        return _ANSWERS[self.name]
+        return _ANSWERS[self.task]
 
     @property
     def about(self) -> str:
         """Return a sentence or two for docs/evidence.md."""
         return "The start is the model as it was published, tuned to chat, not to these rows." + (
             ""
-            if self.name == GSM8K
+            if self.task == GSM8K
             else " The style, numbered steps and an `Answer:` line, is made of the real responses "
             "by a rule: whether a response has it can be checked, and no pretrained model has it "
             "by itself, so what an arm learned of the rows' distribution shows apart from "
@@ -103,6 +122,8 @@ class RealWorld(World):
             },
             "optimizer.lr": self.learning_rate,
         }  # fmt: skip
+        if self.response_tokens is not None:
+            here["algorithms.spin.generation.max_new_tokens"] = self.response_tokens
         if self.gpu:
             here |= {
                 "precision": "amp_bf16",
@@ -122,11 +143,10 @@ class RealWorld(World):
         """Draw the rows of the seed, and copy the model."""
         setting = Setting.of(folder)
         rng = random.Random(seed)
-        change = styled if self.name == STYLE else lambda row: row
-        rows = [change(row) for row in rng.sample(read_rows(self.train), self.num_rows)]
-        held_out = [*read_rows(self.held_out)]
+        rows = rng.sample(self._rows(self.train), self.num_rows)
+        held_out = self._rows(self.held_out)
         rng.shuffle(held_out)
-        held_out = [change(row) for row in held_out[: self.num_validation + self.num_test]]
+        held_out = held_out[: self.num_validation + self.num_test]
         write_rows(rows, setting.train)
         write_rows(held_out[: self.num_validation], setting.validation)
         write_rows(held_out[self.num_validation :], setting.test)
@@ -138,10 +158,26 @@ class RealWorld(World):
         else:
             shutil.copytree(self.model, setting.start)
 
+    def _rows(self, path: Path) -> list[Row]:
+        """Return a file's rows in the world's style, those that are short enough."""
+        rows = read_rows(path)
+        if self.task == STYLE:
+            rows = [styled(row) for row in rows]
+        if self.response_tokens is None or self.tiny:
+            return rows
+        from transformers import AutoTokenizer
+
+        tokenizer = AutoTokenizer.from_pretrained(self.model)
+        tokens = tokenizer([row.response for row in rows], add_special_tokens=False)["input_ids"]
+        # the stop token is one of them
+        return [
+            row for row, ids in zip(rows, tokens, strict=True) if len(ids) < self.response_tokens
+        ]
+
     def measure(self, model: Path, setting: Setting, responses: list[str]) -> dict[str, float]:
         """Return the share of responses in the style, where the rows have it."""
         del model, setting
-        if self.name != STYLE:
+        if self.task != STYLE:
             return {}
         return {"styled": sum(map(is_styled, responses)) / len(responses)}
 

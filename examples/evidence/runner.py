@@ -48,13 +48,13 @@ class Runner:
         problems: list[str] = []
         for seed in seeds:
             missing = [arm for arm in with_needed(arms) if (arm, seed) not in done]
-            for arm in missing:
+            for arm in self._with_models(missing, seed):
                 began = time.monotonic()
                 if self.ends_by is not None and began + self._longest > self.ends_by:
                     self.out_of_time = True
                     return problems
                 label = f"{self.world.name}, seed {seed}, {arm}"
-                if not self._one(seed, arm, fingerprint):
+                if not self._one(seed, arm, fingerprint, again=arm not in missing):
                     problems.append(f"{label} failed")
                 seconds = time.monotonic() - began
                 self._longest = max(self._longest, seconds)
@@ -63,8 +63,20 @@ class Runner:
                 shutil.rmtree(self._of_seed(seed))
         return problems
 
-    def _one(self, seed: int, arm: str, fingerprint: str) -> bool:
-        """Run an arm in a fork of a process that has imported everything; return whether it did."""
+    def _with_models(self, missing: Sequence[str], seed: int) -> list[str]:
+        """Return arms, and before them those that they build on whose models were deleted."""
+        here = self._of_seed(seed)
+        return [
+            arm
+            for arm in (with_needed(missing) if missing else ())
+            if arm in missing or (arm != START and not (here / arm / MEASURED).exists())
+        ]
+
+    def _one(self, seed: int, arm: str, fingerprint: str, again: bool = False) -> bool:
+        """Run an arm in a fork of a process that has imported everything; return whether it did.
+
+        An arm that is run again, for its model, has its result already.
+        """
         folder = self._of_seed(seed)
         if not (folder / arm / MEASURED).exists():
             context = multiprocessing.get_context("forkserver")
@@ -79,7 +91,8 @@ class Runner:
             if process.exitcode:
                 return False
         found = json.loads((folder / arm / MEASURED).read_text(encoding="utf-8"))
-        append_result(self.results, Result(**found))
+        if not again:
+            append_result(self.results, Result(**found))
         return True
 
     def _of_seed(self, seed: int) -> Path:
