@@ -75,11 +75,12 @@ def measures_table(results: Sequence[Result]) -> str:
 
 
 def best_arm(results: Sequence[Result], arms: Sequence[str], measure: str) -> str | None:
-    """Return the arm with the best mean of a measure; None where neither way is better."""
+    """Return the arm with the best mean of a measure; None where no arm or way is better."""
     way = MEASURES[measure][2]
-    if not way or not arms:
+    means = {arm: way * mean_and_error(measures_of(results, arm, measure))[0] for arm in arms}
+    if len(set(means.values())) < 2:
         return None
-    return max(arms, key=lambda arm: way * mean_and_error(measures_of(results, arm, measure))[0])
+    return max(arms, key=means.__getitem__)
 
 
 def paired_table(results: Sequence[Result], against: Sequence[str], arm: str) -> str:
@@ -102,7 +103,7 @@ def paired_table(results: Sequence[Result], against: Sequence[str], arm: str) ->
 
 
 def losses_table(worlds: Mapping[str, Sequence[Result]]) -> str:
-    """Return which loss had the best mean of each measure, by world."""
+    """Return which loss had the best mean of each measure, by world; of one alone, nothing."""
     rows = []
     for title, results in worlds.items():
         arms = [arm for arm in LOSSES if of_arm(results, arm)]
