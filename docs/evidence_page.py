@@ -12,7 +12,9 @@ sys.path.insert(0, str(ROOT))
 from examples.evidence.report import evidence_tables  # noqa: E402
 
 RESULTS = ROOT / "examples" / "evidence" / "results"
-_BLOCK = re.compile(r"(<!-- ([\w-]+): made by docs/generate.py -->\n).*?(\n<!-- end -->)", re.DOTALL)
+_BLOCK = re.compile(
+    r"(<!-- ([\w-]+): made by docs/generate.py -->\n).*?(\n<!-- end -->)", re.DOTALL
+)
 
 
 def evidence() -> str:

@@ -226,4 +226,7 @@ def test_missing_rows_are_named(tmp_path: Path) -> None:
         [*command, "--train", "none.jsonl"], cwd=ROOT, capture_output=True, text=True, check=False
     )
     assert done.returncode == 2
-    assert "--train=none.jsonl does not exist. The worlds gsm8k and style need it." in done.stderr
+    assert (
+        "--train=none.jsonl does not exist. The worlds gsm8k, style, style-small need it."
+        in done.stderr
+    )
