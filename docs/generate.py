@@ -329,9 +329,16 @@ weights and optimizer.
 
 {table(header, rows)}
 
-A step is the median of four rounds, each another batch of these lengths. The machine is shared: an
-earlier run of OASST's lengths gave 2.9. Where responses are many times as long as their prompt and
-equally long, little is shared and nothing padded: there `shared` takes about the time of `padded`.
+A step is the median of three or four rounds, each another batch of these lengths. The machine is
+shared: other runs gave 2.4 at GSM8K's lengths and 2.9 and 3.5 at OASST's. Where responses are many
+times as long as their prompt and equally long, little is shared and nothing padded: there `shared`
+takes about the time of `padded`.
+
+## How it grows
+
+![Tokens per second and memory over the pairs of a step and over their length](step_growth.svg)
+
+The 10m model; `make bench-step` draws it (`benchmarks/step_growth.py`).
 
 Measured on: {"; ".join(sorted(machines))}.
 """
