@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch.profiler import ProfilerActivity, profile
 
@@ -12,11 +14,14 @@ from spin_composer.model.layout.segments import Segment, Segments
 def allocated_by(num_pairs: int) -> int:
     """Return the bytes that attention of pairs of 30 tokens allocates, forward and backward."""
     segments = [Segment(30 * i, 10, 10, 10) for i in range(num_pairs)]
-    leaves = [torch.randn(1, h, 30 * num_pairs, 16, requires_grad=True) for h in (4, 2, 2)]
+    query, key, value = leaves = [
+        torch.randn(1, heads, 30 * num_pairs, 16, requires_grad=True) for heads in (4, 2, 2)
+    ]
     with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as recorded:
-        out = attend_within(*leaves, Segments(segments), None, None, kernel=None)
+        out = attend_within(query, key, value, Segments(segments), None, None, kernel=None)
         torch.autograd.grad(out.sum(), leaves)
-    events = recorded.profiler.kineto_results.events()  # type: ignore[union-attr]
+    profiler: Any = recorded.profiler
+    events = profiler.kineto_results.events()
     return sum(max(0, e.nbytes()) for e in events if e.name() == "[memory]")
 
 
