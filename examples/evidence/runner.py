@@ -129,7 +129,7 @@ def _run(world: World, arm: str, seed: int, folder: Path, fingerprint: str) -> N
 def with_needed(arms: Sequence[str]) -> list[str]:
     """Return the start, and arms with those that they build on, in an order to run them in."""
     wanted = {START, *arms}
-    for name in reversed(ARMS):
+    for name in reversed([*ARMS]):
         if name in wanted:
             wanted |= set(ARMS[name].needs)
     return [name for name in (START, *ARMS) if name in wanted]
