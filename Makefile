@@ -79,10 +79,11 @@ test-foundry: $(FOUNDRY)/.installed ## a sample of the tests with the versions t
 WHEEL := .venv-wheel
 WHEEL_TESTS := tests/test_examples.py tests/test_versions.py tests/model/test_without_foundry.py \
 	tests/test_without_foundry.py tests/demo/test_game.py tests/engines/hf/test_generator.py tests/export/test_callback.py
-test-wheel: install ## the demo from an installed wheel, then a few tests, in the versions that Composer pins (8 minutes)
+test-wheel: install ## the demos from an installed wheel, then a few tests, in the versions that Composer pins (8 minutes)
 	rm -rf $(WHEEL) && $(PYTHON) -m venv $(WHEEL)
 	$(BIN)/uv build --quiet --wheel --python $(PYTHON) --out-dir $(WHEEL)/wheel .
 	$(UV_PIP) --python $(WHEEL)/bin/python "$$(ls $(WHEEL)/wheel/*.whl)[test]"
+	cd $(WHEEL) && $(OFFLINE) bin/spin-composer demo --small --folder runs/small
 	cd $(WHEEL) && $(OFFLINE) bin/spin-composer demo
 	$(OFFLINE) $(WHEEL)/bin/python -m pytest -n $(TEST_WORKERS) --dist loadfile -m "not slow and not gpu" $(WHEEL_TESTS)
 

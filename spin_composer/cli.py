@@ -252,9 +252,16 @@ def demo(
         Path, typer.Option(help="Folder of all that it writes; an earlier demo's is replaced.")
     ] = Path("runs/demo"),
     seed: Annotated[int, typer.Option(help="Of the data, the base model and the runs.")] = 17,
+    small: Annotated[
+        bool,
+        typer.Option("--small", help="A smoke test in half a minute: one iteration, few rows."),
+    ] = False,
 ) -> None:
     """Play three iterations on a small world of text, on the CPU, with SFT beside it."""
-    from spin_composer.demo.run import main
+    if small:
+        from spin_composer.demo.small import main
+    else:
+        from spin_composer.demo.run import main
 
     main(folder, seed)
 

@@ -1,4 +1,4 @@
-"""The Slurm and MCLI files start, on several nodes, what they say."""
+"""The Slurm, MCLI, Kubernetes and SkyPilot files start, on several nodes, what they say."""
 
 from __future__ import annotations
 
@@ -254,3 +254,62 @@ def test_two_nodes_play_together_on_loopback(launcher: str, tmp_path: Path):
     printed = [node.communicate(timeout=800)[0] for node in nodes]
     assert [node.returncode for node in nodes] == [0, 0], "\n".join(p[-3000:] for p in printed)
     assert sorted(p.name for p in (tmp_path / "hf").rglob("iter*")) == ["iter0", "iter1"]
+
+
+def started(script: str, tmp_path: Path, environment: Mapping[str, str]) -> Any:
+    """Run a script of a node with a stub of Composer's launcher; return what that was given."""
+    stubs = stub(tmp_path / "bin", "composer")
+    (tmp_path / ".venv/bin").mkdir(parents=True)
+    (tmp_path / ".venv/bin/activate").touch()
+    done = subprocess.run(
+        ["bash", "-euc", script],
+        cwd=tmp_path, env={"PATH": f"{stubs}:{os.environ['PATH']}", "NODE_RANK": "", **environment},
+        capture_output=True, text=True, check=True,
+    )  # fmt: skip
+    _, program, *words = done.stdout.splitlines()
+    args = composer_arguments([program, *words], {})
+    assert args.module_mode
+    check_training_arguments(args.training_script, args.training_script_args)
+    return args
+
+
+def test_kubernetes_job_starts_a_pod_for_each_node(tmp_path: Path):
+    text = (YAMLS / "kubernetes/spin.yaml").read_text(encoding="utf-8")
+    service, job = yaml.safe_load_all(re.sub(r"<[a-z-]+>", "filled-in", text))
+    assert (service["apiVersion"], service["kind"]) == ("v1", "Service")
+    assert (job["apiVersion"], job["kind"]) == ("batch/v1", "Job")
+    spec, pod = job["spec"], job["spec"]["template"]["spec"]
+    assert spec["completionMode"] == "Indexed"
+    (container,) = pod["containers"]
+    variables = {entry["name"]: entry["value"] for entry in container["env"]}
+    assert spec["completions"] == spec["parallelism"] == int(variables["NODES"])
+    assert {mount["name"] for mount in container["volumeMounts"]} == {
+        volume["name"] for volume in pod["volumes"]
+    }
+    program, flag = container["command"]
+    assert (program, flag) == ("bash", "-c")
+    (script,) = container["args"]
+    args = started(script, tmp_path, {**variables, "JOB_COMPLETION_INDEX": "1"})
+    gpus = container["resources"]["limits"]["nvidia.com/gpu"]
+    assert (args.nproc, args.world_size, args.base_rank) == (gpus, 2 * gpus, gpus)
+    # The first pod's name, as Kubernetes makes it: job, index and the headless service.
+    assert service["spec"]["clusterIP"] == "None"
+    assert service["spec"]["selector"] == {"job-name": job["metadata"]["name"]}
+    assert pod["subdomain"] == service["metadata"]["name"]
+    assert args.master_addr == f"{job['metadata']['name']}-0.{pod['subdomain']}"
+
+
+def test_skypilot_task_starts_every_node(tmp_path: Path):
+    task = yaml.safe_load((YAMLS / "skypilot/spin.yaml").read_text(encoding="utf-8"))
+    assert set(task) == {"name", "resources", "num_nodes", "workdir", "setup", "run"}
+    assert task["setup"] == "make install"
+    gpus = int(task["resources"]["accelerators"].partition(":")[2])
+    environment = {
+        "SKYPILOT_NUM_NODES": str(task["num_nodes"]),
+        "SKYPILOT_NUM_GPUS_PER_NODE": str(gpus),
+        "SKYPILOT_NODE_RANK": "1",
+        "SKYPILOT_NODE_IPS": "10.0.0.1\n10.0.0.2",
+    }
+    args = started(task["run"], tmp_path, environment)
+    assert (args.nproc, args.world_size, args.base_rank) == (gpus, 2 * gpus, gpus)
+    assert (args.master_addr, args.master_port) == ("10.0.0.1", 29500)

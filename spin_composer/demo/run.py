@@ -91,9 +91,9 @@ def main(folder: Path, seed: int = 17) -> None:
     """
     paths = Paths(folder)
     prepare(paths)
-    stage = _Stage(Console(stderr=True))
+    stage = Stage(Console(stderr=True))
     with stage("loading torch and Composer"):
-        _load_quietly()
+        load_quietly()
     with stage("making the data"):
         held_out = _write_data(paths, seed)
     with stage("training a tokenizer and a base model by SFT"):
@@ -113,19 +113,19 @@ def main(folder: Path, seed: int = 17) -> None:
 
 
 def _compare(
-    paths: Paths, seed: int, held_out: list[Row], stage: _Stage, overrides: Sequence[str] = ()
+    paths: Paths, seed: int, held_out: list[Row], stage: Stage, overrides: Sequence[str] = ()
 ) -> DemoResults:
     """Play SPIN from the base model, continue SFT from it, and score the models of both."""
     given = [f"variables.folder={paths.folder}", f"seed={seed}", *overrides]
     with stage(f"playing three iterations of SPIN ({paths.yaml})"):
-        spin_tokens, history = _play(paths, given)
+        spin_tokens, history = play(paths, given)
     steps = [int(record["batches"]) for record in history.iterations]
     with stage("continuing SFT instead, for as many steps"):
         sft_baseline = _continue_sft(paths, seed, steps, given)
     with stage("scoring samples of all models"):
         exports = [paths.export(iteration) for iteration in range(len(steps))]
-        base_score, *scores = [_score(model, held_out) for model in (paths.base, *exports)]
-        baseline_scores = [_score(r.folder, held_out) for r in sft_baseline]
+        base_score, *scores = [score_exported(model, held_out) for model in (paths.base, *exports)]
+        baseline_scores = [score_exported(r.folder, held_out) for r in sft_baseline]
     return DemoResults(
         base=ModelResult(history.baseline[_NLL], base_score),
         spin=[
@@ -145,7 +145,7 @@ def _compare(
 _NLL = in_evaluation("eval", NLL)
 
 
-def _load_quietly() -> None:
+def load_quietly() -> None:
     """Import the slow packages, silence their messages, and have torch use one thread."""
     warnings.simplefilter("ignore")
     logging.disable(logging.WARNING)
@@ -211,7 +211,7 @@ def _exhaust_sft(paths: Paths, few: Paths, seed: int) -> None:
     sft(paths.base, write_rows(rows, few.data("once")), held_out, few.base, recipe)
 
 
-def _play(paths: Paths, overrides: Sequence[str]) -> tuple[int, RunHistory]:
+def play(paths: Paths, overrides: Sequence[str]) -> tuple[int, RunHistory]:
     """Play the game; return the tokens trained on, and its history."""
     trainer = play_game(paths.yaml, overrides)
     trainer.close()
@@ -250,7 +250,8 @@ def _continue_sft(
     return results
 
 
-def _score(model: Path, held_out: list[Row]) -> Score:
+def score_exported(model: Path, held_out: list[Row]) -> Score:
+    """Return the figures of a saved model's samples to held-out prompts."""
     return score(
         model,
         held_out[:_SCORED_ROWS],
@@ -260,14 +261,15 @@ def _score(model: Path, held_out: list[Row]) -> Score:
     )
 
 
-class _Stage:
+class Stage:
     """Prints the current stage, and how long it took; stages of one name are added up."""
 
     def __init__(self, console: Console):
         self.console = console
         self.seconds: dict[str, float] = {}
 
-    def __call__(self, name: str) -> _Stage:
+    def __call__(self, name: str) -> Stage:
+        """Print the stage that begins: ``with stage("playing"): ...`` takes its time."""
         self.console.print(f"[bold]{name} ...")
         self.name, self.started = name, time.perf_counter()
         return self
