@@ -83,7 +83,7 @@ test-wheel: install ## the demos from an installed wheel, then a few tests, in t
 	rm -rf $(WHEEL) && $(PYTHON) -m venv $(WHEEL)
 	$(BIN)/uv build --quiet --wheel --python $(PYTHON) --out-dir $(WHEEL)/wheel .
 	$(UV_PIP) --python $(WHEEL)/bin/python "$$(ls $(WHEEL)/wheel/*.whl)[test]"
-	cd $(WHEEL) && $(OFFLINE) bin/spin-composer demo --small --folder runs/small
+	cd $(WHEEL) && $(OFFLINE) bin/spin-composer demo --small
 	cd $(WHEEL) && $(OFFLINE) bin/spin-composer demo
 	$(OFFLINE) $(WHEEL)/bin/python -m pytest -n $(TEST_WORKERS) --dist loadfile -m "not slow and not gpu" $(WHEEL_TESTS)
 

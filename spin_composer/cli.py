@@ -249,8 +249,12 @@ RemoteCode = Annotated[bool, typer.Option(help="Let the tokenizer run code of it
 @app.command()
 def demo(
     folder: Annotated[
-        Path, typer.Option(help="Folder of all that it writes; an earlier demo's is replaced.")
-    ] = Path("runs/demo"),
+        Path | None,
+        typer.Option(
+            help="Folder of all that it writes; an earlier demo's is replaced.",
+            show_default="runs/demo; runs/demo-small with --small",
+        ),
+    ] = None,
     seed: Annotated[int, typer.Option(help="Of the data, the base model and the runs.")] = 17,
     small: Annotated[
         bool,
@@ -263,7 +267,7 @@ def demo(
     else:
         from spin_composer.demo.run import main
 
-    main(folder, seed)
+    main(folder or Path("runs/demo-small" if small else "runs/demo"), seed)
 
 
 @data_app.command(context_settings=_SETTINGS)
