@@ -47,4 +47,6 @@ def default_of(option: Any) -> str:
     value = option.default
     if option.required:
         return "must be given"
+    if isinstance(getattr(option, "show_default", None), str):
+        return option.show_default
     return "" if value is None or value == "" or callable(value) else f"`{value}`"
