@@ -127,9 +127,10 @@ simulate: install ## play of an iteration on 8 to 1024 ranks, simulated (a few m
 BENCH_STEP := $(OFFLINE) OMP_NUM_THREADS=1 PYTHONPATH=.peers taskset -c 1 $(BIN)/python benchmarks/step.py --device cpu
 bench-step: install ## a training step beside TRL's DPOTrainer and the authors' way on one core of a CPU (hours)
 	$(UV_PIP) --python $(BIN)/python --target .peers --no-deps trl==1.16.0 accelerate==1.15.0
-	for shape in 10m 135m; do for lengths in gsm8k oasst long-prompts long-responses; do \
-		$(BENCH_STEP) --shape $$shape --lengths $$lengths --out benchmarks/results/step_cpu_$${shape}_$$lengths.json || exit 1; \
-	done; done
+	for lengths in gsm8k oasst long-prompts long-responses; do \
+		$(BENCH_STEP) --shape 10m --lengths $$lengths --out benchmarks/results/step_cpu_10m_$$lengths.json || exit 1; \
+		$(BENCH_STEP) --shape 135m --lengths $$lengths --rounds 3 --out benchmarks/results/step_cpu_135m_$$lengths.json || exit 1; \
+	done
 	$(subst step.py --device cpu,step_growth.py,$(BENCH_STEP)) --out benchmarks/results/step_growth_cpu.json --picture docs/step_growth.svg
 
 bench-generation: install ## engine hf beside plain generate on this machine's CPU (minutes on one core)

@@ -34,11 +34,12 @@ sys.path.insert(0, str(Path(__file__).parent))
 # Files of long runs, the longest first: begun last, they would keep one worker while the other
 # idles.
 LONGEST = (
-    "test_yaml_runs.py", "test_fsdp.py", "test_interrupt.py", "test_chaos.py",
-    "test_remote_run.py", "play/test_sharing.py", "play/test_lockstep.py",
-    "hooks/test_first_batch.py", "kernels/test_compile.py", "pretrained/test_check.py",
-    "test_shared_memory.py", "test_damage.py", "preflight/test_trainable.py",
-    "test_before.py",
+    "test_yaml_runs.py", "kernels/test_linear_log_softmax_gather.py", "test_interrupt.py",
+    "store/test_remote.py", "test_resume.py", "kernels/test_pair_pass.py",
+    "judge/test_callback.py", "test_remote_run.py", "play/test_sharing.py", "test_small_world.py",
+    "test_chaos.py", "test_refused_runs.py", "export/test_callback.py", "test_new_families.py",
+    "kernels/test_linear_pair_loss.py", "test_evidence.py", "test_ditto.py", "test_algorithm.py",
+    "engines/server/test_faults.py", "test_before.py",
 )  # fmt: skip
 _TESTS = Path(__file__).parent
 

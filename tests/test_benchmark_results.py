@@ -13,7 +13,7 @@ ROOT = Path(__file__).parents[1]
 TARGETS = ("bench-generation", "bench-step")
 RESULTS = (
     "generation_cpu", "step_cpu_10m_gsm8k", "step_cpu_10m_oasst", "step_cpu_10m_long-prompts",
-    "step_cpu_10m_long-responses", "step_growth_cpu",
+    "step_cpu_10m_long-responses", "step_cpu_135m_gsm8k", "step_growth_cpu",
 )  # fmt: skip
 
 

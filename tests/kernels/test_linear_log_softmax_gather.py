@@ -103,9 +103,9 @@ def test_gradcheck(op: Any, options: dict[str, float]) -> None:
 def test_result_does_not_depend_on_the_chunk_size(dtype: torch.dtype, impl: str) -> None:
     given = problem(40, 16, 101).to(dtype)
     truth = logps_and_gradients(true_logps, given.to(torch.float64))
-    for rows in (1, 7, 20, 39, 40, 200):
+    for rows in (7, 20, 39, 40, 200):
         check(given, impl, truth, memory_budget_bytes=budget_of(rows, 101, dtype, impl))
-    check(given, impl, truth, memory_budget_bytes=1)
+    check(given, impl, truth, memory_budget_bytes=1)  # a row at a time
 
 
 def test_all_targets_ignored_give_zeros(impl: str) -> None:
