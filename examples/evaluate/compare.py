@@ -87,7 +87,9 @@ def evaluate(command: Sequence[str], model: Export, folder: Path) -> Mapping[str
     if done.returncode != 0 or not written:
         raise InputError(f"lm-eval failed on {name}, exit code {done.returncode}; see above.")
     output = json.loads(written[-1].read_text(encoding="utf-8"))
-    kept.write_text(json.dumps({"made_by": made_by, "output": output}), encoding="utf-8")
+    half = kept.with_suffix(".half")
+    half.write_text(json.dumps({"made_by": made_by, "output": output}), encoding="utf-8")
+    half.replace(kept)
     return output
 
 

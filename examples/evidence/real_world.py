@@ -29,7 +29,7 @@ SIZES: Mapping[str, Mapping[str, int]] = {
 }  # fmt: skip
 """The worlds with a real model, and the sizes of each that are not the default.
 
-``style-small`` is what one core of a CPU does in a quarter of an hour for each seed."""
+``style-small`` is what one core of a CPU does: half an hour for a seed of start, SPIN and SFT."""
 _CALCULATION = re.compile(r"<<[^>]*>>")
 _ANSWERS = {GSM8K: r"####\s*(-?[\d,]*\.?\d+)", STYLE: r"Answer:\s*(-?[\d,]*\.?\d+)"}
 _STEP = re.compile(r"Step \d+: .+")

@@ -147,7 +147,10 @@ def attend_within(
         key, value = _per_head(key, query.shape[1]), _per_head(value, query.shape[1])
     how = (segments, scaling, window, softcap, sinks)
     # Split once: the gradient of each slice would be as large as the whole row.
-    sizes = [n for s in segments.segments for n in (s.prompt + s.first, s.second) if n]
+    sizes = [
+        n for s in segments.segments
+        for n in (s.prompt + s.first, *([s.second] if s.second else []))
+    ]  # fmt: skip
     branches = zip(*(states.split(sizes, 2) for states in (query, key, value)), strict=True)
     parts = []
     for segment in segments.segments:
