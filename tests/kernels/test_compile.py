@@ -51,7 +51,7 @@ def check_limits(reports: list[Report], archs: list[int]) -> None:
         # A value of rows at odd addresses, which are read two bytes at a time (Triton 3.9, sm_90).
         allowed = 2 if x["case"].endswith(("odd", "unaligned")) else 0
         assert x["spills"] <= allowed, x
-        assert x["local_bytes"] == 0, x
+        assert x["local_bytes"] <= 4 * allowed, x
         assert x["registers"] <= 255, x
         # They are given out to a warp by eight a thread.
         assert -(-x["registers"] // 8) * 8 * threads <= REGISTERS_OF_A_MULTIPROCESSOR, x
