@@ -104,7 +104,6 @@ def main(folder: Path, seed: int = 17) -> None:
             ModelSize(),
             SFTConfig(seed=seed),
         )
-    startup.process_clock().rename_all("the program before")  # SFT's Trainer is not SPIN's
     results = _compare(paths, seed, held_out, stage)
     few = Paths(folder / "few-rows")
     with stage("the same with few rows: SFT on them, stopped where the held-out NLL is lowest"):
@@ -213,6 +212,7 @@ def _exhaust_sft(paths: Paths, few: Paths, seed: int) -> None:
 
 def play(paths: Paths, overrides: Sequence[str]) -> tuple[int, RunHistory]:
     """Play the game; return the tokens trained on, and its history."""
+    startup.process_clock().rename_all("the program before")  # SFT's Trainer is not SPIN's
     trainer = play_game(paths.yaml, overrides)
     trainer.close()
     return int(trainer.state.timestamp.token), read_history(paths.game / "self-play")
