@@ -94,6 +94,46 @@ def test_another_command_evaluates_again(run: Path) -> None:
         )  # fmt: skip
 
 
+def evaluated(run: Path, given: compare.Harness) -> set[str]:
+    """Compare; return the models that lm-eval was started for."""
+    compare.compare(run / "hf", str(run / "base"), given, run / "out")
+    started = {path.name for path in run.glob("out/raw/*")}
+    shutil.rmtree(run / "out/raw", ignore_errors=True)
+    return started
+
+
+@pytest.mark.parametrize("adapters", [False, True])
+def test_adapters_are_evaluated_again_where_the_model_beneath_them_has_changed(
+    adapters: bool, run: Path
+) -> None:
+    if adapters:
+        (run / "hf/iter2/config.json").rename(run / "hf/iter2/adapter_config.json")
+    given = harness(program(run))
+    assert evaluated(run, given) == {"start", "iter-002"}
+    (run / "base/model.safetensors").touch()
+    assert evaluated(run, given) == ({"start", "iter-002"} if adapters else {"start"})
+    assert evaluated(run, given) == set()
+
+
+@pytest.mark.parametrize(
+    "named", [["--include_path", "{}"], ["--include_path={}", "--log_samples"], ["{}/mine.yaml"]]
+)
+def test_edited_tasks_of_ones_own_are_evaluated_again(named: list[str], run: Path) -> None:
+    tasks = run / "tasks"
+    (tasks / "__pycache__").mkdir(parents=True)
+    words = [word.format(tasks) for word in named]
+    as_option = words[0].startswith("--")
+    (tasks / "mine.yaml").write_text("task: mine")
+    given = harness(program(run), **{"further" if as_option else "tasks": words})
+    assert evaluated(run, given)
+    (tasks / "__pycache__/filters.pyc").touch()  # Python's own
+    assert not evaluated(run, given)
+    (tasks / "mine.yaml").write_text("task: mine # edited")
+    assert evaluated(run, given) == {"start", "iter-002"}
+    (tasks / "rows.jsonl").write_text("{}")
+    assert bool(evaluated(run, given)) is as_option
+
+
 def test_adapters_are_evaluated_on_their_base(run: Path) -> None:
     (run / "hf/iter2/config.json").rename(run / "hf/iter2/adapter_config.json")
     (export,) = compare.exports_in(run / "hf")

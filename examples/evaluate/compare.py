@@ -3,8 +3,9 @@
     python examples/evaluate/compare.py runs/my-run/hf --start my/sft-model --tasks gsm8k
 
 What follows ``--`` goes to lm-eval as it is. A model that was evaluated by the same command, and
-was not written since, is not evaluated again: after a stop the same command goes on. lm-eval may
-have an environment of its own: ``--lm-eval PATH``.
+was not written since, nor the start model beneath its adapters, nor a task of your own, is not
+evaluated again: after a stop the same command goes on. lm-eval may have an environment of its own:
+``--lm-eval PATH``.
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ import json
 import shlex
 import subprocess
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -59,16 +60,41 @@ class Harness:
             "--tasks", ",".join(self.tasks), *self.further,
         ]  # fmt: skip
 
+    def own_tasks(self) -> list[Path]:
+        """Return the files of tasks that are not lm-eval's.
 
-def evaluate(command: Sequence[str], model: Export, folder: Path) -> Mapping[str, Any]:
-    """Return lm-eval's output for a model: kept from the same command, or made now.
+        They are named by a path, or lie in a folder that ``--include_path`` adds. Data that a task
+        reads from elsewhere is not seen.
+        """
+        parser = argparse.ArgumentParser(add_help=False)
+        parser.add_argument("--include_path", action="append", default=[])
+        added = parser.parse_known_args(self.further)[0].include_path
+        places = [Path(place) for given in (*self.tasks, *added) for place in given.split(":")]
+        files = [file for place in places for file in (place, *place.rglob("*"))]
+        return [file for file in files if file.is_file() and file.parent.name != "__pycache__"]
+
+
+def written(files: Iterable[Path]) -> dict[str, int]:
+    """Return when each file was written, in nanoseconds of its clock."""
+    return {str(file): file.stat().st_mtime_ns for file in sorted(files) if file.is_file()}
+
+
+def evaluate(
+    command: Sequence[str], model: Export, made_of: Mapping[str, int], folder: Path
+) -> Mapping[str, Any]:
+    """Return lm-eval's output for a model: kept from the same command and files, or made now.
+
+    Args:
+        command: Of lm-eval, without the path of its output.
+        model: What it evaluates.
+        made_of: When the files of model and tasks were written.
+        folder: Of the outputs that are kept.
 
     Raises:
         InputError: lm-eval is not there, or fails.
     """
     name, kept = model.name, folder / f"{model.name}.json"
-    written_ns = [path.stat().st_mtime_ns for path in model.folder.glob("*")]
-    made_by = {"command": list(command), "model_written_ns": max(written_ns, default=None)}
+    made_by = {"command": list(command), "written_ns": dict(made_of)}
     if kept.exists():
         earlier = json.loads(kept.read_text(encoding="utf-8"))
         if earlier["made_by"] == made_by:
@@ -83,10 +109,10 @@ def evaluate(command: Sequence[str], model: Export, folder: Path) -> Mapping[str
             f"--lm-eval={command[0]} is not there. Install it (pip install 'lm-eval[hf]'), or give "
             "the path of the program."
         ) from error
-    written = sorted(raw.glob("results_*.json"))  # lm-eval adds the time
-    if done.returncode != 0 or not written:
+    results = sorted(raw.glob("results_*.json"))  # lm-eval adds the time
+    if done.returncode != 0 or not results:
         raise InputError(f"lm-eval failed on {name}, exit code {done.returncode}; see above.")
-    output = json.loads(written[-1].read_text(encoding="utf-8"))
+    output = json.loads(results[-1].read_text(encoding="utf-8"))
     half = kept.with_suffix(".half")
     half.write_text(json.dumps({"made_by": made_by, "output": output}), encoding="utf-8")
     half.replace(kept)
@@ -144,9 +170,13 @@ def compare(exports: Path, start: str, harness: Harness, folder: Path) -> Table:
     folder.mkdir(parents=True, exist_ok=True)
     models = [Export("start", Path(start)), *exports_in(exports)]
     commands = [harness.command(model, start) for model in models]  # refused before any is run
+    tasks = harness.own_tasks()
+    beneath = list(Path(start).glob("*"))
     rows = {}
     for model, command in zip(models, commands, strict=True):
-        rows[model.name] = figures(evaluate(command, model, folder), harness.tasks)
+        weights = [*model.folder.glob("*"), *(beneath if model.only_adapters else [])]
+        output = evaluate(command, model, written([*weights, *tasks]), folder)
+        rows[model.name] = figures(output, harness.tasks)
     return table(rows)
 
 
