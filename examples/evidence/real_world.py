@@ -24,12 +24,12 @@ SIZES: Mapping[str, Mapping[str, int]] = {
     STYLE: {},
     "style-small": {
         "num_rows": 48, "num_validation": 24, "num_test": 48,
-        "iterations": 1, "epochs": 1, "response_tokens": 80,
+        "iterations": 2, "epochs": 1, "response_tokens": 80,
     },
 }  # fmt: skip
 """The worlds with a real model, and the sizes of each that are not the default.
 
-``style-small`` is what one core of a CPU does: half an hour for a seed of start, SPIN and SFT."""
+``style-small`` is what one core of a CPU does: twenty minutes for a seed of start, SPIN and SFT."""
 _CALCULATION = re.compile(r"<<[^>]*>>")
 _ANSWERS = {GSM8K: r"####\s*(-?[\d,]*\.?\d+)", STYLE: r"Answer:\s*(-?[\d,]*\.?\d+)"}
 _STEP = re.compile(r"Step \d+: .+")
@@ -75,7 +75,6 @@ class RealWorld(World):
     epochs: int = 2
     response_tokens: int | None = None
     """Rows with longer responses are left out, and none longer is generated; None: the YAML's."""
-    learning_rate: float = 1.0e-6
     gpu: bool = False
     tiny: bool = False
     """A model of random weights, short responses: a rehearsal, whose figures mean nothing."""
@@ -120,7 +119,6 @@ class RealWorld(World):
             "algorithms.gradient_clipping": {
                 "clipping_type": "norm", "clipping_threshold": 1.0,
             },
-            "optimizer.lr": self.learning_rate,
         }  # fmt: skip
         if self.response_tokens is not None:
             here["algorithms.spin.generation.max_new_tokens"] = self.response_tokens
