@@ -309,7 +309,8 @@ def make_units(
         on_every_node(lambda: store.prepare_node(iteration))
     if jobs:
         existing = len(plan.wanted) - plan.left - len(missing)
-        totals = from_rank_zero(lambda: _totals(store, jobs, existing))
+        longest = plan.manifest["generation"]["max_new_tokens"]
+        totals = from_rank_zero(lambda: _totals(store, jobs, existing, longest))
         with Progress(iteration, totals) as progress:
             of_jobs = replace(player, meter=progress.meter)
             _work_through(of_jobs, schedule, iteration, jobs, progress)
@@ -385,11 +386,11 @@ def fetch_units(
         on_every_node(fetch)
 
 
-def _totals(store: Store, jobs: Sequence[Job], existing_units: int) -> Totals:
+def _totals(store: Store, jobs: Sequence[Job], existing_units: int, max_new_tokens: int) -> Totals:
     """Return the amount of work in jobs."""
     units = [unit for _, unit in jobs]
     prompts = sum(len(unit.indices) for unit in units if isinstance(unit, PlayUnit))
     replayed = [unit for unit in units if isinstance(unit, ReplayUnit)]
     pairs = sum(store.report(unit.iteration, unit.unit).pairs for unit in replayed)
     pairs += sum(len(unit.draws) for unit in units if isinstance(unit, EarlierUnit))
-    return Totals(len(units), prompts, prompts + pairs, existing_units)
+    return Totals(len(units), prompts, prompts + pairs, existing_units, max_new_tokens)

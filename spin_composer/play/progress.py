@@ -127,6 +127,8 @@ class Totals:
     pairs: int
     existing_units: int = 0
     """Units made before, not part of the other numbers."""
+    max_new_tokens: int = sys.maxsize
+    """The longest response has as many."""
 
 
 def seconds_left(totals: Totals, counts: Counts, units: int, elapsed: float) -> float | None:
@@ -139,7 +141,10 @@ def seconds_left(totals: Totals, counts: Counts, units: int, elapsed: float) -> 
         elapsed: Seconds since the start, including time that ranks spend on other things.
 
     Returns:
-        None until a prompt has been answered.
+        None until a prompt has been answered. Until a pair has been scored, the time of generation
+        alone. While the first responses of a batch end, its others have tokens too, so the time
+        per answered prompt is too long by up to the size of the batch; what the missing responses
+        take at their longest bounds it.
     """
     prompts = totals.prompts - counts.answered - counts.skipped_prompts
     pairs = totals.pairs - counts.scored - counts.skipped_pairs
@@ -147,7 +152,11 @@ def seconds_left(totals: Totals, counts: Counts, units: int, elapsed: float) -> 
     if prompts > 0:
         if not counts.answered:
             return None
-        work += prompts * counts.answering_ms / counts.answered / 1000
+        ms = prompts * counts.answering_ms / counts.answered
+        if counts.tokens:
+            most = (totals.prompts - counts.skipped_prompts) * totals.max_new_tokens
+            ms = min(ms, (most - counts.tokens) * counts.answering_ms / counts.tokens)
+        work += ms / 1000
     if pairs > 0 and counts.scored:
         work += pairs * counts.scoring_ms / counts.scored / 1000
     elif pairs > 0 and prompts <= 0:
@@ -239,8 +248,8 @@ class Progress:
         left = seconds_left(totals, counts, units, elapsed)
         if left is None:
             return ", ".join(parts)
-        more = "" if counts.scored else "more than "
-        return ", ".join([*parts, f"{more}{_format_duration(left)} left"])
+        scoring = "" if counts.scored else ", and scoring"
+        return ", ".join([*parts, f"{_format_duration(left)} left{scoring}"])
 
     def _print(self, text: str) -> None:
         print(f"{self.name}: {text}", file=self.stream, flush=True)

@@ -7,6 +7,7 @@ import shutil
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -86,7 +87,8 @@ def plan_for(store: LocalStore, iteration: int, units: list[Unit]) -> IterationP
     """Return the plan of an iteration that is open, to make all that is missing."""
     wanted = range(len(units))
     missing = missing_units(store, iteration, wanted)
-    return IterationPlan(iteration, {}, units, wanted, missing)
+    manifest: Any = {"generation": {"max_new_tokens": 8}}
+    return IterationPlan(iteration, manifest, units, wanted, missing)
 
 
 def run(player: Player, iteration: int = 0, settings: SpinSettings = SETTINGS) -> PlayReport:

@@ -67,7 +67,7 @@ def test_the_time_left_is_true_in_long_units_and_never_far_below():
         play_unit(progress.meter, clock, 8, 10.0, 3.0, look)
     assert clock.now == end
     for unit, left, truth in found:
-        if unit == 0:  # nothing is known of scoring yet, which is said: "more than"
+        if unit == 0:  # nothing is known of scoring yet, which is said
             assert left > 0.6 * truth
         else:  # the prompt under way is counted whole until it is answered
             assert 0.9 * truth < left < 1.1 * truth + 10
@@ -90,6 +90,22 @@ def test_while_nothing_is_finished_the_time_left_grows():
     assert lefts[-1] == pytest.approx(65.0, rel=1e-3)
 
 
+def test_a_batch_whose_first_response_has_ended_does_not_multiply_the_time_left():
+    # 16 of 48 prompts are answered at once, in 80 tokens at most; one response had 25.
+    clock = FakeClock()
+    totals = Totals(units=3, prompts=48, pairs=48, max_new_tokens=80)
+    progress = Progress(0, totals, clock, io.StringIO())
+    with progress.meter.answering():
+        clock.now += 10
+        progress.meter.record_answered(1, 400)
+    counts = counts_of(progress.meter)
+    assert seconds_left(totals, counts, 0, 10.0) == pytest.approx((48 * 80 - 400) / 40)
+    assert progress.text(counts, 0).endswith("01:26 left, and scoring")
+    # Where responses are short, the prompts that are answered tell more.
+    short = Counts(answered=24, tokens=240, answering_ms=6000)
+    assert seconds_left(totals, short, 0, 6.0) == pytest.approx(6.0)
+
+
 def test_units_that_were_there_neither_count_nor_speed_anything_up():
     clock = FakeClock()
     totals = Totals(units=1, prompts=8, pairs=8, existing_units=99)
@@ -100,7 +116,7 @@ def test_units_that_were_there_neither_count_nor_speed_anything_up():
     text = progress.text(counts_of(progress.meter), 0)
     assert text == (
         "4 of 8 prompts answered (80 tokens, 2/s), 0 of 8 pairs scored, 99 units existed, "
-        "more than 00:40 left"
+        "00:40 left, and scoring"
     )
     # A replayed play only scores; a unit that another process made meanwhile is spared.
     progress = Progress(3, Totals(units=3, prompts=0, pairs=30), clock, io.StringIO())
