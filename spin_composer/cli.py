@@ -144,8 +144,9 @@ def init(
     ] = None,
 ) -> None:
     """Print the SPIN YAML of an SFT's; each change is explained in it and on stderr."""
-    from spin_composer.importers.draft import print_draft, read_text
+    from spin_composer.importers.draft import print_draft
     from spin_composer.importers.sft import convert_sft
+    from spin_composer.settings.yaml_file import read_text
 
     print_draft(convert_sft(read_text(sft), str(sft), model))
 
@@ -359,5 +360,6 @@ def main() -> None:
         if explained is None:
             raise
         code, line = explained
-        print(f"error: {line}", file=sys.stderr)
+        for part in line.splitlines():  # one per problem
+            print(f"error: {part}", file=sys.stderr)
         sys.exit(code)

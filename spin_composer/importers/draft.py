@@ -5,7 +5,6 @@ from __future__ import annotations
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, cast
 
 from omegaconf import DictConfig, OmegaConf
@@ -14,7 +13,7 @@ from omegaconf.errors import OmegaConfBaseException
 from spin_composer.errors import InputError
 from spin_composer.importers.yaml_text import YamlText, comment_lines, flow_text
 from spin_composer.settings.section import to_plain
-from spin_composer.settings.yaml import check_keys, no_such_file, validate
+from spin_composer.settings.yaml import check_keys, validate
 
 _SHOWN = 80
 """Most characters of a value that a reason shows."""
@@ -135,20 +134,6 @@ class Draft:
                 problems += str(error).splitlines()
         if problems:
             raise InputError("\n".join(f"{self.where}: {line}" for line in problems))
-
-
-def read_text(path: Path) -> str:
-    """Return a YAML's text.
-
-    Raises:
-        InputError: The file is missing or no text.
-    """
-    try:
-        return path.read_text(encoding="utf-8")
-    except FileNotFoundError:
-        raise no_such_file(path) from None
-    except UnicodeDecodeError:
-        raise InputError(f"{path} is no text in UTF-8. Give the path of a YAML.") from None
 
 
 def print_draft(draft: Draft) -> None:

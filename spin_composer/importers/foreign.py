@@ -8,6 +8,7 @@ from typing import Any
 
 from spin_composer.errors import InputError, format_value
 from spin_composer.importers.draft import Change, Draft
+from spin_composer.importers.read import Unresolved
 from spin_composer.importers.yaml_text import comment_lines
 from spin_composer.settings.fields import suggest_key
 
@@ -36,9 +37,18 @@ class ForeignConfig:
         self._taken: set[str] = set()
 
     def take(self, key: str, default: Any = None) -> Any:
-        """Return a value, which counts as mapped; ``default`` if it is absent or null."""
+        """Return a value, which counts as mapped; ``default`` if it is absent or null.
+
+        Raises:
+            InputError: It refers to what the config does not have.
+        """
         self._taken.add(key)
         found = self.values.get(key)
+        if isinstance(found, Unresolved):
+            raise InputError(
+                f"{self.where}: {key}={found} refers to what this file does not have (the model's "
+                f"own config may). Add {key}=VALUE to the command."
+            )
         return default if found is None else found
 
     def take_first(self, *keys: str) -> Any:
@@ -50,8 +60,7 @@ class ForeignConfig:
         """Return the values below a key by their names, which count as mapped; without nulls."""
         below = f"{key}."
         names = [name for name in self.values if name.startswith(below)]
-        self._taken.update(names)
-        found = {name.removeprefix(below): self.values[name] for name in names}
+        found = {name.removeprefix(below): self.take(name) for name in names}
         return {name: value for name, value in found.items() if value is not None}
 
     def refuse(self, key: str, remedy: str) -> InputError:

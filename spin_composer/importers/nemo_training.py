@@ -37,6 +37,8 @@ def put_game(theirs: ForeignConfig, draft: FreshYaml) -> None:
         InputError: A value has no counterpart.
     """
     key = "trainer.spin.max_iterations"
+    if key not in theirs.values and "model.spin.num_rounds" in theirs.values:
+        key = "model.spin.num_rounds"  # its name in the first version
     draft.put("max_duration", f"{theirs.take(key, 1)}iter", key)
     key = "trainer.spin.max_epochs"
     draft.put(f"{_GAME}.iteration_length", f"{theirs.take(key, 1)}ep", key, "epochs per iteration")
@@ -88,6 +90,8 @@ def _put_generation(theirs: ForeignConfig, draft: FreshYaml) -> None:
         why = "besides the stop token, which needs no mention"
         draft.put(f"{_GENERATION}.stop_strings", strings, key, why)
     key = "model.spin.rollout_micro_batch_size"
+    if key not in theirs.values:
+        key = "model.spin.generation_batch_size"  # its name in the first versions
     if (rows := theirs.take(key)) is not None:
         draft.put(f"{_GENERATION}.batch_size", rows, key, "more is faster: as many as fit")
 
@@ -112,7 +116,7 @@ def put_optimizer(theirs: ForeignConfig, draft: FreshYaml) -> None:
         draft.put("optimizer.betas", betas, "model.optim.betas")
     draft.put("optimizer.eps", float(theirs.take("model.optim.eps", 1e-8)), "model.optim.eps")
     key = "model.optim.weight_decay"
-    decay = float(theirs.take(key, 0.0)) * float(rate)
+    decay = _rounded(float(theirs.take(key, 0.0)) * float(rate))
     draft.put("optimizer.weight_decay", decay, key, "times the learning rate: here it is decoupled")
     _put_schedule(theirs, draft, float(rate))
 
@@ -129,9 +133,14 @@ def _put_schedule(theirs: ForeignConfig, draft: FreshYaml, rate: float) -> None:
     draft.put("scheduler.t_warmup", warmup, key, "in each iteration")
     draft.put("scheduler.decay", _DECAYS[name], f"{where}.name", f"was {name}, over the whole run")
     least = theirs.take(f"{where}.min_lr", 0.0)
-    share = min(1.0, float(least) / rate)
+    share = _rounded(min(1.0, float(least) / rate))
     if _DECAYS[name] != "constant":
         draft.put("scheduler.alpha_f", share, f"{where}.min_lr", "as a share of the peak")
+
+
+def _rounded(value: float) -> float:
+    """Return a product as people write it: 9e-7, not 9.000000000000001e-7."""
+    return float(f"{value:.12g}")
 
 
 def put_adapters(theirs: ForeignConfig, draft: FreshYaml) -> None:

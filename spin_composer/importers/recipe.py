@@ -57,9 +57,10 @@ def convert_recipe(
 
 
 def _put_model(theirs: ForeignConfig, draft: FreshYaml, gpus: int) -> None:
-    key = "max_length"
+    key = "max_seq_length" if theirs.values.get("max_length") is None else "max_length"
     longest = theirs.take(key)
     if not is_int(longest):
+        key = "max_length"
         raise theirs.refuse(key, "give the most tokens of prompt and response")
     draft.put("max_seq_len", longest, key)
     draft.put("seed", theirs.take("seed", 42), "seed")
@@ -86,11 +87,40 @@ def _put_model(theirs: ForeignConfig, draft: FreshYaml, gpus: int) -> None:
 
 
 def _put_data(theirs: ForeignConfig, draft: FreshYaml) -> None:
+    name, trained, held_out, keys = _data_set(theirs)
+    draft.yaml.set("train_loader.name", "spin")
+    dataset = _dataset(theirs, name, trained)
+    draft.put("train_loader.dataset", dataset, ", ".join(keys), _PAIR)
+    for key, ours in (
+        ("max_prompt_length", "max_prompt_len, and truncate_prompt: left"),
+        ("preprocessing_num_workers", "num_proc"),
+        ("dataset_num_proc", "num_proc"),
+    ):
+        if theirs.values.get(key) is not None:
+            draft.note(key, f"train_loader.dataset.{ours}")
+    wanted = theirs.take("do_eval", True)
+    interval = theirs.take_first("eval_strategy", "evaluation_strategy")
+    if held_out and wanted:
+        draft.yaml.set("eval_loader.name", "spin")
+        dataset = _dataset(theirs, name, held_out)
+        draft.put("eval_loader.dataset", dataset, f"{keys[-1]}, do_eval")
+        steps = theirs.take("eval_steps")
+        in_steps = interval == "steps" and is_int(steps)
+        key = "eval_strategy" if "eval_strategy" in theirs.values else "evaluation_strategy"
+        draft.put("eval_interval", f"{steps}ba" if in_steps else "1ep", key)
+
+
+def _data_set(theirs: ForeignConfig) -> tuple[str, str, str | None, list[str]]:
+    """Return the data set, its split to train on, the held-out one, and the keys that name them."""
     mixer = theirs.take("dataset_mixer")
+    if mixer is None and theirs.values.get("dataset_name") is not None:
+        keys = ["dataset_name", "dataset_train_split", "dataset_test_split"]
+        name, trained = theirs.take(keys[0]), theirs.take(keys[1], "train")
+        return str(name), str(trained), theirs.take(keys[2]), keys
     if not isinstance(mixer, dict) or len(mixer) != 1:
         raise theirs.refuse(
-            "dataset_mixer", "name one data set: SPIN reads every row once, so write a mixture as "
-            "a data set of its own"
+            "dataset_mixer", "name one data set, in dataset_mixer or dataset_name: SPIN reads "
+            "every row once, so write a mixture as a data set of its own"
         )  # fmt: skip
     ((name, share),) = mixer.items()
     if not is_number(share) or not 0 < share <= 1:
@@ -103,32 +133,16 @@ def _put_data(theirs: ForeignConfig, draft: FreshYaml) -> None:
     part = (
         trained[0] if share == 1 else f"{trained[0]}[:{share:.6%}".rstrip("0%").rstrip(".") + "%]"
     )
-    draft.yaml.set("train_loader.name", "spin")
-    dataset = _dataset(theirs, str(name), part)
-    draft.put("train_loader.dataset", dataset, "dataset_mixer, dataset_splits", _PAIR)
-    for key, ours in (
-        ("max_prompt_length", "max_prompt_len, and truncate_prompt: left"),
-        ("preprocessing_num_workers", "num_proc"),
-    ):
-        if theirs.values.get(key) is not None:
-            draft.note(key, f"train_loader.dataset.{ours}")
-    wanted = theirs.take("do_eval", True)
-    interval = theirs.take_first("eval_strategy", "evaluation_strategy")
-    if held_out and wanted:
-        draft.yaml.set("eval_loader.name", "spin")
-        dataset = _dataset(theirs, str(name), held_out[0])
-        draft.put("eval_loader.dataset", dataset, "dataset_splits, do_eval")
-        steps = theirs.take("eval_steps")
-        in_steps = interval == "steps" and is_int(steps)
-        key = "eval_strategy" if "eval_strategy" in theirs.values else "evaluation_strategy"
-        draft.put("eval_interval", f"{steps}ba" if in_steps else "1ep", key)
+    return str(name), part, next(iter(held_out), None), ["dataset_mixer", "dataset_splits"]
 
 
 def _dataset(theirs: ForeignConfig, name: str, split: str) -> dict[str, Any]:
     dataset: dict[str, Any] = {"hf_name": name, "split": split, "max_seq_len": "${max_seq_len}"}
     if is_int(most := theirs.take("max_prompt_length")):
         dataset |= {"max_prompt_len": most, "truncate_prompt": "left"}
-    if is_int(processes := theirs.take("preprocessing_num_workers")):
+    if subset := theirs.take("dataset_config"):
+        dataset["hf_kwargs"] = {"name": subset}
+    if is_int(processes := theirs.take_first("preprocessing_num_workers", "dataset_num_proc")):
         dataset["num_proc"] = processes
     return dataset
 

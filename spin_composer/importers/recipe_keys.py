@@ -18,7 +18,16 @@ REFUSED: Refused = {
     ),
     "label_smoothing": ((None, 0, 0.0), "no loss here smooths labels"),
     "label_smoothing_factor": ((None, 0, 0.0), "no loss here smooths labels"),
-    "model_revision": ((None, "main"), "give a folder with that revision of the model"),
+    "model_revision": (
+        (None, "main"),
+        "download that revision (hf download MODEL --revision REVISION --local-dir FOLDER) and "
+        "add model_name_or_path=FOLDER model_revision=main to the command",
+    ),
+    "dataset_mixture.datasets": (
+        (None,),
+        "SPIN reads every row of one data set: add '~dataset_mixture' "
+        "dataset_name=NAME dataset_train_split=SPLIT to the command",
+    ),
     "neftune_noise_alpha": ((None,), "no noise is added to embeddings here"),
     "precompute_ref_log_probs": ((None, False, True), ""),
 }  # fmt: skip
@@ -32,8 +41,9 @@ EXPLAINED: Explained = {
     "gradient_checkpointing_kwargs.*": "activation checkpointing is FSDP's, not reentrant",
     "attn_implementation": "use_flash_attention_2 is used",
     "dataset_configs": "name a data set's configuration in hf_kwargs.name",
+    "dataset_kwargs.*": "write it in train_loader.dataset",
     "dataset_*": "write it in train_loader.dataset",
-    "text_column": "rows are read in the formats of the README's Data",
+    "text_column": "rows are read in the formats of docs/data.md",
     "chat_template": "the tokenizer's own chat template renders the rows",
     "auto_insert_empty_system_msg": "the tokenizer's own chat template renders the rows",
     "evaluation_strategy": "eval_strategy is used",

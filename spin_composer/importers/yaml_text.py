@@ -11,7 +11,7 @@ import yaml
 from yaml import MappingNode, Node, ScalarNode, SequenceNode
 
 from spin_composer.errors import InputError
-from spin_composer.settings.yaml import not_a_mapping
+from spin_composer.settings.yaml_file import malformed, not_a_mapping
 
 _WIDTH = 100
 _LOADER = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
@@ -138,7 +138,7 @@ class YamlText:
         try:
             return yaml.compose(self.text, Loader=_LOADER)
         except yaml.YAMLError as error:
-            raise InputError(f"{self.where}: {' '.join(str(error).split())}") from None
+            raise malformed(self.where, error) from None
 
     def _node(self, path: str) -> Node | None:
         node = self._root()

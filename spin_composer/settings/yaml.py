@@ -23,6 +23,7 @@ from spin_composer.settings.spin import (
     SpinSettings,
     count_iterations,
 )
+from spin_composer.settings.yaml_file import load_settings
 
 if TYPE_CHECKING:
     from omegaconf import DictConfig
@@ -196,35 +197,19 @@ def read_yaml(path: str | Path, overrides: Sequence[str]) -> DictConfig:
     Raises:
         InputError: If the file is missing or not a YAML mapping, or an override is malformed.
     """
-    from omegaconf import DictConfig, OmegaConf
+    from omegaconf import OmegaConf
     from omegaconf.errors import OmegaConfBaseException
     from yaml import YAMLError
 
     for override in overrides:
         if "=" not in override:
             raise InputError(f"{override!r} is not a setting. Write key=value.")
+    config = load_settings(path)
+    # spin.x is short for algorithms.spin.x
+    given = [f"algorithms.{x}" if x.startswith("spin.") else x for x in overrides]
     try:
-        config = OmegaConf.load(path)
-        if not isinstance(config, DictConfig):
-            raise not_a_mapping(path)
-        # spin.x is short for algorithms.spin.x
-        given = [f"algorithms.{x}" if x.startswith("spin.") else x for x in overrides]
         merged = OmegaConf.merge(config, OmegaConf.from_cli(given))
         OmegaConf.resolve(merged)
-    except FileNotFoundError:
-        raise no_such_file(path) from None
-    except (YAMLError, OmegaConfBaseException, OSError, TypeError, ValueError) as error:
-        if isinstance(error, InputError):
-            raise
+    except (YAMLError, OmegaConfBaseException, TypeError, ValueError) as error:
         raise InputError(f"{path}: {' '.join(str(error).split())}") from None
     return cast("DictConfig", merged)
-
-
-def not_a_mapping(where: object) -> InputError:
-    """Return the error for a file that holds no settings."""
-    return InputError(f"{where} does not contain settings. It must be a YAML mapping.")
-
-
-def no_such_file(path: object) -> InputError:
-    """Return the error for a YAML that is missing."""
-    return InputError(f"{path} does not exist. Give the path of a YAML.")

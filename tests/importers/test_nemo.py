@@ -14,6 +14,8 @@ from spin_composer.importers.nemo import convert_nemo
 from spin_composer.importers.read import read_config
 
 YAML = Path(__file__).parent / "foreign/gpt_spin.yaml"
+LAST_YAML = Path(__file__).parent / "foreign/gpt_spin_last.yaml"
+"""The keys of the config in NeMo-Aligner's last version, which leaves many to the checkpoint's."""
 FILES = [
     "pretrained_checkpoint.restore_from_path=/models/sft.nemo",
     "model.data.train_ds.file_path=/data/train.jsonl",
@@ -115,6 +117,48 @@ def test_every_key_of_the_config_is_named_with_what_became_of_it():
         assert key in named or key.startswith(blocks), key
 
 
+LAST_TUTORIAL = [
+    *FILES, "trainer.num_nodes=1", "trainer.devices=8", "model.micro_batch_size=1",
+    "model.global_batch_size=64", "exp_manager.create_wandb_logger=false",
+    "exp_manager.wandb_logger_kwargs.project=spin_training",
+    "exp_manager.wandb_logger_kwargs.name=spin_training", "exp_manager.explicit_log_dir=/results",
+    "trainer.spin.max_iterations=1", "trainer.spin.max_epochs=1",
+    "model.spin.ref_policy_kl_penalty=0.1", "model.spin.length_params.max_length=2048",
+    "model.data.train_ds.max_seq_length=4096",
+]  # fmt: skip
+"""The command line of NeMo-Aligner's tutorial."""
+
+
+def test_the_last_versions_tutorial_is_carried_over():
+    values = read_config(LAST_YAML, LAST_TUTORIAL)
+    draft = convert_nemo(values, "gpt_spin.yaml", "my/sft")
+    config = draft.config()
+    assert config["max_seq_len"] == 4096
+    assert config["max_duration"] == "1iter"
+    assert config["algorithms"]["spin"]["beta"] == 0.1
+    assert config["algorithms"]["spin"]["generation"]["max_new_tokens"] == 2048
+    assert config["optimizer"]["weight_decay"] == 9e-7
+    assert config["scheduler"]["alpha_f"] == 0.1
+    assert "model_parallel_size='${multiply:" in draft.yaml.text  # of the checkpoint's config
+
+
+@pytest.mark.parametrize("key", ["model.spin.length_params.max_length", f"{TRAIN}.max_seq_length"])
+def test_a_value_of_the_checkpoints_own_config_is_asked_for(key: str):
+    given = [one for one in LAST_TUTORIAL if not one.startswith(key)]
+    with pytest.raises(InputError, match=rf"{key}=\$\{{.*Add {key}=VALUE to the command"):
+        convert_nemo(read_config(LAST_YAML, given), "gpt_spin.yaml", "my/sft")
+    set_above = [*given, "+model.encoder_seq_length=512"]
+    convert_nemo(read_config(LAST_YAML, set_above), "gpt_spin.yaml", "my/sft")
+
+
+def test_the_first_versions_names_are_known():
+    first = ["~trainer.spin.max_iterations", "~model.spin.rollout_micro_batch_size"]
+    new = ["+model.spin.num_rounds=2", "+model.spin.generation_batch_size=8"]
+    config = imported(*first, *new).config()
+    assert config["max_duration"] == "2iter"
+    assert config["algorithms"]["spin"]["generation"]["batch_size"] == 8
+
+
 def test_the_tutorials_run_is_of_one_node():
     config = imported().config()
     assert config["loggers"] == {"wandb": {"project": "spin_training", "name": "spin_training"}}
@@ -152,6 +196,7 @@ def test_rows_without_chat_are_read_by_their_columns():
         ("model.optim.name=sgd", r"model\.optim\.name='sgd'"),
         ("model.optim.sched.name=Noam", r"sched\.name='Noam'"),
         ("trainer.precision=8", "trainer.precision=8"),
+        ("+exp_manager.resume_from_checkpoint=x", "resume_from_checkpoint='x'"),
         ("trainer.devices=auto", r"trainer\.devices='auto'"),
         ("model.spin.length_params.max_length=0", "max_new_tokens"),
     ],

@@ -58,6 +58,8 @@ LORA = ["use_peft=true", "lora_r=8", "lora_alpha=16", "lora_target_modules=[q_pr
         (["dataset_mixer.UCLA-AGI/SPIN_iter0=0.5"], "train_loader.dataset.split", "train[:50%]"),
         (["dataset_mixer.UCLA-AGI/SPIN_iter0=0.125"], "train_loader.dataset.split",
          "train[:12.5%]"),
+        (["~max_length", "max_seq_length=4096"], "max_seq_len", 4096),
+        (["--num_train_epochs=6"], "algorithms.spin.iteration_length", "6ep"),
         (LORA, "model.peft_config.r", 8),
     ],
 )  # fmt: skip
@@ -98,11 +100,24 @@ def test_no_evaluation_asks_for_no_held_out_rows():
         (["load_in_4bit=true"], "load_in_4bit=True"),
         (["lr_scheduler_type=polynomial"], "lr_scheduler_type"),
         (["max_prompt_length=5000"], "max_prompt_len"),
+        (["model_revision=ac6e600"], "model_revision='ac6e600'.*model_revision=main"),
+        (["dataset_mixture.datasets=[{id: a}]"], "dataset_mixture.*dataset_name=NAME"),
     ],
 )
 def test_what_has_no_counterpart_is_refused_by_name(overrides: list[str], named: str):
     with pytest.raises(InputError, match=named):
         imported(*overrides)
+
+
+def test_a_data_set_is_named_as_in_newer_recipes():
+    named = ["dataset_name=org/chat", "dataset_config=all", "dataset_train_split=train_sft"]
+    config = imported("~dataset_mixer", *named, "dataset_test_split=test_sft").config()
+    dataset = config["train_loader"]["dataset"]
+    assert dataset["hf_name"] == "org/chat"
+    assert dataset["hf_kwargs"] == {"name": "all"}
+    assert dataset["split"] == "train_sft"
+    assert config["eval_loader"]["dataset"]["split"] == "test_sft"
+    assert "eval_loader" not in imported("~dataset_mixer", *named).config()
 
 
 def test_the_command_prints_a_yaml():
