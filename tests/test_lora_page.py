@@ -60,7 +60,7 @@ def test_the_yaml_trains_adapters_alone_which_are_what_checkpoints_and_exports_h
     exporter = {"save_folder": str(tmp_path / "hf"), "merge_adapters": merged}
     config["callbacks"] = {"hf_exporter": exporter}
     trainer = train(write_config(config, tmp_path / "run.yaml"))
-    trained = trainer.state.model.model
+    trained: Any = trainer.state.model.model
     assert all("lora_" in name for name, p in trained.named_parameters() if p.requires_grad)
     steps = (tmp_path / "self-play/steps.jsonl").read_text().splitlines()
     rates = [rate for step in steps if (rate := json.loads(step).get("learning_rate")) is not None]
