@@ -74,8 +74,8 @@ of log-probabilities, and a pair's margin m is the real response's reward less t
 `length_normalised` divides each sum by its number of tokens first.
 
 With `game: ditto` ([docs/ditto.md](ditto.md)) some pairs have no real response: m is then the
-newest response's reward less the earlier one's, `nll_weight` leaves them out, and `space`, which
-judges the real response alone, is refused.
+newest response's reward less the earlier one's, `dpop`'s penalty is on a fall of the newest response,
+`nll_weight` leaves them out, and `space`, which judges the real response alone, is refused.
 
 The metrics of training ([docs/metrics.md](metrics.md)) are those of r whatever the loss: for one
 without beta (`space`) r is in nats, as with beta = 1, and `dpop`'s penalty is not in its margin.

@@ -76,6 +76,11 @@ class Estimate:
         """Return the estimate of the larger of the value and ``floor``."""
         return Estimate.of(max(self.value, floor), np.maximum(self.replicates, floor), self.prompts)
 
+    def widened(self, factor: float) -> Estimate:
+        """Return the estimate with an interval and standard error ``factor`` times as wide."""
+        spread = self.value + factor * (self.replicates - self.value)
+        return Estimate.of(self.value, spread, self.prompts)
+
     def as_json(self) -> dict[str, float | None]:
         """Return value, interval and standard error; null, which JSON has, in place of nan."""
         found = {

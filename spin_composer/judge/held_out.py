@@ -78,7 +78,7 @@ def choose_rows(
         limits: The model's.
 
     Raises:
-        InputError: Fewer rows are left than the classifier's folds need.
+        InputError: Fewer rows, or fewer prompts, are left than the classifier's folds need.
     """
     room = np.inf if limits.positions is None else limits.positions - max_new_tokens
     usable = [
@@ -97,8 +97,15 @@ def choose_rows(
         log.info(
             "%d held-out rows are not judged on: they are too long.", len(examples) - len(usable)
         )
-    drawn = np.random.default_rng(settings.seed).permutation(len(usable))[: settings.rows]
-    indices = [usable[i] for i in sorted(drawn) for _ in range(settings.samples_per_prompt)]
+    drawn = sorted(np.random.default_rng(settings.seed).permutation(len(usable))[: settings.rows])
+    prompts = {examples[usable[i]].prompt.tobytes() for i in drawn}
+    if len(prompts) < 2 * settings.folds:  # said before anything is sampled
+        raise InputError(
+            f"the {len(drawn)} held-out rows that are judged on have {len(prompts)} different "
+            f"prompts, and {JUDGE_SECTION}.folds={settings.folds} needs {2 * settings.folds}: a "
+            "prompt's responses are in one fold. Give rows of more prompts, or lower folds."
+        )
+    indices = [usable[i] for i in drawn for _ in range(settings.samples_per_prompt)]
     return JudgedRows(examples, indices, _fingerprint(examples, indices))
 
 

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from spin_composer.errors import InputError
 from spin_composer.extras import require_judge
 from spin_composer.judge.answers import GSM8K_ANSWER, compile_answer, final_answer
-from spin_composer.judge.classifier import out_of_fold_hits, shuffled_halves
+from spin_composer.judge.classifier import SPREAD, out_of_fold_hits, shuffled_halves
 from spin_composer.judge.diversity import distinct_shares, self_bleu_scores
 from spin_composer.judge.estimate import Bootstrap, Estimate, Vector
 
@@ -129,11 +129,12 @@ def measure(
     once = Bootstrap(np.arange(len(firsts)), resamples, seed)
     halves = shuffled_halves([real[i] for i in firsts], seed)
     pairs = np.arange(len(halves[0]))
-    control = out_of_fold_hits(*halves, pairs, folds, seed)
+    told = bootstrap.mean(out_of_fold_hits(real, sampled, groups, folds, seed))
+    chance = Bootstrap(pairs, resamples, seed).mean(out_of_fold_hits(*halves, pairs, folds, seed))
     texts = [real[i] for i in firsts]
     return Measures(
-        classifier_accuracy=bootstrap.mean(out_of_fold_hits(real, sampled, groups, folds, seed)),
-        classifier_control=Bootstrap(pairs, resamples, seed).mean(control),
+        classifier_accuracy=told.widened(SPREAD),
+        classifier_control=chance.widened(SPREAD),
         distinct_1=bootstrap.ratio(*distinct_shares(sampled, 1)),
         real_distinct_1=once.ratio(*distinct_shares(texts, 1)),
         distinct_2=bootstrap.ratio(*distinct_shares(sampled, 2)),

@@ -73,7 +73,7 @@ class Transplant(Callback):
 
 def still_run(folder: Path, exports: str, callbacks: list[Any], **settings: Any) -> Any:
     """Return a Trainer of a run that learns nothing by itself, of a start model with noise."""
-    model = with_noise(trained_model(folder), 0.5)
+    model = with_noise(trained_model(folder), 0.7)
     optimizer = torch.optim.SGD(model.parameters(), lr=0.0)
     return tiny_trainer(
         folder, model, optimizers=optimizer, callbacks=[*callbacks, HuggingFaceExporter(exports)],

@@ -34,7 +34,7 @@ def exports(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A start model with noise, and four policies: itself, a better one, a worse, the better."""
     folder = tmp_path_factory.mktemp("judged")
     good = trained_model(folder)
-    noisy = with_noise(good, 0.5)
+    noisy = with_noise(good, 0.7)
     export(noisy, folder / "start")
     for number, policy in enumerate([noisy, good, with_noise(good, 1.0), good]):
         export(policy, folder / f"hf/iter{number}")
@@ -164,6 +164,21 @@ def test_a_folder_without_exports_or_start_is_refused(exports: Path, tmp_path: P
         done = invoke(folder)
         with pytest.raises(InputError, match=said):
             raise done.exception
+
+
+def test_rows_of_too_few_prompts_are_refused_before_anything_is_sampled(
+    exports: Path, tmp_path: Path
+):
+    rows = "".join(
+        json.dumps({"prompt": f"{i % 9} :", "response": f" answer {i}"}) + "\n" for i in range(40)
+    )
+    (tmp_path / "rows.jsonl").write_text(rows)
+    shutil.copytree(exports / "hf", tmp_path / "hf", ignore=shutil.ignore_patterns("judge*"))
+    arguments = ("--start", exports / "start", "--data", tmp_path / "rows.jsonl", *SETTINGS)
+    done = invoke(tmp_path / "hf", *arguments)
+    with pytest.raises(InputError, match=r"the 40 held-out rows .* have 9 different prompts, and"):
+        raise done.exception
+    assert not (tmp_path / "hf/judge").exists()
 
 
 def test_a_missing_package_is_named_before_anything_is_read(
