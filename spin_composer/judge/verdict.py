@@ -10,8 +10,8 @@ An iteration *helped* if
    wholly on the worse side of 0.
 
 The best is the last iteration that helped. So of iterations that cannot be told apart the earliest
-is taken, and a run that is better by chance alone is named in 2.5% of the comparisons, not in
-every run that has enough iterations.
+is taken, and a run that is better by chance alone is named in 1% to 2% of the comparisons
+(simulated: docs/judge.md), not in every run that has enough iterations.
 
 Why the classifier: SPIN's game ends where the opponent's responses are distributed as the data
 (arXiv 2401.01335, theorem 5.2), and accuracy is the distance from there that samples show. Why not
