@@ -74,7 +74,7 @@ of log-probabilities, and a pair's margin m is the real response's reward less t
 `length_normalised` divides each sum by its number of tokens first.
 
 With `game: ditto` ([docs/ditto.md](ditto.md)) some pairs have no real response: m is then the
-newest response's reward less the earlier one's, `dpop`'s penalty is on a fall of the newest response,
+newest response's reward less the earlier one's, `dpop`'s penalty is on a fall of the newest one,
 `nll_weight` leaves them out, and `space`, which judges the real response alone, is refused.
 
 The metrics of training ([docs/metrics.md](metrics.md)) are those of r whatever the loss: for one
