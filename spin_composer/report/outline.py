@@ -48,6 +48,9 @@ def read_outline(run: Path | str, overrides: Sequence[str] = ()) -> RunOutline:
         return RunOutline(Path(), remote=str(run))
     run = Path(run)
     if run.is_dir():
+        store = run / "self-play"
+        if store.is_dir() and not any(run.glob("iter-*")):
+            raise InputError(f"{run} is a run's folder, not its store. Give {store}.")
         return RunOutline(run)
     if not is_yaml:
         raise InputError(f"{run} is neither a folder nor a YAML. Give the run's store or its YAML.")

@@ -6,6 +6,7 @@ import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
+from spin_composer.alarms.rules import REAL_LENGTH
 from spin_composer.report.history import (
     ACCURACY,
     BATCHES,
@@ -120,7 +121,9 @@ def _figures(run: RunFiles) -> Iterable[tuple[str, str, Mapping[str, tuple[str, 
         label: (f"{METRICS}{label}/{NLL}", in_evaluation(label, NLL)) for label in _held_out(run)
     }
     yield "held-out NLL", "nats per token", held_out
-    yield "generated length", "tokens", {"generated": played(GENERATED_LENGTH)}
+    yield "length of responses", "tokens", {
+        "real": (REAL_LENGTH, ""), "generated": played(GENERATED_LENGTH),
+    }  # fmt: skip
     yield "cut off, equal to the real one", "share of responses", {
         "cut off": played(TRUNCATED_FRACTION), "equal": played(DEGENERATE_FRACTION),
     }  # fmt: skip

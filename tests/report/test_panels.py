@@ -50,6 +50,18 @@ def test_what_the_judge_measured_stands_at_the_ends_of_iterations(tmp_path: Path
     assert judge.curves[0].points == [(0.0, 0.9), (5.0, 0.8), (10.0, 0.7)]
 
 
+def test_real_lengths_stand_beside_generated_ones(tmp_path: Path) -> None:
+    store = write_run(tmp_path, iterations=1)
+    with open(store / "steps.jsonl", "a") as file:
+        row = {"step": 6, "iteration": 1, "epoch": 2, "time": 1.0}
+        row |= {"spin/generated_length": 9.5, "responses/real_length": 8.5}
+        file.write(json.dumps(row) + "\n")
+    found = charts(read_run(RunOutline(store))).panels
+    (panel,) = [p for p in found if p.title == "length of responses"]
+    ends = {curve.label: curve.points[-1] for curve in panel.curves}
+    assert ends == {"real": (6.0, 8.5), "generated": (6.0, 9.5)}
+
+
 def test_held_out_figures_have_a_curve_per_loader(tmp_path: Path) -> None:
     store = write_run(tmp_path, iterations=1)
     with open(store / "steps.jsonl", "a") as file:

@@ -156,6 +156,12 @@ def test_no_store_and_no_yaml_are_said(run, tmp_path):
         read_outline(tmp_path / "nothing")
 
 
+def test_a_runs_folder_is_told_from_its_store(tmp_path):
+    (tmp_path / "self-play").mkdir()
+    with pytest.raises(InputError, match=r"is a run's folder, not its store. Give .*/self-play\."):
+        read_outline(tmp_path)
+
+
 def test_settings_change_where_a_yaml_looks(run, tmp_path):
     run.play(0, 2, of=2)
     elsewhere = tmp_path / "elsewhere"
