@@ -5,40 +5,18 @@ from __future__ import annotations
 import importlib.util
 import re
 import shlex
-from collections.abc import Iterator
 from contextlib import suppress
-from pathlib import Path
 from typing import Any
 
 import pytest
 import typer
+from fixtures.shown_commands import PAGES, ROOT, shown
 from typer.main import get_command, get_completion_inspect_parameters
 
 from spin_composer.cli import app
 
-ROOT = Path(__file__).parents[1]
-PAGES = [
-    ROOT / "README.md", ROOT / "CONTRIBUTING.md",
-    *sorted(page for page in (ROOT / "docs").glob("*.md") if page.name != "commands.md"),
-]  # fmt: skip
-"""commands.md is made of the command line itself."""
-PROGRAM = r"(?:spin-composer|composer|torchrun|make|python3?|NODE_RANK=0 torchrun|mcli|sbatch)"
 INSTALLED = ("pip", "venv")
 """Modules of ``python -m`` that are not this project's to check."""
-
-
-def shown(page: Path) -> Iterator[str]:
-    """Yield the commands of a page: lines of code blocks, and code in tables and sentences."""
-    text = page.read_text(encoding="utf-8").replace("\\\n", " ")
-    blocks = re.findall(r"^```(?:\w*)\n(.*?)^```", text, re.DOTALL | re.MULTILINE)
-    prose = re.sub(r"^```.*?^```", "", text, flags=re.DOTALL | re.MULTILINE)
-    for line in "\n".join(blocks).splitlines():
-        command = line.removeprefix("$ ").split("   #")[0].split("  #")[0].strip()
-        if re.match(rf"{PROGRAM} ", command):
-            yield command
-    for code in re.findall(r"`([^`\n]+)`", prose):
-        if re.match(rf"{PROGRAM} \S", code):
-            yield code
 
 
 COMMANDS = sorted({(page.name, command) for page in PAGES for command in shown(page)})
