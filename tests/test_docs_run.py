@@ -23,7 +23,7 @@ from omegaconf import OmegaConf
 ELSEWHERE = {
     r"make (install|lint|demo|test|test-odd|test-foundry|test-wheel)|\.ci/run": "CI runs it",
     r"make docs": "tests/test_docs.py writes the pages and builds the site",
-    r"make (test-all|chaos)|\S*python -m pytest .*": "the tests themselves",
+    r"make (test-all|chaos)|(\w+=\S+ )?\S*python3? -m pytest .*": "the tests themselves",
     r"make (real|evidence|bench-step|bench-generation|bench-engines|simulate)( .*)?": "hours",
     r"nohup make .*": "hours",
     r"make (parity|lock)": "installs from the network",
@@ -86,7 +86,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     shutil.copytree(here / "my/sft-model", here / "base-model")
     config = tiny_config(here, Path("my/sft-model"))
     write_rows(here / "my_sft.jsonl", num_rows=112)
-    write_rows(here / "heldout.jsonl", num_rows=12, seed=1)
+    write_rows(here / "heldout.jsonl", num_rows=20, seed=1)
     for loader, rows in (("train_loader", "my_sft.jsonl"), ("eval_loader", "heldout.jsonl")):
         config[loader]["dataset"]["hf_kwargs"]["data_files"] = rows
     config |= {"run_name": "my-run", "save_folder": "runs/{run_name}/checkpoints"}
