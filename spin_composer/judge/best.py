@@ -47,9 +47,11 @@ def mark_best(exporter: Exporter, state: State, folder: str, best: str | None) -
 
 def _link(root: Path, best: str | None, text: str) -> None:
     link = root / LINK
-    if link.is_symlink() and best is None:
-        link.unlink()
     if best is None:
+        if link.is_symlink():
+            link.unlink()
+        if (root / FILE).exists():  # of before, where there are no links
+            write_atomically(root / FILE, text)
         return
     aside = root / temporary_name(LINK)
     try:

@@ -6,7 +6,8 @@ import json
 import os
 from functools import partial
 from pathlib import Path
-from typing import Any
+from types import SimpleNamespace
+from typing import Any, cast
 
 import pytest
 import torch
@@ -22,6 +23,7 @@ from fixtures.yaml_run import tiny_config, write_config
 from spin_composer import HuggingFaceExporter, SpinJudge
 from spin_composer.errors import InputError
 from spin_composer.fsdp import is_sharded
+from spin_composer.judge.best import mark_best
 from spin_composer.judge.measures import UNITS
 from spin_composer.report.history import read_history
 from spin_composer.train import train
@@ -187,6 +189,20 @@ def test_of_exports_in_an_object_store_a_file_names_the_best(
         found = json.loads(server.read("tiny/hf/best.json"))
     best = judged(tmp_path)["best"]
     assert found == {"best": best and "iter0"}
+
+
+def test_a_mark_of_before_does_not_outlive_its_best(tmp_path: Path):
+    exporter: Any = SimpleNamespace(uploader=None)
+    mark = partial(mark_best, exporter, cast("State", None), str(tmp_path))
+    (tmp_path / "iter0").mkdir()
+    mark("iter0")
+    assert os.readlink(tmp_path / "best") == "iter0"
+    mark(None)
+    assert not (tmp_path / "best").is_symlink()
+    (tmp_path / "best").mkdir()  # no link can have its name
+    for best in ("iter0", None):
+        mark(best)
+        assert json.loads((tmp_path / "best.json").read_text()) == {"best": best}
 
 
 def test_a_run_without_the_game_or_held_out_rows_is_refused(tmp_path: Path):
