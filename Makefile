@@ -64,7 +64,7 @@ test-all: install ## every combination (without a GPU)
 
 # The versions that llm-foundry itself pins, in an environment of their own.
 FOUNDRY := .venv-foundry
-FOUNDRY_TESTS := tests/test_before.py tests/test_old_runs.py tests/test_yaml_runs.py tests/foundry tests/model tests/pretrained \
+FOUNDRY_TESTS := tests/test_before.py tests/test_old_runs.py tests/test_yaml_runs.py tests/test_lora_page.py tests/foundry tests/model tests/pretrained \
 	tests/engines/hf/test_decode.py tests/engines/hf/test_generator.py tests/data/test_turn_encoder.py \
 	tests/data/test_held_out.py tests/store/test_local.py tests/test_new_families.py
 $(FOUNDRY)/.installed: requirements-foundry.lock pyproject.toml | install

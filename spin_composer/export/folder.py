@@ -121,7 +121,9 @@ def save_adapters(model: PeftModel, state: dict[str, Tensor], folder: Path) -> N
     """Write a PEFT model's adapters and their config.
 
     PEFT looks up what to write by the names of modules, and leaves out what has another name: it is
-    shown them without the wrappers of FSDP1 and of activation checkpointing, as in ``state``.
+    shown them without the wrappers of FSDP1 and of activation checkpointing, as in ``state``. Of
+    the config that Composer was given, Composer has made the type a plain text, with which PEFT
+    0.16 does not save.
 
     Args:
         model: The PEFT model itself, without a wrapper around it.
@@ -131,6 +133,9 @@ def save_adapters(model: PeftModel, state: dict[str, Tensor], folder: Path) -> N
     Raises:
         RuntimeError: If PEFT has left out some of the adapters.
     """
+    from peft import PeftType
+
+    kinds = [(config, config.peft_type) for config in model.peft_config.values()]
 
     def named_modules(*args: Any, **kwargs: Any) -> Iterator[tuple[str, nn.Module]]:
         for path, module in nn.Module.named_modules(model, *args, **kwargs):
@@ -138,9 +143,13 @@ def save_adapters(model: PeftModel, state: dict[str, Tensor], folder: Path) -> N
 
     model.__dict__["named_modules"] = named_modules
     try:
+        for config, kind in kinds:
+            config.peft_type = PeftType(kind)
         model.save_pretrained(str(folder), state_dict=state)
     finally:
         del model.__dict__["named_modules"]
+        for config, kind in kinds:
+            config.peft_type = kind
     written = 0
     for path in folder.rglob("adapter_model.safetensors"):
         with safe_open(path, "pt") as file:
