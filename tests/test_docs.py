@@ -12,6 +12,9 @@ from pathlib import Path
 
 import pytest
 
+import spin_composer
+from spin_composer.errors import EnvironmentFailure, InputError, NotFiniteError, StoreError
+
 ROOT = Path(__file__).parents[1]
 DOCS = ROOT / "docs"
 PAGES = runpy.run_path(str(DOCS / "generate.py"))["PAGES"]
@@ -67,3 +70,17 @@ def test_every_message_of_the_troubleshooting_page_is_one_of_the_code() -> None:
         parts = [re.escape(part) for part in heading.split(ANY)]
         pattern = re.compile(".*".join(parts), re.DOTALL)
         assert any(pattern.search(text) for text in known), heading
+
+
+def test_the_exit_codes_of_the_page_are_those_of_the_errors() -> None:
+    page = (DOCS / "resuming.md").read_text(encoding="utf-8")
+    codes = {int(code) for code in re.findall(r"^\| (\d) \|", page, re.MULTILINE)}
+    kinds = (InputError, StoreError, EnvironmentFailure, NotFiniteError)
+    assert codes == {0, 1, *(kind.exit_code for kind in kinds)}
+
+
+def test_the_page_on_python_names_the_whole_api() -> None:
+    page = (DOCS / "python.md").read_text(encoding="utf-8")
+    rows = [row for row in page.splitlines() if row.startswith("| `")]
+    named = {name for row in rows for name in re.findall(r"`(\w+)", row.split("|")[1])}
+    assert named == {*spin_composer.__all__} - {"__version__"}
