@@ -10,7 +10,7 @@ from typing import Any, cast
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from spin_composer.errors import InputError
+from spin_composer.errors import InputError, format_value
 from spin_composer.importers.yaml_text import YamlText, comment_lines, flow_text
 from spin_composer.settings.section import to_plain
 from spin_composer.settings.yaml import check_keys, validate
@@ -50,8 +50,14 @@ class Draft:
         """Return a value with its ``${...}`` resolved; ``default`` if it is absent or null.
 
         Raises:
-            InputError: It refers to what is not there.
+            InputError: It refers to what is not there, or what holds it is no mapping.
         """
+        parent = path.rpartition(".")[0]
+        if self.yaml.length(parent) is not None:
+            raise InputError(
+                f"{self.where}: {parent} must be a mapping of settings, got "
+                f"{format_value(self.yaml.raw(parent))}."
+            )
         try:
             found = OmegaConf.select(self._parse(), path)
             if OmegaConf.is_config(found):

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from fnmatch import fnmatchcase
 from typing import Any
 
@@ -10,7 +10,7 @@ from spin_composer.errors import InputError, format_value
 from spin_composer.importers.draft import Change, Draft
 from spin_composer.importers.read import Unresolved
 from spin_composer.importers.yaml_text import comment_lines
-from spin_composer.settings.fields import suggest_key
+from spin_composer.settings.fields import is_number, suggest_key
 
 Explained = Mapping[str, str]
 """Reasons why settings are not carried over, by pattern of their names (``model.data.*.shuffle``);
@@ -50,6 +50,24 @@ class ForeignConfig:
                 f"own config may). Add {key}=VALUE to the command."
             )
         return default if found is None else found
+
+    def take_number(self, key: str, default: float) -> float:
+        """Return a number, which counts as mapped; ``default`` if it is absent or null.
+
+        Raises:
+            InputError: It is another value.
+        """
+        found = self.take(key, default)
+        if not is_number(found):
+            raise self.refuse(key, "give a number")
+        return float(found)
+
+    def take_texts(self, key: str, default: Sequence[str] = ()) -> list[str]:
+        """Return a list of texts, likewise."""
+        found = self.take(key, list(default))
+        if not isinstance(found, list) or not all(isinstance(one, str) for one in found):
+            raise self.refuse(key, "give a list of texts")
+        return found
 
     def take_first(self, *keys: str) -> Any:
         """Return the first of several values that is not null; only that one counts as mapped."""

@@ -84,7 +84,7 @@ def _put_generation(theirs: ForeignConfig, draft: FreshYaml) -> None:
         if (value := theirs.take(key)) is not None:
             draft.put(f"{_GENERATION}.{name}", value, key)
     key = "model.spin.sampling_params.end_strings"
-    given = theirs.take(key, [])
+    given = theirs.take_texts(key)
     strings = [text for text in given if text not in _ENDS]
     if given:
         why = "besides the stop token, which needs no mention"
@@ -114,9 +114,9 @@ def put_optimizer(theirs: ForeignConfig, draft: FreshYaml) -> None:
     draft.put("optimizer.lr", float(rate), key)
     if betas := theirs.take("model.optim.betas"):
         draft.put("optimizer.betas", betas, "model.optim.betas")
-    draft.put("optimizer.eps", float(theirs.take("model.optim.eps", 1e-8)), "model.optim.eps")
+    draft.put("optimizer.eps", theirs.take_number("model.optim.eps", 1e-8), "model.optim.eps")
     key = "model.optim.weight_decay"
-    decay = _rounded(float(theirs.take(key, 0.0)) * float(rate))
+    decay = _rounded(theirs.take_number(key, 0.0) * float(rate))
     draft.put("optimizer.weight_decay", decay, key, "times the learning rate: here it is decoupled")
     _put_schedule(theirs, draft, float(rate))
 
@@ -132,8 +132,8 @@ def _put_schedule(theirs: ForeignConfig, draft: FreshYaml, rate: float) -> None:
     key = f"{where}.warmup_steps" if steps is not None else f"{where}.warmup_ratio"
     draft.put("scheduler.t_warmup", warmup, key, "in each iteration")
     draft.put("scheduler.decay", _DECAYS[name], f"{where}.name", f"was {name}, over the whole run")
-    least = theirs.take(f"{where}.min_lr", 0.0)
-    share = _rounded(min(1.0, float(least) / rate))
+    least = theirs.take_number(f"{where}.min_lr", 0.0)
+    share = _rounded(min(1.0, least / rate))
     if _DECAYS[name] != "constant":
         draft.put("scheduler.alpha_f", share, f"{where}.min_lr", "as a share of the peak")
 

@@ -125,7 +125,7 @@ def _data_set(theirs: ForeignConfig) -> tuple[str, str, str | None, list[str]]:
     ((name, share),) = mixer.items()
     if not is_number(share) or not 0 < share <= 1:
         raise theirs.refuse("dataset_mixer", "its share must lie between 0 and 1")
-    splits = theirs.take("dataset_splits", ["train"])
+    splits = theirs.take_texts("dataset_splits", ["train"])
     held_out = [split for split in splits if split.startswith(("test", "eval", "valid"))]
     trained = [split for split in splits if split not in held_out]
     if len(trained) != 1 or len(held_out) > 1:
@@ -163,8 +163,8 @@ def _put_game(theirs: ForeignConfig, draft: FreshYaml, iterations: int) -> None:
     draft.put(f"{where}.loss", _LOSSES[loss], key)
     draft.put(f"{where}.generation.max_new_tokens", NEW_TOKENS, "", "as uclaml/SPIN's generate.py")
     key = "max_grad_norm"
-    clip = theirs.take(key, 1.0)
-    clipping = {"clipping_type": "norm", "clipping_threshold": float(clip)}
+    clip = theirs.take_number(key, 1.0)
+    clipping = {"clipping_type": "norm", "clipping_threshold": clip}
     draft.put("algorithms.gradient_clipping", clipping, key)
 
 

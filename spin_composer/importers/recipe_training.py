@@ -27,7 +27,7 @@ def put_optimizer(theirs: ForeignConfig, draft: FreshYaml) -> None:
     name, rate = theirs.take("optim", "adamw_torch"), theirs.take("learning_rate")
     if not is_number(rate):
         raise theirs.refuse("learning_rate", "give the peak learning rate")
-    decay = float(theirs.take("weight_decay", 0.0))
+    decay = theirs.take_number("weight_decay", 0.0)
     if name == "rmsprop":
         draft.put("optimizer.name", "rmsprop", "optim", "torch.optim.RMSprop")
         draft.put("optimizer.lr", float(rate), "learning_rate")
@@ -38,7 +38,7 @@ def put_optimizer(theirs: ForeignConfig, draft: FreshYaml) -> None:
         draft.put("optimizer.lr", float(rate), "learning_rate")
         betas = [theirs.take("adam_beta1", 0.9), theirs.take("adam_beta2", 0.999)]
         draft.put("optimizer.betas", betas, "adam_beta1, adam_beta2")
-        draft.put("optimizer.eps", float(theirs.take("adam_epsilon", 1e-8)), "adam_epsilon")
+        draft.put("optimizer.eps", theirs.take_number("adam_epsilon", 1e-8), "adam_epsilon")
         draft.put(
             "optimizer.weight_decay", decay * float(rate), "weight_decay",
             "times the learning rate: here it is decoupled",

@@ -70,5 +70,6 @@ def malformed(where: object, error: YAMLError) -> InputError:
     mark = getattr(error, "problem_mark", None)
     at = f", line {mark.line + 1}, column {mark.column + 1}" if mark else ""
     said = getattr(error, "problem", None) or " ".join(str(error).split())
-    context = f" {error.context}" if getattr(error, "context", None) else ""
-    return InputError(f"{where}{at} is not YAML:{context} {said}. Correct it there.")
+    context = getattr(error, "context", None)
+    said = f"{context} {said}" if context else said
+    return InputError(f"{where}{at} is not YAML: {said}. Correct it there.")

@@ -93,6 +93,9 @@ def test_no_evaluation_asks_for_no_held_out_rows():
     [
         (["bta=0.1"], "bta is not a known key of the recipe. Did you mean 'beta'"),
         (["dataset_mixer={a: 1, b: 1}"], "dataset_mixer"),
+        (["dataset_splits=5"], "dataset_splits=5.*give a list of texts"),
+        (["max_grad_norm=no"], "max_grad_norm=.*give a number"),
+        (["weight_decay=q"], "weight_decay='q'.*give a number"),
         (["num_train_epochs=1.5"], "num_train_epochs=1.5"),
         (["max_steps=10"], "max_steps=10"),
         (["loss_type=kto_pair"], "loss_type='kto_pair'"),

@@ -111,3 +111,9 @@ def test_the_command_prints_the_yaml_and_explains_on_stderr(tmp_path: Path):
     assert done.stdout.startswith("# An older layout")
     assert "max_duration: 1ep -> 3iter" in done.stderr
     assert not set(done.stdout.splitlines()) & set(done.stderr.splitlines())
+
+
+def test_a_list_in_place_of_a_block_is_named():
+    text = SMALL.replace("  dataset:\n", "  dataset: [1]\n  other:\n", 1)
+    with pytest.raises(InputError, match=r"sft\.yaml: train_loader\.dataset must be a mapping"):
+        convert(text)
