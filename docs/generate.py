@@ -73,6 +73,9 @@ of log-probabilities, and a pair's margin m is the real response's reward less t
 `nll_weight` adds the real response's negative log-likelihood per token to any loss, and
 `length_normalised` divides each sum by its number of tokens first.
 
+A parameter that the chosen loss does not take must be absent or null: `spin.loss=space
+spin.beta=null` on the command line for a YAML that has beta.
+
 With `game: ditto` ([docs/ditto.md](ditto.md)) some pairs have no real response: m is then the
 newest response's reward less the earlier one's, `dpop`'s penalty is on a fall of the newest one,
 `nll_weight` leaves them out, and `space`, which judges the real response alone, is refused.

@@ -30,8 +30,8 @@ from spin_composer.settings.fields import (
     Count,
     Epochs,
     NonNegative,
+    Number,
     OneOf,
-    Positive,
     PositiveInt,
     Requirement,
     check,
@@ -147,6 +147,12 @@ def _remote(given: str) -> str:
 _Rate = Annotated[float, Field(gt=0)]
 _Rates = Annotated[list[_Rate], Field(min_length=1)]
 _PerIteration = Requirement("a positive number or a list of them")
+# Gradients grow to mu: beyond these, their squares (norms, Adam's) would leave fp32's range.
+_Mu = Annotated[
+    Number,
+    Field(ge=1e-15, le=1e15),
+    Requirement("a number from 1e-15 to 1e15", "The paper's is 1."),
+]
 
 
 @section(SECTION)
@@ -162,8 +168,8 @@ class SpinSettings:
     """Peak learning rate, per iteration or one for all; null: the optimizer's."""
     loss: Annotated[str, OneOf(LOSSES)] = "logistic"
     """Which loss of docs/losses.md: ``logistic`` is the paper's. A setting that only another loss
-    takes (``beta``, ``space_mu``, ``dpop_lambda``) is refused."""
-    space_mu: Positive = 1.0
+    takes (``beta``, ``space_mu``, ``dpop_lambda``) is refused, unless it is null."""
+    space_mu: _Mu = 1.0
     """Of the loss ``space``: weight of the generated side, the paper's mu."""
     dpop_lambda: NonNegative = 50.0
     """Of the loss ``dpop``: weight of the fall of a real response below the opponent's log-prob."""
@@ -241,16 +247,21 @@ class SpinSettings:
     def _of_loss_and_game(cls, given: Any, handler: ModelWrapValidatorHandler[Self]) -> Self:
         """Refuse what only another loss or game takes; a default does not count as given.
 
-        Nor does a default of a copy, which gives every field.
+        Nor does a default of a copy, which gives every field, nor a null: so ``beta=null`` on the
+        command line makes room for ``space`` in a YAML that has beta.
         """
-        settings = handler(given)
+        keys = dict(given.kwargs or {} if isinstance(given, ArgsKwargs) else given)
+        parameters = {name for loss in LOSSES for name in loss_parameters(loss)}
+        for name in parameters | {"replay", "ditto"}:
+            if name in keys and keys[name] is None:
+                del keys[name]
+        settings = handler(ArgsKwargs((), keys))
         wanted = f"a loss of better and worse with game: {DITTO}"
         remedy = "It judges the real response alone, and DITTO has pairs without one: use logistic."
         ok = settings.game != DITTO or settings.loss not in REAL_ONLY
         require(ok, ".loss", settings.loss, wanted, remedy)
-        keys = given.kwargs or {} if isinstance(given, ArgsKwargs) else given
         own = loss_parameters(settings.loss)
-        others = {name for loss in LOSSES for name in loss_parameters(loss)} - set(own)
+        others = parameters - set(own)
         of_loss = ("loss", settings.loss, f"It takes {', '.join(own)}: ")
         because: dict[str, tuple[str, str, str]] = dict.fromkeys(others, of_loss)
         if settings.game == DITTO:

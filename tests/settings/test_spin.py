@@ -5,9 +5,11 @@ from __future__ import annotations
 import subprocess
 import sys
 from dataclasses import fields
+from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 from spin_composer.alarms.rules import ALARMS
 from spin_composer.errors import InputError
@@ -16,6 +18,9 @@ from spin_composer.loss import LOSSES, PairLoss, loss_parameters
 from spin_composer.settings.generation import GenerationSettings
 from spin_composer.settings.section import fill
 from spin_composer.settings.spin import SpinSettings, count_iterations, value_for_iteration
+from spin_composer.settings.yaml import read_yaml, to_mapping, validate
+
+YAML = Path(__file__).parents[2] / "yamls" / "smollm2-135m-cpu.yaml"
 
 
 def refusal(make: Any) -> str:
@@ -50,7 +55,12 @@ WRONG: list[tuple[dict[str, Any], str]] = [
     ({"space_mu": 1.0}, "space_mu must be absent with loss: logistic, got 1.0. It takes beta"),
     ({"loss": "hinge", "dpop_lambda": 5}, "dpop_lambda must be absent with loss: hinge, got 5"),
     ({"loss": "space", "dpop_lambda": 5}, "dpop_lambda must be absent with loss: space, got 5"),
-    ({"loss": "space", "space_mu": 0}, "space_mu must be a number > 0, got 0"),
+    (
+        {"loss": "space", "space_mu": 1e300},
+        "spin.space_mu must be a number from 1e-15 to 1e15, got 1e+300. The paper's is 1.",
+    ),
+    ({"loss": "space", "space_mu": 1e-300}, "space_mu must be a number from 1e-15 to 1e15"),
+    ({"loss": "space", "space_mu": 0}, "space_mu must be a number from 1e-15 to 1e15, got 0"),
     ({"loss": "dpop", "dpop_lambda": -1}, "dpop_lambda must be a number >= 0, got -1"),
     ({"loss": "dpop", "dpop_lambda": float("inf")}, "dpop_lambda"),
     ({"nll_weight": -0.1}, "nll_weight"),
@@ -168,6 +178,34 @@ def test_a_default_of_another_losss_setting_is_not_refused() -> None:
     dpop = fill(SpinSettings, {"loss": "dpop", "beta": [0.3, 0.1], "dpop_lambda": 5})
     assert pair_loss(dpop, 1) == PairLoss("dpop", 0.1, parameters={"dpop_lambda": 5})
     assert pair_loss(SpinSettings(loss="dpop"), 1).parameters == {"dpop_lambda": 50.0}
+
+
+def test_a_null_of_another_losss_or_games_setting_counts_as_not_given() -> None:
+    space = fill(SpinSettings, {"loss": "space", "beta": None, "dpop_lambda": None})
+    assert space == SpinSettings(loss="space")
+    assert fill(SpinSettings, {"beta": None, "space_mu": None, "ditto": None}) == SpinSettings()
+    assert fill(SpinSettings, {"game": "ditto", "replay": None}) == SpinSettings(game="ditto")
+
+
+def test_a_loss_is_chosen_on_the_command_line_for_a_yaml_that_has_beta() -> None:
+    chosen = ["spin.loss=space", "algorithms.spin.beta=null"]
+    config = to_mapping(read_yaml(YAML, chosen))
+    assert config["algorithms"]["spin"]["loss"] == "space"
+    assert pair_loss(validate(config), 0) == PairLoss("space", parameters={"space_mu": 1.0})
+    with pytest.raises(InputError, match="beta must be absent with loss: space, got"):
+        validate(to_mapping(read_yaml(YAML, chosen[:1])))
+
+
+@pytest.mark.parametrize("space_mu", [1e-15, 1e15])
+def test_the_bounds_of_mu_leave_loss_and_squared_gradients_finite_in_fp32(space_mu: float) -> None:
+    apart = torch.tensor([-5000.0, -100.0, 0.0, 100.0, 5000.0])
+    policy = torch.cartesian_prod(apart, apart).requires_grad_()
+    loss = pair_loss(SpinSettings(loss="space", space_mu=space_mu), 0)
+    values = loss(policy, torch.zeros_like(policy), torch.ones_like(policy))
+    values.sum().backward()
+    assert policy.grad is not None
+    assert values.isfinite().all()
+    assert policy.grad.square().sum().isfinite()
 
 
 def test_every_parameter_of_a_loss_is_a_setting() -> None:
