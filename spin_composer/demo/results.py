@@ -105,7 +105,7 @@ def report(plenty: DemoResults, few: DemoResults, folder: Path) -> None:
 
 _TITLES = (
     "300 rows that the base model has not seen",
-    "100 rows that SFT has exhausted: it was stopped where the held-out NLL was lowest",
+    "100 rows that SFT has exhausted: it was stopped by the NLL of other held-out rows",
 )
 _FEW_ROWS_REMARK = (
     "With few rows more SFT learns them by heart: the held-out NLL rises, with SPIN much less, for "

@@ -106,8 +106,9 @@ def main(folder: Path, seed: int = 17) -> None:
         )
     results = _compare(paths, seed, held_out, stage)
     few = Paths(folder / "few-rows")
-    with stage("the same with few rows: SFT on them, stopped where the held-out NLL is lowest"):
+    with stage("the same with few rows: SFT on them, stopped by held-out rows of its own"):
         _exhaust_sft(paths, few, seed)
+    held_out = read_rows(few.data("heldout"))
     report(results, _compare(few, seed, held_out, stage, _FEW_ROWS_SETTINGS), folder)
 
 
@@ -189,12 +190,16 @@ def _write_data(paths: Paths, seed: int) -> list[Row]:
     return world.careful_valid
 
 
-def _exhaust_sft(paths: Paths, few: Paths, seed: int) -> None:
-    """Write the few rows, and do with SFT what it can: the base model of the second setting."""
+def _exhaust_sft(paths: Paths, few: Paths, seed: int) -> SftResult:
+    """Write the few rows, and do with SFT what it can: the base model of the second setting.
+
+    The held-out rows that are scored are the ones to report on; the others tell SFT when to stop.
+    """
     rows = read_rows(paths.data("train"))[:_FEW_ROWS]  # the first round of them: each row once
     write_rows(rows * _ANSWERS_PER_PROMPT, few.data("train"))
-    held_out = few.data("heldout")
-    held_out.write_bytes(paths.data("heldout").read_bytes())
+    held_out = read_rows(paths.data("heldout"))
+    write_rows(held_out[:_SCORED_ROWS], few.data("heldout"))
+    validation = write_rows(held_out[_SCORED_ROWS:], few.data("validation"))
     few.yaml.write_bytes(YAML.read_bytes())
     recipe = SftRecipe(
         duration=f"{_FEW_ROWS_EPOCHS * (_FEW_ROWS // 32)}ba",
@@ -207,7 +212,8 @@ def _exhaust_sft(paths: Paths, few: Paths, seed: int) -> None:
         seed=seed,
         stop_early=f"{_FEW_ROWS // 32}ba",
     )
-    sft(paths.base, write_rows(rows, few.data("once")), held_out, few.base, recipe)
+    once = write_rows(rows, few.data("once"))
+    return sft(paths.base, once, validation, few.base, recipe)
 
 
 def play(paths: Paths, overrides: Sequence[str]) -> tuple[int, RunHistory]:

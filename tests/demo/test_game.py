@@ -11,11 +11,12 @@ from pathlib import Path
 import pytest
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
+from spin_composer.demo import run
 from spin_composer.demo.base import ModelSize, SFTConfig, make_base
 from spin_composer.demo.optimizer import make_optimizer
 from spin_composer.demo.run import Paths, prepare
 from spin_composer.demo.sft import SftRecipe, SftResult, sft
-from spin_composer.demo.world import make_world, write_rows
+from spin_composer.demo.world import make_world, read_rows, write_rows
 from spin_composer.errors import InputError
 
 SIZE = ModelSize(vocab_size=400, width=32, layers=1, heads=2)
@@ -103,6 +104,24 @@ def test_sft_that_stops_early_keeps_the_weights_with_the_lowest_nll(
         replace(recipe, duration="1ba", optimizer={**ADAMW, "lr": 1e-9}),
     )  # fmt: skip
     assert again.held_out_nll == pytest.approx(best.held_out_nll, abs=1e-6)  # it was saved
+
+
+def test_the_rows_that_exhausted_sft_is_stopped_by_are_not_those_that_are_reported(
+    world: Paths, base: SftResult, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    for name, value in (("_SCORED_ROWS", 25), ("_FEW_ROWS", 32), ("_FEW_ROWS_EPOCHS", 2)):
+        monkeypatch.setattr(run, name, value)
+    few = Paths(tmp_path / "few-rows")
+    made = run._exhaust_sft(world, few, seed=3)
+    held_out, validation = read_rows(few.data("heldout")), read_rows(few.data("validation"))
+    assert [*held_out, *validation] == read_rows(world.data("heldout"))
+    assert (len(held_out), len(validation)) == (25, 15)
+    still = SftRecipe(
+        duration="1ba", batch_size=32, microbatch_size=32, optimizer={**ADAMW, "lr": 1e-9},
+        t_warmup="0ba", gradient_clipping=1.0, max_seq_len=SIZE.max_seq_len, seed=3,
+    )  # fmt: skip
+    again = sft(few.base, few.data("once"), few.data("validation"), tmp_path / "again", still)
+    assert made.held_out_nll == pytest.approx(again.held_out_nll, abs=1e-6)
 
 
 def test_an_optimizer_of_another_name_is_refused():
