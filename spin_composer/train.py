@@ -33,12 +33,18 @@ def train(path: str | Path, overrides: Sequence[str] = ()) -> Trainer:
         StoreError: If the self-play store is not this run's, or is damaged.
         EnvironmentFailure: If the machine does not give what the run needs.
     """
-    return train_config(read_yaml(path, overrides))
+    return train_config(read_yaml(path, overrides), path)
 
 
-def train_config(config: DictConfig) -> Trainer:
-    """Check a config and train it; see :func:`train`."""
-    from spin_composer.settings.yaml import check_launch, is_spin, to_mapping, validate
+def train_config(config: DictConfig, where: str | Path = "the config") -> Trainer:
+    """Check a config and train it; see :func:`train`. Messages call the config ``where``."""
+    from spin_composer.settings.yaml import (
+        check_launch,
+        check_other_run,
+        is_spin,
+        to_mapping,
+        validate,
+    )
 
     plain = to_mapping(config)
     checks: list[Callable[[], None]] = [lambda: require_foundry("a run's YAML")]
@@ -46,6 +52,8 @@ def train_config(config: DictConfig) -> Trainer:
         settings = validate(plain)
         world_size = int(os.environ.get("WORLD_SIZE") or 1)
         checks.append(lambda: check_launch(plain, settings, world_size))
+    else:
+        check_other_run(plain, where)
     collect_errors(*checks)
     from spin_composer.foundry.command import train
 

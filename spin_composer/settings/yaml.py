@@ -49,6 +49,12 @@ TOP_LEVEL_KEYS = frozenset(
     """.split()  # noqa: SIM905
 )
 
+_NEEDED = (
+    "model", "tokenizer", "train_loader", "optimizer", "scheduler", "max_duration", "max_seq_len",
+    "global_train_batch_size", "device_train_microbatch_size",
+)  # fmt: skip
+"""What llm-foundry's training command takes from every config, SPIN's or not."""
+
 
 def to_mapping(config: DictConfig) -> dict[str, Any]:
     """Return a config as plain dicts and lists."""
@@ -66,6 +72,21 @@ def is_spin(cfg: Config) -> bool:
         or "spin" in names
         or any(name in MODELS.values() for name in names)
     )
+
+
+def check_other_run(cfg: Config, where: object) -> None:
+    """Check that a config without SPIN, such as an SFT's, has all that a training needs.
+
+    Raises:
+        InputError: It lacks something: it is neither a run of SPIN nor one of llm-foundry.
+    """
+    missing = [key for key in _NEEDED if cfg.get(key) is None]
+    if missing:
+        raise InputError(
+            f"{where} lacks {', '.join(missing)}, which every training needs, and is no run of "
+            "SPIN: it has no algorithms.spin. Add them; spin-composer init makes a run of SPIN of "
+            "an SFT's YAML."
+        )
 
 
 def validate(cfg: Config) -> SpinSettings:

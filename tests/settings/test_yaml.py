@@ -16,7 +16,7 @@ import yaml
 from spin_composer.errors import InputError
 from spin_composer.foundry.plugin import transform
 from spin_composer.settings.fields import SECTION
-from spin_composer.settings.yaml import is_spin, validate
+from spin_composer.settings.yaml import check_other_run, is_spin, validate
 
 REMOVED = object()
 HEAVY = ("torch", "composer", "llmfoundry", "transformers", "streaming", "datasets")
@@ -188,20 +188,41 @@ def test_a_run_that_cannot_resume_itself_is_not_told_to(changes: dict[str, Any])
     assert transform(config())["autoresume"] is False
 
 
-def test_the_command_refuses_before_anything_heavy_is_imported(tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("settings", "arguments", "said"),
+    [
+        (config(), ["algorithms.spin.replay=-1"], "must be an integer >= 0, got -1."),
+        ({"max_seq_len": 64}, [], "run.yaml lacks model, tokenizer, train_loader, "),
+    ],
+    ids=["a wrong setting", "neither SPIN's nor llm-foundry's"],
+)
+def test_the_command_refuses_before_anything_heavy_is_imported(
+    settings: dict[str, Any], arguments: list[str], said: str, tmp_path: Path
+) -> None:
     path = tmp_path / "run.yaml"
-    path.write_text(yaml.safe_dump(config()))
+    path.write_text(yaml.safe_dump(settings))
     code = (
         "import json, sys; from spin_composer.train import main; "
         "code = main(sys.argv[1:]); "
         f"print(json.dumps([code, [m for m in {HEAVY} if m in sys.modules]]))"
     )
-    arguments = [str(path), "algorithms.spin.replay=-1"]
     run = subprocess.run(
-        [sys.executable, "-c", code, *arguments], capture_output=True, text=True, check=True
-    )
+        [sys.executable, "-c", code, str(path), *arguments],
+        capture_output=True, text=True, check=True,
+    )  # fmt: skip
     assert json.loads(run.stdout) == [InputError.exit_code, []]
-    assert run.stderr == "error: algorithms.spin.replay must be an integer >= 0, got -1.\n"
+    assert run.stderr.startswith("error: ")
+    assert said in run.stderr
+    assert run.stderr.count("\n") == 1
+
+
+@pytest.mark.parametrize("key", ["model", "max_seq_len", "device_train_microbatch_size"])
+def test_another_run_that_lacks_what_every_training_needs_is_refused_by_name(key: str) -> None:
+    sft = {**config(algorithms=REMOVED), "max_seq_len": 64, "device_train_microbatch_size": 2}
+    check_other_run(sft, "sft.yaml")
+    del sft[key]
+    with pytest.raises(InputError, match=rf"^sft\.yaml lacks {key}, .* no algorithms\.spin\. "):
+        check_other_run(sft, "sft.yaml")
 
 
 @pytest.mark.parametrize(
