@@ -19,7 +19,7 @@ from spin_composer.engines.base import engine_class, make_engine
 from spin_composer.errors import InputError
 from spin_composer.export.card import RunFacts
 from spin_composer.export.exporters import describe_exports, exporters
-from spin_composer.foundry.exporter import set_export_names
+from spin_composer.foundry.exporter import export_for_all_users, set_export_names
 from spin_composer.fsdp import correct_gloo_average, reshard
 from spin_composer.game import Game, check_play_only
 from spin_composer.hooks.checkpoints import repair_checkpoints
@@ -239,6 +239,7 @@ class SPIN(Algorithm):
         save_at_iteration_ends(state, self.settings.epochs_per_iteration, self._should_save)
         export_at_the_end(state)
         describe_exports(state, self._facts(state))
+        export_for_all_users(state)
         set_export_names(state)
         correct_gloo_average(state)
         # The SFT loader's batches are never trained on, so the Trainer must not fast-forward it;

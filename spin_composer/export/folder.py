@@ -18,7 +18,7 @@ from spin_composer.errors import InputError
 from spin_composer.fsdp import plain_name
 from spin_composer.model.tying import match_config_to_state
 from spin_composer.model.unwrap import inner_model, plain_class
-from spin_composer.store.durable import fsync
+from spin_composer.store.durable import apply_umask, fsync
 from spin_composer.store.layout import is_temporary, temporary_name
 
 if TYPE_CHECKING:
@@ -49,6 +49,7 @@ def written_aside(folder: Path) -> Iterator[Path]:
     try:
         aside.mkdir()
         yield aside
+        apply_umask(aside)
         for path in aside.iterdir():
             fsync(path)
         if folder.exists():

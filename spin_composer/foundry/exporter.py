@@ -8,11 +8,12 @@ from pathlib import Path
 from typing import Protocol, cast
 
 from composer.core import Event, State
-from composer.loggers import RemoteUploaderDownloader
+from composer.loggers import Logger, RemoteUploaderDownloader
 from composer.utils import format_name_with_dist_and_time
 from transformers import PretrainedConfig
 
 from spin_composer.foundry.compat import patch_foundry
+from spin_composer.store.durable import apply_umask
 
 _ITERATION = "{iteration}"
 
@@ -23,6 +24,7 @@ class FoundryCheckpointer(Protocol):
     check_interval: Callable[[State, Event], bool]
     huggingface_folder_name_fstr: str
     remote_ud: RemoteUploaderDownloader | None
+    save_additional_contents: Callable[[State, Logger, str], None]
     save_dir_format_str: str
     spin_folder_name: str
 
@@ -84,6 +86,23 @@ def _checkpointers(state: State) -> list[FoundryCheckpointer]:
 def foundry_exporters(state: State) -> list[FoundryExporter]:
     """Return llm-foundry's callbacks that export Hugging Face folders."""
     return [FoundryExporter(callback) for callback in _checkpointers(state)]
+
+
+def export_for_all_users(state: State) -> None:
+    """Have llm-foundry's next exports readable by whom the umask lets; call it once."""
+    for callback in _checkpointers(state):
+        given = callback.save_additional_contents  # called when the weights are written
+
+        def save_additional_contents(
+            state: State,
+            logger: Logger,
+            save_dir: str,
+            given: Callable[[State, Logger, str], None] = given,
+        ) -> None:
+            given(state, logger, save_dir)
+            apply_umask(Path(save_dir))
+
+        callback.save_additional_contents = save_additional_contents
 
 
 def set_export_names(state: State) -> None:

@@ -1,9 +1,10 @@
-"""Small files that survive a crash, with a hash of their content."""
+"""Files that survive a crash: small ones with a hash of their content; the mode of weights."""
 
 from __future__ import annotations
 
 import json
 import os
+import stat
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -75,6 +76,24 @@ def hash_file(path: Path) -> str:
         while chunk := file.read(1 << 20):
             digest.update(chunk)
     return digest.hexdigest()
+
+
+def apply_umask(folder: Path) -> None:
+    """Give a folder's weights the mode that the process's umask says, as any other file has.
+
+    safetensors from 0.8 on writes a private temporary file (mode 0600) and renames it, so that
+    other users of a cluster could not read the weights. A file made beside them tells the mode:
+    the umask itself cannot be read without setting it, for all threads.
+    """
+    probe = folder / temporary_name("mode")
+    try:
+        probe.touch()
+        mode = stat.S_IMODE(probe.stat().st_mode)
+    finally:
+        probe.unlink(missing_ok=True)
+    for path in folder.rglob("*.safetensors"):
+        if stat.S_IMODE(path.stat().st_mode) != mode:
+            path.chmod(mode)
 
 
 def fsync(path: Path) -> None:

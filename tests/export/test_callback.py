@@ -196,6 +196,22 @@ def test_what_a_killed_process_left_is_removed_and_an_older_folder_replaced(tmp_
     assert not (tmp_path / "out/iter0/older.json").exists()
 
 
+@pytest.mark.parametrize(("umask", "mode"), [(0o022, 0o644), (0o077, 0o600)], ids=oct)
+def test_other_users_may_read_an_export_if_the_umask_lets_them(
+    umask: int, mode: int, tmp_path: Path
+):
+    before = os.umask(umask)
+    try:
+        exporter = HuggingFaceExporter(str(tmp_path / "out"))
+        tiny_trainer(tmp_path / "run", max_duration="1iter", callbacks=[exporter]).fit()
+    finally:
+        os.umask(before)
+    modes = {path.name: path.stat().st_mode & 0o777 for path in (tmp_path / "out").rglob("*")}
+    assert modes.pop("iter0") == 0o777 & ~umask
+    assert "model.safetensors" in modes
+    assert set(modes.values()) == {mode}, modes
+
+
 @pytest.mark.parametrize("name", ["", ".", "./", "..", "../checkpoints", "a/../..", "/elsewhere"])
 def test_a_name_that_leads_out_of_the_save_folder_is_refused(name: str, tmp_path: Path):
     with pytest.raises(InputError, match=r"huggingface_folder_name=.* must name a folder within"):

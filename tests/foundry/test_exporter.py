@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+
 import pytest
 import torch
 from fixtures.runs import tiny_trainer
@@ -29,6 +31,10 @@ def test_whatever_the_interval_the_run_ends_with_an_export_of_its_policy(tmp_pat
     trainer.fit()
     last = trainer.state.model.model.state_dict()
     batches = int(trainer.state.timestamp.batch)
+    umask = os.umask(0)
+    os.umask(umask)
+    weights = list(tmp_path.rglob("iter*/*.safetensors"))
+    assert {path.stat().st_mode & 0o777 for path in weights} == {0o666 & ~umask}
     for interval in INTERVALS:
         names = [path.name for path in (tmp_path / interval / "huggingface").iterdir()]
         assert f"iter2-ba{batches}" in names, (interval, names)
