@@ -11,25 +11,30 @@ import re
 import shutil
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 from fixtures.runs import write_rows
-from fixtures.shown_commands import PAGES, ROOT, in_blocks, in_prose
+from fixtures.shown_commands import PAGES, ROOT, in_blocks, in_passages, in_prose
 from fixtures.yaml_run import save_model, tiny_config, write_config
 from omegaconf import OmegaConf
 
-ELSEWHERE = {
+NEEDS_GPUS = {
+    r"make gpu\S*": "CUDA kernels; test_gpu_benchmarks.py rehearses them on a CPU",
+    r"(NODE_RANK=0 )?(composer|torchrun) .*": "two ranks on a CPU: test_yaml_runs.py",
+    r"sbatch .*|mcli .*": "a cluster of them; its files are loaded by test_yamls.py",
+}
+"""What is not run here because it needs GPUs, which each page must say, and what is tested."""
+SAYS_SO = r"\b[Nn]eeds? (a |eight )?GPUs?\b|\bOn a (machine with a CUDA )?GPU\b"
+ELSEWHERE = NEEDS_GPUS | {
     r"make (install|lint|demo|test|test-odd|test-foundry|test-wheel)|\.ci/run": "CI runs it",
     r"make docs": "tests/test_docs.py writes the pages and builds the site",
     r"make (test-all|chaos)|(\w+=\S+ )?\S*python3? -m pytest .*": "the tests themselves",
     r"make (real|evidence|bench-step|bench-generation|bench-engines|simulate)( .*)?": "hours",
     r"nohup make .*": "hours",
     r"make (parity|lock)": "installs from the network",
-    r"make gpu\S*": "needs a GPU",
-    r"(NODE_RANK=0 )?(composer|torchrun) .*": "needs GPUs; two ranks on a CPU: test_yaml_runs.py",
-    r"sbatch .*|mcli .*": "needs a cluster; its files are loaded by test_yamls.py",
     r"(uv )?pip install .*": "installs from the network",
     r"(\S*/)?(python3?) -m venv .*|\S+/pip install .*": "installs from the network",
     r"\. \.venv/bin/activate": "of the shell",
@@ -54,6 +59,10 @@ NAMES_A_COMMAND = (
 """``spin-composer judge`` in a sentence is no command to type."""
 
 
+LAUNCHER = r"composer -n( 8)?"
+"""The name of a launcher, which is no command to type either."""
+
+
 def _shown() -> set[str]:
     found = set()
     for page in PAGES:
@@ -75,6 +84,46 @@ def test_every_command_of_the_pages_is_run_or_listed() -> None:
     lost = [one for one in SHOWN if one not in RUN_HERE and not _is_elsewhere(one)]
     assert not lost
     assert len(RUN_HERE) > 15
+
+
+def _passages(page: Path) -> Iterator[str]:
+    """Yield a page's lines of code, its paragraphs, and its tables' rows with what stands above."""
+    above = ""
+    for part in in_passages(page):
+        if part.startswith("```"):
+            yield from part.splitlines()
+        elif part.startswith("|"):
+            yield from (f"{above}\n{row}" for row in part.splitlines())
+        else:
+            yield part
+        above = part
+
+
+def _unmarked(page: Path) -> list[str]:
+    """Return a page's commands that need GPUs, no mention of which says so."""
+    shown = {one for one in (*in_blocks(page), *in_prose(page)) if "..." not in one}
+    found = []
+    for command in sorted(shown):
+        needs = any(re.fullmatch(pattern, command) for pattern in NEEDS_GPUS)
+        if needs and not re.fullmatch(LAUNCHER, command):
+            mentions = [one for one in _passages(page) if command in " ".join(one.split())]
+            if not any(re.search(SAYS_SO, one) for one in mentions):
+                found.append(command)
+    return found
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_a_command_that_needs_gpus_is_marked_so_on_its_page(page: Path) -> None:
+    assert not _unmarked(page)
+
+
+def test_a_command_without_a_mark_is_found(tmp_path: Path) -> None:
+    page = tmp_path / "page.md"
+    shown = "```\ncomposer -n 8 -m x a.yaml{}\n```\n\n| how |\n|---|\n| `sbatch a.yaml`{} |\n"
+    page.write_text(shown.format("", ""), encoding="utf-8")
+    assert _unmarked(page) == ["composer -n 8 -m x a.yaml", "sbatch a.yaml"]
+    page.write_text(shown.format("  # needs eight GPUs", " (needs GPUs)"), encoding="utf-8")
+    assert not _unmarked(page)
 
 
 @pytest.fixture(scope="module")
