@@ -231,6 +231,7 @@ class SPIN(Algorithm):
         game = Game(self.settings, seed, store, examples, loader, self._check_locks)
         game.play_seconds = self._saved.get("play_seconds", 0.0)
         game.manifest = manifest
+        game.time_left.num_iterations = self._num_iterations
         return game
 
     def _attach_to_trainer(self, state: State) -> None:

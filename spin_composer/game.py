@@ -30,6 +30,7 @@ from spin_composer.engines.base import Generator, NoGenerator, Opponent, make_en
 from spin_composer.errors import EnvironmentFailure, InputError, PlayDone, StoreError
 from spin_composer.fsdp import gathered, is_sharded, reshard
 from spin_composer.hooks.sample_table import SampleTable
+from spin_composer.hooks.time_left import TimeLeft
 from spin_composer.loss import PairLoss, loss_parameters
 from spin_composer.model.fingerprint import fingerprint
 from spin_composer.model.unwrap import composer_model
@@ -95,6 +96,7 @@ class Game:
         """Manifest of the iteration that is being trained."""
         self.noise = 0.0
         """Noise of scoring of this iteration, in nats per token."""
+        self.time_left = TimeLeft()
 
     def layout_so_far(self, state: State) -> LayoutName | None:
         """Return the layout of an iteration that has begun, None before there is one; a collective.
@@ -118,6 +120,7 @@ class Game:
         Raises:
             PlayDone: At the end of a play-only job (``settings.play_only``).
         """
+        self.time_left.start_iteration(int(state.timestamp.iteration))
         if self.settings.reset_optimizer:
             for optimizer in state.optimizers:
                 optimizer.state.clear()
@@ -136,6 +139,7 @@ class Game:
             )
         report = finish_play(self.store, plan.iteration, len(plan.units), verified=plan.verified)
         self.earlier_play_seconds = union_seconds(report.spans, until=began)
+        self.time_left.add_earlier_play(self.earlier_play_seconds)
         seconds = self.earlier_play_seconds + time.perf_counter() - started
         self.play_seconds += seconds
         report = replace(report, batch_size=self.global_batch_size, seconds=seconds)

@@ -108,8 +108,9 @@ _TITLES = (
     "100 rows that SFT has exhausted: it was stopped by the NLL of other held-out rows",
 )
 _FEW_ROWS_REMARK = (
-    "With few rows more SFT learns them by heart: the held-out NLL rises, with SPIN much less, for "
-    "about as many\nvalid answers. docs/evidence.md has five seeds, and the other ways to train."
+    "With few rows more SFT learns them by heart: the held-out NLL rises, with SPIN much less or "
+    "not, for about\nas many valid answers. docs/evidence.md has five seeds, and the other ways to "
+    "train."
 )
 
 

@@ -244,18 +244,19 @@ class Progress:
         if totals.existing_units:
             parts.append(f"{totals.existing_units} units existed")
         if units >= totals.units:
-            return ", ".join([*parts, f"done in {_format_duration(elapsed)}"])
+            return ", ".join([*parts, f"done in {format_duration(elapsed)}"])
         left = seconds_left(totals, counts, units, elapsed)
         if left is None:
             return ", ".join(parts)
         scoring = "" if counts.scored else ", and scoring"
-        return ", ".join([*parts, f"{_format_duration(left)} left{scoring}"])
+        return ", ".join([*parts, f"{format_duration(left)} left{scoring}"])
 
     def _print(self, text: str) -> None:
         print(f"{self.name}: {text}", file=self.stream, flush=True)
 
 
-def _format_duration(seconds: float) -> str:
+def format_duration(seconds: float) -> str:
+    """Return seconds as ``4:05:06``, or ``05:06`` where there are no hours."""
     minutes, rest = divmod(round(seconds), 60)
     hours, minutes = divmod(minutes, 60)
     return f"{hours}:{minutes:02}:{rest:02}" if hours else f"{minutes:02}:{rest:02}"
