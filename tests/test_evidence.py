@@ -17,6 +17,7 @@ from transformers import AutoModelForCausalLM
 
 from examples.evidence import exact_world
 from examples.evidence.arms import ARMS, SPIN, START
+from examples.evidence.curves import curves_of, draw_curves
 from examples.evidence.demo_world import DemoWorld
 from examples.evidence.exact_world import ExactWorld, total_variation
 from examples.evidence.picture import draw
@@ -187,6 +188,20 @@ def test_tables_have_means_errors_and_the_best(tmp_path: Path) -> None:
     first = (tmp_path / "picture.svg").read_bytes()
     draw({"w": results}, tmp_path / "picture.svg")
     assert (tmp_path / "picture.svg").read_bytes() == first
+
+
+def test_curves_begin_at_the_start_and_have_the_seeds_of_both_arms(tmp_path: Path) -> None:
+    def of(arm: str, seed: int, *nlls: float) -> Result:
+        more = {"start_nll": 1.0 + seed} if arm == SPIN else {}
+        return Result("w", arm, seed, "f", {}, [*nlls], 10, 100, 1.0, more)
+
+    results = [of(SPIN, 0, 0.8, 0.7), of(SPIN, 1, 1.8, 1.7), of(SPIN, 2, 9.0, 9.0)]
+    results += [of("sft", 1, 1.6, 1.9), of("sft", 0, 0.6, 0.9)]
+    assert curves_of(results, SPIN) == [[1.0, 0.8, 0.7], [2.0, 1.8, 1.7]]
+    assert curves_of(results, "sft") == [[1.0, 0.6, 0.9], [2.0, 1.6, 1.9]]
+    draw_curves({"A world": results, "Another": results[:1] + results[-1:]}, tmp_path / "a.svg")
+    assert "<!-- A world (2 seeds) -->" in (tmp_path / "a.svg").read_text()
+    assert "<!-- Another (one seed) -->" in (tmp_path / "a.svg").read_text()
 
 
 def test_half_a_line_of_results_does_not_count_and_is_replaced(tmp_path: Path) -> None:
