@@ -1,4 +1,4 @@
-"""README's picture: the validation NLL of SPIN and of SFT after each iteration, a panel per world."""
+"""README's picture: validation NLL of SPIN and of SFT after each iteration, a panel per world."""
 
 from __future__ import annotations
 
