@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -59,9 +60,10 @@ def _number(time: str) -> int:
     return int(time.rstrip("epitr"))
 
 
-def _after_stopped_sft(job: Job) -> Trained:
+def _after_stopped_sft(job: Job, share: float = 1.0) -> Trained:
     start = job.needed[STOPPED] / MODEL
-    return play(job.world, job.setting, start, job.folder, job.seed, {})
+    rate = {"optimizer.lr": share * job.world.config()["optimizer"]["lr"]}
+    return play(job.world, job.setting, start, job.folder, job.seed, rate)
 
 
 def _same_steps(job: Job) -> Trained:
@@ -96,6 +98,11 @@ ARMS: Mapping[str, Arm] = {
     COMPUTE: Arm("SFT, the same tokens with play's", _same_compute, (SPIN,)),
     STOPPED: Arm("SFT, stopped early", _stopped, (SPIN,)),
     "sft-stopped-spin": Arm("SFT, stopped early, then SPIN", _after_stopped_sft, (SPIN, STOPPED)),
+    "sft-stopped-spin-slow": Arm(
+        "SFT, stopped early, then SPIN at a tenth of the learning rate",
+        partial(_after_stopped_sft, share=0.1),
+        (SPIN, STOPPED),
+    ),
     "space": _game("SPACE", {_LOSS: "space", _BETA: REMOVED}),
     "dpop": _game("DPOP, lambda 5", {_LOSS: "dpop", "algorithms.spin.dpop_lambda": 5.0}),
     "nll": _game("SPIN + NLL", {"algorithms.spin.nll_weight": 1.0}),
