@@ -89,6 +89,7 @@ def sft(
 
     from spin_composer.data.loader import build_spin_evaluator
     from spin_composer.demo.best_weights import BestWeights
+    from spin_composer.demo.rates import RatesOfTheStep
     from spin_composer.model.lm import HFSpinLM
 
     tokenizer = AutoTokenizer.from_pretrained(model)
@@ -106,7 +107,7 @@ def sft(
         optimizers=make_optimizer(policy.parameters(), recipe.optimizer),
         schedulers=LinearWithWarmupScheduler(t_warmup=recipe.t_warmup, alpha_f=recipe.alpha_f),
         algorithms=[GradientClipping("norm", recipe.gradient_clipping)],
-        callbacks=[best] if recipe.stop_early else [],
+        callbacks=[RatesOfTheStep(), *([best] if recipe.stop_early else [])],
         max_duration=recipe.duration,
         eval_interval=recipe.stop_early or recipe.duration,
         device_train_microbatch_size=recipe.microbatch_size,
