@@ -116,6 +116,13 @@ def test_no_arm_begins_after_the_time(tmp_path: Path) -> None:
     assert not read_results(tmp_path / "results.jsonl")
 
 
+def test_an_arm_that_the_time_cuts_off_is_no_failure(tmp_path: Path) -> None:
+    short = Runner(SMALL, tmp_path, tmp_path / "results.jsonl", ends_by=time.monotonic() + 0.5)
+    assert short.run([SPIN], [0]) == []  # a process takes seconds to begin
+    assert short.out_of_time
+    assert not read_results(tmp_path / "results.jsonl")
+
+
 @pytest.mark.slow
 def test_an_arm_ends_with_the_run_that_is_killed_and_the_next_run_begins_it_anew(
     tmp_path: Path,

@@ -54,7 +54,10 @@ class Runner:
                     self.out_of_time = True
                     return problems
                 label = f"{self.world.name}, seed {seed}, {arm}"
-                if not self._one(seed, arm, fingerprint, again=arm not in missing):
+                ended = self._one(seed, arm, fingerprint, again=arm not in missing)
+                if self.out_of_time:
+                    return problems
+                if not ended:
                     problems.append(f"{label} failed")
                 seconds = time.monotonic() - began
                 self._longest = max(self._longest, seconds)
@@ -87,7 +90,9 @@ class Runner:
             process.start()
             process.join(None if self.ends_by is None else self.ends_by - time.monotonic())
             if process.is_alive():
+                self.out_of_time = True
                 process.kill()
+                process.join()
             if process.exitcode:
                 return False
         found = json.loads((folder / arm / MEASURED).read_text(encoding="utf-8"))
