@@ -218,6 +218,7 @@ def test_half_a_line_of_results_does_not_count_and_is_replaced(tmp_path: Path) -
         file.write('{"world": "w", "ar')
     assert [one.seed for one in read_results(path)] == [0]
     append_result(path, result(SPIN, 1, 2.0))
+    append_result(path, result(SPIN, 1, 2.0))  # by another run at the same time
     assert [one.seed for one in read_results(path)] == [0, 1]
     assert all(json.loads(line) for line in path.read_text().splitlines())
 
