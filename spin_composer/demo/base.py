@@ -16,6 +16,7 @@ import typer
 
 from spin_composer.demo.sft import SftRecipe, SftResult, sft
 from spin_composer.demo.world import read_rows
+from spin_composer.store.durable import apply_umask
 
 END_OF_TEXT = "<|endoftext|>"
 _ADAMW = {"betas": (0.9, 0.98), "weight_decay": 0.0}
@@ -122,6 +123,7 @@ def _save_untrained(texts: Iterable[str], folder: Path, size: ModelSize, seed: i
         "pad_token_id": tokenizer.pad_token_id,
     }
     LlamaForCausalLM(LlamaConfig(**shape)).save_pretrained(folder)
+    apply_umask(folder)
 
 
 def main(

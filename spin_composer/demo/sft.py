@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 from spin_composer.demo.optimizer import make_optimizer
 from spin_composer.report.history import NLL
 from spin_composer.settings.section import Config
+from spin_composer.store.durable import apply_umask
 
 if TYPE_CHECKING:
     from composer.core import DataSpec
@@ -132,6 +133,7 @@ def sft(
         nll, step = best.restore(policy.model)
     policy.model.save_pretrained(str(folder))
     tokenizer.save_pretrained(folder)
+    apply_umask(folder)
     return SftResult(folder, nll, int(time.batch), int(time.token), step, last)
 
 
