@@ -5,6 +5,8 @@ from __future__ import annotations
 from spin_composer.importers.foreign import NO_DROPOUT, Explained, Refused
 
 _OF_CHECKPOINT = "the model's own config says it"
+_RESUMES = "a run here resumes its own checkpoints only; --model is where it begins"
+_TENSORRT = "play by TensorRT-LLM is generation.engine: server with its own server"
 _OF_MEGATRON = "Megatron's; Composer and FSDP have no such setting"
 _SHARDED = "FSDP shards the model over all GPUs in place of tensor and pipeline parallelism"
 _TIME_LIMIT = "stop by the launcher; the same command resumes the run"
@@ -34,12 +36,8 @@ REFUSED: Refused = {
     "model.seq_len_interpolation_factor": (
         (None, 1, 1.0), "write the scaling of positions into the model's own config.json"
     ),
-    "model.resume_from_checkpoint": (
-        (None,), "a run here resumes its own checkpoints only; --model is where it begins"
-    ),
-    "exp_manager.resume_from_checkpoint": (
-        (None,), "a run here resumes its own checkpoints only; --model is where it begins"
-    ),
+    "model.resume_from_checkpoint": ((None,), _RESUMES),
+    "exp_manager.resume_from_checkpoint": ((None,), _RESUMES),
     "model.rampup_batch_size": ((None,), "every step has global_batch_size pairs: set it to null"),
     "model.expert_model_parallel_size": ((None, 1), "there is no expert parallelism here"),
     "model.freeze_layers": ((None,), "whole models or LoRA adapters are trained"),
@@ -225,10 +223,8 @@ EXPLAINED: Explained = {
     "model.spin.log_prob_forward_micro_batch_size": "log-probs are computed with training's batch",
     "model.spin.forward_micro_batch_size": "log-probs are computed with training's batch",
     "model.spin.offload_adam_states": "the optimizer's state is on the GPUs, sharded by FSDP",
-    "trainer.spin.trt_llm.*": (
-        "play by TensorRT-LLM is generation.engine: server with its own server"
-    ),
-    "model.spin.trt_llm.*": "play by TensorRT-LLM is generation.engine: server with its own server",
+    "trainer.spin.trt_llm.*": _TENSORRT,
+    "model.spin.trt_llm.*": _TENSORRT,
     "model.spin.sampling_params.add_BOS": "BOS is where the tokenizer puts it",
     "model.spin.sampling_params.all_probs": "NeMo's generation only",
     "model.spin.sampling_params.compute_logprob": "NeMo's generation only",
