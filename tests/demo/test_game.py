@@ -85,7 +85,7 @@ def test_sft_that_stops_early_keeps_the_weights_with_the_lowest_nll(
         duration="12ba",
         batch_size=32,
         microbatch_size=32,
-        optimizer={**ADAMW, "lr": 0.3},  # so high that it soon does harm
+        optimizer={**ADAMW, "lr": 3.0},  # so high that it does harm
         t_warmup="0ba",
         alpha_f=1.0,
         gradient_clipping=1.0,
