@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from examples.evidence.settings import REMOVED
-from examples.evidence.training import MODEL, Trained, continue_sft, play
+from examples.evidence.training import MODEL, Trained, continue_sft, last_of_stopped, play
 from examples.evidence.worlds import Setting, World
 
 START, SPIN, SFT = "start", "spin", "sft"
@@ -67,8 +67,7 @@ def _after_stopped_sft(job: Job, share: float = 1.0) -> Trained:
 
 
 def _same_steps(job: Job) -> Trained:
-    steps = Trained.load(job.needed[SPIN]).steps
-    return continue_sft(job.world, job.setting, job.folder, job.seed, steps)
+    return last_of_stopped(job.needed[STOPPED], job.folder)
 
 
 def _same_compute(job: Job) -> Trained:
@@ -94,9 +93,9 @@ _LOSS, _BETA = "algorithms.spin.loss", "algorithms.spin.beta"
 ARMS: Mapping[str, Arm] = {
     SPIN: _game("SPIN"),
     NO_REFRESH: Arm("SPIN without refresh: one long iteration", _without_refresh),
-    SFT: Arm("SFT, the same steps", _same_steps, (SPIN,)),
-    COMPUTE: Arm("SFT, the same tokens with play's", _same_compute, (SPIN,)),
     STOPPED: Arm("SFT, stopped early", _stopped, (SPIN,)),
+    SFT: Arm("SFT, the same steps", _same_steps, (SPIN, STOPPED)),
+    COMPUTE: Arm("SFT, the same tokens with play's", _same_compute, (SPIN,)),
     "sft-stopped-spin": Arm("SFT, stopped early, then SPIN", _after_stopped_sft, (SPIN, STOPPED)),
     "sft-stopped-spin-slow": Arm(
         "SFT, stopped early, then SPIN at a tenth of the learning rate",

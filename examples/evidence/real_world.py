@@ -23,8 +23,7 @@ SIZES: Mapping[str, Mapping[str, int]] = {
     GSM8K: {},
     STYLE: {},
     "style-small": {
-        "num_rows": 48, "num_validation": 24, "num_test": 48,
-        "iterations": 2, "epochs": 1, "response_tokens": 80,
+        "num_rows": 48, "num_validation": 24, "num_test": 48, "response_tokens": 80,
     },
 }  # fmt: skip
 """The worlds with a real model, and the sizes of each that are not the default.
@@ -68,13 +67,13 @@ class RealWorld(World):
     train: Path
     """jsonl of GSM8K rows."""
     held_out: Path
-    num_rows: int = 128
-    num_validation: int = 64
+    num_rows: int = 200
+    num_validation: int = 48
     num_test: int = 96
     iterations: int = 2
-    epochs: int = 2
-    response_tokens: int | None = None
-    """Rows with longer responses are left out, and none longer is generated; None: the YAML's."""
+    epochs: int = 1
+    response_tokens: int = 96
+    """Rows with longer responses are left out, and none longer is generated."""
     gpu: bool = False
     tiny: bool = False
     """A model of random weights, short responses: a rehearsal, whose figures mean nothing."""
@@ -116,12 +115,11 @@ class RealWorld(World):
             "algorithms.spin.iteration_length": f"{self.epochs}ep",
             "algorithms.spin.samples_per_iteration": "all",
             "algorithms.spin.replay": 0,
+            "algorithms.spin.generation.max_new_tokens": self.response_tokens,
             "algorithms.gradient_clipping": {
                 "clipping_type": "norm", "clipping_threshold": 1.0,
             },
         }  # fmt: skip
-        if self.response_tokens is not None:
-            here["algorithms.spin.generation.max_new_tokens"] = self.response_tokens
         if self.gpu:
             here |= {
                 "precision": "amp_bf16",
@@ -161,7 +159,7 @@ class RealWorld(World):
         rows = read_rows(path)
         if self.task == STYLE:
             rows = [styled(row) for row in rows]
-        if self.response_tokens is None or self.tiny:
+        if self.tiny:
             return rows
         from transformers import AutoTokenizer
 

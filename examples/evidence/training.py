@@ -7,12 +7,16 @@ import shutil
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from examples.evidence.settings import REMOVED, set_all
 from examples.evidence.worlds import Setting, World
 
+if TYPE_CHECKING:
+    from spin_composer.demo.sft import SftResult
+
 MODEL, RECORD = "model", "trained.json"
+LAST = "last"
 
 
 @dataclass(frozen=True)
@@ -121,7 +125,8 @@ def continue_sft(
         seed: Of the runs.
         steps: Optimizer steps of each run.
         stop_early: Leave the weights that had the lowest NLL on the validation rows on the way,
-            evaluated four times in each run; they may be the start's.
+            evaluated four times in each run; they may be the start's. The last ones stay as well,
+            with a record of their own, in ``last`` of the folder.
     """
     from spin_composer.demo.sft import sft
 
@@ -136,18 +141,42 @@ def continue_sft(
                 _recipe(world.config(), count, seed + run, stop_early),
             )
         )
-    best = min(results, key=lambda result: result.held_out_nll) if stop_early else results[-1]
+    tokens = sum(result.tokens for result in results)
+    last = Trained(list(steps), tokens, [result.last_nll for result in results])
+    if not stop_early:
+        results[-1].folder.rename(folder / MODEL)
+        _remove(results)
+        return last
+    (folder / LAST).mkdir()
+    results[-1].last.rename(folder / LAST / MODEL)
+    last.save(folder / LAST)
+    best = min(results, key=lambda result: result.held_out_nll)
     best.folder.rename(folder / MODEL)
-    for result in results:
-        shutil.rmtree(result.folder, ignore_errors=True)  # the best has another name by now
-    shutil.rmtree(folder / MODEL / "last", ignore_errors=True)
-    before = sum(steps[: results.index(best)])
+    shutil.rmtree(folder / MODEL / best.last.name, ignore_errors=True)
+    _remove(results)
     return Trained(
         steps=list(steps),
-        tokens=sum(result.tokens for result in results),
+        tokens=tokens,
         validation_nll=[result.held_out_nll for result in results],
-        more={"best_step": before + best.best_step} if stop_early else {},
+        more={"best_step": sum(steps[: results.index(best)]) + best.best_step},
     )
+
+
+def _remove(results: Sequence[SftResult]) -> None:
+    """Remove what is left of the runs' folders; the one that was kept has another name by now."""
+    for result in results:
+        shutil.rmtree(result.folder, ignore_errors=True)
+
+
+def last_of_stopped(stopped: Path, folder: Path) -> Trained:
+    """Return what SFT came to where early stopping only watched: its last weights.
+
+    Args:
+        stopped: Folder of an arm that :func:`continue_sft` stopped early.
+        folder: Of this arm.
+    """
+    shutil.copytree(stopped / LAST / MODEL, folder / MODEL)
+    return Trained.load(stopped / LAST)
 
 
 def _recipe(config: Mapping[str, Any], steps: int, seed: int, stop_early: bool) -> Any:

@@ -63,6 +63,8 @@ class SftResult:
     """The step that the model is of: the last one, unless the recipe stops early."""
     last: Path
     """The model as it was at the end, to go on from; ``folder``, unless the recipe stops early."""
+    last_nll: float
+    """The held-out NLL of that one."""
 
 
 def sft(
@@ -121,7 +123,7 @@ def sft(
     if recipe.stop_early:
         trainer.eval()
     trainer.fit()
-    nll = float(trainer.state.eval_metrics["eval"][NLL].compute())
+    nll = last_nll = float(trainer.state.eval_metrics["eval"][NLL].compute())
     time = trainer.state.timestamp
     step = int(time.batch)
     trainer.close()
@@ -134,7 +136,7 @@ def sft(
     policy.model.save_pretrained(str(folder))
     tokenizer.save_pretrained(folder)
     apply_umask(folder)
-    return SftResult(folder, nll, int(time.batch), int(time.token), step, last)
+    return SftResult(folder, nll, int(time.batch), int(time.token), step, last, last_nll)
 
 
 def _dataset(rows: Path, recipe: SftRecipe) -> Config:
