@@ -29,7 +29,6 @@ from spin_composer.settings.fields import (
     SECTION,
     Count,
     Epochs,
-    NonNegative,
     Number,
     OneOf,
     PositiveInt,
@@ -147,7 +146,14 @@ def _remote(given: str) -> str:
 _Rate = Annotated[float, Field(gt=0)]
 _Rates = Annotated[list[_Rate], Field(min_length=1)]
 _PerIteration = Requirement("a positive number or a list of them")
-# Gradients grow to mu: beyond these, their squares (norms, Adam's) would leave fp32's range.
+# Gradients grow to mu, to beta times lambda: beyond these bounds, their squares (norms, Adam's)
+# would leave fp32's range.
+_Beta = Annotated[float, Field(ge=1e-6, le=1e6)]
+_Betas = Annotated[list[_Beta], Field(min_length=1)]
+_BetaPerIteration = Requirement(
+    "a number from 1e-6 to 1e6 or a list of them", "The paper's are 0.1 and 5."
+)
+_Weight = Annotated[Number, Field(ge=0, le=1e6), Requirement("a number from 0 to 1e6")]
 _Mu = Annotated[
     Number,
     Field(ge=1e-15, le=1e15),
@@ -161,7 +167,7 @@ class SpinSettings:
 
     iteration_length: Epochs = "2ep"
     """Epochs of training per iteration (``2ep`` or ``2``). NeMo-Aligner's ``spin.max_epochs``."""
-    beta: Annotated[float | _Rates, BeforeValidator(_as_list), _PerIteration] = 0.1
+    beta: Annotated[_Beta | _Betas, BeforeValidator(_as_list), _BetaPerIteration] = 0.1
     """Strength of the pull toward the opponent, per iteration or one for all. NeMo-Aligner's
     ``ref_policy_kl_penalty``, the paper's lambda. Not of the loss ``space``, which has none."""
     learning_rate: Annotated[float | _Rates, BeforeValidator(_as_list), _PerIteration] | None = None
@@ -171,9 +177,9 @@ class SpinSettings:
     takes (``beta``, ``space_mu``, ``dpop_lambda``) is refused, unless it is null."""
     space_mu: _Mu = 1.0
     """Of the loss ``space``: weight of the generated side, the paper's mu."""
-    dpop_lambda: NonNegative = 50.0
+    dpop_lambda: _Weight = 50.0
     """Of the loss ``dpop``: weight of the fall of a real response below the opponent's log-prob."""
-    nll_weight: NonNegative = 0.0
+    nll_weight: _Weight = 0.0
     """Weight of the real response's mean negative log-likelihood, added to the loss."""
     length_normalised: bool = False
     """Divide each side's log-prob sum by its number of tokens."""

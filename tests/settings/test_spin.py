@@ -38,7 +38,12 @@ WRONG: list[tuple[dict[str, Any], str]] = [
     ({"iteration_length": 0}, "iteration_length must be like '2ep', got 0"),
     ({"iteration_length": "1.5ep"}, "iteration_length"),
     ({"iteration_length": True}, "iteration_length"),
-    ({"beta": 0}, "beta must be a positive number or a list of them, got 0"),
+    (
+        {"beta": 0},
+        "beta must be a number from 1e-6 to 1e6 or a list of them, got 0. The paper's are",
+    ),
+    ({"beta": 1e300}, "beta must be a number from 1e-6 to 1e6 or a list of them, got 1e+300"),
+    ({"beta": [0.1, 1e7]}, "beta"),
     ({"beta": []}, "beta"),
     ({"beta": [0.1, -1]}, "beta"),
     ({"beta": "0.1"}, "beta"),
@@ -61,9 +66,11 @@ WRONG: list[tuple[dict[str, Any], str]] = [
     ),
     ({"loss": "space", "space_mu": 1e-300}, "space_mu must be a number from 1e-15 to 1e15"),
     ({"loss": "space", "space_mu": 0}, "space_mu must be a number from 1e-15 to 1e15, got 0"),
-    ({"loss": "dpop", "dpop_lambda": -1}, "dpop_lambda must be a number >= 0, got -1"),
+    ({"loss": "dpop", "dpop_lambda": -1}, "dpop_lambda must be a number from 0 to 1e6, got -1"),
     ({"loss": "dpop", "dpop_lambda": float("inf")}, "dpop_lambda"),
+    ({"loss": "dpop", "dpop_lambda": 1e300}, "dpop_lambda must be a number from 0 to 1e6, got"),
     ({"nll_weight": -0.1}, "nll_weight"),
+    ({"nll_weight": 1e300}, "nll_weight must be a number from 0 to 1e6, got 1e+300"),
     ({"nll_weight": float("nan")}, "nll_weight"),
     ({"length_normalised": "yes"}, "length_normalised must be true or false"),
     ({"reset_optimizer": 1}, "reset_optimizer"),
@@ -196,11 +203,21 @@ def test_a_loss_is_chosen_on_the_command_line_for_a_yaml_that_has_beta() -> None
         validate(to_mapping(read_yaml(YAML, chosen[:1])))
 
 
-@pytest.mark.parametrize("space_mu", [1e-15, 1e15])
-def test_the_bounds_of_mu_leave_loss_and_squared_gradients_finite_in_fp32(space_mu: float) -> None:
+AT_THE_BOUNDS: list[dict[str, Any]] = [
+    *({"loss": "space", "space_mu": mu} for mu in (1e-15, 1e15)),
+    *({"loss": loss, "beta": b} for loss in ("logistic", "hinge", "squared") for b in (1e-6, 1e6)),
+    {"loss": "dpop", "beta": 1e6, "dpop_lambda": 1e6},
+    {"beta": 1e6, "nll_weight": 1e6},
+]
+
+
+@pytest.mark.parametrize("given", AT_THE_BOUNDS)
+def test_the_bounds_of_a_loss_leave_it_and_its_squared_gradients_finite_in_fp32(
+    given: dict[str, Any],
+) -> None:
     apart = torch.tensor([-5000.0, -100.0, 0.0, 100.0, 5000.0])
     policy = torch.cartesian_prod(apart, apart).requires_grad_()
-    loss = pair_loss(SpinSettings(loss="space", space_mu=space_mu), 0)
+    loss = pair_loss(SpinSettings(**given), 0)
     values = loss(policy, torch.zeros_like(policy), torch.ones_like(policy))
     values.sum().backward()
     assert policy.grad is not None
