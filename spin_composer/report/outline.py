@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from spin_composer.errors import InputError
+from spin_composer.report.processes import read_processes
 from spin_composer.save_folder import name_pattern
 from spin_composer.settings.section import Config
 from spin_composer.settings.spin import SpinSettings, count_iterations
@@ -88,3 +89,30 @@ def outline_of(config: Config, settings: SpinSettings, where: str) -> RunOutline
 def checkpoint_patterns(outline: RunOutline) -> list[re.Pattern[str]]:
     """Return patterns of the names of a run's checkpoints."""
     return [name_pattern(name, outline.run_name) for name in outline.names]
+
+
+def completed(outline: RunOutline, store: Path) -> RunOutline:
+    """Return an outline, with what it lacks taken from the record of the run's newest process.
+
+    Args:
+        outline: Of a YAML, which knows it all, or of a store.
+        store: Folder with the store's small files.
+
+    Raises:
+        StoreError: If the record is needed and damaged.
+    """
+    processes = read_processes(store) if outline.epochs is None else ()
+    if not processes:
+        return outline
+    process = processes[-1]
+    folder = Path(process.folder) / process.save_folder
+    is_here = bool(process.save_folder) and "://" not in process.save_folder and folder.is_dir()
+    names = (process.save_filename, *outline.names) if process.save_filename else outline.names
+    return replace(
+        outline,
+        save_folder=folder if is_here else None,
+        epochs=int(str(process.settings["iteration_length"]).removesuffix("ep")),
+        iterations=process.facts.iterations,
+        names=tuple(dict.fromkeys(names)),
+        run_name=process.run_name,
+    )

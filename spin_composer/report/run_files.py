@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -58,34 +58,14 @@ def read_run(outline: RunOutline, records: Path | None = None) -> RunFiles:
     if history is None and not steps:
         missing = f"{where}/{HISTORY}" if store.is_dir() else where
         raise no_history(missing)
-    processes = read_processes(store)
-    if processes:
-        outline = completed(outline, processes[-1])
     return RunFiles(
         where=where,
         history=history or RunHistory({}, []),
         steps=steps,
         samples=read_samples(store),
-        processes=processes,
+        processes=read_processes(store),
         status=read_status(outline, records),
         judged=_read_judged(store / JUDGE),
-    )
-
-
-def completed(outline: RunOutline, process: Process) -> RunOutline:
-    """Return an outline, with what it lacks taken from the run's newest process."""
-    if outline.epochs is not None:  # of a YAML, which knows it all
-        return outline
-    folder = Path(process.folder) / process.save_folder
-    is_here = bool(process.save_folder) and "://" not in process.save_folder and folder.is_dir()
-    names = (process.save_filename, *outline.names) if process.save_filename else outline.names
-    return replace(
-        outline,
-        save_folder=folder if is_here else None,
-        epochs=int(str(process.settings["iteration_length"]).removesuffix("ep")),
-        iterations=process.facts.iterations,
-        names=tuple(dict.fromkeys(names)),
-        run_name=process.run_name,
     )
 
 

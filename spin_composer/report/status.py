@@ -17,7 +17,7 @@ from rich.table import Table
 from spin_composer.alarms.rules import Alarm
 from spin_composer.errors import StoreError
 from spin_composer.report.history import GIVE_THE_STORE, ITERATION, find_history
-from spin_composer.report.outline import RunOutline, checkpoint_patterns
+from spin_composer.report.outline import RunOutline, checkpoint_patterns, completed
 from spin_composer.report.spans import union_seconds
 from spin_composer.report.steps import find_alarms
 from spin_composer.save_folder import find_checkpoints, structure_problem
@@ -82,11 +82,11 @@ def read_status(outline: RunOutline, records: Path | None = None) -> Status:
     """Read the status of a run.
 
     Args:
-        outline: Returned by :func:`read_outline`.
+        outline: Returned by :func:`read_outline`; what it lacks is taken from the run's own record.
         records: Folder with the store's small files, if they were downloaded.
 
     Raises:
-        StoreError: If there is no store, or its history or its steps are damaged.
+        StoreError: If there is no store, or its history, its steps or its record is damaged.
     """
     store = records or outline.store
     if not store.is_dir():
@@ -94,6 +94,7 @@ def read_status(outline: RunOutline, records: Path | None = None) -> Status:
             f"{store} does not exist: the run has not begun, or it is another run's name. "
             f"{GIVE_THE_STORE}"
         )
+    outline = completed(outline, store)
     history = find_history(store / HISTORY)
     ended = history.ended if history else ""
     closed = {int(record[ITERATION]) for record in history.iterations} if history else set()
@@ -146,10 +147,12 @@ def next_step(status: Status) -> str:
         last = status.iterations[-1] if status.iterations else None
         if last is None:
             return f"{word} plays iteration 0"
-        if last.units < last.num_units:
-            return f"{word} plays {last.num_units - last.units} units of iteration {last.iteration}"
+        if last.closed and total == last.iteration + 1 and status.outline.save_folder is None:
+            return "nothing: the run is finished"
         if last.closed:
             return f"iteration {last.iteration} is trained; {word} resumes from its checkpoint"
+        if last.units < last.num_units:
+            return f"{word} plays {last.num_units - last.units} units of iteration {last.iteration}"
         return f"{word} trains iteration {last.iteration} from the last checkpoint in it"
     epoch, batch = status.position
     iteration = epoch // epochs

@@ -9,6 +9,7 @@ import zipfile
 from pathlib import Path
 
 import pytest
+from fixtures.reported_run import write_run
 from fixtures.yaml_run import tiny_config, write_config
 from rich.console import Console
 from typer.testing import CliRunner
@@ -130,6 +131,22 @@ def test_the_stores_folder_alone_will_do(run):
     run.play(0, 2, of=5)
     assert next_step(read_status(read_outline(run.store))) == (
         "the same command plays 3 units of iteration 0"
+    )
+
+
+def test_a_finished_runs_store_says_so_by_its_own_record(tmp_path):
+    store = write_run(tmp_path, iterations=3)  # of three
+    status = read_status(read_outline(store))
+    assert next_step(status) == "nothing: the run is finished"
+    assert status.outline.iterations == 3
+    (store / "run.json").write_text("{")
+    with pytest.raises(StoreError, match=r"run\.json is damaged"):
+        read_status(read_outline(store))
+
+
+def test_an_unfinished_runs_store_is_not_said_to_be_finished(tmp_path):
+    assert next_step(read_status(read_outline(write_run(tmp_path, iterations=2)))) == (
+        "iteration 1 is trained; the same command resumes from its checkpoint"
     )
 
 
