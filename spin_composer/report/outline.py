@@ -8,13 +8,25 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from spin_composer.errors import InputError
+from spin_composer.report.history import GIVE_THE_STORE
 from spin_composer.report.processes import read_processes
 from spin_composer.save_folder import name_pattern
 from spin_composer.settings.section import Config
 from spin_composer.settings.spin import SpinSettings, count_iterations
+from spin_composer.store.layout import (
+    HISTORY,
+    JUDGE,
+    JUDGE_FOLDER,
+    LOCK,
+    RUN,
+    STEPS,
+    iteration_number,
+)
 
 _NAMES = ("ep{epoch}-ba{batch}-rank{rank}.pt", "ep{epoch}-ba{batch}")
 """Default names of checkpoints, full and sharded."""
+_OF_A_STORE = frozenset({LOCK, HISTORY, STEPS, RUN, JUDGE, JUDGE_FOLDER})
+"""What a store has beside the folders of its iterations."""
 
 
 @dataclass(frozen=True)
@@ -40,7 +52,8 @@ def read_outline(run: Path | str, overrides: Sequence[str] = ()) -> RunOutline:
         overrides: ``key=value``, of a YAML.
 
     Raises:
-        InputError: If it is none of these, or overrides are given without a YAML.
+        InputError: If it is none of these, or overrides are given without a YAML. An empty folder
+            is a store: of a run that has not begun.
     """
     is_yaml = Path(run).suffix in (".yaml", ".yml")
     if overrides and not is_yaml:
@@ -52,6 +65,10 @@ def read_outline(run: Path | str, overrides: Sequence[str] = ()) -> RunOutline:
         store = run / "self-play"
         if store.is_dir() and not any(run.glob("iter-*")):
             raise InputError(f"{run} is a run's folder, not its store. Give {store}.")
+        if not _is_store(run):
+            raise InputError(
+                f"{run} is not a run's store: it has files, but none of a store. {GIVE_THE_STORE}"
+            )
         return RunOutline(run)
     if not is_yaml:
         raise InputError(f"{run} is neither a folder nor a YAML. Give the run's store or its YAML.")
@@ -59,6 +76,15 @@ def read_outline(run: Path | str, overrides: Sequence[str] = ()) -> RunOutline:
 
     config = to_mapping(read_yaml(run, overrides))
     return outline_of(config, validate(config), str(run))
+
+
+def _is_store(folder: Path) -> bool:
+    """Return whether a folder may be a store: it has something of one, or nothing.
+
+    Names that begin with a dot are nothing: as a store begins, of files that are being written.
+    """
+    names = [path.name for path in folder.iterdir() if not path.name.startswith(".")]
+    return not names or any(n in _OF_A_STORE or iteration_number(n) is not None for n in names)
 
 
 def outline_of(config: Config, settings: SpinSettings, where: str) -> RunOutline:
@@ -111,7 +137,7 @@ def completed(outline: RunOutline, store: Path) -> RunOutline:
     return replace(
         outline,
         save_folder=folder if is_here else None,
-        epochs=int(str(process.settings["iteration_length"]).removesuffix("ep")),
+        epochs=process.epochs_per_iteration,
         iterations=process.facts.iterations,
         names=tuple(dict.fromkeys(names)),
         run_name=process.run_name,

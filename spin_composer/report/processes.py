@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from spin_composer.errors import StoreError
+from spin_composer.settings.fields import count_epochs
 from spin_composer.store.layout import RUN
 
 _PROCESSES = "processes"
@@ -53,6 +54,11 @@ class Process:
         """The settings of the Trainer."""
         names = {field.name for field in fields(Training)}
         return Training(**{name: x for name, x in self.training.items() if name in names})
+
+    @property
+    def epochs_per_iteration(self) -> int:
+        """Epochs of training per iteration."""
+        return count_epochs(self.settings["iteration_length"])
 
 
 @dataclass(frozen=True)
@@ -97,10 +103,10 @@ def parse_processes(text: str, where: object) -> list[Process]:
             for one in json.loads(text)[_PROCESSES]
         ]
         for one in found:
-            _ = one.facts
+            _ = one.facts, one.epochs_per_iteration
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise StoreError(
-            f"{where} is damaged ({error!r}). Remove it; only reports need it, and the next start "
+            f"{where} is damaged ({error!r}). Remove it; no training needs it, and the next start "
             "of the run writes one."
         ) from None
     return found

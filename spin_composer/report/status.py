@@ -69,7 +69,7 @@ class Status:
     checkpoint: str | None = None
     """Name of the newest complete checkpoint."""
     position: tuple[int, int] | None = None
-    """Its epoch and batch."""
+    """Its epoch and batch; None if its name has no epoch, and batch -1 if it has no batch."""
     partial: list[str] = field(default_factory=list)
     """Names of incomplete checkpoints."""
     ended: str = ""
@@ -147,7 +147,8 @@ def next_step(status: Status) -> str:
         last = status.iterations[-1] if status.iterations else None
         if last is None:
             return f"{word} plays iteration 0"
-        if last.closed and total == last.iteration + 1 and status.outline.save_folder is None:
+        saved = status.outline.save_folder is None or status.checkpoint is not None
+        if last.closed and total == last.iteration + 1 and saved:
             return "nothing: the run is finished"
         if last.closed:
             return f"iteration {last.iteration} is trained; {word} resumes from its checkpoint"
@@ -162,7 +163,8 @@ def next_step(status: Status) -> str:
     if epoch % epochs == 0 and (found is None or found.units < found.num_units):
         done = f"{found.units} of {found.num_units} units are" if found else "no unit is"
         return f"{word} plays iteration {iteration} ({done} there{'' if found else ' yet'})"
-    return f"{word} trains iteration {iteration} from epoch {epoch}, batch {batch}"
+    where = f"epoch {epoch}, batch {batch}" if batch >= 0 else f"epoch {epoch}"
+    return f"{word} trains iteration {iteration} from {where}"
 
 
 def _state(one: IterationStatus) -> str:
@@ -193,7 +195,7 @@ def _read_iteration(folder: Path, number: int, closed: bool, with_files: bool) -
         except FileNotFoundError:
             problem = problem or f"{unit.name} has no {REPORT}"
             continue
-        except (ValueError, KeyError, TypeError):
+        except (ValueError, KeyError, TypeError, AttributeError):
             problem = problem or f"{unit.name} is damaged"
             continue
         for name, size in sizes.items() if with_files else ():
@@ -231,15 +233,15 @@ def _checkpoints(outline: RunOutline) -> tuple[str | None, tuple[int, int] | Non
     if outline.save_folder is None:
         return None, None, []
     partial: list[str] = []
-    whole: list[tuple[tuple[int, int], str]] = []
+    whole: list[tuple[tuple[int, int], int, str]] = []
     for pattern in checkpoint_patterns(outline):
         for found in find_checkpoints(outline.save_folder, pattern):
             batch, _, _, epoch = found.counts
             if structure_problem(found.path):
                 partial.append(found.path.name)
-            elif epoch >= 0:
-                whole.append(((epoch, batch), found.path.name))
+            else:
+                whole.append(((epoch, batch), found.written_ns, found.path.name))
     if not whole:
         return None, None, partial
-    position, name = max(whole)
-    return name, position, partial
+    position, _, name = max(whole)
+    return name, position if position[0] >= 0 else None, partial

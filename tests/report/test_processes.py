@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -23,7 +24,16 @@ def test_what_a_newer_version_adds_is_left_out() -> None:
     assert found.facts.optimizer == "RMSprop"
 
 
-@pytest.mark.parametrize("text", ["{", "[]", '{"processes": [{"run_name": "x"}]}'])
+@pytest.mark.parametrize(
+    "text",
+    [
+        "{",
+        "[]",
+        '{"processes": [{"run_name": "x"}]}',
+        as_json([replace(process(), settings={})]),
+        as_json([process(settings={"iteration_length": "two"})]),
+    ],
+)
 def test_a_damaged_file_is_named(text: str) -> None:
     with pytest.raises(StoreError, match=r"^run\.json is damaged"):
         parse_processes(text, "run.json")

@@ -9,7 +9,7 @@ import zipfile
 from pathlib import Path
 
 import pytest
-from fixtures.reported_run import write_run
+from fixtures.reported_run import process, write_run
 from fixtures.yaml_run import tiny_config, write_config
 from rich.console import Console
 from typer.testing import CliRunner
@@ -17,6 +17,7 @@ from typer.testing import CliRunner
 from spin_composer.cli import app
 from spin_composer.errors import InputError, StoreError
 from spin_composer.report.outline import read_outline
+from spin_composer.report.processes import as_json
 from spin_composer.report.status import next_step, print_status, read_status
 
 
@@ -52,12 +53,16 @@ class Run:
         (self.store / "iterations.json").write_text(json.dumps(history))
 
     def save(self, epoch: int, batch: int, cut: bool = False) -> None:
-        path = self.folder / f"checkpoints/ep{epoch}-ba{batch}-rank0.pt"
+        path = self.save_as(f"ep{epoch}-ba{batch}-rank0.pt")
+        if cut:
+            os.truncate(path, 50)
+
+    def save_as(self, name: str) -> Path:
+        path = self.folder / "checkpoints" / name
         path.parent.mkdir(exist_ok=True)
         with zipfile.ZipFile(path, "w") as file:
             file.writestr("data", "x" * 99)
-        if cut:
-            os.truncate(path, 50)
+        return path
 
     def next(self) -> str:
         return next_step(read_status(read_outline(self.yaml)))
@@ -116,6 +121,40 @@ def test_a_checkpoint_cut_short_is_named_and_not_counted(run):
     assert "ep0-ba10-rank0.pt is cut short; the next start sets it aside" in text
 
 
+LAST = "the same command trains iteration 1 from the last checkpoint in it"
+
+
+@pytest.mark.parametrize(
+    ("filename", "names", "following"),
+    [
+        ("ba{batch}.pt", ["ba9.pt", "ba12.pt"], LAST),
+        ("of-{run_name}.pt", ["of-tiny.pt"], LAST),
+        ("ep{epoch}.pt", ["ep1.pt", "ep3.pt"], "the same command trains iteration 1 from epoch 3"),
+    ],
+)
+def test_a_checkpoint_whose_name_lacks_its_position_is_named(run, filename, names, following):
+    run.play(0, 5, of=5)
+    run.close(0)
+    run.play(1, 5, of=5)
+    for name in names:
+        run.save_as(name)
+    settings = [f"save_filename={filename}"]
+    status = read_status(read_outline(run.yaml, settings))
+    assert status.checkpoint == names[-1]
+    assert not status.partial
+    assert next_step(status) == following
+
+
+def test_a_finished_run_whose_checkpoints_have_no_epoch_is_said_to_be_finished(run):
+    run.play(0, 5, of=5)
+    run.play(1, 5, of=5)
+    run.close(0, 1)
+    outline = read_outline(run.yaml, ["save_filename=ba{batch}.pt"])
+    assert next_step(read_status(outline)) != "nothing: the run is finished", "nothing is saved"
+    run.save_as("ba36.pt")
+    assert next_step(read_status(outline)) == "nothing: the run is finished"
+
+
 def test_a_live_run_and_a_dead_one_are_told_apart(run):
     lock = run.store / "run.lock"
     lock.write_text(json.dumps({"run": "tiny", "pid": 7, "host": "node-3"}))
@@ -150,10 +189,12 @@ def test_an_unfinished_runs_store_is_not_said_to_be_finished(tmp_path):
     )
 
 
-@pytest.mark.parametrize("name", ["shard.mds", "unit.json"])
-def test_damage_is_shown_and_exits_3(run, name):
+@pytest.mark.parametrize(
+    ("name", "text"), [("shard.mds", "x"), ("unit.json", "x"), ("unit.json", '{"files": []}')]
+)
+def test_damage_is_shown_and_exits_3(run, name, text):
     run.play(0, 2, of=2)
-    (run.unit(0, 1) / name).write_text("x")
+    (run.unit(0, 1) / name).write_text(text)
     done = CliRunner().invoke(app, ["status", str(run.yaml)])
     assert done.exit_code == 3
     assert "unit-00001" in done.stdout
@@ -177,6 +218,24 @@ def test_a_runs_folder_is_told_from_its_store(tmp_path):
     (tmp_path / "self-play").mkdir()
     with pytest.raises(InputError, match=r"is a run's folder, not its store. Give .*/self-play\."):
         read_outline(tmp_path)
+
+
+def test_a_folder_of_runs_is_no_store(tmp_path):
+    for name in ("one", "two"):
+        write_run(tmp_path / "runs" / name / "self-play")
+    done = CliRunner().invoke(app, ["status", str(tmp_path / "runs")])
+    assert isinstance(done.exception, InputError)
+    assert str(done.exception) == (
+        f"{tmp_path}/runs is not a run's store: it has files, but none of a store. Give the folder "
+        "that algorithms.spin.store names."
+    )
+
+
+@pytest.mark.parametrize("file", [None, "run.lock", "run.json", ".run.lock.0123abcd"])
+def test_a_store_that_has_just_begun_is_one(tmp_path, file):
+    if file is not None:
+        (tmp_path / file).write_text(as_json([process()]))
+    assert next_step(read_status(read_outline(tmp_path))).endswith("plays iteration 0")
 
 
 def test_settings_change_where_a_yaml_looks(run, tmp_path):
