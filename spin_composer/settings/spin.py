@@ -146,8 +146,9 @@ def _remote(given: str) -> str:
 _Rate = Annotated[float, Field(gt=0)]
 _Rates = Annotated[list[_Rate], Field(min_length=1)]
 _PerIteration = Requirement("a positive number or a list of them")
-# Gradients grow to mu, to beta times lambda: beyond these bounds, their squares (norms, Adam's)
-# would leave fp32's range.
+# Gradients grow to mu, to beta times lambda, and the squared loss's, whose target is
+# 1 / (2 beta), to 1 / beta: beyond these bounds, their squares (norms, Adam's) would leave fp32's
+# range.
 _Beta = Annotated[float, Field(ge=1e-6, le=1e6)]
 _Betas = Annotated[list[_Beta], Field(min_length=1)]
 _BetaPerIteration = Requirement(
