@@ -192,9 +192,11 @@ def high_accuracy(run: RunFigures) -> str | None:
     """Real and generated responses are told apart in nearly every pair for most of an iteration.
 
     Raised once half of an iteration's steps are made (at least 8 after the first tenth), when the
-    mean accuracy after the first tenth is 0.98 or more. Games that improve a model stay below: 0.74
-    and falling in the demo, 0.88 for SmolLM2-135M on GSM8K; a wrong first token gives 1.0 at once.
-    There is nothing left to learn from pairs that are all won, whatever the cause.
+    mean accuracy after the first tenth is 0.98 or more. Most games that improve a model stay below:
+    0.74 and falling in the demo, 0.88 for SmolLM2-135M on GSM8K at a learning rate of 1e-6; a wrong
+    first token gives 1.0 at once. `make real`, at ten times that rate and with most of the first
+    generated responses cut off, raises it and improves. Little is left to learn from pairs that are
+    all won, whatever the cause.
     """
     after = run.batches[round(WARM_UP_SHARE * run.num_batches) :]
     if len(run.batches) < run.num_batches / 2 or len(after) < LEAST_STEPS:
@@ -221,9 +223,10 @@ def high_accuracy(run: RunFigures) -> str | None:
 def never_stops(run: RunFigures) -> str | None:
     """Most generated responses never stop: max_new_tokens cuts them off.
 
-    Raised when half of an iteration's generated responses are cut off. Tuned models stop in all but
-    a few percent; a share of half comes from a wrong stop token, a model that was not tuned to
-    stop, or a limit below the length of real responses.
+    Raised when half of an iteration's generated responses are cut off. Models that were tuned on
+    their rows stop in nearly all; a share of half comes from a wrong stop token, a model that was
+    not tuned to stop, a limit below the length of real responses, or one below that of the model's
+    own (`make real`: 66% in the first iteration, and 38% in the second, as it learns to stop).
     """
     truncated = run.plays[-1].get(TRUNCATED, math.nan)
     if not truncated >= NEVER_STOPS:
