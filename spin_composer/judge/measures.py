@@ -30,17 +30,18 @@ class Measures:
     classifier_control: Estimate
     """Its accuracy on two random halves of the real responses: 0.5 but for chance."""
     distinct_1: Estimate
-    """Different words by all words of the sampled responses."""
+    """Different words by all words of the sampled responses, one to each prompt."""
     real_distinct_1: Estimate
-    """Different words by all words of the real responses."""
+    """Different words by all words of the real responses, one to each prompt."""
     distinct_2: Estimate
-    """Different pairs of words by all pairs of the sampled responses."""
+    """Different pairs of words by all pairs of the sampled responses, one to each prompt."""
     real_distinct_2: Estimate
-    """Different pairs of words by all pairs of the real responses."""
+    """Different pairs of words by all pairs of the real responses, one to each prompt."""
     self_bleu: Estimate
-    """Mean BLEU-4 of each sampled response against all others; higher is less diverse."""
+    """Mean BLEU-4 of each sampled response against all others, one to each prompt; higher is less
+    diverse."""
     real_self_bleu: Estimate
-    """Mean BLEU-4 of each real response against all others."""
+    """Mean BLEU-4 of each real response against all others, one to each prompt."""
     nll: Estimate | None = None
     """Negative log-likelihood of the real responses, stop token included."""
     stop_rate: Estimate | None = None
@@ -96,7 +97,7 @@ def measure(
         real: [n] real responses as texts, without the stop token.
         sampled: [n] the model's responses to the same prompts, without the stop token.
         prompts: [n]; rows of equal prompts are one unit of folds and of the bootstrap, so several
-            responses to a prompt are several rows.
+            responses to a prompt are several rows, of which diversity is measured on the first.
         real_tokens: [n] lengths of the real responses; lengths are measured if both are given.
         sampled_tokens: [n] lengths of the sampled responses.
         stopped: [n] whether each sampled response ended with the stop token.
@@ -131,15 +132,16 @@ def measure(
     pairs = np.arange(len(halves[0]))
     told = bootstrap.mean(out_of_fold_hits(real, sampled, groups, folds, seed))
     chance = Bootstrap(pairs, resamples, seed).mean(out_of_fold_hits(*halves, pairs, folds, seed))
-    texts = [real[i] for i in firsts]
+    # Diversity falls with the number of texts: it is of as many sampled ones as of real ones.
+    texts, own = ([side[i] for i in firsts] for side in (real, sampled))
     return Measures(
         classifier_accuracy=told.widened(SPREAD),
         classifier_control=chance.widened(SPREAD),
-        distinct_1=bootstrap.ratio(*distinct_shares(sampled, 1)),
+        distinct_1=once.ratio(*distinct_shares(own, 1)),
         real_distinct_1=once.ratio(*distinct_shares(texts, 1)),
-        distinct_2=bootstrap.ratio(*distinct_shares(sampled, 2)),
+        distinct_2=once.ratio(*distinct_shares(own, 2)),
         real_distinct_2=once.ratio(*distinct_shares(texts, 2)),
-        self_bleu=bootstrap.mean(self_bleu_scores(sampled)),
+        self_bleu=once.mean(self_bleu_scores(own)),
         real_self_bleu=once.mean(self_bleu_scores(texts)),
         nll=_nll(bootstrap, real_logps, real_tokens),
         stop_rate=None if stopped is None else bootstrap.mean(np.asarray(stopped, np.float64)),

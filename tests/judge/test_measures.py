@@ -95,6 +95,16 @@ def test_a_model_with_little_to_say_is_less_diverse(real: list[str], same: Measu
         assert ours.value == pytest.approx(theirs.value, abs=4 * theirs.standard_error)
 
 
+def test_several_responses_to_a_prompt_are_not_less_diverse(real: list[str], same: Measures):
+    own = write(2) + write(3) + write(4)
+    thrice = measure(real * 3, own, PROMPTS * 3, resamples=300)
+    for name in ("distinct_1", "distinct_2", "self_bleu"):
+        for measured in (name, f"real_{name}"):
+            assert getattr(thrice, measured) == getattr(same, measured)
+    parts, totals = distinct_shares(own, 2)
+    assert parts.sum() / totals.sum() < same.distinct_2.low, "what they are beside 200 real ones"
+
+
 def test_distinct_n_is_the_share_of_different_ngrams():
     parts, totals = distinct_shares(["a b a b", "b a", ""], 2)
     assert parts.sum() == pytest.approx(2)
