@@ -158,11 +158,11 @@ def mean(batches: Sequence[Figures], name: str) -> float:
 def falling_logps(run: RunFigures) -> str | None:
     """The log-probs of real and generated responses fall together.
 
-    Raised when over the last quarter of an iteration's steps (at least 16) real responses are by
-    5% less likely (in nats: the sum of log-probs) than the opponent finds them, and generated ones
-    less likely too. In a game that works the real side rises or stays; a fall of 5% is beyond what
-    batches of some dozens of pairs differ by, and a policy that ends there has lost part of what
-    SFT gave it. That generated responses fall is the game; alone it raises nothing.
+    Raised when over the newest steps, a quarter of the iteration's (at least 16), real responses
+    are by 5% less likely (in nats: the sum of log-probs) than the opponent finds them, and
+    generated ones less likely too. In a game that works the real side rises or stays; a fall of 5%
+    is beyond what batches of some dozens of pairs differ by, and a policy that ends there has lost
+    part of what SFT gave it. That generated responses fall is the game; alone it raises nothing.
     """
     window = max(LEAST_WINDOW, round(WINDOW_SHARE * run.num_batches))
     if len(run.batches) < window:
