@@ -113,13 +113,15 @@ bench: install ## benchmarks of the kernels on this machine
 	$(OFFLINE) $(BIN)/python kernels/benchmarks/logprobs.py
 
 # docs/evidence.md: what is in the results already is not run again. The small worlds take an hour on one core; the
-# real model half a day for each seed, so let it run unattended: nohup make evidence WORLDS="gsm8k style" SEEDS=3 &
-WORLDS ?= exact few demo
-SEEDS  ?= 5
-EVIDENCE = -m examples.evidence run $(WORLDS) --seeds $(SEEDS) --model $(REAL)/base --train $(DATA) --held-out $(HELD_OUT)
-evidence: $(if $(filter gsm8k style style-small,$(WORLDS)),$(REAL)/base/config.json,install) ## SPIN beside SFT, other losses and controls, arms x seeds: WORLDS="exact few demo" SEEDS=5
+# real model as long for each arm and seed, so let it run unattended: nohup make evidence WORLDS=style ARMS="spin sft" &
+# RESULTS=examples/evidence/results adds to ours, the tables of that page.
+WORLDS  ?= exact few demo
+SEEDS   ?= 5
+RESULTS ?= runs/evidence/results
+EVIDENCE = -m examples.evidence run $(WORLDS) $(if $(ARMS),--arms $(ARMS)) --seeds $(SEEDS) --results $(RESULTS) --model $(REAL)/base --train $(DATA) --held-out $(HELD_OUT)
+evidence: $(if $(filter gsm8k style style-small,$(WORLDS)),$(REAL)/base/config.json,install) ## SPIN beside SFT, other losses and controls, arms x seeds: WORLDS="exact few demo" SEEDS=5 ARMS="spin sft"
 	$(OFFLINE) OMP_NUM_THREADS=1 $(BIN)/python $(EVIDENCE)
-	$(OFFLINE) $(BIN)/python -m examples.evidence report
+	$(OFFLINE) $(BIN)/python -m examples.evidence report --results $(RESULTS)
 
 # The tables of docs/scaling.md, in its order: the paper's play; twenty times the prompts with four times the
 # tokens; the same where a rank fails fifty times as often.

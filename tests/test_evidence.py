@@ -8,6 +8,7 @@ import shutil
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import psutil
@@ -21,7 +22,7 @@ from examples.evidence.curves import curves_of, draw_curves
 from examples.evidence.demo_world import DemoWorld
 from examples.evidence.exact_world import ExactWorld, total_variation
 from examples.evidence.picture import draw
-from examples.evidence.real_world import is_styled, styled
+from examples.evidence.real_world import SIZES, RealWorld, is_styled, styled
 from examples.evidence.registry import small_worlds
 from examples.evidence.results import Result, append_result, read_results
 from examples.evidence.runner import Runner, with_needed
@@ -32,6 +33,8 @@ from examples.evidence.tables import (
     measures_table,
     paired_table,
 )
+from examples.evidence.training import Trained, continue_sft
+from examples.evidence.worlds import Setting
 from spin_composer.demo.world import Row
 
 ROOT = Path(__file__).parents[1]
@@ -44,7 +47,8 @@ SMALL = ExactWorld(
 
 
 def result(arm: str, seed: int, nll: float, world: str = "w") -> Result:
-    measures = {"nll": nll, "classifier_accuracy": 0.5 + nll / 10}
+    measures = {"nll": nll, "classifier_accuracy": 0.5 + nll / 10, "distinct_2": 0.5}
+    measures["real_distinct_2"] = 0.25 + seed / 2
     return Result(world, arm, seed, "f", measures, [nll], 10, 100, 1.0, {})
 
 
@@ -54,18 +58,18 @@ def runner(folder: Path) -> Runner:
 
 @pytest.fixture(scope="module")
 def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder with the start, SPIN, early-stopped SFT and SPIN after it, of one seed."""
+    """A folder with the start, SPIN, SFT, early-stopped and not, and SPIN after it, of a seed."""
     folder = tmp_path_factory.mktemp("evidence")
     left = folder / "work/small/seed-0/spin.partial"  # of a run that was killed
     left.mkdir(parents=True)
     (left / "model").touch()
-    assert runner(folder).run(["sft-stopped-spin"], [0]) == []
+    assert runner(folder).run(["sft-stopped-spin", "sft"], [0]) == []
     return folder
 
 
 def test_arms_run_with_those_that_they_build_on_and_say_what_came(finished: Path) -> None:
     results = {one.arm: one for one in read_results(finished / "results.jsonl")}
-    assert list(results) == [START, SPIN, "sft-stopped", "sft-stopped-spin"]
+    assert list(results) == [START, SPIN, "sft-stopped", "sft", "sft-stopped-spin"]
     spin, stopped = results[SPIN], results["sft-stopped"]
     assert spin.steps == stopped.steps > 10
     assert len(spin.validation_nll) == 2
@@ -76,6 +80,34 @@ def test_arms_run_with_those_that_they_build_on_and_say_what_came(finished: Path
         assert one.measures["real_distinct_2"] > 0
         assert all(map(math.isfinite, one.measures.values()))
     assert not list((finished / "work/small/seed-0").glob("*.partial"))
+    assert {one.start for one in results.values()} == {spin.start} != {""}
+    of_training = Trained.load(finished / "work/small/seed-0/sft-stopped").seconds
+    assert results["sft"].seconds >= round(of_training, 1) > 0  # which it is a part of
+
+
+def test_sft_is_the_training_that_early_stopping_watched(finished: Path, tmp_path: Path) -> None:
+    seed = finished / "work/small/seed-0"
+    steps = Trained.load(seed / SPIN).steps
+    alone = continue_sft(SMALL, Setting.of(seed / "world"), tmp_path, 0, steps)
+    found = Trained.load(seed / "sft")
+    assert found.validation_nll == pytest.approx(alone.validation_nll, abs=1e-6)
+    assert (found.steps, found.tokens) == (alone.steps, alone.tokens)
+    ours, theirs = (
+        AutoModelForCausalLM.from_pretrained(at / "model").state_dict()
+        for at in (seed / "sft", tmp_path)
+    )
+    for name, weight in theirs.items():
+        torch.testing.assert_close(ours[name], weight, msg=name)
+
+
+def test_results_of_another_start_are_not_mixed(finished: Path, tmp_path: Path) -> None:
+    path = tmp_path / "results.jsonl"
+    for one in read_results(finished / "results.jsonl"):
+        append_result(path, replace(one, start="another"))
+    before = path.read_bytes()
+    mixing = Runner(SMALL, finished / "work", path, keep_models=True)
+    assert mixing.run(["hinge"], [0]) == ["small, seed 0, hinge failed"]
+    assert path.read_bytes() == before
 
 
 def test_what_is_done_is_not_run_again_and_a_lost_line_is_written_again(finished: Path) -> None:
@@ -83,8 +115,8 @@ def test_what_is_done_is_not_run_again_and_a_lost_line_is_written_again(finished
     before = path.read_bytes()
     records = {p: p.stat().st_mtime_ns for p in finished.rglob("trained.json")}
     path.write_bytes(before[:-20])  # a kill while the last line was written
-    assert len(read_results(path)) == 3
-    assert runner(finished).run(["sft-stopped-spin"], [0]) == []
+    assert len(read_results(path)) == 4
+    assert runner(finished).run(["sft-stopped-spin", "sft"], [0]) == []
     assert path.read_bytes() == before
     assert {p: p.stat().st_mtime_ns for p in finished.rglob("trained.json")} == records
 
@@ -96,10 +128,10 @@ def test_a_deleted_model_that_an_arm_builds_on_is_made_again_without_a_second_re
     folder = tmp_path / "copy"
     shutil.copytree(finished, folder)
     shutil.rmtree(folder / "work/small/seed-0/spin")
-    assert runner(folder).run(["sft"], [0]) == []
+    assert runner(folder).run(["sft-compute"], [0]) == []
     before, after = (read_results(at / "results.jsonl") for at in (finished, folder))
     assert after[: len(before)] == before
-    assert [one.arm for one in after[len(before) :]] == ["sft"]
+    assert [one.arm for one in after[len(before) :]] == ["sft-compute"]
     assert (folder / "work/small/seed-0/spin/model").is_dir()
 
 
@@ -116,10 +148,11 @@ def test_no_arm_begins_after_the_time(tmp_path: Path) -> None:
     assert not read_results(tmp_path / "results.jsonl")
 
 
-def test_an_arm_that_the_time_cuts_off_is_no_failure(tmp_path: Path) -> None:
+def test_an_arm_that_the_time_cuts_off_is_named_and_no_failure(tmp_path: Path) -> None:
     short = Runner(SMALL, tmp_path, tmp_path / "results.jsonl", ends_by=time.monotonic() + 0.5)
     assert short.run([SPIN], [0]) == []  # a process takes seconds to begin
     assert short.out_of_time
+    assert (short.cut_off, short.finished) == ("small, seed 0, start", 0)
     assert not read_results(tmp_path / "results.jsonl")
 
 
@@ -187,6 +220,7 @@ def test_tables_have_means_errors_and_the_best(tmp_path: Path) -> None:
     table = measures_table(results)
     assert "| start | 2 | 1.100 ±0.100 |" in table
     assert "| SPACE | 2 | **0.600** ±0.100 |" in table
+    assert table.endswith("\n| the data | 2 |  |  | 0.500 ±0.250 |")
     assert "+0.000 ±0.100 (1/2)" in paired_table(results, ["sft"], SPIN)
     assert "| w | held-out NLL | SPACE | 0.600 ±0.100 | 0.800 ±0.000 |" in losses_table(
         {"w": results}
@@ -226,10 +260,10 @@ def test_half_a_line_of_results_does_not_count_and_is_replaced(tmp_path: Path) -
 @pytest.mark.parametrize("path", COMMITTED, ids=lambda path: path.stem)
 def test_committed_results_are_of_the_worlds_settings_and_the_control_did_harm(path: Path) -> None:
     results = read_results(path)
-    world = {world.name: world for world in small_worlds()}.get(path.stem)
-    if world is not None:
-        fingerprint = Runner(world, path, path).fingerprint()
-        assert {one.fingerprint for one in results} == {fingerprint}
+    real = [RealWorld(name, path, path, path, **sizes) for name, sizes in SIZES.items()]
+    worlds = {world.name: world for world in (*small_worlds(), *real)}
+    fingerprint = Runner(worlds[path.stem], path, path).fingerprint()
+    assert {one.fingerprint for one in results} == {fingerprint}
     by_key = {one.key: one.measures["nll"] for one in results}
     harmed = [nll > by_key[START, seed] for (arm, seed), nll in by_key.items() if arm == "swapped"]
     assert all(harmed)

@@ -5,8 +5,9 @@
     python -m examples.evidence run style --tiny ...              # rehearses the program
     python -m examples.evidence report                            # table and picture
 
-What is done is not run again, so the same command goes on where it was stopped. docs/evidence.md
-has the results, and says what the arms and the measures are.
+What is done is not run again, so the same command goes on where it was stopped. Results go to
+``runs/evidence/results``; ``--results examples/evidence/results`` are ours, which docs/evidence.md
+has the tables of. It says what the arms and the measures are.
 """
 
 from __future__ import annotations
@@ -23,7 +24,7 @@ from examples.evidence.report import print_report
 from examples.evidence.runner import Runner
 from examples.evidence.worlds import World
 
-RESULTS = Path(__file__).parent / "results"
+RESULTS = Path("runs/evidence/results")
 _ROWS = {
     "rows": "that are trained on",
     "validation-rows": "that SFT stops early by",
@@ -35,14 +36,21 @@ def main() -> int:
     """Read the command line; run arms, or print the table and draw the picture."""
     given = _arguments()
     if given.command == "report":
-        print_report(given.results, given.picture)
+        print_report(given.results, given.picture or given.results / "evidence.svg")
         return 0
     ends_by = None if given.minutes is None else time.monotonic() + 60 * given.minutes
     problems: list[str] = []
+    finished = 0
     for world in _worlds(given):
         path = given.results / f"{world.name}.jsonl"
         runner = Runner(world, given.folder, path, ends_by, given.keep_models)
         problems += runner.run(given.arms or list(ARMS), range(given.seeds))
+        finished += runner.finished
+        if runner.cut_off and not finished:
+            problems.append(
+                f"{runner.cut_off} takes longer than --minutes {given.minutes:g}, and begins anew "
+                "each time. Give more."
+            )
         if runner.out_of_time:
             print("evidence: the time is over; the same command goes on.", flush=True)
             break
@@ -61,7 +69,7 @@ def _arguments() -> argparse.Namespace:
     run.add_argument("--arms", nargs="+", choices=list(ARMS), help="all, if not given")
     run.add_argument("--seeds", type=int, default=5, help="0 to this, exclusive")
     run.add_argument("--folder", type=Path, default=Path("runs/evidence"), help="working files")
-    run.add_argument("--minutes", type=float, help="begin no arm that would end later")
+    run.add_argument("--minutes", type=float, help="end an arm that would end later")
     run.add_argument("--keep-models", action="store_true", help="of seeds that are done")
     run.add_argument("--model", type=Path, help="with a real model: folder of SmolLM2-135M")
     run.add_argument("--train", type=Path, help="with a real model: GSM8K's rows as jsonl")
@@ -71,9 +79,11 @@ def _arguments() -> argparse.Namespace:
     run.add_argument("--gpu", action="store_true", help="with a real model: bf16, larger batches")
     run.add_argument("--tiny", action="store_true", help="with a real model: a rehearsal on a CPU")
     report = commands.add_parser("report", help="print the tables, draw the picture")
-    report.add_argument("--picture", type=Path, default=Path("docs/evidence.svg"))
+    report.add_argument("--picture", type=Path, help="beside the results, if not given")
     for one in (run, report):
-        one.add_argument("--results", type=Path, default=RESULTS, help="folder of the jsonl files")
+        one.add_argument(
+            "--results", type=Path, default=RESULTS, help="folder of jsonl files: %(default)s"
+        )
     given = parser.parse_args()
     if given.command == "run" and set(given.worlds) & SIZES.keys():
         for name in ("train", "held_out", *(() if given.tiny else ("model",))):

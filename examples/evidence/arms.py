@@ -94,7 +94,7 @@ ARMS: Mapping[str, Arm] = {
     SPIN: _game("SPIN"),
     NO_REFRESH: Arm("SPIN without refresh: one long iteration", _without_refresh),
     STOPPED: Arm("SFT, stopped early", _stopped, (SPIN,)),
-    SFT: Arm("SFT, the same steps", _same_steps, (SPIN, STOPPED)),
+    SFT: Arm("SFT, the same steps", _same_steps, (STOPPED,)),
     COMPUTE: Arm("SFT, the same tokens with play's", _same_compute, (SPIN,)),
     "sft-stopped-spin": Arm("SFT, stopped early, then SPIN", _after_stopped_sft, (SPIN, STOPPED)),
     "sft-stopped-spin-slow": Arm(

@@ -21,14 +21,12 @@ ADAMW = {"name": "decoupled_adamw", "betas": (0.9, 0.98), "weight_decay": 0.0}
 
 @dataclass(frozen=True)
 class DemoWorld(World):
-    """Sentences about an animal and a place; careful rows for the game."""
+    """A Llama of 100,000 weights, trained on 3,000 careless sentences; careful rows for the game.
+
+    Held-out rows are about prompts that no row has.
+    """
 
     name: str = "demo"
-    title: str = "The demo's world, from a base model that never saw a careful row"
-    about: str = (
-        "A Llama of 100,000 weights, trained on 3,000 careless sentences; the game's rows are 300 "
-        "careful ones, each four times. Held-out rows are about prompts that no row has."
-    )
     num_rows: int = 300
     answers: int = 4
     """Repetitions of each row: how often the opponent answers it per iteration."""

@@ -78,14 +78,12 @@ def total_variation(model: Path) -> float:
 
 @dataclass(frozen=True)
 class ExactWorld(World):
-    """500 rows of a chain over six symbols."""
+    """500 responses of six symbols from a Markov chain of order 2, to one prompt.
+
+    The start had a little SFT on them. Total variation is over all 46,656 responses.
+    """
 
     name: str = "exact"
-    title: str = "The exact small world: total variation known without sampling error"
-    about: str = (
-        "500 responses of six symbols from a Markov chain of order 2, to one prompt; the start had "
-        "a little SFT on them. Total variation is over all 46,656 responses."
-    )
     start_steps: int = 40
     changes: tuple[tuple[str, Any], ...] = ()
 

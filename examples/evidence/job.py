@@ -7,10 +7,12 @@ import logging
 import multiprocessing
 import os
 import shutil
+import sys
 import threading
 import time
 import warnings
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -18,7 +20,7 @@ import torch
 import spin_composer.algorithm  # noqa: F401  (imported once, in the process that jobs are forks of)
 from examples.evidence.arms import ARMS, START, Job
 from examples.evidence.measures import measure_model
-from examples.evidence.results import Result
+from examples.evidence.results import Result, digest_of
 from examples.evidence.training import MODEL, RECORD, Trained
 from examples.evidence.worlds import Setting, World
 
@@ -26,7 +28,9 @@ MEASURED = "measured.json"
 _WORLD = "world"
 
 
-def run(world: World, arm: str, seed: int, folder: Path, fingerprint: str) -> None:
+def run(
+    world: World, arm: str, seed: int, folder: Path, fingerprint: str, start: str | None
+) -> None:
     """Train and measure an arm, unless it is done; ``measured.json`` of its folder says what came.
 
     Args:
@@ -35,12 +39,21 @@ def run(world: World, arm: str, seed: int, folder: Path, fingerprint: str) -> No
         seed: Of world and training.
         folder: Of the world's seed; holds a folder for the world and one for each arm.
         fingerprint: Of the world's settings, for the result.
+        start: Digest of the start and rows that the seed's other results are of; None: no matter.
+
+    Raises:
+        SystemExit: If they are not those that were made here.
     """
     threading.Thread(target=_end_with_parent, daemon=True).start()
     _be_quiet()
-    began = time.perf_counter()
     _written(folder / _WORLD, lambda to: world.make(to, seed))
     setting = Setting.of(folder / _WORLD)
+    made = digest_of(setting)
+    if start not in (None, made):
+        sys.exit(
+            f"evidence: seed {seed} of {world.name} has results of another start or other rows "
+            f"({start or 'not noted'}; here {made}). Name another --results, or delete them."
+        )
     own = folder / arm
     if arm == START:
         own.mkdir(exist_ok=True)
@@ -48,6 +61,7 @@ def run(world: World, arm: str, seed: int, folder: Path, fingerprint: str) -> No
     else:
         _written(own, lambda to: _train(world, arm, seed, folder, to))
         model, trained = own / MODEL, Trained.load(own)
+    began = time.perf_counter()
     measures = measure_model(world, setting, model)
     result = Result(
         world=world.name,
@@ -58,8 +72,9 @@ def run(world: World, arm: str, seed: int, folder: Path, fingerprint: str) -> No
         validation_nll=trained.validation_nll,
         steps=sum(trained.steps),
         tokens=trained.tokens,
-        seconds=round(time.perf_counter() - began, 1),
+        seconds=round(trained.seconds + time.perf_counter() - began, 1),
         more=trained.more,
+        start=made,
     )
     aside = own / f"{MEASURED}.partial"
     aside.write_text(json.dumps(vars(result)), encoding="utf-8")
@@ -68,7 +83,10 @@ def run(world: World, arm: str, seed: int, folder: Path, fingerprint: str) -> No
 
 def _train(world: World, arm: str, seed: int, folder: Path, to: Path) -> None:
     needed = {name: folder / name for name in ARMS[arm].needs}
-    ARMS[arm].train(Job(world, Setting.of(folder / _WORLD), to, seed, needed)).save(to)
+    began = time.perf_counter()
+    trained = ARMS[arm].train(Job(world, Setting.of(folder / _WORLD), to, seed, needed))
+    seconds = trained.seconds or time.perf_counter() - began
+    replace(trained, seconds=seconds).save(to)
     assert (to / RECORD).exists()
 
 

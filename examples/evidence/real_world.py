@@ -28,7 +28,7 @@ SIZES: Mapping[str, Mapping[str, int]] = {
 }  # fmt: skip
 """The worlds with a real model, and the sizes of each that are not the default.
 
-``style-small`` is what one core of a CPU does: twenty minutes for a seed of start, SPIN and SFT."""
+``style-small`` is what one core of a CPU does: half an hour for a seed of start, SPIN and SFT."""
 _CALCULATION = re.compile(r"<<[^>]*>>")
 _ANSWERS = {GSM8K: r"####\s*(-?[\d,]*\.?\d+)", STYLE: r"Answer:\s*(-?[\d,]*\.?\d+)"}
 _STEP = re.compile(r"Step \d+: .+")
@@ -58,7 +58,13 @@ def is_styled(response: str) -> bool:
 
 @dataclass(frozen=True)
 class RealWorld(World):
-    """A pretrained model and a few hundred real rows; a seed draws the rows."""
+    """A pretrained model and a few hundred real rows; a seed draws the rows.
+
+    The start is the model as it was published, tuned to chat, not to these rows. The style is made
+    of the real responses by a rule: whether a response has it can be checked, and no pretrained
+    model has it by itself, so what an arm learned of the rows' distribution shows apart from
+    arithmetic, which a model of 135M cannot.
+    """
 
     name: str
     """One of :data:`SIZES`, which has the sizes that belong to it."""
@@ -79,12 +85,6 @@ class RealWorld(World):
     """A model of random weights, short responses: a rehearsal, whose figures mean nothing."""
 
     @property
-    def title(self) -> str:
-        """Return the title of its table."""
-        what = "GSM8K" if self.task == GSM8K else "GSM8K's rows in a style of our own"
-        return f"SmolLM2-135M-Instruct on {what}: {self.num_rows} rows"
-
-    @property
     def task(self) -> str:
         """Return what its rows are: ``gsm8k`` or ``style``."""
         return self.name.removesuffix("-small")
@@ -93,18 +93,6 @@ class RealWorld(World):
     def answer(self) -> str:  # pyright: ignore[reportIncompatibleVariableOverride]
         """Return the regular expression of a response's final answer."""
         return _ANSWERS[self.task]
-
-    @property
-    def about(self) -> str:
-        """Return a sentence or two for docs/evidence.md."""
-        return "The start is the model as it was published, tuned to chat, not to these rows." + (
-            ""
-            if self.task == GSM8K
-            else " The style, numbered steps and an `Answer:` line, is made of the real responses "
-            "by a rule: whether a response has it can be checked, and no pretrained model has it "
-            "by itself, so what an arm learned of the rows' distribution shows apart from "
-            "arithmetic, which a model of 135M cannot."
-        )
 
     def config(self) -> dict[str, Any]:
         """Return the settings of the model's YAML, with this world's sizes."""

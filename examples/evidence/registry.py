@@ -14,14 +14,10 @@ def small_worlds() -> list[World]:
 
 FEW = DemoWorld(
     name="few",
-    title="Few rows in the demo's world, from a start that SFT has exhausted",
-    about=(
-        "The same with 100 careful rows, each eight times, and the start has had SFT on them until "
-        "the held-out NLL rose: the state in which SPIN's paper begins. The learning rate is a "
-        "sixth of the demo's."
-    ),
     num_rows=100,
     answers=8,
     exhausted=True,
     changes=(("optimizer.lr", 1.0e-4),),
 )
+"""100 careful rows, each eight times, from a start that SFT on them has exhausted: the state in
+which SPIN's paper begins. The learning rate is a sixth of the demo's."""

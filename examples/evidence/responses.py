@@ -20,7 +20,6 @@ _SCORED_ROWS = 32
 class Responses:
     """[n] rows: each prompt as often as it is answered."""
 
-    prompts: list[str]
     real: list[str]
     sampled: list[str]
     real_tokens: list[int]
@@ -70,7 +69,6 @@ def respond(config: Mapping[str, Any], model: Path, rows: Path, samples: int) ->
     ends = {examples.stop_token_id}
     logps = _logps(policy, list(examples), device)
     return Responses(
-        prompts=[tokenizer.decode(example.prompt) for example in asked],
         real=[tokenizer.decode(_without(ends, example.response)) for example in asked],
         sampled=[tokenizer.decode(_without(ends, answer.ids)) for answer in answers],
         real_tokens=[len(example.response) for example in asked],

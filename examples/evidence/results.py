@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
+
+from examples.evidence.worlds import Setting
 
 
 @dataclass(frozen=True)
@@ -25,13 +28,28 @@ class Result:
     steps: int
     tokens: int
     seconds: float
-    """Of training and measuring."""
+    """Of training and measuring; where an arm is a part of another's training, of that one."""
     more: dict[str, Any]
+    start: str = ""
+    """Digest of the start's weights and of the rows (:func:`digest_of`); empty: not noted."""
 
     @property
     def key(self) -> tuple[str, int]:
         """What a file has one result of."""
         return self.arm, self.seed
+
+
+def digest_of(setting: Setting) -> str:
+    """Return a digest of a setting's weights and rows: results of a seed are of one of them.
+
+    Args:
+        setting: As it was made; other machines and versions make slightly other starts of a seed.
+    """
+    found = hashlib.sha256()
+    weights = sorted(setting.start.glob("*.safetensors"))
+    for path in (*weights, setting.train, setting.validation, setting.test):
+        found.update(hashlib.sha256(path.read_bytes()).digest())
+    return found.hexdigest()[:12]
 
 
 def read_results(path: Path) -> list[Result]:

@@ -11,6 +11,7 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from examples.evidence.arms import ARMS, START
 from examples.evidence.results import Result, append_result, read_results
@@ -33,6 +34,10 @@ class Runner:
     keep_models: bool = False
     out_of_time: bool = False
     """The last run left arms over for want of time."""
+    cut_off: str = ""
+    """The arm that was under way then; it begins anew."""
+    finished: int = 0
+    """Arms that were trained and measured."""
     _longest: float = 0.0
     """Seconds of the longest arm so far, which the next one may take too."""
 
@@ -44,7 +49,9 @@ class Runner:
             seeds: One after another, so that a run that is stopped has whole seeds.
         """
         fingerprint = self.fingerprint()
-        done = self._done(fingerprint)
+        results = self._done(fingerprint)
+        done = {one.key for one in results}
+        starts = {one.seed: one.start for one in results}
         problems: list[str] = []
         for seed in seeds:
             missing = [arm for arm in with_needed(arms) if (arm, seed) not in done]
@@ -54,9 +61,12 @@ class Runner:
                     self.out_of_time = True
                     return problems
                 label = f"{self.world.name}, seed {seed}, {arm}"
-                ended = self._one(seed, arm, fingerprint, again=arm not in missing)
+                start = starts.get(seed)
+                ended = self._one(seed, arm, fingerprint, start, again=arm not in missing)
                 if self.out_of_time:
+                    self.cut_off = label
                     return problems
+                self.finished += ended
                 if not ended:
                     problems.append(f"{label} failed")
                 seconds = time.monotonic() - began
@@ -75,7 +85,7 @@ class Runner:
             if arm in missing or (arm != START and not (here / arm / MEASURED).exists())
         ]
 
-    def _one(self, seed: int, arm: str, fingerprint: str, again: bool = False) -> bool:
+    def _one(self, seed: int, arm: str, fingerprint: str, start: str | None, again: bool) -> bool:
         """Run an arm in a fork of a process that has imported everything; return whether it did.
 
         An arm that is run again, for its model, has its result already.
@@ -85,7 +95,7 @@ class Runner:
             context = multiprocessing.get_context("forkserver")
             context.set_forkserver_preload(["examples.evidence.job"])
             process = context.Process(
-                target=_run, args=(self.world, arm, seed, folder, fingerprint)
+                target=_run, args=(self.world, arm, seed, folder, fingerprint, start)
             )
             process.start()
             process.join(None if self.ends_by is None else self.ends_by - time.monotonic())
@@ -103,7 +113,7 @@ class Runner:
     def _of_seed(self, seed: int) -> Path:
         return self.folder / self.world.name / f"seed-{seed}"
 
-    def _done(self, fingerprint: str) -> set[tuple[str, int]]:
+    def _done(self, fingerprint: str) -> list[Result]:
         results = read_results(self.results)
         others = {one.fingerprint for one in results} - {fingerprint}
         if others:
@@ -111,24 +121,20 @@ class Runner:
                 f"{self.results} holds results of other settings of the world {self.world.name}. "
                 "Name another --results, or delete them."
             )
-        return {one.key for one in results}
+        return results
 
     def fingerprint(self) -> str:
         """Return a hash of the world and the settings of its game."""
         own = vars(self.world).items()
-        sizes = {
-            name: value
-            for name, value in own
-            if name not in ("title", "about") and not isinstance(value, Path)
-        }
+        sizes = {name: value for name, value in own if not isinstance(value, Path)}
         text = json.dumps([sizes, self.world.config()], sort_keys=True)
         return hashlib.sha256(text.encode()).hexdigest()[:12]
 
 
-def _run(world: World, arm: str, seed: int, folder: Path, fingerprint: str) -> None:
+def _run(*args: Any) -> None:
     from examples.evidence import job
 
-    job.run(world, arm, seed, folder, fingerprint)
+    job.run(*args)
 
 
 def with_needed(arms: Sequence[str]) -> list[str]:

@@ -59,7 +59,10 @@ def markdown(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
 
 
 def measures_table(results: Sequence[Result]) -> str:
-    """Return a row per arm: each measure's mean and standard error; the best mean is bold."""
+    """Return a row per arm: each measure's mean and standard error; the best mean is bold.
+
+    The last row has what is known of the data's own responses, where the arms were measured.
+    """
     measures = known_measures(results)
     arms = [arm for arm in (START, *ARMS) if of_arm(results, arm)]
     best = {name: best_arm(results, arms, name) for name in measures}
@@ -70,8 +73,18 @@ def measures_table(results: Sequence[Result]) -> str:
             found = measures_of(results, arm, name)
             cells.append(with_error(found, MEASURES[name][1], bold=best[name] == arm))
         rows.append(cells)
+    rows.append(_of_the_data(results, measures))
     header = ["arm", "seeds", *(MEASURES[name][0] for name in measures)]
     return markdown(header, rows)
+
+
+def _of_the_data(results: Sequence[Result], measures: Sequence[str]) -> list[str]:
+    found = {one.seed: one.measures for one in results}
+    cells = ["the data", str(len(found))]
+    for name in measures:
+        own = [of_seed[f"real_{name}"] for of_seed in found.values() if f"real_{name}" in of_seed]
+        cells.append(with_error(own, MEASURES[name][1]) if own else "")
+    return cells
 
 
 def best_arm(results: Sequence[Result], arms: Sequence[str], measure: str) -> str | None:

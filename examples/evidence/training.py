@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import json
 import shutil
+import time
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -31,6 +32,8 @@ class Trained:
     """Nats per response token on the validation rows, after each of these."""
     more: dict[str, float] = field(default_factory=dict)
     """What else was noted."""
+    seconds: float = 0.0
+    """Of the training; 0 until it is known."""
 
     def save(self, folder: Path) -> None:
         """Write the record, the last thing that an arm's training does."""
@@ -125,11 +128,12 @@ def continue_sft(
         seed: Of the runs.
         steps: Optimizer steps of each run.
         stop_early: Leave the weights that had the lowest NLL on the validation rows on the way,
-            evaluated four times in each run; they may be the start's. The last ones stay as well,
-            with a record of their own, in ``last`` of the folder.
+            evaluated before each run and at least four times in it; they may be the start's. The
+            last ones stay as well, with a record of their own, in ``last`` of the folder.
     """
     from spin_composer.demo.sft import sft
 
+    began = time.perf_counter()
     results = []
     for run, count in enumerate(steps):
         results.append(
@@ -149,7 +153,7 @@ def continue_sft(
         return last
     (folder / LAST).mkdir()
     results[-1].last.rename(folder / LAST / MODEL)
-    last.save(folder / LAST)
+    replace(last, seconds=time.perf_counter() - began).save(folder / LAST)
     best = min(results, key=lambda result: result.held_out_nll)
     best.folder.rename(folder / MODEL)
     shutil.rmtree(folder / MODEL / best.last.name, ignore_errors=True)

@@ -35,10 +35,6 @@ class World(ABC):
 
     name: str
     """Of the results' file, and on the command line."""
-    title: str
-    """Of its table."""
-    about: str
-    """A sentence or two for docs/evidence.md."""
     samples: int = 1
     """Responses to each of the test rows that the measures are of."""
     answer: str | None = None

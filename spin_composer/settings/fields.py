@@ -27,7 +27,6 @@ Number = int | float
 Count = Annotated[int, Field(ge=0)]
 PositiveInt = Annotated[int, Field(ge=1)]
 Positive = Annotated[Number, Field(gt=0)]
-NonNegative = Annotated[Number, Field(ge=0)]
 Text = Annotated[str, Field(pattern=r"\S")]
 """A text that is not blank."""
 
