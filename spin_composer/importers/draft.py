@@ -9,11 +9,13 @@ from typing import Any, cast
 
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
+from yaml import YAMLError
 
 from spin_composer.errors import InputError, format_value
-from spin_composer.importers.yaml_text import YamlText, comment_lines, flow_text
+from spin_composer.importers.yaml_text import YamlText, flow_text
 from spin_composer.settings.section import to_plain
 from spin_composer.settings.yaml import check_keys, validate
+from spin_composer.settings.yaml_file import malformed
 
 _SHOWN = 80
 """Most characters of a value that a reason shows."""
@@ -38,6 +40,9 @@ class Draft:
     Args:
         text: The YAML to begin with.
         where: The file's name in messages.
+
+    Raises:
+        InputError: It is no YAML mapping of settings.
     """
 
     def __init__(self, text: str, where: str) -> None:
@@ -45,6 +50,7 @@ class Draft:
         self.where = where
         self.changes: list[Change] = []
         self._config: tuple[str, DictConfig] | None = None
+        self._parse()
 
     def value(self, path: str, default: Any = None) -> Any:
         """Return a value with its ``${...}`` resolved; ``default`` if it is absent or null.
@@ -53,22 +59,30 @@ class Draft:
             InputError: It refers to what is not there, or what holds it is no mapping.
         """
         parent = path.rpartition(".")[0]
-        if self.yaml.length(parent) is not None:
-            raise InputError(
-                f"{self.where}: {parent} must be a mapping of settings, got "
-                f"{format_value(self.yaml.raw(parent))}."
-            )
         try:
+            holder = OmegaConf.select(self._parse(), parent) if parent else None
+            if not (holder is None or isinstance(holder, DictConfig)):
+                raise InputError(
+                    f"{self.where}: {parent} must be a mapping of settings, got "
+                    f"{format_value(to_plain(holder))}."
+                )
             found = OmegaConf.select(self._parse(), path)
             if OmegaConf.is_config(found):
                 found = OmegaConf.to_container(found, resolve=True)
+        except InputError:
+            raise
         except (OmegaConfBaseException, ValueError) as error:
             raise InputError(f"{self.where}: {path}: {' '.join(str(error).split())}") from None
         return default if found is None else to_plain(found)
 
     def _parse(self) -> DictConfig:
         if self._config is None or self._config[0] != self.yaml.text:
-            config = OmegaConf.create(self.yaml.text)
+            try:
+                config = OmegaConf.create(self.yaml.text)
+            except YAMLError as error:  # a key twice, an unknown tag
+                raise malformed(self.where, error) from None
+            except (OmegaConfBaseException, ValueError) as error:
+                raise InputError(f"{self.where}: {' '.join(str(error).split())}") from None
             assert isinstance(config, DictConfig)
             self._config = (self.yaml.text, config)
         return self._config[1]
@@ -106,11 +120,6 @@ class Draft:
     def note(self, setting: str, text: str) -> None:
         """Record a change whose comment stands already."""
         self.changes.append(Change(setting, text))
-
-    def explain(self, setting: str, text: str) -> None:
-        """Explain at the end a setting that is not carried over."""
-        self.changes.append(Change(setting, text))
-        self.yaml.append("\n".join(comment_lines(f"{setting}: {text}")) + "\n")
 
     def config(self) -> dict[str, Any]:
         """Return the whole, resolved.

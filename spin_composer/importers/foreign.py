@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping
 from fnmatch import fnmatchcase
 from typing import Any
 
 from spin_composer.errors import InputError, format_value
-from spin_composer.importers.draft import Change, Draft
+from spin_composer.importers.draft import Change
+from spin_composer.importers.fresh import FreshYaml
 from spin_composer.importers.read import Unresolved
 from spin_composer.importers.yaml_text import comment_lines
-from spin_composer.settings.fields import is_number, suggest_key
+from spin_composer.settings.fields import is_int, is_number, suggest_key
 
 Explained = Mapping[str, str]
 """Reasons why settings are not carried over, by pattern of their names (``model.data.*.shuffle``);
@@ -35,6 +36,8 @@ class ForeignConfig:
         self.trainer = trainer
         self.values = dict(_leaves(values))
         self._taken: set[str] = set()
+        self._neutral: set[str] = set()
+        self._reasons: dict[str, str] = {}
 
     def take(self, key: str, default: Any = None) -> Any:
         """Return a value, which counts as mapped; ``default`` if it is absent or null.
@@ -62,17 +65,38 @@ class ForeignConfig:
             raise self.refuse(key, "give a number")
         return float(found)
 
-    def take_texts(self, key: str, default: Sequence[str] = ()) -> list[str]:
-        """Return a list of texts, likewise."""
+    def take_count(self, key: str, default: int | None = None) -> int | None:
+        """Return an integer, likewise; None if there is neither value nor default."""
+        found = self.take(key, default)
+        if found is not None and not is_int(found):
+            raise self.refuse(key, "give an integer")
+        return found
+
+    def take_one_of(self, key: str, known: Collection[str], default: str, remedy: str = "") -> str:
+        """Return one of the known texts, likewise."""
+        found = self.take(key, default)
+        if not isinstance(found, str) or found not in known:
+            raise self.refuse(key, f"use one of {', '.join(known)}{remedy}")
+        return found
+
+    def take_texts(self, key: str, default: Collection[str] = ()) -> list[str]:
+        """Return a list of texts, likewise; a single text is a list of one."""
         found = self.take(key, list(default))
+        found = [found] if isinstance(found, str) else found
         if not isinstance(found, list) or not all(isinstance(one, str) for one in found):
             raise self.refuse(key, "give a list of texts")
         return found
 
-    def take_first(self, *keys: str) -> Any:
-        """Return the first of several values that is not null; only that one counts as mapped."""
-        key = next((key for key in keys if self.values.get(key) is not None), keys[0])
-        return self.take(key)
+    def take_first(self, *keys: str) -> tuple[str, Any]:
+        """Return the first of several keys whose value is not null, and the value.
+
+        The others are explained by it; if all are null, the first key is returned.
+        """
+        first, *others = [key for key in keys if self.values.get(key) is not None] or keys[:1]
+        for key in others:
+            self._taken.add(key)
+            self._reasons.setdefault(key, f"{first} is used")
+        return first, self.take(first)
 
     def take_mapping(self, key: str) -> dict[str, Any]:
         """Return the values below a key by their names, which count as mapped; without nulls."""
@@ -80,6 +104,11 @@ class ForeignConfig:
         names = [name for name in self.values if name.startswith(below)]
         found = {name.removeprefix(below): self.take(name) for name in names}
         return {name: value for name, value in found.items() if value is not None}
+
+    def explain(self, key: str, reason: str) -> None:
+        """Say why a value is not carried over, unless a setting is put for it."""
+        self._taken.add(key)
+        self._reasons[key] = reason
 
     def refuse(self, key: str, remedy: str) -> InputError:
         """Return the error for a value that SPIN cannot do."""
@@ -100,47 +129,54 @@ class ForeignConfig:
             neutral, remedy = refused[pattern]
             if value not in neutral:
                 lines.append(str(self.refuse(key, remedy)))
-            self._taken.add(key)
+            self._neutral.add(key)
         if lines:
             raise InputError("\n".join(lines))
 
-    def explain_rest(self, draft: Draft, explained: Explained) -> None:
-        """Explain what was not taken, one comment for each reason; a null says nothing.
+    def explain_rest(self, draft: FreshYaml, explained: Explained) -> None:
+        """Explain what no setting was put for, one comment for each reason; a null says nothing.
 
         Raises:
             InputError: A line for each key that is in no table, with the nearest known one.
         """
         reasons: dict[str, list[str]] = {}
-        unknown = []
+        unknown: list[str] = []
         for key, value in self.values.items():
-            if key in self._taken:
+            if value is None:
                 continue
-            pattern = next((one for one in explained if fnmatchcase(key, one)), None)
-            if pattern is None:
+            reason = self._reason(key, draft.named, explained)
+            if reason is None:
                 unknown.append(key)
-            elif value is not None:
-                reasons.setdefault(explained[pattern], []).append(f"{key}={format_value(value)}")
+            elif reason:
+                reasons.setdefault(reason, []).append(f"{key}={format_value(value)}")
         if unknown:
-            known = sorted({*self._taken, *(one for one in explained if "*" not in one)})
-            raise InputError(
-                "\n".join(
-                    f"{self.where}: {key} is not a known key of {self.trainer}. "
-                    f"{suggest_key(key, known)}"
-                    for key in unknown
-                )
-            )
-        named = " ".join(change.setting for change in draft.changes).replace(",", " ").split()
-        silent = [key for key in self.values if key in self._taken and key not in named]
-        for key in silent:
-            if self.values[key] is not None:
-                value = f"{key}={format_value(self.values[key])}"
-                reasons.setdefault("is so here without a setting", []).append(value)
+            tables = {*self._taken, *self._neutral, *explained}
+            known = sorted(key for key in tables if "*" not in key)
+            raise InputError("\n".join(self._unknown(key, known) for key in unknown))
         if reasons:
             draft.yaml.append(f"\n# Not carried over from {self.trainer}:\n")
         for reason, keys in reasons.items():
             names = ", ".join(keys)
             draft.changes.append(Change(names, reason))
             draft.yaml.append("\n".join(comment_lines(f"{names}: {reason}")) + "\n")
+
+    def _reason(self, key: str, named: Collection[str], explained: Explained) -> str | None:
+        """Return why a value is not carried over: empty if it is, None if nothing says so."""
+        if key in named:
+            return ""
+        if key in self._reasons:
+            return self._reasons[key]
+        if key in self._neutral:
+            return "is so here without a setting"
+        pattern = next((one for one in explained if fnmatchcase(key, one)), None)
+        return None if pattern is None else explained[pattern]
+
+    def _unknown(self, key: str, known: list[str]) -> str:
+        if key in self._taken:  # an empty text, for example
+            return str(self.refuse(key, "give another value, or take it out"))
+        return (
+            f"{self.where}: {key} is not a known key of {self.trainer}. {suggest_key(key, known)}"
+        )
 
 
 def _leaves(values: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:

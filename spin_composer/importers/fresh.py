@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection
-from typing import Any
+from collections.abc import Mapping
 
 from spin_composer.importers.draft import Change, Draft
 from spin_composer.importers.sft_outputs import EXPORT_NAME
@@ -17,65 +16,46 @@ class FreshYaml(Draft):
         where: The foreign config's file, for messages.
         run_name: The run's.
         theirs: The foreign key that names it; empty if none does.
-        given: All keys of the foreign config.
+        given: The foreign config's values by dotted name.
     """
 
-    def __init__(
-        self, where: str, run_name: str, theirs: str = "", given: Collection[str] = ()
-    ) -> None:
+    def __init__(self, where: str, run_name: str, theirs: str, given: Mapping[str, object]) -> None:
         super().__init__(f"run_name: {flow_text(run_name)}\n", where)
         self._given = given
+        self.named: set[str] = set()
+        """Foreign keys that a comment of the YAML names with what became of them."""
         self.yaml.comment("run_name", theirs)
         if theirs:
+            self.named.add(theirs)
             self.changes.append(Change(theirs, f"run_name: {run_name}"))
 
     def put(self, path: str, value: object, theirs: str = "", why: str = "") -> None:
-        """Set a value; ``theirs`` names the foreign key, ``why`` says more."""
+        """Set a value; ``theirs`` names the foreign keys that it is of, ``why`` says more."""
         keys = theirs.split(", ") if theirs else []
-        if keys and not any(given.startswith(keys[0]) for given in self._given):
-            theirs += "'s default"
+        given = [key for key in keys if self._given.get(key) is not None]
+        self.named.update(given)
+        if keys:
+            theirs = ", ".join(given) or f"{theirs}'s default"
         said = "; ".join(part for part in (theirs, why) if part)
         self.yaml.set(path, value, said)
         shown = "" if isinstance(value, dict) else f": {flow_text(value)}"
         text = f"{path}{shown}" if theirs else f"{path}{shown} ({why})"
         self.changes.append(Change(theirs or "added", f"{text}; {why}" if theirs and why else text))
 
-
-def put_sharding(draft: FreshYaml, ranks: int, recompute: bool, theirs: str) -> None:
-    """Shard the model over the GPUs, if there are several.
-
-    Args:
-        draft: The YAML.
-        ranks: Number of GPUs.
-        recompute: Recompute activations in backward.
-        theirs: The foreign key that says so.
-    """
-    sharding: dict[str, Any] = {
-        "sharding_strategy": "FULL_SHARD",
-        "mixed_precision": "DEFAULT",
-        "activation_checkpointing": recompute,
-        "activation_checkpointing_reentrant": False,
-        "limit_all_gathers": True,
-        "sync_module_states": True,
-        "state_dict_type": "sharded",
-        "use_orig_params": True,
-    }
-    if ranks > 1:
-        draft.put(
-            "fsdp_config", sharding, "", f"weights, gradients and optimizer over {ranks} GPUs"
-        )
-        if theirs:
-            draft.note(theirs, f"fsdp_config.activation_checkpointing: {str(recompute).lower()}")
+    def say(self, path: str, theirs: str, why: str) -> None:
+        """Say above a setting what became of foreign keys that it is not of."""
+        self.named.update(theirs.split(", "))
+        self.yaml.comment(path, f"{theirs}: {why}")
+        self.changes.append(Change(theirs, why))
 
 
-def put_outputs(draft: FreshYaml, folder: str, theirs: str, precision: str = "bfloat16") -> None:
+def put_outputs(draft: FreshYaml, folder: str, theirs: str) -> None:
     """Set what the run writes, below one folder.
 
     Args:
         draft: The YAML.
         folder: May hold ``{run_name}``.
         theirs: The foreign key that names it; empty if none does.
-        precision: Of the exported weights.
     """
     why = "with a checkpoint wherever an iteration has been trained"
     draft.put("save_folder", f"{folder}/checkpoints", theirs, why)
@@ -84,7 +64,7 @@ def put_outputs(draft: FreshYaml, folder: str, theirs: str, precision: str = "bf
         "save_folder": f"{folder}/hf",
         "save_interval": "1iter",
         "huggingface_folder_name": EXPORT_NAME,
-        "precision": precision,
+        "precision": "float32" if draft.value("precision") == "fp32" else "bfloat16",
     }
     draft.put("callbacks.hf_exporter", exporter, "", "each iteration's policy as a folder")
     draft.yaml.set("callbacks.speed_monitor", {"window_size": 10})

@@ -5,12 +5,13 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from spin_composer.errors import InputError, format_value
+from spin_composer.errors import InputError
 from spin_composer.importers.foreign import ForeignConfig
-from spin_composer.importers.fresh import FreshYaml, put_outputs, put_sharding
-from spin_composer.importers.nemo_data import put_data
+from spin_composer.importers.fresh import FreshYaml, put_outputs
+from spin_composer.importers.nemo_data import put_data, put_evaluation_length
 from spin_composer.importers.nemo_keys import EXPLAINED, REFUSED
-from spin_composer.importers.nemo_training import put_adapters, put_game, put_optimizer
+from spin_composer.importers.nemo_training import BATCHES, put_adapters, put_game, put_optimizer
+from spin_composer.importers.sharding import put_sharding
 from spin_composer.settings.fields import is_int
 
 TRAINER = "NeMo-Aligner"
@@ -60,8 +61,9 @@ def convert_nemo(
     put_game(theirs, draft)
     put_optimizer(theirs, draft)
     _put_batches(theirs, draft)
-    recompute = theirs.take("model.activations_checkpoint_granularity")
-    put_sharding(draft, ranks, recompute is not None, "model.activations_checkpoint_granularity")
+    put_evaluation_length(theirs, draft, ranks)
+    key = "model.activations_checkpoint_granularity"
+    put_sharding(theirs, draft, ranks, key, theirs.take(key) is not None)
     _put_outputs(theirs, draft)
     theirs.explain_rest(draft, EXPLAINED)
     draft.require_valid()
@@ -85,23 +87,23 @@ def _put_model(
         if not given or not (Path(str(given)) / "config.json").is_file():
             raise theirs.refuse(key, f"it is no Hugging Face folder: {_CONVERT}")
         model = str(given)
-    nodes, devices = theirs.take("trainer.num_nodes", 1), theirs.take("trainer.devices", 1)
-    if not (is_int(nodes) and is_int(devices) and nodes > 0 and devices > 0):
-        raise theirs.refuse("trainer.devices", "give the numbers of nodes and of GPUs of each")
+    nodes = _take_positive(theirs, "trainer.num_nodes", "give the number of nodes")
+    devices = _take_positive(theirs, "trainer.devices", "give the number of GPUs of a node")
     ranks = nodes * devices
     how = f"composer -n {devices} -m spin_composer.train"
     if nodes > 1:
         how = f"sbatch --nodes={nodes} yamls/slurm/spin.sbatch"
-    draft.note("trainer.num_nodes, trainer.devices", f"the launcher's: {how} YAML")
-    draft.yaml.comment("run_name", f"trainer.num_nodes, trainer.devices: start it by {how} YAML")
-    longest = theirs.take_first("model.data.train_ds.max_seq_length", "model.encoder_seq_length")
+    draft.say("run_name", "trainer.num_nodes, trainer.devices", f"start it by {how} YAML")
+    tokens = ("model.data.train_ds.max_seq_length", "model.encoder_seq_length")
+    longest_key, longest = theirs.take_first(*tokens)
     if not is_int(longest):
-        raise theirs.refuse("model.data.train_ds.max_seq_length", "give the most tokens of a row")
-    draft.put("max_seq_len", longest, "model.data.train_ds.max_seq_length")
+        raise theirs.refuse(longest_key, "give the most tokens of a row")
+    draft.put("max_seq_len", longest, longest_key)
     if (seed := theirs.take("model.seed")) is not None:
         draft.put("seed", seed, "model.seed")
     draft.yaml.set("model.name", "hf_spin_lm")
-    draft.put("model.pretrained_model_name_or_path", model, key, "the SFT model")
+    where = key if given else ""
+    draft.put("model.pretrained_model_name_or_path", model, where, "the SFT model")
     draft.yaml.set("model.init_device", "mixed" if ranks > 1 else "cpu")
     draft.yaml.set("model.attn_implementation", "sdpa")
     draft.yaml.set("model.trust_remote_code", False)
@@ -111,14 +113,20 @@ def _put_model(
     return ranks
 
 
+def _take_positive(theirs: ForeignConfig, key: str, remedy: str) -> int:
+    found = theirs.take(key, 1)
+    if not (is_int(found) and found > 0):
+        raise theirs.refuse(key, remedy)
+    return found
+
+
 def _put_batches(theirs: ForeignConfig, draft: FreshYaml) -> None:
-    key = "model.global_batch_size"
-    batch = theirs.take_first(key, "model.data.train_ds.global_batch_size")
+    key, batch = theirs.take_first(*BATCHES)
     if not is_int(batch):
         raise theirs.refuse(key, "give the pairs of an optimizer step")
     draft.put("global_train_batch_size", batch, key, "pairs per optimizer step on all GPUs")
-    key = "model.micro_batch_size"
-    micro = theirs.take_first(key, "model.data.train_ds.micro_batch_size")
+    micros = ("model.micro_batch_size", "model.data.train_ds.micro_batch_size")
+    key, micro = theirs.take_first(*micros)
     if micro is not None:
         draft.put("device_train_microbatch_size", micro, key, "pairs; auto takes what fits")
     key = "model.data.validation_ds.micro_batch_size"
@@ -138,14 +146,17 @@ def _put_outputs(theirs: ForeignConfig, draft: FreshYaml) -> None:
     draft.put("algorithms.spin.store", f"{named}/self-play", where, "shared by all nodes")
     put_outputs(draft, named, where)
     key = "exp_manager.checkpoint_callback_params.save_top_k"
-    if is_int(kept := theirs.take(key)) and kept != 0:
+    if kept := theirs.take_count(key):
         draft.put("save_num_checkpoints_to_keep", kept, key, "the newest, not the best")
     key = "trainer.log_every_n_steps"
-    if is_int(steps := theirs.take(key)):
+    if (steps := theirs.take_count(key)) is not None:
         draft.put("console_log_interval", f"{steps}ba", key)
     key = "exp_manager.create_wandb_logger"
     wandb = theirs.take_mapping("exp_manager.wandb_logger_kwargs")
+    names = [f"exp_manager.wandb_logger_kwargs.{name}" for name in wandb]
     if theirs.take(key):
-        draft.put("loggers.wandb", wandb, "exp_manager.wandb_logger_kwargs")
-    elif wandb:
-        draft.explain("exp_manager.wandb_logger_kwargs", f"{key} is off ({format_value(wandb)})")
+        draft.put("loggers.wandb", wandb, ", ".join([key, *names]))
+        return
+    for name in names:
+        if name not in draft.named:  # of the run's name
+            theirs.explain(name, f"{key} is off")

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from typing import Any
 
-from spin_composer.importers.foreign import ForeignConfig
+from spin_composer.importers.foreign import NO_DROPOUT, ForeignConfig, Refused
 from spin_composer.importers.fresh import FreshYaml
 from spin_composer.settings.fields import is_int, is_number
 
+BATCHES = ("model.global_batch_size", "model.data.train_ds.global_batch_size")
+"""Keys of the pairs of an optimizer step."""
 _GAME = "algorithms.spin"
 _GENERATION = f"{_GAME}.generation"
 _ENDS = ("<|endoftext|>",)
@@ -28,6 +30,19 @@ _LORA_TARGETS["attention"] = [*_LORA_TARGETS["attention_qkv"], *_LORA_TARGETS["a
 _LORA_TARGETS["mlp"] = [*_LORA_TARGETS["mlp_fc1"], *_LORA_TARGETS["mlp_fc2"]]
 _LORA_TARGETS["all"] = [*_LORA_TARGETS["attention"], *_LORA_TARGETS["mlp"]]
 _OFF = (None, "none", "None")
+_LORA = "model.peft.lora_tuning"
+_LORA_REFUSED: Refused = {
+    f"{_LORA}.layer_selection": ((None,), "all layers get adapters: set it to null"),
+    f"{_LORA}.weight_tying": ((None, False), "each layer has adapters of its own: set it to False"),
+}
+_LORA_EXPLAINED = {
+    "column_init_method": "adapters begin as PEFT's do: at no change",
+    "row_init_method": "adapters begin as PEFT's do: at no change",
+    "adapter_dropout": NO_DROPOUT,
+    "dropout_position": NO_DROPOUT,
+    "position_embedding_strategy": "of weight_tying",
+    "variant": "q, k and v have adapters of their own",
+}
 
 
 def put_game(theirs: ForeignConfig, draft: FreshYaml) -> None:
@@ -36,12 +51,15 @@ def put_game(theirs: ForeignConfig, draft: FreshYaml) -> None:
     Raises:
         InputError: A value has no counterpart.
     """
-    key = "trainer.spin.max_iterations"
-    if key not in theirs.values and "model.spin.num_rounds" in theirs.values:
-        key = "model.spin.num_rounds"  # its name in the first version
-    draft.put("max_duration", f"{theirs.take(key, 1)}iter", key)
+    names = ("trainer.spin.max_iterations", "model.spin.num_rounds")  # now, and at first
+    key, iterations = theirs.take_first(*names)
+    draft.put("max_duration", f"{1 if iterations is None else iterations}iter", key)
     key = "trainer.spin.max_epochs"
-    draft.put(f"{_GAME}.iteration_length", f"{theirs.take(key, 1)}ep", key, "epochs per iteration")
+    epochs = theirs.take(key, 1)
+    why = "epochs per iteration"
+    if epochs != 1:
+        why += ", all on the iteration's one response per row; NeMo-Aligner samples in each epoch"
+    draft.put(f"{_GAME}.iteration_length", f"{epochs}ep", key, why)
     key = "model.spin.ref_policy_kl_penalty"
     penalty = theirs.take(key)
     if penalty is None:
@@ -52,19 +70,24 @@ def put_game(theirs: ForeignConfig, draft: FreshYaml) -> None:
     _put_generation(theirs, draft)
     _put_rows(theirs, draft)
     key = "trainer.spin.gradient_clip_val"
-    clip = theirs.take(key)
-    if is_number(clip) and clip > 0:
-        clipping = {"clipping_type": "norm", "clipping_threshold": float(clip)}
+    clip = theirs.take_number(key, 0.0)
+    if clip > 0:
+        clipping = {"clipping_type": "norm", "clipping_threshold": clip}
         draft.put("algorithms.gradient_clipping", clipping, key)
+    else:
+        theirs.explain(key, "gradients are not clipped")
 
 
 def _put_rows(theirs: ForeignConfig, draft: FreshYaml) -> None:
     key = "trainer.spin.limit_train_batches"
     limit = theirs.take(key)
-    batch = theirs.take("model.global_batch_size")
-    if is_int(limit) and is_int(batch) and limit > 1:
-        draft.put(f"{_GAME}.samples_per_iteration", limit * batch, key, "as prompts")
-    elif limit not in (None, 1, 1.0, -1):
+    batch_key, batch = theirs.take_first(*BATCHES)
+    if limit is None or (is_number(limit) and (limit < 0 or (limit == 1 and not is_int(limit)))):
+        theirs.explain(key, "every row is played")
+    elif is_int(limit) and is_int(batch) and limit > 0:
+        samples, names = limit * batch, f"{key}, {batch_key}"
+        draft.put(f"{_GAME}.samples_per_iteration", samples, names, "as prompts")
+    else:
         raise theirs.refuse(key, "give a number of batches, or 1.0 for all")
 
 
@@ -89,10 +112,9 @@ def _put_generation(theirs: ForeignConfig, draft: FreshYaml) -> None:
     if given:
         why = "besides the stop token, which needs no mention"
         draft.put(f"{_GENERATION}.stop_strings", strings, key, why)
-    key = "model.spin.rollout_micro_batch_size"
-    if key not in theirs.values:
-        key = "model.spin.generation_batch_size"  # its name in the first versions
-    if (rows := theirs.take(key)) is not None:
+    names = ("model.spin.rollout_micro_batch_size", "model.spin.generation_batch_size")
+    key, rows = theirs.take_first(*names)  # now, and at first
+    if rows is not None:
         draft.put(f"{_GENERATION}.batch_size", rows, key, "more is faster: as many as fit")
 
 
@@ -103,38 +125,41 @@ def put_optimizer(theirs: ForeignConfig, draft: FreshYaml) -> None:
         InputError: Their kinds have no counterpart.
     """
     key = "model.optim.name"
-    name = theirs.take(key, _ADAM[0])
-    if name not in _ADAM:
-        raise theirs.refuse(key, f"use one of {', '.join(_ADAM)}, or write the optimizer by hand")
+    name = theirs.take_one_of(key, _ADAM, _ADAM[0], ", or write the optimizer by hand")
     key = "model.optim.lr"
     rate = theirs.take(key)
     if not is_number(rate):
         raise theirs.refuse(key, "give the peak learning rate")
     draft.put("optimizer.name", "decoupled_adamw", "model.optim.name", f"was {name}")
     draft.put("optimizer.lr", float(rate), key)
-    if betas := theirs.take("model.optim.betas"):
-        draft.put("optimizer.betas", betas, "model.optim.betas")
+    betas = theirs.take("model.optim.betas", [0.9, 0.999])
+    draft.put("optimizer.betas", betas, "model.optim.betas")
     draft.put("optimizer.eps", theirs.take_number("model.optim.eps", 1e-8), "model.optim.eps")
     key = "model.optim.weight_decay"
-    decay = _rounded(theirs.take_number(key, 0.0) * float(rate))
+    given = theirs.take_number(key, 0.01 if name == "adamw" else 0.0)  # torch's and apex's
+    if given > 0 and name == "adam":
+        raise theirs.refuse(
+            key, "model.optim.name=adam adds it to the gradients, and here it is decoupled: use "
+            "adamw, or set it to 0"
+        )  # fmt: skip
+    decay = _rounded(given * float(rate))
     draft.put("optimizer.weight_decay", decay, key, "times the learning rate: here it is decoupled")
     _put_schedule(theirs, draft, float(rate))
 
 
 def _put_schedule(theirs: ForeignConfig, draft: FreshYaml, rate: float) -> None:
     where = "model.optim.sched"
-    name = theirs.take(f"{where}.name", "WarmupPolicy")
-    if name not in _DECAYS:
-        raise theirs.refuse(f"{where}.name", f"use one of {', '.join(_DECAYS)}")
+    name = theirs.take_one_of(f"{where}.name", _DECAYS, "WarmupPolicy")
     draft.yaml.set("scheduler.name", "spin")
-    steps, ratio = theirs.take(f"{where}.warmup_steps"), theirs.take(f"{where}.warmup_ratio")
-    warmup = f"{steps}ba" if steps is not None else f"{ratio or 0}dur"
-    key = f"{where}.warmup_steps" if steps is not None else f"{where}.warmup_ratio"
+    key, length = theirs.take_first(f"{where}.warmup_steps", f"{where}.warmup_ratio")
+    warmup = f"{length or 0}{'ba' if key.endswith('steps') else 'dur'}"
     draft.put("scheduler.t_warmup", warmup, key, "in each iteration")
     draft.put("scheduler.decay", _DECAYS[name], f"{where}.name", f"was {name}, over the whole run")
     least = theirs.take_number(f"{where}.min_lr", 0.0)
     share = _rounded(min(1.0, least / rate))
-    if _DECAYS[name] != "constant":
+    if _DECAYS[name] == "constant":
+        theirs.explain(f"{where}.min_lr", "the rate stays constant")
+    else:
         draft.put("scheduler.alpha_f", share, f"{where}.min_lr", "as a share of the peak")
 
 
@@ -155,23 +180,35 @@ def put_adapters(theirs: ForeignConfig, draft: FreshYaml) -> None:
         return
     if scheme != "lora":
         raise theirs.refuse(key, "only lora and none are trained here")
-    where = "model.peft.lora_tuning"
-    rank = theirs.take(f"{where}.adapter_dim", 32)
+    names = [f"{_LORA}.{name}" for name in ("adapter_dim", "alpha", "target_modules")]
+    _check_lora(theirs, names)
+    rank = theirs.take(names[0], 32)
     adapters: dict[str, Any] = {
         "peft_type": "LORA",
         "task_type": "CAUSAL_LM",
         "r": rank,
-        "lora_alpha": theirs.take(f"{where}.alpha", rank),
+        "lora_alpha": theirs.take(names[1], rank),
         "lora_dropout": 0.0,
-        "target_modules": _targets(theirs, f"{where}.target_modules"),
+        "target_modules": _targets(theirs, names[2]),
     }
-    draft.put("model.peft_config", adapters, where, "dropout is off in SPIN")
-    theirs.take_mapping(where)
+    draft.put("model.peft_config", adapters, ", ".join([key, *names]), "dropout is off in SPIN")
+
+
+def _check_lora(theirs: ForeignConfig, mapped: list[str]) -> None:
+    """Refuse or explain what is not mapped of the section of adapters."""
+    theirs.check_refused(_LORA_REFUSED)
+    for key, value in theirs.values.items():
+        name = key.removeprefix(f"{_LORA}.")
+        if not key.startswith("model.peft.") or value is None or key in (*mapped, *_LORA_REFUSED):
+            continue
+        if name in _LORA_EXPLAINED:
+            theirs.explain(key, _LORA_EXPLAINED[name])
+        elif name != key:
+            raise theirs.refuse(key, "write it in model.peft_config by hand, and set it to null")
 
 
 def _targets(theirs: ForeignConfig, key: str) -> list[str]:
-    given = theirs.take(key, ["attention_qkv"])
-    names = [given] if isinstance(given, str) else list(given)
+    names = theirs.take_texts(key, ["attention_qkv"])
     if unknown := [name for name in names if name not in _LORA_TARGETS]:
         raise theirs.refuse(key, f"{unknown[0]} is none of {', '.join(_LORA_TARGETS)}")
     return list(dict.fromkeys(target for name in names for target in _LORA_TARGETS[name]))

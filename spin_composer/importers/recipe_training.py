@@ -6,7 +6,7 @@ from typing import Any
 
 from spin_composer.importers.foreign import ForeignConfig
 from spin_composer.importers.fresh import FreshYaml
-from spin_composer.settings.fields import is_int, is_number
+from spin_composer.settings.fields import is_number
 
 _ADAM = (
     "adamw_torch", "adamw_torch_fused", "adamw_hf", "adamw_apex_fused", "paged_adamw_32bit",
@@ -24,7 +24,10 @@ def put_optimizer(theirs: ForeignConfig, draft: FreshYaml) -> None:
     Raises:
         InputError: Their kinds have no counterpart.
     """
-    name, rate = theirs.take("optim", "adamw_torch"), theirs.take("learning_rate")
+    # rmsprop is the default of uclaml/SPIN and the handbook, which have mixers, and not of TRL.
+    default = "adamw_torch" if theirs.values.get("dataset_mixer") is None else "rmsprop"
+    name = theirs.take_one_of("optim", ("rmsprop", *_ADAM), default)
+    rate = theirs.take("learning_rate")
     if not is_number(rate):
         raise theirs.refuse("learning_rate", "give the peak learning rate")
     decay = theirs.take_number("weight_decay", 0.0)
@@ -32,40 +35,51 @@ def put_optimizer(theirs: ForeignConfig, draft: FreshYaml) -> None:
         draft.put("optimizer.name", "rmsprop", "optim", "torch.optim.RMSprop")
         draft.put("optimizer.lr", float(rate), "learning_rate")
         draft.put("optimizer.weight_decay", decay, "weight_decay")
-    elif name in _ADAM:
+    else:
         why = "with 8-bit states it takes less memory than here" if "8bit" in name else ""
         draft.put("optimizer.name", "decoupled_adamw", "optim", why)
         draft.put("optimizer.lr", float(rate), "learning_rate")
-        betas = [theirs.take("adam_beta1", 0.9), theirs.take("adam_beta2", 0.999)]
+        betas = [theirs.take_number("adam_beta1", 0.9), theirs.take_number("adam_beta2", 0.999)]
         draft.put("optimizer.betas", betas, "adam_beta1, adam_beta2")
         draft.put("optimizer.eps", theirs.take_number("adam_epsilon", 1e-8), "adam_epsilon")
         draft.put(
             "optimizer.weight_decay", decay * float(rate), "weight_decay",
             "times the learning rate: here it is decoupled",
         )  # fmt: skip
-    else:
-        raise theirs.refuse("optim", f"use rmsprop or one of {', '.join(_ADAM)}")
     _put_schedule(theirs, draft)
 
 
 def _put_schedule(theirs: ForeignConfig, draft: FreshYaml) -> None:
-    kind = theirs.take("lr_scheduler_type", "linear")
-    if kind not in _DECAYS:
-        raise theirs.refuse("lr_scheduler_type", f"use one of {', '.join(_DECAYS)}")
+    kind = theirs.take_one_of("lr_scheduler_type", _DECAYS, "linear")
     draft.yaml.set("scheduler.name", "spin")
-    steps, ratio = theirs.take("warmup_steps"), theirs.take("warmup_ratio", 0)
-    in_steps = is_int(steps) and steps > 0
-    warmup = f"{steps}ba" if in_steps else f"{ratio}dur"
-    key = "warmup_steps" if in_steps else "warmup_ratio"
-    draft.put("scheduler.t_warmup", warmup, key, "of each iteration")
+    steps = theirs.take_number("warmup_steps", 0)
+    ratio = theirs.take_number("warmup_ratio", 0)
+    if kind == "constant":
+        for key in ("warmup_steps", "warmup_ratio"):
+            theirs.explain(key, "a constant rate has no warm-up, constant_with_warmup has")
+        draft.put("scheduler.t_warmup", "0ba", "lr_scheduler_type", "no warm-up")
+    elif steps > 0:  # a share of all steps below 1
+        warmup = f"{int(steps)}ba" if steps >= 1 else f"{steps}dur"
+        draft.put("scheduler.t_warmup", warmup, "warmup_steps", "of each iteration")
+        theirs.explain("warmup_ratio", "warmup_steps is used")
+    else:
+        draft.put("scheduler.t_warmup", f"{ratio}dur", "warmup_ratio", "of each iteration")
+        theirs.explain("warmup_steps", "warmup_ratio is used")
     draft.put("scheduler.decay", _DECAYS[kind], "lr_scheduler_type", "within each iteration")
 
 
 def put_adapters(theirs: ForeignConfig, draft: FreshYaml) -> None:
-    """Put LoRA, if the recipe trains it."""
-    names = ("lora_r", "lora_alpha", "lora_dropout", "lora_target_modules", "lora_modules_to_save")
+    """Put LoRA, if the recipe trains it.
+
+    Raises:
+        InputError: It sets what LoRA has no setting for here.
+    """
     if not theirs.take("use_peft"):
         return
+    names = ["lora_r", "lora_alpha", "lora_dropout", "lora_target_modules", "lora_modules_to_save"]
+    for key, value in theirs.values.items():
+        if key.startswith("lora_") and value is not None and key not in (*names, "lora_task_type"):
+            raise theirs.refuse(key, "write it in model.peft_config by hand, and take it out")
     rank, alpha, _, targets, saved = (theirs.take(name) for name in names)
     adapters: dict[str, Any] = {
         "peft_type": "LORA",
@@ -73,8 +87,12 @@ def put_adapters(theirs: ForeignConfig, draft: FreshYaml) -> None:
         "r": 16 if rank is None else rank,
         "lora_alpha": 32 if alpha is None else alpha,
         "lora_dropout": 0.0,
-        "target_modules": targets or "all-linear",
     }
+    why = "dropout is off"
+    if targets:
+        adapters["target_modules"] = targets
+    else:
+        why += ", and PEFT chooses the modules by the model's type"
     if saved:
         adapters["modules_to_save"] = saved
-    draft.put("model.peft_config", adapters, ", ".join(["use_peft", *names]), "dropout is off")
+    draft.put("model.peft_config", adapters, ", ".join(["use_peft", *names]), why)

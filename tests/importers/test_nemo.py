@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +12,10 @@ from typer.testing import CliRunner
 from spin_composer.cli import app
 from spin_composer.errors import InputError
 from spin_composer.importers.nemo import convert_nemo
+from spin_composer.importers.nemo_keys import EXPLAINED, REFUSED
 from spin_composer.importers.read import read_config
+
+from .fates import fates, leaves, require_comments
 
 YAML = Path(__file__).parent / "foreign/gpt_spin.yaml"
 LAST_YAML = Path(__file__).parent / "foreign/gpt_spin_last.yaml"
@@ -63,13 +67,18 @@ TRAIN = "model.data.train_ds"
         ("model.spin.sampling_params.end_strings=[x]", f"{GENERATION}.stop_strings", ["x"]),
         ("model.spin.rollout_micro_batch_size=16", f"{GENERATION}.batch_size", 16),
         ("trainer.spin.limit_train_batches=10", f"{GAME}.samples_per_iteration", 640),
-        ("trainer.spin.limit_val_batches=7", "eval_subset_num_batches", 7),
+        ("trainer.spin.limit_train_batches=1", f"{GAME}.samples_per_iteration", 64),
+        # 7 of 64 rows are 448: 8 GPUs take 8 at a time.
+        ("trainer.spin.limit_val_batches=7", "eval_subset_num_batches", 56),
+        ("trainer.spin.limit_val_batches=1", "eval_subset_num_batches", 8),
         ("trainer.spin.val_check_interval=50", "eval_interval", "50ba"),
+        ("trainer.spin.val_check_interval=1", "eval_interval", "1ba"),
         ("trainer.spin.val_check_interval=0.1", "eval_interval", "1ep"),
         ("trainer.spin.gradient_clip_val=0.5",
          "algorithms.gradient_clipping.clipping_threshold", 0.5),
         ("trainer.precision=bf16-mixed", "precision", "amp_bf16"),
         ("trainer.precision=32", "precision", "fp32"),
+        ("trainer.precision=32", "callbacks.hf_exporter.precision", "float32"),
         ("model.global_batch_size=128", "global_train_batch_size", 128),
         ("model.micro_batch_size=2", "device_train_microbatch_size", 2),
         ("model.data.validation_ds.micro_batch_size=3", "device_eval_batch_size", 3),
@@ -79,6 +88,7 @@ TRAIN = "model.data.train_ds"
         ("model.optim.lr=1e-6", "optimizer.lr", 1e-6),
         ("model.optim.weight_decay=0.1", "optimizer.weight_decay", 5e-8),
         ("model.optim.betas=[0.9,0.95]", "optimizer.betas", [0.9, 0.95]),
+        ("~model.optim.betas", "optimizer.betas", [0.9, 0.999]),
         ("model.optim.sched.warmup_steps=5", "scheduler.t_warmup", "5ba"),
         ("model.optim.sched.min_lr=5e-8", "scheduler.alpha_f", 0.1),
         ("model.optim.sched.name=WarmupAnnealing", "scheduler.decay", "linear"),
@@ -100,21 +110,85 @@ def test_a_key_is_mapped(override: str, ours: str, value: object):
     assert found == (pytest.approx(value) if isinstance(value, float) else value)
 
 
-def test_every_key_of_the_config_is_named_with_what_became_of_it():
-    values = read_config(YAML, TUTORIAL)
-    draft = convert_nemo(values, "gpt_spin.yaml", "my/sft")
-    named = " ".join(f"{change}" for change in draft.changes)
+CHATLESS = [
+    "model.data.chat=False", f"{TRAIN}.context_key=question", f"{TRAIN}.label_key=answer",
+    f"{TRAIN}.prompt_template='{{question}}{{answer}}'",
+]  # fmt: skip
 
-    def leaves(inner: Any, prefix: str):
-        for key, value in inner.items():
-            if isinstance(value, dict):
-                yield from leaves(value, f"{prefix}{key}.")
-            elif value is not None:
-                yield f"{prefix}{key}"
 
-    blocks = ("exp_manager.wandb_logger_kwargs",)
-    for key in leaves(values, ""):
-        assert key in named or key.startswith(blocks), key
+@pytest.mark.parametrize(
+    "overrides",
+    [
+        [],
+        CHATLESS,
+        ["model.peft.peft_scheme=lora", "exp_manager.create_wandb_logger=false"],
+        ["trainer.devices=1", "model.activations_checkpoint_granularity=full"],
+        ["trainer.spin.limit_val_batches=7", "trainer.spin.limit_train_batches=3"],
+        ["trainer.spin.limit_val_batches=0", "trainer.spin.gradient_clip_val=0"],
+        ["model.data.validation_ds.file_path=null", "model.optim.sched.name=WarmupPolicy"],
+        ["exp_manager.checkpoint_callback_params.save_top_k=0", "+model.spin.num_rounds=2"],
+        ["model.spin.sampling_params.end_strings=[]", "exp_manager.explicit_log_dir=null"],
+    ],
+    ids=str,
+)
+def test_every_key_of_the_config_is_named_with_what_became_of_it(overrides: list[str]):
+    draft = imported(*overrides)
+    found = fates(draft)
+    assert set(found) == set(leaves(read_config(YAML, [*TUTORIAL, *overrides])))
+    for key in [key for key, why in found.items() if why == "is so here without a setting"]:
+        assert any(fnmatchcase(key, one) for one in (*REFUSED, "*.weight_tying")), key
+    require_comments(draft)
+
+
+def test_every_reason_can_be_reached():
+    for pattern in EXPLAINED:
+        first = next(one for one in EXPLAINED if fnmatchcase(pattern.replace("*", "x"), one))
+        assert first == pattern
+        assert not any(fnmatchcase(pattern, refused) for refused in REFUSED)
+
+
+@pytest.mark.parametrize(
+    ("overrides", "key", "reason"),
+    [
+        ([], "trainer.spin.limit_train_batches", "every row is played"),
+        ([], "trainer.spin.limit_val_batches", "every held-out row"),
+        ([], f"{TRAIN}.context_key", "a row is a conversation"),
+        ([], f"{TRAIN}.global_batch_size", "model.global_batch_size is used"),
+        (["trainer.spin.gradient_clip_val=0"], "trainer.spin.gradient_clip_val", "not clipped"),
+        (["trainer.spin.limit_val_batches=0"], "trainer.spin.val_check_interval", "switches"),
+        (["exp_manager.explicit_log_dir=null", "exp_manager.exp_dir=/x"], "exp_manager.exp_dir",
+         "or else runs/{run_name}"),
+        (["model.optim.sched.name=WarmupPolicy"], "model.optim.sched.min_lr", "stays constant"),
+        (["model.peft.peft_scheme=lora"], "model.peft.lora_tuning.adapter_dropout", "dropout"),
+        (["model.peft.peft_scheme=lora"], "model.peft.lora_tuning.row_init_method", "no change"),
+        (["trainer.devices=1", "model.activations_checkpoint_granularity=full"],
+         "model.activations_checkpoint_granularity", "they are kept, in more memory"),
+        (["exp_manager.checkpoint_callback_params.save_top_k=0"],
+         "exp_manager.checkpoint_callback_params.save_top_k", "the newest are kept"),
+    ],
+)  # fmt: skip
+def test_what_is_not_carried_over_is_explained(overrides: list[str], key: str, reason: str):
+    assert reason in fates(imported(*overrides))[key]
+
+
+def test_batches_count_by_the_data_sets_own_size_where_the_models_is_open():
+    own = ["model.global_batch_size=null", f"{TRAIN}.global_batch_size=16"]
+    own += ["model.data.validation_ds.global_batch_size=20", "trainer.spin.limit_val_batches=3"]
+    config = imported(*own, "trainer.spin.limit_train_batches=5").config()
+    assert config["global_train_batch_size"] == 16
+    assert config["algorithms"]["spin"]["samples_per_iteration"] == 80
+    assert config["eval_subset_num_batches"] == 8  # 60 rows, 8 at a time
+
+
+@pytest.mark.parametrize("limit", ["1.0", "null", "-1"])
+def test_all_rows_are_played_without_a_limit(limit: str):
+    spin = imported(f"trainer.spin.limit_train_batches={limit}").config()["algorithms"]["spin"]
+    assert "samples_per_iteration" not in spin
+
+
+def test_epochs_on_the_same_responses_are_told_from_nemos():
+    assert "NeMo-Aligner samples in each epoch" in imported("trainer.spin.max_epochs=2").yaml.text
+    assert "NeMo-Aligner samples in each epoch" not in imported().yaml.text
 
 
 LAST_TUTORIAL = [
@@ -170,10 +244,7 @@ def test_the_tutorials_run_is_of_one_node():
 
 
 def test_rows_without_chat_are_read_by_their_columns():
-    config = imported(
-        "model.data.chat=False", f"{TRAIN}.context_key=question", f"{TRAIN}.label_key=answer",
-        f"{TRAIN}.prompt_template='{{question}}{{answer}}'",
-    ).config()  # fmt: skip
+    config = imported(*CHATLESS).config()
     columns = {"prompt": "question", "response": "answer"}
     assert config["train_loader"]["dataset"]["preprocessing_fn"] == columns
     assert config["eval_loader"]["dataset"]["preprocessing_fn"] == columns
@@ -188,12 +259,17 @@ def test_rows_without_chat_are_read_by_their_columns():
         ("model.spin.ref_policy_kl_penalty=[0.1,0.2]", "2 values for 3 iterations"),
         ("trainer.spin.max_steps=100", r"trainer\.spin\.max_steps=100"),
         ("trainer.spin.limit_train_batches=0.5", "limit_train_batches=0.5"),
+        ("trainer.spin.limit_train_batches=0", "limit_train_batches=0"),
+        ("trainer.spin.gradient_clip_val=on", "gradient_clip_val=.*give a number"),
         ("model.spin.sampling_params.use_greedy=True", "use_greedy=True"),
         (f"{TRAIN}.concat_sampling_probabilities=[1]", "concat_sampling_probabilities"),
         ("model.data.chat=False", "prompt_template"),
         ("model.answer_only_loss=False", "answer_only_loss"),
         ("model.peft.peft_scheme=ptuning", "peft_scheme='ptuning'"),
         ("model.optim.name=sgd", r"model\.optim\.name='sgd'"),
+        ("model.optim.name=[adamw]", r"model\.optim\.name="),
+        ("model.optim.name=adam", r"weight_decay=0\.01.*adamw"),
+        ("model.optim.sched.name=[Noam]", r"sched\.name="),
         ("model.optim.sched.name=Noam", r"sched\.name='Noam'"),
         ("trainer.precision=8", "trainer.precision=8"),
         ("+exp_manager.resume_from_checkpoint=x", "resume_from_checkpoint='x'"),
@@ -201,12 +277,28 @@ def test_rows_without_chat_are_read_by_their_columns():
         ("model.optim.sched.min_lr=low", "min_lr='low'.*give a number"),
         ("model.spin.sampling_params.end_strings=5", "end_strings=5.*give a list of texts"),
         ("trainer.devices=auto", r"trainer\.devices='auto'"),
+        ("trainer.num_nodes=0", r"trainer\.num_nodes=0"),
         ("model.spin.length_params.max_length=0", "max_new_tokens"),
     ],
 )
 def test_what_has_no_counterpart_is_refused_by_name(override: str, named: str):
     with pytest.raises(InputError, match=named):
         imported(override)
+
+
+@pytest.mark.parametrize(
+    ("override", "named"),
+    [
+        ("model.peft.lora_tuning.layer_selection=[1,12]", "layer_selection=.*all layers"),
+        ("model.peft.lora_tuning.weight_tying=True", "weight_tying=True"),
+        ("model.peft.lora_tuning.target_modules=5", "target_modules=5.*give a list of texts"),
+        ("+model.peft.lora_tuning.rank_pattern=x", "rank_pattern='x'"),
+    ],
+)
+def test_lora_that_is_another_is_refused_by_name(override: str, named: str):
+    with pytest.raises(InputError, match=named):
+        imported("model.peft.peft_scheme=lora", override)
+    imported(override)
 
 
 def test_a_checkpoint_of_nemo_must_be_converted():

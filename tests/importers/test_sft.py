@@ -113,6 +113,24 @@ def test_the_command_prints_the_yaml_and_explains_on_stderr(tmp_path: Path):
     assert not set(done.stdout.splitlines()) & set(done.stderr.splitlines())
 
 
+@pytest.mark.parametrize(
+    ("text", "named"),
+    [
+        (
+            "scheduler: linear\n",
+            r"sft\.yaml: scheduler must be a mapping of settings, got 'linear'",
+        ),
+        ("seed: 1\nseed: 2\n", "sft.yaml, line .* is not YAML: .*duplicate key seed"),
+        ("plan: !secret x\n", "sft.yaml, line .* is not YAML: .*constructor for the tag '!secret'"),
+        ("plan: ${variables.\n", "sft.yaml: .*variables"),
+    ],
+)
+def test_what_is_no_mapping_of_settings_is_refused_in_one_line(text: str, named: str):
+    own = SMALL.split("scheduler:")[0] + text if "scheduler" in text else SMALL + text
+    with pytest.raises(InputError, match=named):
+        convert(own)
+
+
 def test_a_list_in_place_of_a_block_is_named():
     text = SMALL.replace("  dataset:\n", "  dataset: [1]\n  other:\n", 1)
     with pytest.raises(InputError, match=r"sft\.yaml: train_loader\.dataset must be a mapping"):
