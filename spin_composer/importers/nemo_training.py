@@ -128,7 +128,7 @@ def put_optimizer(theirs: ForeignConfig, draft: FreshYaml) -> None:
     name = theirs.take_one_of(key, _ADAM, _ADAM[0], ", or write the optimizer by hand")
     key = "model.optim.lr"
     rate = theirs.take(key)
-    if not is_number(rate):
+    if not (is_number(rate) and rate > 0):
         raise theirs.refuse(key, "give the peak learning rate")
     draft.put("optimizer.name", "decoupled_adamw", "model.optim.name", f"was {name}")
     draft.put("optimizer.lr", float(rate), key)

@@ -28,7 +28,7 @@ def put_optimizer(theirs: ForeignConfig, draft: FreshYaml) -> None:
     default = "adamw_torch" if theirs.values.get("dataset_mixer") is None else "rmsprop"
     name = theirs.take_one_of("optim", ("rmsprop", *_ADAM), default)
     rate = theirs.take("learning_rate")
-    if not is_number(rate):
+    if not (is_number(rate) and rate > 0):
         raise theirs.refuse("learning_rate", "give the peak learning rate")
     decay = theirs.take_number("weight_decay", 0.0)
     if name == "rmsprop":

@@ -273,6 +273,7 @@ def test_rows_without_chat_are_read_by_their_columns():
         ("model.optim.sched.name=Noam", r"sched\.name='Noam'"),
         ("trainer.precision=8", "trainer.precision=8"),
         ("+exp_manager.resume_from_checkpoint=x", "resume_from_checkpoint='x'"),
+        ("model.optim.lr=0", r"model\.optim\.lr=0.*peak learning rate"),
         ("model.optim.weight_decay=much", "weight_decay='much'.*give a number"),
         ("model.optim.sched.min_lr=low", "min_lr='low'.*give a number"),
         ("model.spin.sampling_params.end_strings=5", "end_strings=5.*give a list of texts"),

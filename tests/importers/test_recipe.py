@@ -208,6 +208,7 @@ def test_no_evaluation_asks_for_no_held_out_rows():
         ([*LORA, "lora_bias=all"], "lora_bias='all'"),
         (["dataset_splits=5"], "dataset_splits=5.*give a list of texts"),
         (["max_grad_norm=no"], "max_grad_norm=.*give a number"),
+        (["learning_rate=0"], "learning_rate=0.*peak learning rate"),
         (["weight_decay=q"], "weight_decay='q'.*give a number"),
         (["num_train_epochs=1.5"], "num_train_epochs=1.5"),
         (["max_steps=10"], "max_steps=10"),
