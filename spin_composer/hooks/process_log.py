@@ -6,10 +6,9 @@ import json
 import logging
 import os
 import platform
-import re
 import sys
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import asdict
 from importlib.metadata import PackageNotFoundError, version
 from typing import Any
@@ -24,6 +23,7 @@ from spin_composer.errors import StoreError
 from spin_composer.export.exporters import local_export_folders
 from spin_composer.report.processes import Process, Training, as_json, parse_processes
 from spin_composer.settings.scheduler import SchedulerSettings
+from spin_composer.settings.secrets import text_without_secrets, without_secrets
 from spin_composer.settings.spin import SpinSettings
 from spin_composer.store.base import Store
 from spin_composer.store.durable import write_atomically
@@ -35,12 +35,6 @@ _PACKAGES = (
     "spin-composer", "torch", "mosaicml", "mosaicml-streaming", "llm-foundry", "transformers",
     "tokenizers", "peft", "triton", "numpy",
 )  # fmt: skip
-_SECRET = r"[\w.-]*(?:token|secret|password|passwd|key|credentials?)"
-_GIVEN = re.compile(rf"(?i)({_SECRET}[=:]\s*)\S+|(://[^/\s:@]*:)[^/\s@]+(?=@)")
-"""``use_auth_token=...`` of a command, ``https://name:password@host``."""
-_FLAG = re.compile(rf"(?i)({_SECRET})")
-"""``--api-key``, whose value is the next word."""
-_HIDDEN = "***"
 
 
 def add_process(store: Store, made: Process) -> None:
@@ -107,22 +101,13 @@ def describe_process(
     )
 
 
-def without_secrets(command: Sequence[str]) -> list[str]:
-    """Return a command's words; what a name says to be a secret is replaced by asterisks."""
-    words = [_GIVEN.sub(lambda found: (found[1] or found[2]) + _HIDDEN, x) for x in command]
-    for before, after in zip(range(len(words)), range(1, len(words)), strict=False):
-        if words[before].startswith("-") and _FLAG.fullmatch(words[before]):
-            words[after] = _HIDDEN
-    return words
-
-
 def _shown(settings: SpinSettings) -> dict[str, Any]:
     """Return the settings as JSON has them; commands of a server without secrets."""
     found = json.loads(json.dumps(asdict(settings), default=str))  # pyright: ignore
     server = found["generation"].get("server") or {}
     for name, value in server.items():
         if isinstance(value, str):
-            server[name] = " ".join(without_secrets(value.split(" ")))
+            server[name] = text_without_secrets(value)
     return found
 
 

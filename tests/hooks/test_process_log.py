@@ -5,32 +5,22 @@ from __future__ import annotations
 import shutil
 from pathlib import Path
 
-import pytest
 from fixtures.runs import tiny_trainer
 
-from spin_composer.hooks.process_log import without_secrets
+from spin_composer.hooks.process_log import _shown
 from spin_composer.report.processes import read_processes
+from spin_composer.settings.spin import SpinSettings
 
 
-@pytest.mark.parametrize(
-    ("word", "shown"),
-    [
-        ("model.use_auth_token=hf_abc", "model.use_auth_token=***"),
-        ("loggers.wandb.api_key=abc", "loggers.wandb.api_key=***"),
-        ("--api-key=abc", "--api-key=***"),
-        ("http://me:pass@host:80/v1", "http://me:***@host:80/v1"),
-        ("tokenizer.name=gpt2", "tokenizer.name=gpt2"),
-        ("generation.max_new_tokens=512", "generation.max_new_tokens=512"),
-        ("http://host:8000", "http://host:8000"),
-    ],
-)
-def test_secrets_of_a_command_are_left_out(word: str, shown: str) -> None:
-    assert without_secrets(["train", word]) == ["train", shown]
-
-
-def test_the_word_after_a_secrets_flag_is_left_out() -> None:
-    given = ["serve", "--api-key", "abc", "--port", "80"]
-    assert without_secrets(given) == ["serve", "--api-key", "***", "--port", "80"]
+def test_the_header_of_a_servers_command_is_not_kept() -> None:
+    server = {
+        "base_url": "http://me:pass@host",
+        "reload_command": 'curl -H "Authorization: Bearer sk-abc" http://host/load/{model}',
+    }
+    shown = _shown(SpinSettings(generation={"engine": "server", "server": server}))  # pyright: ignore
+    kept = shown["generation"]["server"]
+    assert kept["base_url"] == "http://me:***@host"
+    assert kept["reload_command"] == "curl -H 'Authorization: ***' 'http://host/load/{model}'"
 
 
 def test_every_start_of_a_run_is_kept(tmp_path: Path) -> None:

@@ -15,6 +15,7 @@ from pathlib import Path
 
 from spin_composer.engines.server.settings import API_KEY, HOST, MODEL, PORT
 from spin_composer.errors import EngineError, InputError, format_value
+from spin_composer.settings.secrets import HIDDEN, without_secrets
 
 _GRACE_SECONDS = 30.0
 _POLL_SECONDS = 0.1
@@ -83,10 +84,10 @@ def run_server(
         log: File that its output is appended to.
         host: Address to listen on, replaces ``{host}``.
         api_key: Replaces ``{api_key}``, and is set in the variables that servers read it from; the
-            log shows ``***``.
+            log shows ``***`` for it and for other secrets of the command.
     """
     words = split_command(command, model, port, host, api_key)
-    shown_words = split_command(command, model, port, host, "***")
+    shown_words = without_secrets(split_command(command, model, port, host, HIDDEN))
     environment = {
         name: value
         for name, value in os.environ.items()

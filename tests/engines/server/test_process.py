@@ -120,6 +120,14 @@ def test_templates_are_filled_word_by_word() -> None:
     assert words == ["curl", "-d", '{"model_path": "/a b/m"}', "x:81"]
 
 
+def test_the_log_shows_a_command_without_its_secrets(tmp_path: Path) -> None:
+    command = f'{python("pass")} -H "Authorization: Bearer sk-abc" --api-key abc {{model}}'
+    run_and_wait(command, tmp_path, tmp_path / "log", 20)
+    shown = (tmp_path / "log").read_text()
+    assert "-H 'Authorization: ***' --api-key '***'" in shown
+    assert "abc" not in shown.replace(str(tmp_path), "")
+
+
 def test_a_reload_command_that_fails_or_hangs_is_one_line(tmp_path: Path) -> None:
     fails = python("import sys; print('{model} is not a model'); sys.exit(3)")
     with pytest.raises(EngineError, match=r"reload_command failed \(exit status 3\): .*is not a m"):
