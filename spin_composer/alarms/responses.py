@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
-from itertools import islice, pairwise
+from itertools import groupby, islice, pairwise
 
 import numpy as np
 
@@ -45,38 +45,42 @@ def response_figures(
     """Return the figures of a sample of pairs; none of an empty one.
 
     Args:
-        pairs: The sample.
+        pairs: The sample, as :func:`sample_pairs` returns it.
         decode: Returns the texts of token ids, without special tokens.
     """
     if not pairs:
         return {}
     real, generated = ([getattr(p, side) for p in pairs] for side in ("real", "generated"))
-    tokens = min(sum(map(len, real)), sum(map(len, generated)))
+    # A prompt's pairs, which stand in a row, have the same real response.
+    firsts = [next(of_row) for _, of_row in groupby(pairs, key=lambda pair: pair.index)]
+    sides = [[p.real for p in firsts], [p.generated for p in firsts]]
+    count = min(sum(max(0, len(ids) - 1) for ids in side) for side in sides)
+    diversity = (distinct_bigrams(side, count) for side in sides)
     figures = {
         REAL_LENGTH: float(np.mean([len(ids) for ids in real])),
-        DISTINCT_REAL: distinct_bigrams(real, tokens),
-        DISTINCT_GENERATED: distinct_bigrams(generated, tokens),
+        **dict(zip((DISTINCT_REAL, DISTINCT_GENERATED), diversity, strict=True)),
     }
     texts = [decode([ids[:_FIRST_TOKENS] for ids in side]) for side in (real, generated)]
     words = [[(text.split() or [""])[0] for text in of_side] for of_side in texts]
-    firsts = (
+    beginnings = (
         [(word, int(ids[0])) for word, ids in zip(of_side, side, strict=True)]
         for of_side, side in zip(words, (real, generated), strict=True)
     )
-    shared, gap = first_token_gap(*firsts)
+    shared, gap = first_token_gap(*beginnings)
     return {**figures, FIRST_WORDS_SHARED: shared, FIRST_TOKEN_GAP: gap}
 
 
-def distinct_bigrams(responses: Sequence[Ids], tokens: int) -> float:
+def distinct_bigrams(responses: Sequence[Ids], count: int) -> float:
     """Return distinct-2: different pairs of neighboring tokens by all of them.
 
-    It falls with the size of the sample, so both sides are cut to the same one.
+    It falls with the size of the sample, so both sides are cut to the same one, of one response to
+    each prompt.
 
     Args:
         responses: Token ids of each response.
-        tokens: Tokens to read, from the first response on.
+        count: Pairs of tokens to read, from the first response on.
     """
-    bigrams = list(islice(_bigrams(responses), tokens))
+    bigrams = list(islice(_bigrams(responses), count))
     return len(set(bigrams)) / max(1, len(bigrams))
 
 

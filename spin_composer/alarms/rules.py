@@ -302,9 +302,11 @@ def low_diversity(run: RunFigures) -> str | None:
     """Generated responses lose their diversity from iteration to iteration.
 
     Raised when distinct-2 (different pairs of neighboring tokens by all of them, in a sample of as
-    many tokens) of generated responses, by that of real ones, is 0.7 of what it was in the first
+    many of them) of generated responses, by that of real ones, is 0.7 of what it was in the first
     iteration, or of 1 if it was above: an opponent that is noisier than the data may come down to
-    it. Samples of the same size differ by a few percent.
+    it. Samples of the same size differ by a few percent. It is of one response to each prompt, as
+    the real ones are: with responses_per_prompt, responses to one prompt that get alike are not
+    seen.
     """
     if len(run.plays) < 2:
         return None

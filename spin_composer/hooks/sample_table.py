@@ -10,7 +10,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from itertools import chain, islice
+from itertools import chain, groupby, islice
 
 from composer.core import State
 from composer.core.precision import get_precision_context
@@ -46,7 +46,7 @@ Logps = tuple[list[float], list[float]]
 
 @dataclass(frozen=True)
 class SampleTable:
-    """The table of an iteration's first pairs; its methods are collectives."""
+    """The table of the first pair of an iteration's first prompts; its methods are collectives."""
 
     store: Store
     """Has the complete units of the iteration."""
@@ -94,7 +94,9 @@ class SampleTable:
     def _pairs(self) -> list[Pair]:
         units = (self.store.read_unit(self.iteration, unit) for unit in range(self.num_units))
         real = (pair for pair in chain.from_iterable(units) if pair.kind in REAL_KINDS)
-        return list(islice(real, self.count))
+        # A prompt's pairs stand in a row.
+        firsts = (next(of_row) for _, of_row in groupby(real, key=lambda pair: pair.index))
+        return list(islice(firsts, self.count))
 
     def _begun(self) -> tuple[list[Sample], list[Pair]]:
         """Return the table as it was begun, and its pairs; nothing if it is another version's."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -36,7 +37,7 @@ def pairs_of(real: list[int], generated: list[int], count: int = 200) -> list[Pa
     def response(firsts: list[int]) -> Ids:
         return ids(random.choice(firsts), *(100 + random.integers(6, size=3)))
 
-    return [Pair(ids(1), response(real), response(generated)) for _ in range(count)]
+    return [Pair(ids(1), response(real), response(generated), index=i) for i in range(count)]
 
 
 def test_distinct_bigrams_are_counted_within_responses() -> None:
@@ -72,6 +73,28 @@ def test_responses_like_the_real_ones_have_the_same_diversity() -> None:
     figures = response_figures(pairs_of(real=[0, 1], generated=[0, 1]), spell)
     assert figures[REAL_LENGTH] == 4.0
     assert figures[DISTINCT_GENERATED] == pytest.approx(figures[DISTINCT_REAL], rel=0.15)
+
+
+def test_several_responses_to_a_prompt_do_not_make_the_real_ones_less_diverse() -> None:
+    pairs = pairs_of(real=[0, 1], generated=[0, 1])
+    again = pairs_of(real=[0, 1], generated=[0, 1], count=9 * len(pairs))
+    repeated = [
+        one
+        for pair in pairs
+        for one in (pair, *(replace(pair, generated=again.pop().generated) for _ in range(9)))
+    ]
+    once, often = (response_figures(sample, spell) for sample in (pairs, repeated))
+    for name in (DISTINCT_REAL, DISTINCT_GENERATED, REAL_LENGTH):
+        assert often[name] == pytest.approx(once[name])
+
+
+def test_both_sides_are_read_to_the_same_number_of_bigrams() -> None:
+    short = [Pair(ids(1), ids(0, 1, 0, 1), ids(0, 1), index=i) for i in range(10)]
+    long = Pair(ids(1), ids(0), ids(0, 1, 2, 3, 4, 5, 1, 3, 5, 0, 2, 4), index=10)
+    # 30 bigrams beside 21: the longest side has 2 different ones of 21, not of 30.
+    figures = response_figures([*short, long], spell)
+    assert figures[DISTINCT_REAL] == 2 / 21
+    assert figures[DISTINCT_GENERATED] == 11 / 21
 
 
 def test_no_pairs_have_no_figures() -> None:

@@ -25,6 +25,16 @@ def test_each_iteration_writes_its_samples_to_the_run_folder(tmp_path):
         assert {row["finish"] for row in rows} <= {"stop", "length"}
 
 
+def test_a_prompt_that_is_answered_several_times_is_one_row(tmp_path):
+    spin = {"sample_table_rows": 3, "responses_per_prompt": 4}
+    trainer = tiny_trainer(tmp_path, max_duration="1iter", spin=spin)
+    trainer.fit()
+    trainer.close()
+    samples = read_samples(tmp_path / "self-play")
+    assert len({sample.index for sample in samples}) == 3
+    assert all(s.real_tokens is not None and s.real_tokens.policy for s in samples)
+
+
 SAVES = {"save_interval": "5ba", "save_filename": "ep{epoch}-ba{batch}.pt"}
 
 
