@@ -30,6 +30,7 @@ from spin_composer.judge.held_out import JudgedRows, choose_rows, read_held_out
 from spin_composer.judge.kept import (
     START,
     Kept,
+    find_kept,
     kept_name,
     make_key,
     read_kept,
@@ -180,7 +181,7 @@ class SpinJudge(Callback):
             written = kept = Kept(key, rows, export="" if name == START else _place(state))
 
             def write() -> None:
-                write_kept(store.root, name, written)
+                write_kept(store.root / kept_name(name), written)
                 store.publish(kept_name(name))
 
             from_rank_zero(write)
@@ -190,7 +191,7 @@ class SpinJudge(Callback):
         store = self._game(state).store
         path = store.root / kept_name(name)
         if path.exists():
-            return read_kept(path.read_text(encoding="utf-8", errors="replace"), path)
+            return find_kept(path)
         return read_kept(store.read_published(kept_name(name)), path)
 
     def _kept_models(self, state: State, iterations: int) -> list[Kept]:

@@ -5,9 +5,9 @@ from __future__ import annotations
 import json
 import os
 from contextlib import nullcontext
-from dataclasses import replace
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import torch
 from composer.core import Precision
@@ -17,7 +17,15 @@ from rich.console import Console
 
 from spin_composer.data.tokenizers import load_tokenizer
 from spin_composer.judge.held_out import choose_rows, read_held_out
-from spin_composer.judge.kept import START, Kept, find_kept, make_key, write_kept
+from spin_composer.judge.kept import (
+    START,
+    Kept,
+    find_kept,
+    kept_name,
+    make_key,
+    way_of_judging,
+    write_kept,
+)
 from spin_composer.judge.result import Result, judge, print_result
 from spin_composer.judge.run import JudgedRun
 from spin_composer.judge.sampling import JudgedModel, JudgedRow, sample_rows, sampling_settings
@@ -88,22 +96,26 @@ class RunJudge:
 
     def _kept(self, name: str, base: str, adapters: str | None) -> Kept:
         """Return a model's rows: kept ones, if they are of these weights and rows."""
-        seed = self.run.settings.seed
         files = _file_states(base) | _file_states(adapters)
-        kept = find_kept(self.run.folder, name)
-        if kept is not None and files and kept.files == files:
+        way = way_of_judging(self.rows, self.sampling, self.run.settings.seed)
+        own = self.run.folder / kept_name(name, way)
+        # The callback's, or of an older version's command: read, and never replaced.
+        others = self.run.folder / kept_name(name)
+        known = [kept for path in (own, others) if (kept := find_kept(path)) is not None]
+        for kept in known:
             weights = str(kept.key.get("weights"))
-            if kept.key == make_key(weights, self.rows, self.sampling, seed):
+            if files and kept.files == files and kept.key == self._key(weights):
                 return kept
         self.console.print(f"{name}: loading {adapters or base}", style="dim", markup=False)
         judged = self._load(base, adapters)
-        key = make_key(fingerprint(judged.model), self.rows, self.sampling, seed)
-        if kept is not None and kept.key == key:
-            kept = replace(kept, files=files, export=adapters or base)
-        else:
-            kept = Kept(key, self._sample(name, judged), files, adapters or base)
-        write_kept(self.run.folder, name, kept)
+        key = self._key(fingerprint(judged.model))
+        rows = next((kept.rows for kept in known if kept.key == key), None)
+        kept = Kept(key, rows or self._sample(name, judged), files, adapters or base)
+        write_kept(own, kept)
         return kept
+
+    def _key(self, weights: str) -> dict[str, Any]:
+        return make_key(weights, self.rows, self.sampling, self.run.settings.seed)
 
     def _sample(self, name: str, judged: JudgedModel) -> list[JudgedRow]:
         with self.console.status(f"{name}: answering") as status:

@@ -1,20 +1,24 @@
 """What is kept of a judged model in the run's folder: its rows, so that none is sampled twice.
 
-    <run>/judge/start.json       the start model's
-    <run>/judge/iter-000.json    those of the policy that iteration 0 trained
-    <run>/judge.json             the measures, the best iteration, and why
+    <run>/judge/start.json             the start model's, of the callback
+    <run>/judge/iter-000.json          those of the policy that iteration 0 trained
+    <run>/judge/<way>/iter-000.json    the command's, by the way of judging
+    <run>/judge.json                   the measures, the best iteration, and why
 
 A file is of one model and one way of judging, which its ``key`` names: of another it is sampled
-again.
+again. The command writes none of the callback's files: a run cannot sample earlier models again.
 """
 
 from __future__ import annotations
 
+import json
 import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
+
+import xxhash
 
 from spin_composer.judge.held_out import JudgedRows
 from spin_composer.judge.sampling import JudgedRow
@@ -89,9 +93,17 @@ def way_of_judging(rows: JudgedRows, sampling: GenerationSettings, seed: int) ->
     }
 
 
-def kept_name(name: str) -> str:
-    """Return the file of a model by the model's name, below the run's folder."""
-    return f"{JUDGE_FOLDER}/{name}.json"
+def kept_name(name: str, way: Mapping[str, Any] | None = None) -> str:
+    """Return the file of a model, below the run's folder.
+
+    Args:
+        name: The model's.
+        way: For the command's files, the way of judging; None for the callback's.
+    """
+    if way is None:
+        return f"{JUDGE_FOLDER}/{name}.json"
+    digest = xxhash.xxh64(json.dumps(way, sort_keys=True).encode()).hexdigest()
+    return f"{JUDGE_FOLDER}/{digest}/{name}.json"
 
 
 def read_kept(text: str | None, where: object) -> Kept | None:
@@ -110,15 +122,13 @@ def read_kept(text: str | None, where: object) -> Kept | None:
         return None
 
 
-def write_kept(run: Path, name: str, kept: Kept) -> None:
-    """Write a model's rows atomically to the run's folder."""
-    path = run / kept_name(name)
+def write_kept(path: Path, kept: Kept) -> None:
+    """Write a model's rows atomically to its file."""
     path.parent.mkdir(parents=True, exist_ok=True)
     write_atomically(path, kept.as_text())
 
 
-def find_kept(run: Path, name: str) -> Kept | None:
-    """Return what the run's folder has of a model."""
-    path = run / kept_name(name)
+def find_kept(path: Path) -> Kept | None:
+    """Return what a model's file has; None if there is none."""
     text = path.read_text(encoding="utf-8", errors="replace") if path.exists() else None
     return read_kept(text, path)

@@ -10,6 +10,7 @@ from typing import Any
 from spin_composer.errors import InputError
 from spin_composer.judge.exports import Export, exports_in, exports_of_run
 from spin_composer.report.outline import outline_of
+from spin_composer.settings.eval_loaders import loaders
 from spin_composer.settings.generation import GenerationSettings
 from spin_composer.settings.judge import JUDGE, JUDGE_SECTION, JudgeSettings
 from spin_composer.settings.section import Config, fill
@@ -150,13 +151,9 @@ def _dataset(config: Config, settings: JudgeSettings, data: str | None, where: s
         return {**kept, **source_keys(data, "train")}
     if settings.dataset is not None:
         return settings.dataset
-    loaders = config.get("eval_loader") or config.get("eval_loaders") or []
-    loaders = loaders if isinstance(loaders, list) else [loaders]
-    found = [
-        loader["dataset"]
-        for loader in loaders
-        if isinstance(loader, Mapping) and loader.get("dataset")
-    ]
+    given = [loader for _, loader in loaders(config) if loader.get("dataset")]
+    ours = [loader for loader in given if loader.get("name") == "spin"]  # the callback's rows
+    found = [loader["dataset"] for loader in ours or given]
     if not found:
         raise InputError(
             f"{where} names no held-out rows: it has no eval_loader. Give --data ROWS, or set "

@@ -60,7 +60,8 @@ class JudgeSettings:
     """The callback ends the run after so many iterations in a row that did not help; null: never.
     """
     dataset: dict[str, Any] | None = None
-    """The held-out rows, a ``dataset`` block; those of the first ``eval_loader`` if not set."""
+    """The held-out rows, a ``dataset`` block; those of the first ``eval_loader`` with
+    ``name: spin`` if not set."""
 
     @model_validator(mode="after")
     def _enough_rows(self) -> Self:

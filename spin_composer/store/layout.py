@@ -5,6 +5,7 @@
     <store>/steps.jsonl                                a line of figures per optimizer step
     <store>/run.json                                   settings, machine, versions of each process
     <store>/judge.json, judge/<model>.json             each iteration's measures, and their rows
+    <store>/judge/<way>/<model>.json                   rows that `spin-composer judge` sampled
     <store>/iter-000/manifest.json                     what the iteration's play depends on
     <store>/iter-000/units/unit-00000/                 one MDS shard set, and unit.json
     <store>/iter-000/units/index.json                  the merged index, once all units are there

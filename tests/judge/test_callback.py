@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
@@ -19,12 +20,15 @@ from fixtures.ranks import on_two_ranks
 from fixtures.runs import tiny_trainer, write_rows
 from fixtures.s3 import BUCKET, s3_server
 from fixtures.yaml_run import tiny_config, write_config
+from rich.console import Console
 
 from spin_composer import HuggingFaceExporter, SpinJudge
 from spin_composer.errors import InputError
 from spin_composer.fsdp import is_sharded
 from spin_composer.judge.best import mark_best
+from spin_composer.judge.command import RunJudge
 from spin_composer.judge.measures import UNITS
+from spin_composer.judge.run import read_run
 from spin_composer.report.history import read_history
 from spin_composer.train import train
 
@@ -130,6 +134,30 @@ def test_what_was_judged_before_a_kill_is_not_sampled_again(tmp_path: Path):
     again = tiny_trainer(tmp_path, callbacks=[spin_judge(tmp_path)], max_duration="1iter")
     again.fit()
     assert {path: path.stat().st_ino for path in kept} == kept
+
+
+def test_the_command_leaves_a_run_what_it_goes_on_with(tmp_path: Path):
+    def run(duration: str) -> None:
+        exporter = HuggingFaceExporter(str(tmp_path / "hf"))
+        trainer = tiny_trainer(
+            tmp_path, callbacks=[spin_judge(tmp_path), exporter], max_duration=duration,
+            save_folder=str(tmp_path / "checkpoints"), autoresume=True,
+        )  # fmt: skip
+        trainer.fit()
+        trainer.close()
+
+    run("1iter")
+    store = tmp_path / "self-play"
+    kept = {path: path.read_bytes() for path in (store / "judge").iterdir()}
+    few = [f"judge.{name}={value}" for name, value in {**FEW, "rows": 14}.items()]
+    rows = str(tmp_path / "heldout.jsonl")
+    command = read_run(tmp_path / "hf", few, rows, str(tmp_path / "hf/iter0"))
+    RunJudge(replace(command, folder=store), Console(quiet=True)).result()
+    assert {path: path.read_bytes() for path in kept} == kept
+    run("2iter")
+    assert [model["name"] for model in judged(tmp_path)["models"]] == [
+        "start", "iter-000", "iter-001",
+    ]  # fmt: skip
 
 
 def test_a_run_that_had_begun_cannot_be_judged_from_its_start(tmp_path: Path):

@@ -83,21 +83,36 @@ def test_what_is_kept_is_not_sampled_again(exports: Path, judged: dict[str, Any]
         lines = told.getvalue().splitlines()
         return result, [line.split(":")[0] for line in lines if ": loading" in line]
 
-    kept = {path.name: path.read_text() for path in (folder / "judge").iterdir()}
+    (kept_in,) = (folder / "judge").iterdir()  # one way of judging
+    kept = {path.name: path.read_text() for path in kept_in.iterdir()}
     found, loaded = again()
     assert loaded == [f"iter-00{i}" for i in range(4)], "other files, the same weights"
     assert found["models"][2]["measures"] == judged["models"][2]["measures"]
     rows = {name: json.loads(text)["rows"] for name, text in kept.items()}
-    assert rows == {
-        path.name: json.loads(path.read_text())["rows"] for path in (folder / "judge").iterdir()
-    }
+    assert rows == {path.name: json.loads(path.read_text())["rows"] for path in kept_in.iterdir()}
     assert again()[1] == []
-    (folder / "judge/iter-002.json").write_text("{}")
+    (kept_in / "iter-002.json").write_text("{}")
     assert again()[1] == ["iter-002"]
     shutil.rmtree(folder / "iter3")
     shutil.copytree(folder / "iter2", folder / "iter3")
     assert again()[1] == ["iter-003"]
     assert len(again("judge.seed=1")[1]) == 5
+    assert again()[1] == [], "of each way of judging the rows are kept"
+    for path in kept_in.iterdir():  # where an older version kept them
+        shutil.move(path, folder / "judge" / path.name)
+    assert again()[1] == []
+
+
+def test_without_data_the_rows_are_those_that_the_callback_takes(exports: Path, tmp_path: Path):
+    config = tiny_config(tmp_path, exports / "start")
+    config["callbacks"] = {"hf_exporter": {"save_folder": str(exports / "hf")}}
+    ours = {**config.pop("eval_loader"), "label": "ours"}
+    other = {"name": "finetuning", "label": "other", "dataset": {"hf_name": "other"}}
+    config["eval_loaders"] = [other, ours]
+    read = read_run(write_config(config, tmp_path / "run.yaml"))
+    assert read.dataset == ours["dataset"]
+    config["eval_loaders"] = [other]
+    assert read_run(write_config(config, tmp_path / "run.yaml")).dataset == other["dataset"]
 
 
 def test_a_runs_yaml_says_where_everything_is(exports: Path, tmp_path: Path):
