@@ -20,13 +20,14 @@ from spin_composer.alarms.rules import (
     RunFigures,
     mean,
 )
+from spin_composer.store.layout import iteration_number
 
 log = logging.getLogger(__name__)
 
 _LOOKS = 20
 """How often an iteration's batches are looked at: each look reads all of them."""
-_START, _ITERATION = "start", "iter-"
-"""Names of models in a judge's result."""
+_START = "start"
+"""The start model's name in a judge's result."""
 
 
 class AlarmMonitor:
@@ -122,6 +123,8 @@ class AlarmMonitor:
 def read_judged(text: str | None) -> dict[int, Judged]:
     """Return what a judge measured, by the iteration that trained the policy; the start's by -1.
 
+    An export whose name has no iteration (``ba7``) is left out.
+
     Args:
         text: Text of ``judge.json``; None if nothing is judged.
     """
@@ -129,10 +132,8 @@ def read_judged(text: str | None) -> dict[int, Judged]:
         models = json.loads(text)["models"] if text else []
         found = {str(m["name"]): m["measures"]["classifier_accuracy"] for m in models}
         judged = {n: Judged(x["value"], x["standard_error"]) for n, x in found.items()}
-        return {
-            -1 if name == _START else int(name.removeprefix(_ITERATION)): one
-            for name, one in judged.items()
-        }
+        numbers = {n: -1 if n == _START else iteration_number(n) for n in judged}
+        return {number: judged[n] for n, number in numbers.items() if number is not None}
     except (ValueError, KeyError, TypeError) as error:
         log.warning(f"judge.json is not readable ({error!r}): no alarm looks at it.")
         return {}

@@ -31,6 +31,7 @@ from spin_composer.report.steps import (
     curve,
     iteration_borders,
 )
+from spin_composer.store.layout import iteration_number
 
 Point = tuple[float, float]
 
@@ -180,11 +181,14 @@ def _iteration_ends(run: RunFiles) -> list[float]:
 
 
 def _judged(run: RunFiles, ends: Sequence[float]) -> list[Curve]:
-    """Return the judge's measure over the models that it measured; the start model is first."""
+    """Return the judge's measure over the models that it measured; the start model is first.
+
+    An export whose name has no iteration (``ba7``) has no place on the axis.
+    """
     points = []
     for model in run.judged:
-        iteration = -1 if model["name"] == "start" else int(model["name"].rpartition("-")[2])
+        iteration = -1 if model["name"] == "start" else iteration_number(model["name"])
         value = model["measures"].get(_JUDGED)
-        if value is not None and iteration + 1 < len(ends):
+        if iteration is not None and value is not None and iteration + 1 < len(ends):
             points.append((ends[iteration + 1], float(value["value"])))
     return [Curve("classifier", sorted(points))] if points else []

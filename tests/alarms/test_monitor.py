@@ -120,6 +120,12 @@ def test_what_a_judge_wrote_is_read_by_iteration() -> None:
     assert found == {-1: Judged(0.9, 0.02), 0: Judged(0.8, 0.02), 1: Judged(0.7, 0.02)}
 
 
+def test_an_export_without_an_iterations_number_is_left_out(caplog) -> None:
+    found = read_judged(judge_json(start=0.9, ba7=0.8, step_7=0.8, iter_000=0.7))
+    assert found == {-1: Judged(0.9, 0.02), 0: Judged(0.7, 0.02)}
+    assert caplog.text == ""
+
+
 @pytest.mark.parametrize("text", ["{", "[]", '{"models": [{}]}', '{"models": [{"name": "x"}]}'])
 def test_what_a_judge_wrote_by_halves_is_left_out_and_logged(text: str, caplog) -> None:
     assert read_judged(text) == {}

@@ -40,6 +40,7 @@ def test_a_figure_that_is_no_number_is_no_point(tmp_path: Path) -> None:
 def test_what_the_judge_measured_stands_at_the_ends_of_iterations(tmp_path: Path) -> None:
     store = write_run(tmp_path, iterations=2)
     values = {"start": 0.9, "iter-000": 0.8, "iter-001": 0.7}
+    values |= {"ba7": 0.6, "step-1": 0.6}  # of exports without an iteration's number
     models = [
         {"name": name, "measures": {"classifier_accuracy": {"value": x}}}
         for name, x in values.items()
