@@ -14,7 +14,7 @@ from spin_composer.settings.eval_loaders import loaders
 from spin_composer.settings.generation import GenerationSettings
 from spin_composer.settings.judge import JUDGE, JUDGE_SECTION, JudgeSettings
 from spin_composer.settings.section import Config, fill
-from spin_composer.settings.yaml import read_yaml, to_mapping, validate
+from spin_composer.settings.yaml import read_overrides, read_yaml, to_mapping, validate
 
 _SHORT = "judge."
 """Short for the section, on the command line."""
@@ -106,8 +106,6 @@ def _of_yaml(
 def _of_folder(
     folder: Path, overrides: Sequence[str], data: str | None, start: str | None
 ) -> JudgedRun:
-    from omegaconf import OmegaConf
-
     exports = exports_in(folder)
     if start is None or data is None:
         missing = "--start MODEL" if start is None else "--data ROWS"
@@ -118,7 +116,7 @@ def _of_folder(
     for text in overrides:
         if not text.startswith(f"{JUDGE_SECTION}."):
             raise InputError(f"{text!r}: a folder of exports has judge.<key>=value settings only.")
-    settings = _settings(to_mapping(OmegaConf.from_cli(list(overrides))))
+    settings = _settings(to_mapping(read_overrides(overrides)))
     return JudgedRun(
         folder=folder,
         start=start,

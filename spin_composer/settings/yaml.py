@@ -220,17 +220,49 @@ def read_yaml(path: str | Path, overrides: Sequence[str]) -> DictConfig:
     """
     from omegaconf import OmegaConf
     from omegaconf.errors import OmegaConfBaseException
+
+    # spin.x is short for algorithms.spin.x
+    given = read_overrides([f"algorithms.{x}" if x.startswith("spin.") else x for x in overrides])
+    config = load_settings(path)
+    try:
+        merged = OmegaConf.merge(config, given)
+        OmegaConf.resolve(merged)
+    except (OmegaConfBaseException, TypeError, ValueError) as error:
+        raise InputError(f"{path}: {' '.join(str(error).split())}") from None
+    return cast("DictConfig", merged)
+
+
+def read_overrides(overrides: Sequence[str]) -> DictConfig:
+    """Return the OmegaConf config of ``key=value`` settings.
+
+    Raises:
+        InputError: One is malformed, or YAML would read a part of its value as a comment.
+    """
+    from omegaconf import OmegaConf
+    from omegaconf.errors import OmegaConfBaseException
     from yaml import YAMLError
 
     for override in overrides:
-        if "=" not in override:
-            raise InputError(f"{override!r} is not a setting. Write key=value.")
-    config = load_settings(path)
-    # spin.x is short for algorithms.spin.x
-    given = [f"algorithms.{x}" if x.startswith("spin.") else x for x in overrides]
+        _check_override(override)
     try:
-        merged = OmegaConf.merge(config, OmegaConf.from_cli(given))
-        OmegaConf.resolve(merged)
+        return OmegaConf.from_cli(list(overrides))
     except (YAMLError, OmegaConfBaseException, TypeError, ValueError) as error:
-        raise InputError(f"{path}: {' '.join(str(error).split())}") from None
-    return cast("DictConfig", merged)
+        raise InputError(f"{' '.join(overrides)}: {' '.join(str(error).split())}") from None
+
+
+def _check_override(override: str) -> None:
+    import yaml
+
+    key, equals, text = override.partition("=")
+    if not equals:
+        raise InputError(f"{override!r} is not a setting. Write key=value.")
+    shown = " ".join(override.split())
+    remedy = f"Quote the value for YAML too: {key}=\"'...'\""
+    try:
+        node = yaml.compose(text, Loader=yaml.SafeLoader)
+    except yaml.YAMLError as error:
+        said = getattr(error, "problem", None) or " ".join(str(error).split())
+        raise InputError(f"{shown}: the value is not YAML ({said}). {remedy}.") from None
+    read = 0 if node is None else node.end_mark.index
+    if unread := text[read:].strip():  # a pattern that begins with # would be null
+        raise InputError(f"{shown}: YAML reads {unread} as a comment. {remedy}.")

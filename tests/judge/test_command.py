@@ -196,6 +196,16 @@ def test_rows_of_too_few_prompts_are_refused_before_anything_is_sampled(
     assert not (tmp_path / "hf/judge").exists()
 
 
+@pytest.mark.parametrize("answer", [r"####\s*(\d+)", r"[Aa]nswer: (\d+)"])
+def test_an_answer_that_yaml_would_not_read_is_refused(answer: str, tmp_path: Path):
+    (tmp_path / "iter0").mkdir()
+    (tmp_path / "iter0/config.json").write_text("{}")
+    with pytest.raises(InputError, match=r"Quote the value for YAML too: callbacks\.spin_judge\."):
+        read_run(tmp_path, [f"judge.answer={answer}"], "rows.jsonl", "start")
+    read = read_run(tmp_path, [f"judge.answer='{answer}'"], "rows.jsonl", "start")
+    assert read.settings.answer == answer
+
+
 def test_a_missing_package_is_named_before_anything_is_read(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):

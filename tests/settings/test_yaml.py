@@ -16,7 +16,7 @@ import yaml
 from spin_composer.errors import InputError
 from spin_composer.foundry.plugin import transform
 from spin_composer.settings.fields import SECTION
-from spin_composer.settings.yaml import check_other_run, is_spin, validate
+from spin_composer.settings.yaml import check_other_run, is_spin, read_overrides, validate
 
 REMOVED = object()
 HEAVY = ("torch", "composer", "llmfoundry", "transformers", "streaming", "datasets")
@@ -251,6 +251,30 @@ def test_a_file_that_is_no_yaml_of_settings_is_refused(
     message = capsys.readouterr().err
     assert said in message
     assert message.count("\n") == 1
+
+
+@pytest.mark.parametrize(
+    ("override", "said"),
+    [
+        ("a", "'a' is not a setting"),
+        (r"a=####\s*(\d+)", r"reads ####\s*(\d+) as a comment. Quote the value for YAML too: a="),
+        (r"a=(\d+) # km", "reads # km as a comment"),
+        (r"a=[Aa]nswer: (\d+)", "the value is not YAML"),
+        ("a={b: 1, b: 2}", "duplicate key"),
+    ],
+)
+def test_a_setting_that_yaml_would_not_read_whole_is_refused(override: str, said: str) -> None:
+    with pytest.raises(InputError) as caught:
+        read_overrides(["b=1", override])
+    assert said in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+def test_a_setting_is_read_as_yaml() -> None:
+    given = read_overrides(["a=null", "b=", "c='#(x)'", "d=[1, 2]", "e.f=a#b", 'g="x # y" '])
+    assert given == {
+        "a": None, "b": None, "c": "#(x)", "d": [1, 2], "e": {"f": "a#b"}, "g": "x # y",
+    }  # fmt: skip
 
 
 @pytest.mark.foundry
