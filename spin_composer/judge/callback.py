@@ -214,7 +214,8 @@ class SpinJudge(Callback):
                     f"{JUDGE_SECTION}: the run had begun, and {place} is not there: its "
                     f"{name} cannot be judged any more. {remedy}"
                 )
-            differing = [key for key, value in way.items() if kept.key.get(key) != value]
+            before = {key: value for key, value in kept.key.items() if key != "weights"}
+            differing = [key for key in {**way, **before} if before.get(key) != way.get(key)]
             if differing:
                 raise InputError(
                     f"{JUDGE_SECTION}: {place} was judged with another {', '.join(differing)}. "

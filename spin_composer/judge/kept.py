@@ -83,6 +83,8 @@ def make_key(
 
 def way_of_judging(rows: JudgedRows, sampling: GenerationSettings, seed: int) -> dict[str, Any]:
     """Return what the rows of every model depend on."""
+    # Absent without any: so it is in files of versions that judged without them.
+    strings = {"stop_strings": sampling.stop_strings} if sampling.stop_strings else {}
     return {
         "format": _FORMAT,
         "held_out": rows.fingerprint,
@@ -90,6 +92,7 @@ def way_of_judging(rows: JudgedRows, sampling: GenerationSettings, seed: int) ->
         "max_new_tokens": sampling.max_new_tokens,
         "batch_size": sampling.batch_size,
         "seed": seed,
+        **strings,
     }
 
 

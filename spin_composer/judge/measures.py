@@ -45,7 +45,8 @@ class Measures:
     nll: Estimate | None = None
     """Negative log-likelihood of the real responses, stop token included."""
     stop_rate: Estimate | None = None
-    """Share of sampled responses that ended with the stop token, not at the limit."""
+    """Share of sampled responses that ended with the stop token or a stop string, not at the limit.
+    """
     length: Estimate | None = None
     """Mean length of a sampled response."""
     real_length: Estimate | None = None
@@ -100,7 +101,7 @@ def measure(
             responses to a prompt are several rows, of which diversity is measured on the first.
         real_tokens: [n] lengths of the real responses; lengths are measured if both are given.
         sampled_tokens: [n] lengths of the sampled responses.
-        stopped: [n] whether each sampled response ended with the stop token.
+        stopped: [n] whether each sampled response ended before the limit.
         real_logps: [n] the model's log-prob sum of each real response, in nats; the NLL is
             measured if ``real_tokens`` are given too.
         answer: Regular expression whose first group is a response's final answer, GSM8K's by

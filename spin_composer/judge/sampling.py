@@ -11,7 +11,7 @@ import torch
 from composer.devices import Device
 from composer.utils import dist
 
-from spin_composer.data.pairs import STOP, Ids, Pair, collate_pairs
+from spin_composer.data.pairs import LENGTH, Ids, Pair, collate_pairs
 from spin_composer.distributed import gather_in_own_time
 from spin_composer.engines.base import Response
 from spin_composer.engines.hf.generator import HFGenerator
@@ -45,7 +45,7 @@ class JudgedRow:
     """With the stop token, as ``sampled_tokens``."""
     sampled_tokens: int
     stopped: bool
-    """The sampled response ended with the stop token."""
+    """The sampled response ended, by the stop token or a stop string, before the limit."""
     real_logp: float
     """The model's log-prob sum of the real response, in nats."""
 
@@ -89,12 +89,15 @@ class JudgedModel:
 def sampling_settings(settings: JudgeSettings, run: GenerationSettings) -> GenerationSettings:
     """Return how responses are sampled: from the policy's own distribution, at temperature 1.
 
+    They end as the run's do, at its stop strings too.
+
     Args:
         settings: The judge's.
-        run: The run's: longest response and batch size, where the judge's do not say.
+        run: The run's: stop strings; longest response and batch size, where the judge's do not say.
     """
     return GenerationSettings(
         max_new_tokens=settings.max_new_tokens or run.max_new_tokens,
+        stop_strings=list(run.stop_strings),
         batch_size=settings.batch_size or run.batch_size,
         merge_adapters=run.merge_adapters,
     )
@@ -162,7 +165,7 @@ def _judged_rows(
             sampled=read(pair.generated),
             real_tokens=len(pair.real),
             sampled_tokens=len(pair.generated),
-            stopped=response.finish == STOP,
+            stopped=response.finish != LENGTH,
             real_logp=logp,
         )
 

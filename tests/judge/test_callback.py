@@ -160,6 +160,26 @@ def test_the_command_leaves_a_run_what_it_goes_on_with(tmp_path: Path):
     ]  # fmt: skip
 
 
+def test_responses_end_at_the_runs_stop_strings(tmp_path: Path):
+    def run(duration: str, strings: list[str]) -> None:
+        trainer = tiny_trainer(
+            tmp_path, callbacks=[spin_judge(tmp_path)], max_duration=duration,
+            save_folder=str(tmp_path / "checkpoints"), autoresume=True,
+            spin={"generation": {"max_new_tokens": 12, "batch_size": 4, "stop_strings": strings}},
+        )  # fmt: skip
+        trainer.fit()
+
+    strings = ["e", "a", "1"]
+    run("1iter", strings)
+    rows = json.loads((tmp_path / "self-play/judge/start.json").read_text())["rows"]
+    ended = [row for row in rows if any(string in row["sampled"] for string in strings)]
+    assert ended
+    assert all(row["stopped"] for row in ended)
+    assert not any(string in row["sampled"][:-4] for row in ended for string in strings)
+    with pytest.raises(InputError, match=r"start\.json was judged with another stop_strings\. "):
+        run("2iter", [])
+
+
 def test_a_run_that_had_begun_cannot_be_judged_from_its_start(tmp_path: Path):
     def run(duration: str, *callbacks: Any) -> None:
         trainer = tiny_trainer(
