@@ -23,6 +23,10 @@ _MODEL_KEYS = (
     "allow_embedding_resizing", "attn_implementation",
 )  # fmt: skip
 """Keys of a YAML's model that also hold for its exports."""
+_SOURCE_KEYS = (
+    "hf_name", "split", "hf_kwargs", "remote", "local", "streams", "stream_name", "stream_config",
+)  # fmt: skip
+"""Keys of a dataset block that say which data it is; others say how it is read."""
 
 
 @dataclass(frozen=True)
@@ -144,9 +148,11 @@ def _dataset(config: Config, settings: JudgeSettings, data: str | None, where: s
 
     trained = dict((config.get("train_loader") or {}).get("dataset") or {"max_seq_len": 2048})
     if data is not None:
-        source = ("hf_name", "split", "hf_kwargs", "remote", "local", "streams")
-        kept = {key: value for key, value in trained.items() if key not in source}
-        return {**kept, **source_keys(data, "train")}
+        given = source_keys(data, "train")
+        kept = {key: value for key, value in trained.items() if key not in _SOURCE_KEYS}
+        if "hf_name" not in given:
+            kept.pop("safe_load", None)  # of files; an MDS data set is refused with it
+        return {**kept, **given}
     if settings.dataset is not None:
         return settings.dataset
     given = [loader for _, loader in loaders(config) if loader.get("dataset")]

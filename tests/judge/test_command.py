@@ -21,6 +21,7 @@ from spin_composer.cli import app
 from spin_composer.errors import InputError
 from spin_composer.judge.command import RunJudge
 from spin_composer.judge.run import read_run
+from spin_composer.settings.dataset import read_config
 
 SETTINGS = ["judge.rows=150", "judge.max_new_tokens=24", "judge.resamples=200"]
 
@@ -113,6 +114,20 @@ def test_without_data_the_rows_are_those_that_the_callback_takes(exports: Path, 
     assert read.dataset == ours["dataset"]
     config["eval_loaders"] = [other]
     assert read_run(write_config(config, tmp_path / "run.yaml")).dataset == other["dataset"]
+
+
+def test_data_is_read_as_training_rows_from_files_and_from_mds(exports: Path, tmp_path: Path):
+    config = tiny_config(tmp_path, exports / "start")
+    config["callbacks"] = {"hf_exporter": {"save_folder": str(exports / "hf")}}
+    config["train_loader"]["dataset"] |= {"safe_load": True, "stream_config": {"batch_size": 1}}
+    yaml = write_config(config, tmp_path / "run.yaml")
+    (tmp_path / "mds").mkdir()
+    (tmp_path / "mds/index.json").write_text("{}")
+    mds = read_config(read_run(yaml, data=str(tmp_path / "mds")).dataset)
+    assert (mds.local, mds.hf_name, mds.max_seq_len) == (str(tmp_path / "mds"), None, 48)
+    files = read_config(read_run(yaml, data=str(tmp_path / "rows.jsonl")).dataset)
+    assert files.safe_load
+    assert files.stream_config == mds.stream_config == {}
 
 
 def test_a_runs_yaml_says_where_everything_is(exports: Path, tmp_path: Path):
