@@ -161,7 +161,11 @@ class HTTPClient:
         )
 
     def requires_key(self) -> bool:
-        """Return whether the server rejects a completion request without the key."""
+        """Return whether the server rejects a completion request without the key.
+
+        Raises:
+            OSError: If the server does not answer it.
+        """
         anonymous = HTTPClient(self.base_url, self.timeout_seconds, 0)
         response = anonymous._probe("POST", "/v1/completions", b"{}")
         return response.status_code in (401, 403)

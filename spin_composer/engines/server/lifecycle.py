@@ -92,12 +92,27 @@ def _start(
         log.info(f"waiting for the completion server at {url}; its log is {log_file}")
     client = HTTPClient(url, settings.request_timeout_seconds, 0, check, api_key)
     client.wait_until_ready(seconds)
-    if api_key and not client.requires_key():
-        log.warning(
-            f"the completion server at {url} answers requests without its key too: whoever reaches "
-            "its address can use it. Let it listen at {host} only, or give it {api_key}."
-        )
+    if api_key:
+        _warn_if_open(client)
     return url, check
+
+
+def _warn_if_open(client: HTTPClient) -> None:
+    """Warn of a server that answers without its key too, or that could not be asked."""
+    url = client.base_url
+    try:
+        if client.requires_key():
+            return
+    except OSError as error:
+        log.warning(
+            f"whether the completion server at {url} requires its key is not known: a request "
+            f"without it failed ({error})."
+        )
+        return
+    log.warning(
+        f"the completion server at {url} answers requests without its key too: whoever reaches "
+        "its address can use it. Let it listen at {host} only, or give it {api_key}."
+    )
 
 
 def _configured_key(settings: ServerSettings) -> str:

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 from fixtures import models, tokenizers
+from fixtures.faulty_server import faulty
 from fixtures.served import served, settings
 
 from spin_composer.engines.server import lifecycle
@@ -59,6 +60,21 @@ def test_a_started_server_answers_with_the_runs_key_only_and_the_key_is_written_
 def test_a_server_that_answers_without_the_key_is_seen(tmp_path: Path) -> None:
     with served(tmp_path) as llama:
         assert not HTTPClient(llama.url, 10, 0, api_key=KEY).requires_key()
+
+
+def test_a_server_that_does_not_answer_without_the_key_plays_all_the_same(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setenv("MY_SERVERS_KEY", KEY)
+    opponent = lifecycle.Export(tmp_path / "opponent", (tmp_path / "opponent").mkdir)
+    made = []
+    with faulty(lambda *_: (0, b""), health=[200]) as (url, asked):
+        section = {"reload_command": "true {model}", "api_key_env": "MY_SERVERS_KEY"}
+        server = ServerSettings.of(settings({"base_url": url, **section}))
+        with lifecycle.serve_opponent(server, opponent, lambda *given: made.append(given)):  # pyright: ignore
+            pass
+    assert len(asked) == len(made) == 1
+    assert "requires its key is not known: a request without it failed" in caplog.text
 
 
 def test_the_key_of_a_server_that_runs_already_comes_from_the_environment(
