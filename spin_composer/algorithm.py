@@ -256,12 +256,12 @@ class SPIN(Algorithm):
         return RunFacts(
             run_name=state.run_name,
             data="rows made in memory" if examples.config is None else examples.config.source,
-            num_rows=len(examples),
+            num_rows=len(examples), renders_chats=examples.kind == "chat",
             num_iterations=self._num_iterations,  # fit() may be called for a part of them
             settings=self.settings,
             stop_token_id=examples.stop_token_id,
             history=self.records.history.up_to,
-        )
+        )  # fmt: skip
 
     def _check_scores(self, state: State, game: Game) -> None:
         """Check the head, and how rows are tokenized and end, by the policy's own log-probs."""

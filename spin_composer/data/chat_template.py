@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
@@ -123,6 +124,19 @@ class ChatTemplate:
         names = ("default", "tool_use")
         both = isinstance(templates, Mapping) and all(name in templates for name in names)
         return names if both and not tools else None
+
+
+def with_template(tokenizer: PreTrainedTokenizerBase) -> PreTrainedTokenizerBase:
+    """Return a tokenizer that has the template which :class:`ChatTemplate` renders by.
+
+    Args:
+        tokenizer: Left as it is; a copy is returned if it has no template.
+    """
+    if tokenizer.chat_template is not None or renders_itself(tokenizer):
+        return tokenizer
+    tokenizer = copy.deepcopy(tokenizer)
+    tokenizer.chat_template = DEFAULT_CHAT_TEMPLATE
+    return tokenizer
 
 
 def renders_itself(tokenizer: PreTrainedTokenizerBase) -> bool:

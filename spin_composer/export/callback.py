@@ -24,6 +24,7 @@ from composer.utils.misc import create_interval_scheduler
 from torch import Tensor
 from transformers import PretrainedConfig
 
+from spin_composer.data.chat_template import with_template
 from spin_composer.distributed import from_rank_zero
 from spin_composer.errors import InputError, format_value
 from spin_composer.export.card import (
@@ -121,7 +122,10 @@ class HuggingFaceExporter(Callback):
 
     def exported_config(self, config: PretrainedConfig) -> PretrainedConfig:
         """Return the config that is written, a copy."""
-        return copy.deepcopy(config)
+        config = copy.deepcopy(config)
+        if getattr(config, "use_cache", None) is False:  # training's: see read_config
+            config.use_cache = True
+        return config
 
     def init(self, state: State, logger: Logger) -> None:
         """Reject a model that could not be loaded again, or a folder in use; begin to upload.
@@ -168,9 +172,7 @@ class HuggingFaceExporter(Callback):
     def _writes_adapters(self, model: HuggingFaceModel) -> bool:
         return hasattr(model.model, "peft_config") and not self.merges_adapters
 
-    def _write(
-        self, state: State, tensors: dict[str, Tensor], place: str, iteration: int
-    ) -> None:
+    def _write(self, state: State, tensors: dict[str, Tensor], place: str, iteration: int) -> None:
         """Write the folder, and hand it to the uploader if there is one; rank 0 only."""
         if self.uploader is None:
             with written_aside(Path(place)) as folder:
@@ -197,9 +199,7 @@ class HuggingFaceExporter(Callback):
         except FileNotFoundError:
             log.debug("%s has no %s yet", place, CARD)
 
-    def _save(
-        self, state: State, tensors: dict[str, Tensor], folder: Path, iteration: int
-    ) -> None:
+    def _save(self, state: State, tensors: dict[str, Tensor], folder: Path, iteration: int) -> None:
         model = composer_model(state)
         inner, tokenizer = inner_model(model.model), cast("Any", model.tokenizer)
         generation, facts = copy.deepcopy(inner.generation_config), self.facts
@@ -215,6 +215,8 @@ class HuggingFaceExporter(Callback):
         else:
             config = self.exported_config(inner.config)
             save_model(model.model, tensors, config, generation, folder)
+        if facts is not None and facts.renders_chats:
+            tokenizer = with_template(tokenizer)
         tokenizer.save_pretrained(folder)
         if facts is not None:  # in place of the one that PEFT writes
             base = str(getattr(inner.config, "name_or_path", ""))

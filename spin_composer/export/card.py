@@ -29,6 +29,8 @@ class RunFacts:
     data: str
     """Where the rows come from."""
     num_rows: int
+    renders_chats: bool
+    """Rows are conversations, which the tokenizer's chat template renders."""
     num_iterations: int
     """T of the whole run."""
     settings: SpinSettings

@@ -12,13 +12,14 @@ import pytest
 import torch
 from fixtures import models, tokenizers
 from fixtures.ranks import on_ranks
-from fixtures.runs import tiny_trainer
+from fixtures.runs import tiny_trainer, write_rows
 from fixtures.s3 import BUCKET, s3_server
 from peft import LoraConfig, PeftModel, get_peft_model
 from torch.distributed.algorithms._checkpoint.checkpoint_wrapper import checkpoint_wrapper
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from spin_composer import HuggingFaceExporter
+from spin_composer import HuggingFaceExporter, build_spin_dataloader
+from spin_composer.data.chat_template import ChatTemplate
 from spin_composer.errors import InputError
 from spin_composer.export.folder import written_aside
 from spin_composer.fsdp import is_sharded
@@ -64,6 +65,8 @@ def test_the_folder_holds_tokenizer_configs_and_weights_of_the_precision_asked_f
     config = json.loads((folder / "config.json").read_text())
     assert config.get("dtype", config.get("torch_dtype")) == "bfloat16"  # transformers 5 and 4
     assert config["tie_word_embeddings"]
+    assert config["use_cache"]
+    assert model.config.use_cache is False
     loaded = AutoModelForCausalLM.from_pretrained(folder, torch_dtype="auto")
     assert loaded.dtype == torch.bfloat16
     assert loaded.lm_head.weight is loaded.model.embed_tokens.weight
@@ -74,6 +77,39 @@ def test_the_folder_holds_tokenizer_configs_and_weights_of_the_precision_asked_f
     again, given = AutoTokenizer.from_pretrained(folder), tokenizers.byte_level()
     assert again("one two")["input_ids"] == given("one two")["input_ids"]
     assert again.chat_template == given.chat_template
+
+
+@pytest.mark.parametrize("kind", ["chat", "plain"])
+def test_a_tokenizer_without_a_template_is_exported_with_the_one_that_chats_were_rendered_by(
+    kind: str, tmp_path: Path
+):
+    tokenizer = tokenizers.chatml()
+    tokenizer.chat_template = None
+    rows = write_rows(tmp_path / "plain.jsonl")
+    if kind == "chat":
+        chats = [
+            [{"role": "user", "content": row["prompt"]},
+             {"role": "assistant", "content": row["response"]}]
+            for row in map(json.loads, rows.read_text().splitlines())
+        ]  # fmt: skip
+        rows = tmp_path / "chats.jsonl"
+        rows.write_text("".join(json.dumps({"messages": chat}) + "\n" for chat in chats))
+    model = models.tiny_model("llama", vocab_size=VOCAB, max_position_embeddings=128)
+    loader = build_spin_dataloader(
+        tokenizer, 4, dataset={"hf_name": str(rows), "split": "train", "max_seq_len": 128}
+    )
+    exporter = HuggingFaceExporter(str(tmp_path / "out"))
+    tiny_trainer(
+        tmp_path / "run", model, max_duration="1iter", tokenizer=tokenizer, train_dataloader=loader,
+        callbacks=[exporter], spin={"iteration_length": "1ep"},
+    ).fit()  # fmt: skip
+    written = AutoTokenizer.from_pretrained(tmp_path / "out/iter0")
+    assert tokenizer.chat_template is None
+    if kind == "plain":
+        assert written.chat_template is None
+        return
+    text = written.apply_chat_template(chats[0], tokenize=False)
+    assert text == ChatTemplate(tokenizer)(chats[0])
 
 
 def adapted(**settings: Any) -> Any:
@@ -161,9 +197,7 @@ def test_a_sharded_policy_is_exported_whole(tmp_path: Path):
     from safetensors.torch import load_file
 
     saved = load_file(tmp_path / "adapters/iter0/adapter_model.safetensors")
-    wanted = {
-        name.replace(".default.", "."): value for name, value in found[0]["adapters"].items()
-    }
+    wanted = {name.replace(".default.", "."): value for name, value in found[0]["adapters"].items()}
     assert saved.keys() == wanted.keys()
     assert all(torch.equal(saved[name], value) for name, value in wanted.items())
 
