@@ -111,6 +111,11 @@ class HuggingFaceExporter(Callback):
         """What the model card says; the algorithm sets it. Without it there is no card."""
 
     @property
+    def folder(self) -> str:
+        """The folder of all exports, local or in the object store, as Composer's format string."""
+        return self._folder
+
+    @property
     def local_folder(self) -> str | None:
         """The folder, as Composer's format string, of exports that stay on a disk."""
         return self._folder if self.uploader is None else None

@@ -31,6 +31,11 @@ class Exporter(Protocol):
         ...
 
     @property
+    def folder(self) -> str:
+        """The folder of all exports, local or in the object store, as Composer's format string."""
+        ...
+
+    @property
     def local_folder(self) -> str | None:
         """The folder, as Composer's format string, of exports that stay on a disk."""
         ...

@@ -54,6 +54,11 @@ class FoundryExporter:
         self._callback.check_interval = interval
 
     @property
+    def folder(self) -> str:
+        """The folder of all exports, local or in the object store, as Composer's format string."""
+        return self._callback.save_dir_format_str
+
+    @property
     def local_folder(self) -> str | None:
         """The folder, as Composer's format string, of exports that stay on a disk."""
         return None if self._callback.remote_ud is not None else self._callback.save_dir_format_str

@@ -6,7 +6,8 @@ import json
 import logging
 import os
 import tempfile
-from pathlib import Path
+from collections.abc import Sequence
+from pathlib import Path, PurePosixPath
 
 from composer.core import State
 
@@ -18,7 +19,23 @@ log = logging.getLogger(__name__)
 
 LINK = "best"
 FILE = "best.json"
-"""Where there are no links: names the folder, null if no iteration is better than the start."""
+"""Where there are no links: names the folder, null if no export is better than the start."""
+
+
+def best_below(folder: str, places: Sequence[Sequence[str]], helped: Sequence[bool]) -> str | None:
+    """Return the last export in a folder of an iteration that helped, by its name there.
+
+    Args:
+        folder: The folder of an exporter's exports, or its name in the object store.
+        places: Of each iteration the exports of all exporters.
+        helped: Whether each iteration did.
+    """
+    root = PurePosixPath(folder)
+    for places_of_one, did in reversed(list(zip(places, helped, strict=True))):
+        for place in map(PurePosixPath, places_of_one if did else ()):
+            if root in place.parents:
+                return str(place.relative_to(root))
+    return None
 
 
 def mark_best(exporter: Exporter, state: State, folder: str, best: str | None) -> None:
@@ -28,14 +45,16 @@ def mark_best(exporter: Exporter, state: State, folder: str, best: str | None) -
         exporter: Which writes the exports.
         state: Composer's.
         folder: The folder of the exports, or its name in the object store.
-        best: Name of the best export's folder in it; None if none is better than the start.
+        best: The best export's folder, as a path in it; None if none is better than the start.
     """
     text = json.dumps({"best": best}) + "\n"
     if exporter.uploader is not None:
         with tempfile.TemporaryDirectory(prefix="spin-best-") as scratch:
             path = Path(scratch) / FILE
             path.write_text(text, encoding="utf-8")
-            exporter.uploader.upload_file(state, f"{folder}/{FILE}", path, overwrite=True)
+            exporter.uploader.upload_file(
+                state, str(PurePosixPath(folder, FILE)), path, overwrite=True
+            )
         return
     root = Path(folder)
     if best is not None and not (root / best).exists():

@@ -8,14 +8,14 @@ from __future__ import annotations
 
 import logging
 import time
+from collections.abc import Sequence
 from functools import partial
-from pathlib import Path
 from typing import Any
 
-from composer.core import Callback, State
+from composer.core import Callback, Event, State
 from composer.core.precision import get_precision_context
 from composer.loggers import Logger
-from composer.utils import dist
+from composer.utils import dist, format_name_with_dist_and_time
 
 from spin_composer.algorithm import SPIN
 from spin_composer.data.examples import ExampleDataset
@@ -25,7 +25,7 @@ from spin_composer.errors import InputError
 from spin_composer.export.exporters import exporters
 from spin_composer.extras import require_judge
 from spin_composer.game import Game
-from spin_composer.judge.best import mark_best
+from spin_composer.judge.best import best_below, mark_best
 from spin_composer.judge.held_out import JudgedRows, choose_rows, read_held_out
 from spin_composer.judge.kept import (
     START,
@@ -83,6 +83,9 @@ class SpinJudge(Callback):
         self._held_out = ""
         self._result: Result | None = None
         self._measures: dict[str, Measures] = {}
+        self._places: list[Sequence[str]] = []
+        self._noted_batch = -1
+        self._noted: dict[int, str] = {}
 
     def init(self, state: State, logger: Logger) -> None:
         """Check the run, and stand after the exporters, so that an export is there to be marked.
@@ -132,16 +135,43 @@ class SpinJudge(Callback):
             self.stop_reason = f"the last {since_best} iterations did not help; docs/judge.md"
             state.stop_training()
 
+    def batch_checkpoint(self, state: State, logger: Logger) -> None:
+        """Note what is exported."""
+        del logger
+        self._note_exports(state, Event.BATCH_CHECKPOINT)
+
+    def epoch_checkpoint(self, state: State, logger: Logger) -> None:
+        """Note what is exported."""
+        del logger
+        self._note_exports(state, Event.EPOCH_CHECKPOINT)
+
     def iteration_checkpoint(self, state: State, logger: Logger) -> None:
         """Mark the best of the exports, the last of which was just written."""
         del logger
         if self._result is None or dist.get_global_rank() != 0:  # rank 0 has the result
             return
-        best = self._result.verdict.best
         for exporter in exporters(state):
-            last = Path(exporter.place(state, int(state.timestamp.iteration) - 1))
-            name = None if best is None else Path(self._result.exports[best]).name
-            mark_best(exporter, state, str(last.parent), name)
+            folder = format_name_with_dist_and_time(
+                exporter.folder, state.run_name, state.timestamp
+            )
+            best = best_below(folder, self._places, self._result.verdict.helped)
+            mark_best(exporter, state, folder, best)
+
+    def _note_exports(self, state: State, event: Event) -> list[str]:
+        """Note what exporters write at an event; return what they have of the policy of now.
+
+        Returns:
+            Each one's folder, or name in the object store; empty where it has no export of it.
+        """
+        batch, iteration = int(state.timestamp.batch), int(state.timestamp.iteration)
+        if batch != self._noted_batch:
+            self._noted_batch, self._noted = batch, {}
+        found = exporters(state)
+        for number, exporter in enumerate(found):
+            if number not in self._noted and exporter.check_interval(state, event):
+                trained = iteration - (event == Event.ITERATION_CHECKPOINT)
+                self._noted[number] = exporter.place(state, trained)
+        return [self._noted.get(number, "") for number in range(len(found))]
 
     def _held_out_examples(self, state: State) -> tuple[ExampleDataset, str]:
         if self.settings.dataset is not None:
@@ -178,7 +208,11 @@ class SpinJudge(Callback):
             autocast = partial(get_precision_context, state.precision, state.precision_config)
             judged = JudgedModel(model, state.device, autocast)
             rows = sample_rows(judged, self._rows, sampling, seed)
-            written = kept = Kept(key, rows, export="" if name == START else _place(state))
+            # Of an iteration: it has ended, and its exports are written next.
+            ended = Event.ITERATION_CHECKPOINT
+            places = [] if name == START else self._note_exports(state, ended)
+            export = next(filter(None, places), "")
+            written = kept = Kept(key, rows, export=export, places=places)
 
             def write() -> None:
                 write_kept(store.root / kept_name(name), written)
@@ -228,6 +262,7 @@ class SpinJudge(Callback):
         """Return the metrics, and how many iterations did not help since the best; on rank 0."""
         start, *iterations = self._kept_models(state, iteration + 1)
         named = [(iteration_name(number), kept) for number, kept in enumerate(iterations)]
+        self._places = [kept.places for kept in iterations]
         self._result = result = judge(start, named, self.settings, self._held_out, self._measures)
         store = self._game(state).store
         result.write(store.root)
@@ -240,9 +275,3 @@ class SpinJudge(Callback):
         metrics[f"{PREFIX}helped"] = float(verdict.helped[-1])
         metrics[f"{PREFIX}best_iteration"] = float(-1 if verdict.best is None else verdict.best)
         return metrics, verdict.since_best
-
-
-def _place(state: State) -> str:
-    """Return where the iteration that has just ended is exported to; empty if it is not."""
-    places = [one.place(state, int(state.timestamp.iteration) - 1) for one in exporters(state)]
-    return next(iter(places), "")

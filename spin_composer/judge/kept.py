@@ -43,14 +43,15 @@ class Kept:
     files: Mapping[str, Sequence[int]] = field(default_factory=dict)
     """Size and time of change of the files that it was loaded from, if it was."""
     export: str = ""
-    """The folder, or the object store's name, of its export."""
+    """The folder, or the object store's name, of its export; empty if there is none."""
+    places: Sequence[str] = ()
+    """The same of each of a run's exporters."""
 
     def as_text(self) -> str:
         """Return the file's text."""
         rows = [asdict(row) for row in self.rows]
-        return dump_hashed(
-            {"key": self.key, "files": self.files, "export": self.export, "rows": rows}
-        )
+        exported = {"export": self.export, "places": list(self.places)}
+        return dump_hashed({"key": self.key, "files": self.files, **exported, "rows": rows})
 
     @classmethod
     def of_text(cls, text: str) -> Kept:
@@ -62,7 +63,8 @@ class Kept:
         found = load_hashed(text)
         try:
             rows = [JudgedRow(**row) for row in found["rows"]]
-            return cls(found["key"], rows, found["files"], found["export"])
+            places = found.get("places", [found["export"]])  # older versions knew of one
+            return cls(found["key"], rows, found["files"], found["export"], places)
         except (KeyError, TypeError) as error:
             raise ValueError(f"it is not of this version ({error})") from None
 

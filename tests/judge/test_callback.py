@@ -29,6 +29,7 @@ from spin_composer.judge.best import mark_best
 from spin_composer.judge.command import RunJudge
 from spin_composer.judge.measures import UNITS
 from spin_composer.judge.run import read_run
+from spin_composer.judge.verdict import Verdict
 from spin_composer.report.history import read_history
 from spin_composer.train import train
 
@@ -237,6 +238,29 @@ def test_of_exports_in_an_object_store_a_file_names_the_best(
         found = json.loads(server.read("tiny/hf/best.json"))
     best = judged(tmp_path)["best"]
     assert found == {"best": best and "iter0"}
+
+
+def test_each_exporters_best_is_one_of_its_own_exports(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    def first_helps(start: Any, iterations: Any) -> Verdict:
+        helped = tuple(number == 0 for number in range(len(iterations)))
+        return Verdict(helped, tuple("" for _ in helped))
+
+    monkeypatch.setattr("spin_composer.judge.result.decide", first_helps)
+    exporters = [
+        HuggingFaceExporter(str(tmp_path / "rare"), "2iter", "of{iteration}"),
+        HuggingFaceExporter(str(tmp_path / "nested"), "1iter", "iter{iteration}/hf"),
+        HuggingFaceExporter(str(tmp_path / "epochs"), "2ep", "ep{epoch}"),
+    ]
+    callbacks = [spin_judge(tmp_path, patience=None), *exporters]
+    tiny_trainer(tmp_path, callbacks=callbacks).fit()
+    assert [path.name for path in (tmp_path / "rare").iterdir()] == ["of1"], "and no mark"
+    assert os.readlink(tmp_path / "nested/best") == "iter0/hf"
+    assert (tmp_path / "nested/best/config.json").exists()
+    assert os.readlink(tmp_path / "epochs/best") == "ep2"
+    exported = [model.get("export") for model in judged(tmp_path)["models"]]
+    assert exported == [None, str(tmp_path / "nested/iter0/hf"), str(tmp_path / "rare/of1")]
 
 
 def test_a_mark_of_before_does_not_outlive_its_best(tmp_path: Path):
