@@ -15,12 +15,14 @@ from composer.core.time import TimeUnit
 from composer.loggers import Logger, RemoteUploaderDownloader
 from composer.models import HuggingFaceModel
 from composer.utils import (
+    ObjectStoreTransientError,
     dist,
     format_name_with_dist_and_time,
     maybe_create_remote_uploader_downloader_from_uri,
     parse_uri,
 )
 from composer.utils.misc import create_interval_scheduler
+from tenacity import Retrying, retry_if_exception_type, stop_after_attempt, wait_exponential
 from torch import Tensor
 from transformers import PretrainedConfig
 
@@ -63,7 +65,7 @@ class HuggingFaceExporter(Callback):
 
     Args:
         save_folder: Where the folders go: a local folder, or a URL (``s3://``, ``gs://``,
-            ``oci://``) that Composer's uploader writes to in the background. May hold
+            ``oci://``), to which a folder is uploaded before the run goes on. May hold
             ``{run_name}``.
         save_interval: How often, as Composer's: ``1iter``, ``2ep``, ``100ba``, ``0.5dur``.
         huggingface_folder_name: Name of each folder; may hold ``{iteration}``, from 0 and the one
@@ -104,7 +106,7 @@ class HuggingFaceExporter(Callback):
         )
         """Tells whether an export is due."""
         self.uploader: RemoteUploaderDownloader | None
-        """What uploads folders to an object store; None if they stay on a disk."""
+        """Reaches the object store that folders are uploaded to; None if they stay on a disk."""
         self.uploader = maybe_create_remote_uploader_downloader_from_uri(save_folder, loggers=[])
         self._exported_batch: int | None = None
         self.facts: RunFacts | None = None
@@ -178,7 +180,7 @@ class HuggingFaceExporter(Callback):
         return hasattr(model.model, "peft_config") and not self.merges_adapters
 
     def _write(self, state: State, tensors: dict[str, Tensor], place: str, iteration: int) -> None:
-        """Write the folder, and hand it to the uploader if there is one; rank 0 only."""
+        """Write the folder, or write it aside and upload it; rank 0 only."""
         if self.uploader is None:
             with written_aside(Path(place)) as folder:
                 self._save(state, tensors, folder, iteration)
@@ -193,7 +195,21 @@ class HuggingFaceExporter(Callback):
             keep_card(before, folder)
             for path in sorted(path for path in folder.rglob("*") if path.is_file()):
                 name = f"{place}/{path.relative_to(folder)}"
-                self.uploader.upload_file(state, name, path, overwrite=True)
+                # Not by the uploader's queue: a checkpoint would follow before the last file is
+                # there, and the run that a kill ends then would never write the folder again.
+                self._upload(name, path)
+        log.info("The policy was exported to %s", place)
+
+    def _upload(self, name: str, path: Path) -> None:
+        assert self.uploader is not None
+        # Composer's retry would draw from the global random generator, which belongs to training.
+        retrying = Retrying(
+            retry=retry_if_exception_type(ObjectStoreTransientError),
+            stop=stop_after_attempt(self.uploader.num_attempts),
+            wait=wait_exponential(),
+            reraise=True,
+        )
+        retrying(self.uploader.remote_backend.upload_object, name, str(path))
 
     def _download_card(self, place: str, folder: Path) -> None:
         """Get the card of an earlier export from the object store, if there is one."""

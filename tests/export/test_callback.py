@@ -10,10 +10,11 @@ from typing import Any
 
 import pytest
 import torch
+from composer.core import Callback
 from fixtures import models, tokenizers
 from fixtures.ranks import on_ranks
 from fixtures.runs import tiny_trainer, write_rows
-from fixtures.s3 import BUCKET, s3_server
+from fixtures.s3 import BUCKET, S3, s3_server
 from peft import LoraConfig, PeftModel, get_peft_model
 from torch.distributed.algorithms._checkpoint.checkpoint_wrapper import checkpoint_wrapper
 from transformers import AutoModelForCausalLM, AutoTokenizer
@@ -162,6 +163,32 @@ def test_folders_in_an_object_store_are_uploaded_before_the_trainer_closes(
     assert {Path(name).parent.name for name in names} == {"iter0"}
     assert torch.equal(logits(load(tmp_path / "got")), logits(trainer.state.model.model))
     AutoTokenizer.from_pretrained(tmp_path / "got")
+
+
+class Listing(Callback):
+    """Lists the object store at the moment at which Composer saves a checkpoint."""
+
+    def __init__(self, server: S3):
+        self.server, self.found = server, []
+
+    def iteration_checkpoint(self, state: Any, logger: Any) -> None:
+        del logger
+        self.found.append((int(state.timestamp.iteration), self.server.names("tiny/hf/")))
+
+
+def test_a_checkpoint_follows_when_the_whole_folder_is_uploaded(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    with s3_server() as server:
+        for name, value in server.environment.items():
+            monkeypatch.setenv(name, value)
+        listing = Listing(server)
+        exporter = HuggingFaceExporter(f"s3://{BUCKET}/{{run_name}}/hf")
+        trainer = tiny_trainer(tmp_path, max_duration="1iter", callbacks=[exporter, listing])
+        trainer.fit()
+        trainer.close()
+        assert listing.found == [(1, server.names("tiny/hf/"))]
+        assert "tiny/hf/iter0/model.safetensors" in listing.found[0][1]
 
 
 def export_sharded(folder: str, rank: int) -> Any:
