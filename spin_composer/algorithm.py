@@ -61,7 +61,7 @@ from spin_composer.settings.section import fill
 from spin_composer.settings.spin import SpinSettings, count_iterations
 from spin_composer.store.lock import StoreLock
 from spin_composer.store.open import open_store
-from spin_composer.store.original_tokenization import with_original_tokenization
+from spin_composer.store.original_tokenization import find_manifest, with_original_tokenization
 from spin_composer.versions import warn_about_versions
 
 
@@ -179,7 +179,7 @@ class SPIN(Algorithm):
         if int(state.timestamp.epoch_in_iteration) >= epochs:
             state.timestamp = state.timestamp.to_next_iteration()
         self._early_end.restore(state, self._saved.get("ended", {}), total)
-        check_is_self_play(state, bool(self._saved))
+        check_is_self_play(state, self._saved, epochs)
         check_play_only(self.settings, state)
         require_finite_weights(state)
         check_restored(state, self._missing_weights)
@@ -226,7 +226,8 @@ class SPIN(Algorithm):
         store = on_all_ranks(lambda: open_store(self.settings, state.run_name))
         self._clock = time.perf_counter() - self._saved.get("seconds", 0.0)
         manifest, iteration = self._saved.get("manifest", {}), int(state.timestamp.iteration)
-        examples = with_original_tokenization(examples_of(loader), store, iteration, manifest)
+        rows, repair = examples_of(loader), self.settings.repair
+        examples = with_original_tokenization(rows, store, iteration, manifest, repair)
         seed = state.rank_zero_seed if self.settings.seed is None else self.settings.seed
         game = Game(self.settings, seed, store, examples, loader, self._check_locks)
         game.play_seconds = self._saved.get("play_seconds", 0.0)
@@ -243,8 +244,7 @@ class SPIN(Algorithm):
         export_for_all_users(state)
         set_export_names(state)
         correct_gloo_average(state)
-        # The SFT loader's batches are never trained on, so the Trainer must not fast-forward it;
-        # Game.resume_iteration sets the position of the pair loader.
+        # The SFT loader, never trained on; Game.resume_iteration sets the pair loader's position.
         state.dataset_resumption["train"] = True
         if state.dataset_state is not None:
             state.dataset_state["train"] = None
@@ -274,10 +274,9 @@ class SPIN(Algorithm):
             before = game.layout_so_far(state)
             model.choose_layout(self.settings.layout, before, tokens, longest, state.device)
             # A started run continues with its tokenization.
-            started = int(state.timestamp.batch) or from_rank_zero(
-                lambda: game.store.find_manifest(0)
-            )
-            if not started:
+            store, repair = game.store, self.settings.repair
+            started = from_rank_zero(lambda: find_manifest(store, 0, repair))
+            if not (started or int(state.timestamp.batch)):
                 assert model.tokenizer is not None  # see _init
                 vocabulary, to_device = len(model.tokenizer), state.device.batch_to_device
                 check_tokenize(game.examples, vocabulary, model.score, to_device)
@@ -388,6 +387,7 @@ class SPIN(Algorithm):
             "manifest": game.manifest if game else {},
             "books": self.records.state_dict(),  # as checkpoints have always named it
             "ended": self._early_end.record,
+            "epochs_per_iteration": self.settings.epochs_per_iteration,
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:

@@ -42,6 +42,7 @@ from spin_composer.play.iteration import (
     build_manifest,
     existing_manifest,
     plan_iteration,
+    require_same_play,
 )
 from spin_composer.play.lockstep import Lockstep
 from spin_composer.play.metrics import PlayReport
@@ -164,7 +165,13 @@ class Game:
             StoreError: If store, checkpoint and this run's settings do not match.
         """
         t = state.timestamp
-        iteration = int(t.iteration)
+        iteration, batch, sample = int(t.iteration), int(t.batch_in_epoch), int(t.sample_in_epoch)
+        if sample != batch * self.global_batch_size:
+            raise InputError(
+                f"global_train_batch_size must be {sample // batch} until the epoch's end, as when "
+                f"its {batch} batches were trained, got {self.global_batch_size}: pairs would be "
+                "left out or trained twice. Set it back."
+            )
         # The opponent is not available; the checkpoint has its fingerprint and how it played.
         known = {
             name: manifest_value(self.manifest, name) for name in ("opponent", *FIXED_AT_START)
@@ -187,7 +194,7 @@ class Game:
             self.seed,
             iteration,
             epoch=int(t.epoch_in_iteration),
-            sample=int(t.batch_in_epoch) * self.global_batch_size,
+            sample=sample,
             num_nodes=dist.get_world_size() // dist.get_local_world_size(),
         )
 
@@ -272,7 +279,7 @@ class Game:
 
         # A job does not hold the lock: the run may have started the iteration differently.
         is_job = self.settings.play_only is not None
-        unchanged = partial(self.store.check_manifest, plan.manifest)
+        unchanged = partial(require_same_play, self.store, plan.manifest)
         return Player(
             self.store,
             generator,

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import inspect
+from collections.abc import Mapping
 from types import SimpleNamespace
-from typing import cast
+from typing import Any, cast
 
 from composer.core import State, Time, Timestamp, TimeUnit
 from composer.optim import (
@@ -73,9 +74,8 @@ class SpinScheduler(ComposerScheduler):
         multiplier = self.schedule(cast(State, clock), ssr)  # schedulers read nothing else
         if settings.learning_rate is not None:
             assert isinstance(settings.learning_rate, list)
-            group = state.optimizers[0].param_groups[0]
             peak = value_for_iteration(settings.learning_rate, int(t.iteration))
-            multiplier *= peak / group.get("initial_lr", group["lr"])
+            multiplier *= peak / _learning_rate(state.optimizers[0].param_groups[0])
         return multiplier
 
 
@@ -96,8 +96,8 @@ def require_spin_scheduler(state: State) -> SpinScheduler:
     """Return the run's scheduler; reject any other: Composer's do not restart per iteration.
 
     Raises:
-        InputError: Unless there is exactly one scheduler, it is a :class:`SpinScheduler`, and it
-            is no shorter than an iteration.
+        InputError: Unless there is exactly one scheduler, it is a :class:`SpinScheduler`, it is no
+            shorter than an iteration, and it multiplies a learning rate that is not 0.
     """
     found = [_composer_scheduler(s) for s in state.schedulers]
     if len(found) != 1 or not isinstance(found[0], SpinScheduler):
@@ -106,8 +106,24 @@ def require_spin_scheduler(state: State) -> SpinScheduler:
             f"schedulers must be one SpinScheduler, got {names}. Use `scheduler: {{name: spin}}` "
             "or Trainer(schedulers=SpinScheduler(...)): others do not restart per iteration."
         )
+    _learning_rate(state.optimizers[0].param_groups[0])
     found[0].settings.epochs(_settings(state).epochs_per_iteration)  # raises if it is too short
     return found[0]
+
+
+def _learning_rate(group: Mapping[str, Any]) -> float:
+    """Return the optimizer's own learning rate.
+
+    Raises:
+        InputError: If it is 0.
+    """
+    rate = group.get("initial_lr", group["lr"])
+    if not rate > 0:
+        raise InputError(
+            f"optimizer.lr must be a positive number, got {rate}: nothing would be trained. "
+            "algorithms.spin.learning_rate sets each iteration's peak."
+        )
+    return rate
 
 
 def _composer_scheduler(compiled: LRScheduler) -> object:

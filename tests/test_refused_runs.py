@@ -186,6 +186,16 @@ def test_damage_at_an_iterations_start_is_one_line_and_repair_mends_it(finished,
     same_weights(finished, run.folder)
 
 
+def test_a_damaged_manifest_is_one_line_and_repair_plays_its_iteration_again(finished, run):
+    (run.stopped_after(12).folder / "self-play/iter-001/manifest.json").write_text("{")
+    code, line = run.command()
+    assert code == 3
+    assert "iter-001" in line
+    assert "algorithms.spin.repair=true" in line
+    assert run.command("algorithms.spin.repair=true")[0] == 0
+    same_weights(finished, run.folder)
+
+
 # --- the machine ----------------------------------------------------------------------------
 
 

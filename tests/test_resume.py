@@ -5,15 +5,19 @@ from __future__ import annotations
 import json
 import shutil
 from pathlib import Path
+from types import SimpleNamespace
+from typing import cast
 
 import pytest
 import torch
+from composer.core import State, Timestamp
 from composer.optim import ConstantScheduler
 from fixtures.runs import tiny_trainer
 
 from spin_composer.errors import InputError, StoreError
 from spin_composer.model.layout import choose
 from spin_composer.model.unwrap import composer_model
+from spin_composer.preflight.checkpoint import check_is_self_play
 
 # 24 pairs / 4 = 6 batches an epoch, 12 in iteration 0; replay makes it 12 and 24 in iteration 1
 BATCHES = {
@@ -102,6 +106,40 @@ def test_resuming_on_another_runs_store_is_refused(whole, tmp_path):
     trainer = tiny_trainer(tmp_path, load_path=str(folder / "checkpoints" / "ep0-ba4.pt"))
     with pytest.raises(StoreError, match=r"differs in .*seed"):
         trainer.fit()
+
+
+def test_another_batch_size_within_an_epoch_is_refused(whole, tmp_path):
+    with pytest.raises(InputError, match=r"size must be 4 until the epoch's end, .*, got 8: pairs"):
+        resumed(whole[0], "ep0-ba4", tmp_path, device_batch_size=8)
+
+
+def test_another_batch_size_from_an_epochs_end_goes_on(tmp_path):
+    saved = {"save_folder": str(tmp_path / "checkpoints"), "save_filename": "ep{epoch}.pt"}
+    tiny_trainer(tmp_path, save_interval="1ep", **saved).fit()
+    shutil.rmtree(tmp_path / "self-play/iter-001")
+    again = tiny_trainer(
+        tmp_path, load_path=str(tmp_path / "checkpoints/ep1.pt"), device_batch_size=8
+    )
+    again.fit()
+    # of 24 pairs: 6 batches of 4 and 3 of 8 in iteration 0; of 48: twice 6 in iteration 1
+    assert int(again.state.timestamp.batch) == 6 + 3 + 2 * 6
+
+
+@pytest.mark.parametrize("where", ["ep0-ba4", "ep0-ba6", "ep2-ba12", "ep2-ba13"])
+@pytest.mark.parametrize("length", ["1ep", "3ep"])
+def test_another_iteration_length_is_refused(whole, tmp_path, where, length):
+    with pytest.raises(InputError, match=rf"as it was when the run began, 2ep, got {length}: the"):
+        resumed(whole[0], where, tmp_path, spin={"iteration_length": length})
+
+
+def test_another_iteration_length_than_an_older_checkpoints_is_seen_by_its_clock():
+    clock = Timestamp(iteration=2, epoch=5, epoch_in_iteration=1)
+    state = cast(State, SimpleNamespace(timestamp=clock))
+    saved = {"manifest": {}}  # of a version that did not save the length
+    check_is_self_play(state, saved, epochs=2)
+    for epochs in (1, 3):
+        with pytest.raises(InputError, match=rf"when the run began, got {epochs}ep: "):
+            check_is_self_play(state, saved, epochs)
 
 
 def test_an_iterations_checkpoint_plays_the_next_iteration_anew(tmp_path):

@@ -14,12 +14,14 @@ from composer.core import Timestamp
 from composer.optim import ConstantScheduler, LinearScheduler
 from composer.optim.scheduler import compile_composer_scheduler
 
-from spin_composer import SpinScheduler
+from spin_composer import HFSpinLM, SpinScheduler
 from spin_composer.errors import InputError
 from spin_composer.schedule import refresh_learning_rates, require_spin_scheduler
 from spin_composer.settings.scheduler import SchedulerSettings
 from spin_composer.settings.spin import SpinSettings
+from tests.fixtures.models import tiny_model
 from tests.fixtures.runs import tiny_trainer
+from tests.fixtures.tokenizers import byte_level
 
 BATCHES_PER_EPOCH = 5
 """Iterations of two epochs: ten batches."""
@@ -207,6 +209,16 @@ def test_other_schedulers_are_refused(schedulers: Any, named: str, tmp_path: Pat
     with pytest.raises(InputError, match=f"must be one SpinScheduler, got {named}"):
         trainer.fit()
     trainer.close()
+
+
+@pytest.mark.parametrize("peak", [None, 1e-3])
+def test_a_learning_rate_of_0_is_refused(peak: float | None, tmp_path: Path) -> None:
+    tokenizer = byte_level()
+    model = HFSpinLM.from_model(tiny_model("llama", vocab_size=len(tokenizer)), tokenizer)
+    optimizer = torch.optim.AdamW(model.parameters(), lr=0.0)
+    with pytest.raises(InputError, match=r"optimizer\.lr must be a positive number, got 0"):
+        tiny_trainer(tmp_path, model, optimizers=optimizer, spin={"learning_rate": peak}).fit()
+    assert not (tmp_path / "self-play/iter-000").exists()
 
 
 def test_the_scheduler_alone_says_that_it_needs_the_algorithm() -> None:

@@ -86,6 +86,8 @@ class StepLog:
 
     def add_evaluation(self, state: State) -> None:
         """Add the metrics of the evaluation loader that has just been evaluated."""
+        if dist.get_global_rank() != 0:
+            return
         label = str(state.dataloader_label)
         names = (state.eval_metrics or {}).get(label, {})
         values = {

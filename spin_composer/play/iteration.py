@@ -33,6 +33,7 @@ from spin_composer.store.manifest import (
     manifest_value,
     num_played_units,
     num_replayed_units,
+    require_equal_manifests,
 )
 
 if TYPE_CHECKING:
@@ -186,6 +187,19 @@ def existing_manifest(
     if found is None or found.get("format_version") not in FORMAT_VERSIONS:
         return None  # another format version is rejected when manifests are compared
     return None if store.is_unused(iteration) else found
+
+
+def require_same_play(store: Store, wanted: Manifest) -> None:
+    """Check that an iteration's play is still the one that a job began to make units of.
+
+    The manifest is read where all nodes see it: a node's own copy is that of the job's beginning.
+
+    Raises:
+        StoreError: If another play of the iteration has been started, or it was deleted.
+    """
+    iteration = wanted["iteration"]
+    found = store.find_manifest(iteration) or {}
+    require_equal_manifests(found, wanted, str(store.folder(iteration)))
 
 
 def _played_before(store: Store, iteration: int, settings: SpinSettings) -> dict[int, int]:

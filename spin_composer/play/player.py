@@ -11,7 +11,7 @@ from __future__ import annotations
 import collections.abc
 import time
 from collections.abc import Callable, Collection, Sequence
-from contextlib import closing
+from contextlib import closing, suppress
 from dataclasses import dataclass, field, replace
 
 import numpy as np
@@ -180,7 +180,8 @@ class Player:
         if isinstance(unit, PlayUnit):
             self.meter.skip(len(unit.indices), len(unit.indices))
         else:
-            self.meter.skip(0, self.store.report(iteration, index).pairs)
+            with suppress(FileNotFoundError):  # made on another node: it is in the object store
+                self.meter.skip(0, self.store.report(iteration, index).pairs)
         return True
 
     def _read(self, iteration: int, unit: ReplayUnit | EarlierUnit | BetweenUnit) -> list[Pair]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Mapping
 from typing import Any
 
 from composer.core import State
@@ -15,20 +16,32 @@ from spin_composer.preflight.trainable import first_names
 log = logging.getLogger(__name__)
 
 
-def check_is_self_play(state: State, restored: bool) -> None:
-    """Reject a checkpoint of another kind of training, at ``AFTER_LOAD``.
+def check_is_self_play(state: State, saved: Mapping[str, Any], epochs: int) -> None:
+    """Reject a checkpoint of another kind of training, at ``AFTER_LOAD``, or of other iterations.
 
-    Its clock would resume the run in the middle of an iteration that was never played.
+    The clock of the former would resume the run in the middle of an iteration that was never
+    played. That of the latter counted epochs of longer or shorter iterations: the run would take a
+    part of one for the whole, or its end for that of the run.
 
     Args:
         state: Composer's state after loading.
-        restored: The checkpoint had the algorithm's state.
+        saved: The algorithm's state in the checkpoint; empty if it had none.
+        epochs: Of an iteration.
 
     Raises:
-        InputError: Names the key that takes its weights only.
+        InputError: Names the key that takes its weights only, or that must not change.
     """
     t = state.timestamp
-    if not restored and int(t.batch):
+    before = saved.get("epochs_per_iteration")  # 0.1 and older did not save it
+    counted = int(t.epoch) == int(t.iteration) * epochs + int(t.epoch_in_iteration)
+    if saved and (not counted if before is None else before != epochs):
+        where = f"the checkpoint stands at iteration {int(t.iteration)}, epoch {int(t.epoch)}"
+        raise InputError(
+            f"algorithms.spin.iteration_length must be as it was when the run began"
+            f"{'' if before is None else f', {before}ep'}, got {epochs}ep: {where}. Set it back, "
+            "or begin another run with load_weights_only: true."
+        )
+    if not saved and int(t.batch):
         raise InputError(
             f"load_path: the checkpoint stands at epoch {int(t.epoch)}, batch {int(t.batch)} of a "
             "training that was not by self-play. Set load_weights_only: true to begin with its "

@@ -127,7 +127,7 @@ class Store(ABC):
 
     @abstractmethod
     def set_unreadable_aside(self, iteration: int) -> None:
-        """Give an iteration's folder another name if it has units but no readable manifest."""
+        """Give an iteration's folder another name unless it is empty or has a readable manifest."""
 
     @abstractmethod
     def remove_leftovers(self, iteration: int) -> None:

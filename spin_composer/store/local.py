@@ -149,7 +149,7 @@ class LocalStore(Store):
         """See :class:`Store`."""
         folder = self.folder(iteration)
         units = folder / UNITS
-        if not units.exists() or not any(units.iterdir()):
+        if not ((folder / MANIFEST).exists() or (units.exists() and any(units.iterdir()))):
             return
         try:
             json_object((folder / MANIFEST).read_text(encoding="utf-8"))

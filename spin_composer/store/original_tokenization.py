@@ -13,6 +13,7 @@ from composer.utils import dist
 from spin_composer.data.examples import ExampleDataset
 from spin_composer.data.origin import original_tokenize_warning
 from spin_composer.distributed import from_rank_zero
+from spin_composer.errors import StoreError
 from spin_composer.settings.dataset import LEGACY_TOKENIZATION
 from spin_composer.settings.spin import SpinSettings
 from spin_composer.store.base import Store
@@ -58,7 +59,7 @@ def _read(path: Path) -> Manifest | None:
 
 
 def with_original_tokenization(
-    examples: ExampleDataset, store: Store, iteration: int, trained: Manifest
+    examples: ExampleDataset, store: Store, iteration: int, trained: Manifest, repair: bool
 ) -> ExampleDataset:
     """Return the rows tokenized as when the run was started, unless the YAML sets ``tokenize``.
 
@@ -69,13 +70,14 @@ def with_original_tokenization(
         store: The run's store.
         iteration: The run's current iteration.
         trained: The manifest in the checkpoint; empty without one.
+        repair: Manifests that cannot be read are set aside later; else they are an error.
     """
     if examples.config is None:
         return examples
 
     def at_start() -> tuple[Literal["rendering", "turns", ""] | None, set[str]]:
         iterations = sorted({0, max(0, iteration - 1), iteration})
-        found = [*map(store.find_manifest, iterations), trained]
+        found = [*(find_manifest(store, one, repair) for one in iterations), trained]
         return recorded_tokenize(found), {str(m["data"]) for m in found if m and "data" in m}
 
     recorded, data = from_rank_zero(at_start)
@@ -85,6 +87,20 @@ def with_original_tokenization(
             log.warning(original_tokenize_warning(tokenize))
         examples = examples.retokenized(tokenize)
     return _with_original_stop(examples, data)
+
+
+def find_manifest(store: Store, iteration: int, repair: bool) -> Manifest | None:
+    """Return an iteration's manifest, None if there is none; with ``repair`` also if it is damaged.
+
+    Raises:
+        StoreError: If it is damaged, without ``repair``.
+    """
+    try:
+        return store.find_manifest(iteration)
+    except StoreError:
+        if not repair:
+            raise
+        return None
 
 
 def _with_original_stop(examples: ExampleDataset, recorded: set[str]) -> ExampleDataset:

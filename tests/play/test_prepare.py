@@ -151,6 +151,16 @@ def test_units_that_no_manifest_explains_are_refused_or_set_aside(store, text):
     assert store.manifest(0)["seed"] == 5
 
 
+def test_a_damaged_manifest_without_units_is_refused_or_set_aside(store):
+    shutil.rmtree(store.folder(0) / "units")
+    (store.folder(0) / "manifest.json").write_text("{")
+    with pytest.raises(StoreError, match=r"manifest\.json is damaged"):
+        reopen(store)
+    reopen(store, repair=True)
+    assert (store.root / "iter-000.set-aside-1/manifest.json").read_text() == "{"
+    assert store.manifest(0)["seed"] == 5
+
+
 @pytest.mark.parametrize("repair", [False, True])
 @pytest.mark.parametrize(
     "other",

@@ -21,7 +21,7 @@ def glm():
 
 
 def resumed(examples, tmp_path, **trained):
-    return with_original_tokenization(examples, LocalStore(tmp_path / "store"), 1, trained)
+    return with_original_tokenization(examples, LocalStore(tmp_path / "store"), 1, trained, False)
 
 
 def test_an_earlier_versions_run_keeps_its_stop_token(glm, jsonl, tmp_path, caplog):  # noqa: F811
