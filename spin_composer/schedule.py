@@ -96,8 +96,8 @@ def require_spin_scheduler(state: State) -> SpinScheduler:
     """Return the run's scheduler; reject any other: Composer's do not restart per iteration.
 
     Raises:
-        InputError: Unless there is exactly one scheduler, it is a :class:`SpinScheduler`, it is no
-            shorter than an iteration, and it multiplies a learning rate that is not 0.
+        InputError: Unless there is exactly one scheduler, it is a :class:`SpinScheduler`, and it
+            is no shorter than an iteration.
     """
     found = [_composer_scheduler(s) for s in state.schedulers]
     if len(found) != 1 or not isinstance(found[0], SpinScheduler):
@@ -106,7 +106,6 @@ def require_spin_scheduler(state: State) -> SpinScheduler:
             f"schedulers must be one SpinScheduler, got {names}. Use `scheduler: {{name: spin}}` "
             "or Trainer(schedulers=SpinScheduler(...)): others do not restart per iteration."
         )
-    _learning_rate(state.optimizers[0].param_groups[0])
     found[0].settings.epochs(_settings(state).epochs_per_iteration)  # raises if it is too short
     return found[0]
 
@@ -120,8 +119,8 @@ def _learning_rate(group: Mapping[str, Any]) -> float:
     rate = group.get("initial_lr", group["lr"])
     if not rate > 0:
         raise InputError(
-            f"optimizer.lr must be a positive number, got {rate}: nothing would be trained. "
-            "algorithms.spin.learning_rate sets each iteration's peak."
+            "optimizer.lr must be a positive number beside algorithms.spin.learning_rate, got "
+            f"{rate}: each iteration's peak is a multiple of it."
         )
     return rate
 

@@ -211,13 +211,12 @@ def test_other_schedulers_are_refused(schedulers: Any, named: str, tmp_path: Pat
     trainer.close()
 
 
-@pytest.mark.parametrize("peak", [None, 1e-3])
-def test_a_learning_rate_of_0_is_refused(peak: float | None, tmp_path: Path) -> None:
+def test_a_learning_rate_of_0_is_refused_beside_a_peak(tmp_path: Path) -> None:
     tokenizer = byte_level()
     model = HFSpinLM.from_model(tiny_model("llama", vocab_size=len(tokenizer)), tokenizer)
     optimizer = torch.optim.AdamW(model.parameters(), lr=0.0)
-    with pytest.raises(InputError, match=r"optimizer\.lr must be a positive number, got 0"):
-        tiny_trainer(tmp_path, model, optimizers=optimizer, spin={"learning_rate": peak}).fit()
+    with pytest.raises(InputError, match=r"optimizer\.lr must be a positive number beside .*got 0"):
+        tiny_trainer(tmp_path, model, optimizers=optimizer, spin={"learning_rate": 1e-3}).fit()
     assert not (tmp_path / "self-play/iter-000").exists()
 
 
