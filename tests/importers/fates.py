@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
+from fnmatch import fnmatchcase
 from typing import Any
 
 from spin_composer.importers.fresh import FreshYaml
@@ -35,3 +36,11 @@ def require_comments(draft: FreshYaml) -> None:
         added = change.setting == "added"
         said = change.why.partition(" (")[2].removesuffix(")") if added else change.setting
         assert " ".join(said.split()) in comments, change
+
+
+def require_reachable(explained: Collection[str], refused: Collection[str]) -> None:
+    """Check that no pattern of reasons is hidden by one before it, or by a refused key."""
+    for pattern in explained:
+        first = next(one for one in explained if fnmatchcase(pattern.replace("*", "x"), one))
+        assert first == pattern
+        assert not any(fnmatchcase(pattern, one) for one in refused)

@@ -8,15 +8,11 @@ from collections import Counter
 from pathlib import Path
 
 import pytest
-import torch
 from fixtures.s3 import BUCKET, S3
 from fixtures.units import missing_units
 
-from spin_composer.engines.base import NoGenerator
 from spin_composer.errors import EnvironmentFailure, StoreError
-from spin_composer.play.iteration import require_same_play
-from spin_composer.play.plan import ReplayUnit
-from spin_composer.play.player import Player, finish_play
+from spin_composer.play.player import finish_play
 from spin_composer.play.prepare import check_iteration
 from spin_composer.store import unit as unit_module
 from spin_composer.store.durable import hash_file
@@ -56,25 +52,6 @@ def test_units_made_on_one_node_are_the_same_bytes_on_another(a, b):
     assert plain(list(b.read_unit(0, 1))) == plain(make_rows(4, seed=2))
     assert (finish_play(b, 0, 2).pairs, b.merge(0, 2)) == (9, 9)
     assert b.manifest(0) == a.manifest(0)
-
-
-def test_a_job_sees_that_an_iteration_was_started_otherwise_on_another_node(a, b, s3):
-    wanted = a.manifest(0)
-    require_same_play(a, wanted)
-    for name in [*s3.names(PREFIX)]:
-        s3.delete(name)
-    with pytest.raises(StoreError, match=r"iter-000 was played by another run"):
-        require_same_play(a, wanted)
-    reopen(b, seed=6)
-    with pytest.raises(StoreError, match=r"it differs in seed \(store 6, run 5\)"):
-        require_same_play(a, wanted)
-
-
-def test_a_unit_without_prompts_that_another_node_made_is_there(a, b):
-    reopen(b)
-    player = Player(b, NoGenerator(), torch.zeros_like, EXAMPLES, seed=5, score_batch_size=1)
-    assert player.recover(0, 1, ReplayUnit(0, 1))
-    assert not player.recover(0, 2, ReplayUnit(0, 2))
 
 
 def test_the_marker_is_uploaded_last(a, s3):
