@@ -17,7 +17,7 @@ import torch
 from transformers import AutoModelForCausalLM
 
 from examples.evidence import exact_world
-from examples.evidence.arms import ARMS, SPIN, START
+from examples.evidence.arms import ARMS, FALLING, SPIN, START, Job
 from examples.evidence.curves import curves_of, draw_curves
 from examples.evidence.demo_world import DemoWorld
 from examples.evidence.exact_world import ExactWorld, total_variation
@@ -83,6 +83,16 @@ def test_arms_run_with_those_that_they_build_on_and_say_what_came(finished: Path
     assert {one.start for one in results.values()} == {spin.start} != {""}
     of_training = Trained.load(finished / "work/small/seed-0/sft-stopped").seconds
     assert results["sft"].seconds >= round(of_training, 1) > 0  # which it is a part of
+
+
+def test_falling_rates_begin_as_spin_does_and_go_on_slower(finished: Path, tmp_path: Path) -> None:
+    seed = finished / "work/small/seed-0"
+    job = Job(SMALL, Setting.of(seed / "world"), tmp_path, 0, {})
+    spin, falling = Trained.load(seed / SPIN), ARMS[FALLING].train(job)
+    assert falling.steps == spin.steps
+    assert falling.validation_nll[0] == pytest.approx(spin.validation_nll[0], abs=1e-6)
+    changes = (abs(one.validation_nll[1] - one.validation_nll[0]) for one in (falling, spin))
+    assert 0 < next(changes) < next(changes)
 
 
 def test_sft_is_the_training_that_early_stopping_watched(finished: Path, tmp_path: Path) -> None:

@@ -13,7 +13,8 @@ from examples.evidence.training import MODEL, Trained, continue_sft, last_of_sto
 from examples.evidence.worlds import Setting, World
 
 START, SPIN, SFT = "start", "spin", "sft"
-COMPUTE, STOPPED, NO_REFRESH = "sft-compute", "sft-stopped", "spin-one-iteration"
+COMPUTE, STOPPED = "sft-compute", "sft-stopped"
+NO_REFRESH, FALLING = "spin-one-iteration", "spin-falling-rate"
 
 
 @dataclass(frozen=True)
@@ -56,6 +57,15 @@ def _without_refresh(job: Job) -> Trained:
     return play(job.world, job.setting, job.setting.start, job.folder, job.seed, one)
 
 
+def _falling_rates(job: Job) -> Trained:
+    """Play with the paper's fall of the learning rate: 5e-7 in its first iteration, then 1e-7."""
+    config = job.world.config()
+    rate, iterations = config["optimizer"]["lr"], _number(config["max_duration"])
+    rates = [rate, *[rate / 5] * (iterations - 1)]
+    change = {"algorithms.spin.learning_rate": rates}
+    return play(job.world, job.setting, job.setting.start, job.folder, job.seed, change)
+
+
 def _number(time: str) -> int:
     return int(time.rstrip("epitr"))
 
@@ -93,6 +103,7 @@ _LOSS, _BETA = "algorithms.spin.loss", "algorithms.spin.beta"
 ARMS: Mapping[str, Arm] = {
     SPIN: _game("SPIN"),
     NO_REFRESH: Arm("SPIN without refresh: one long iteration", _without_refresh),
+    FALLING: Arm("SPIN, later iterations at a fifth of the learning rate", _falling_rates),
     STOPPED: Arm("SFT, stopped early", _stopped, (SPIN,)),
     SFT: Arm("SFT, the same steps", _same_steps, (STOPPED,)),
     COMPUTE: Arm("SFT, the same tokens with play's", _same_compute, (SPIN,)),
