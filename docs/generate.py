@@ -21,6 +21,7 @@ from spin_composer.alarms.rules import (
     FIRST_TOKEN_GAP,
     FIRST_WORDS_SHARED,
     REAL_LENGTH,
+    REAL_LOGP,
 )
 from spin_composer.judge.measures import UNITS, Measures
 from spin_composer.loss import LOSSES, loss_parameters
@@ -196,6 +197,7 @@ All of these are also in `steps.jsonl` of the run's store, so that a run without
 with `{LEARNING_RATE}`, `{TOKENS_PER_SECOND}` (of prompts and responses, over all ranks), `step`,
 `iteration`, `epoch` and `time` (seconds since 1970). An iteration's first step also has the metrics
 of its play, and figures of up to 1,024 of its responses: `{REAL_LENGTH}` (tokens),
+`{REAL_LOGP}` (nats, the mean of each response's, by the opponent),
 `{DISTINCT_REAL}` and `{DISTINCT_GENERATED}` (distinct-2),
 `{FIRST_WORDS_SHARED}` (share that begins with a word of the other side) and
 `{FIRST_TOKEN_GAP}` (share of these words that begins with other tokens). An evaluation, and

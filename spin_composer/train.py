@@ -88,7 +88,11 @@ def exit_code(run: Callable[[], object], name: str) -> int:
             module = sys.modules.get("spin_composer.hooks.early_end")
             reason = module.EarlyEnd.reason if module is not None else ""
             why = f" ({reason})" if reason else ""
-            print(f"{name}: the run is finished already{why}; nothing to do.", file=sys.stderr)
+            print(
+                f"{name}: the run is finished already{why}; nothing to do. Other rows or settings "
+                "need another run_name.",
+                file=sys.stderr,
+            )
             return 0
         explained = explain(error)
         if explained is None:

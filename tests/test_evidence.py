@@ -14,6 +14,7 @@ from pathlib import Path
 import psutil
 import pytest
 import torch
+from filelock import FileLock
 from transformers import AutoModelForCausalLM
 
 from examples.evidence import exact_world
@@ -35,6 +36,7 @@ from examples.evidence.tables import (
 )
 from examples.evidence.training import Trained, continue_sft
 from examples.evidence.worlds import Setting
+from spin_composer.alarms.rules import ALARMS
 from spin_composer.demo.world import Row
 
 ROOT = Path(__file__).parents[1]
@@ -72,7 +74,10 @@ def test_arms_run_with_those_that_they_build_on_and_say_what_came(finished: Path
     assert list(results) == [START, SPIN, "sft-stopped", "sft", "sft-stopped-spin"]
     spin, stopped = results[SPIN], results["sft-stopped"]
     assert spin.steps == stopped.steps > 10
-    assert len(spin.validation_nll) == 2
+    assert len(spin.validation_nll) == len(spin.more["generated_length"]) == 2
+    assert all(0 < length <= 7 for length in spin.more["generated_length"])
+    assert all(0 <= share <= 1 for share in spin.more["cut_off"])
+    assert all(name in ALARMS for _, name in spin.more["alarms"])
     assert stopped.validation_nll[-1] <= spin.more["start_nll"] + 1e-4
     for one in results.values():
         assert 0 < one.measures["total_variation"] < 1
@@ -143,6 +148,14 @@ def test_a_deleted_model_that_an_arm_builds_on_is_made_again_without_a_second_re
     assert after[: len(before)] == before
     assert [one.arm for one in after[len(before) :]] == ["sft-compute"]
     assert (folder / "work/small/seed-0/spin/model").is_dir()
+
+
+def test_two_runs_do_not_work_in_a_world_at_once(finished: Path) -> None:
+    with (
+        FileLock(finished / "work/small.lock"),
+        pytest.raises(SystemExit, match="another run works on small in"),
+    ):
+        runner(finished).run([SPIN], [0])
 
 
 def test_results_of_other_settings_are_not_mixed(finished: Path) -> None:
@@ -262,7 +275,6 @@ def test_half_a_line_of_results_does_not_count_and_is_replaced(tmp_path: Path) -
         file.write('{"world": "w", "ar')
     assert [one.seed for one in read_results(path)] == [0]
     append_result(path, result(SPIN, 1, 2.0))
-    append_result(path, result(SPIN, 1, 2.0))  # by another run at the same time
     assert [one.seed for one in read_results(path)] == [0, 1]
     assert all(json.loads(line) for line in path.read_text().splitlines())
 

@@ -140,3 +140,13 @@ def test_make_real_names_the_rows_that_are_not_there(tmp_path):
     made = make("real-rows", *given)
     assert made.returncode != 0
     assert f"{tmp_path}/others.jsonl is not there. Give rows of prompt and response" in made.stderr
+
+
+def test_make_real_evaluates_no_other_rows_than_those_it_is_given(tmp_path):
+    (tmp_path / "rows.jsonl").touch()
+    made = make("real-rows", f"DATA={tmp_path}/rows.jsonl")
+    assert made.returncode != 0
+    assert "needs held-out rows of its own: HELD_OUT=others.jsonl" in made.stderr
+    dry = make("real", "--dry-run", "RUN=mine").stdout
+    assert "run_name=mine" in dry
+    assert "report runs/mine/self-play" in dry

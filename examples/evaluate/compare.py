@@ -113,6 +113,7 @@ def evaluate(
     if done.returncode != 0 or not results:
         raise InputError(f"lm-eval failed on {name}, exit code {done.returncode}; see above.")
     output = json.loads(results[-1].read_text(encoding="utf-8"))
+    kept.parent.mkdir(parents=True, exist_ok=True)  # an export's name may be a path
     half = kept.with_suffix(".half")
     half.write_text(json.dumps({"made_by": made_by, "output": output}), encoding="utf-8")
     half.replace(kept)

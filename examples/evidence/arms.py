@@ -58,7 +58,7 @@ def _without_refresh(job: Job) -> Trained:
 
 
 def _falling_rates(job: Job) -> Trained:
-    """Play with the paper's fall of the learning rate: 5e-7 in its first iteration, then 1e-7."""
+    """Play with a fall as the paper's, from 5e-7 to 1e-7, which it has after two iterations."""
     config = job.world.config()
     rate, iterations = config["optimizer"]["lr"], _number(config["max_duration"])
     rates = [rate, *[rate / 5] * (iterations - 1)]

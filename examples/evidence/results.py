@@ -64,13 +64,9 @@ def read_results(path: Path) -> list[Result]:
 
 
 def append_result(path: Path, result: Result) -> None:
-    """Add a line, which is on the disk when this returns; half a line before it is taken away.
-
-    It replaces one of the same arm and seed, which another run at the same time has added.
-    """
+    """Add a line, which is on the disk when this returns; half a line before it is taken away."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    others = [one for one in read_results(path) if one.key != result.key]
-    kept = [json.dumps(asdict(one)) for one in [*others, result]]
+    kept = [json.dumps(asdict(one)) for one in [*read_results(path), result]]
     aside = path.with_name(f"{path.name}.partial")
     with aside.open("w", encoding="utf-8") as file:
         file.write("".join(f"{line}\n" for line in kept))

@@ -13,6 +13,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from filelock import FileLock, Timeout
+
 from examples.evidence.arms import ARMS, START
 from examples.evidence.results import Result, append_result, read_results
 from examples.evidence.worlds import World
@@ -44,10 +46,24 @@ class Runner:
     def run(self, arms: Sequence[str], seeds: Sequence[int]) -> list[str]:
         """Run what is not in the results; return what failed, a line for each.
 
+        Ends the program if another run works in the world: each removes the folders of done seeds.
+
         Args:
             arms: Names, in any order; those that they build on are added.
             seeds: One after another, so that a run that is stopped has whole seeds.
         """
+        self.folder.mkdir(parents=True, exist_ok=True)
+        lock = FileLock(self.folder / f"{self.world.name}.lock", timeout=0)
+        try:
+            with lock:
+                return self._run(arms, seeds)
+        except Timeout:
+            sys.exit(
+                f"evidence: another run works on {self.world.name} in {self.folder}. Wait for it, "
+                "or name another --folder and --results."
+            )
+
+    def _run(self, arms: Sequence[str], seeds: Sequence[int]) -> list[str]:
         fingerprint = self.fingerprint()
         results = self._done(fingerprint)
         done = {one.key for one in results}

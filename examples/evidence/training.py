@@ -30,8 +30,8 @@ class Trained:
     """Tokens trained on: prompts and responses, padding excluded; play's are not among them."""
     validation_nll: list[float]
     """Nats per response token on the validation rows, after each of these."""
-    more: dict[str, float] = field(default_factory=dict)
-    """What else was noted."""
+    more: dict[str, Any] = field(default_factory=dict)
+    """What else was noted; lists are of a game's iterations."""
     seconds: float = 0.0
     """Of the training; 0 until it is known."""
 
@@ -66,8 +66,10 @@ def play(
         changes: The arm's settings, by their dotted names.
         swapped: Train with real and generated responses exchanged.
     """
+    from spin_composer.alarms.rules import GENERATED_LENGTH, TRUNCATED
     from spin_composer.demo.game import run_game
     from spin_composer.report.history import ACCURACY, BATCHES, NLL, in_evaluation, read_history
+    from spin_composer.report.steps import find_alarms
 
     config = set_all(world.config(), {**_places(setting, start, folder, seed), **changes})
     model_class = None
@@ -76,7 +78,8 @@ def play(
     trainer = run_game(config, model_class)
     tokens = int(trainer.state.timestamp.token)
     trainer.close()
-    history = read_history(folder / "self-play")
+    store = folder / "self-play"
+    history = read_history(store)
     nll = in_evaluation("eval", NLL)
     last = len(history.iterations) - 1
     (folder / "hf" / f"iter{last}").rename(folder / MODEL)
@@ -89,6 +92,9 @@ def play(
             "start_nll": history.baseline[nll],
             "first_accuracy": history.iterations[0][ACCURACY],
             "last_accuracy": history.iterations[last][ACCURACY],
+            "generated_length": [record[GENERATED_LENGTH] for record in history.iterations],
+            "cut_off": [record[TRUNCATED] for record in history.iterations],
+            "alarms": [[alarm.iteration, alarm.name] for alarm in find_alarms(store)],
         },
     )
 

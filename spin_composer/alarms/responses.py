@@ -15,6 +15,7 @@ from spin_composer.alarms.rules import (
     FIRST_TOKEN_GAP,
     FIRST_WORDS_SHARED,
     REAL_LENGTH,
+    REAL_LOGP,
 )
 from spin_composer.data.pairs import Ids, Pair
 from spin_composer.store.base import Store
@@ -58,6 +59,7 @@ def response_figures(
     diversity = (distinct_bigrams(side, count) for side in sides)
     figures = {
         REAL_LENGTH: float(np.mean([len(ids) for ids in real])),
+        REAL_LOGP: float(np.mean([pair.opponent_real / len(pair.real) for pair in pairs])),
         **dict(zip((DISTINCT_REAL, DISTINCT_GENERATED), diversity, strict=True)),
     }
     texts = [decode([ids[:_FIRST_TOKENS] for ids in side]) for side in (real, generated)]

@@ -22,6 +22,7 @@ OF_BATCHES = (ACCURACY, REWARD_REAL, REWARD_GENERATED, LOGPS_REAL, LOGPS_GENERAT
 """The metrics of a batch that alarms look at."""
 GENERATED_LENGTH, TRUNCATED = "spin/generated_length", "spin/truncated_fraction"
 REAL_LENGTH = "responses/real_length"
+REAL_LOGP = "responses/real_logp_per_token"
 FIRST_TOKEN_GAP = "responses/first_token_gap"
 FIRST_WORDS_SHARED = "responses/first_words_shared"
 DISTINCT_REAL = "responses/distinct_2_real"
@@ -30,7 +31,7 @@ DISTINCT_GENERATED = "responses/distinct_2_generated"
 # --- thresholds; the alarms' docstrings give the reasons ----------------------------------------
 
 FALL = 0.05
-"""Of the opponent's log-prob sum of real responses."""
+"""Of the opponent's log-prob of real responses."""
 WINDOW_SHARE, LEAST_WINDOW = 0.25, 16
 """Steps that a fall is averaged over: a share of the iteration's, and at least so many."""
 HIGH_ACCURACY = 0.98
@@ -45,6 +46,8 @@ TRUNCATION_GROWTH = 0.1
 FIRST_TOKEN, LEAST_SHARED = 0.5, 0.1
 """Share of the first words that both sides have that begin with other tokens; share of responses
 that must begin with such a word."""
+_CHANCE = 0.5
+"""Accuracy of a classifier that tells nothing."""
 DIVERSITY = 0.7
 """Distinct-2, by that of real responses, as a part of the first iteration's."""
 
@@ -159,7 +162,8 @@ def falling_logps(run: RunFigures) -> str | None:
     """The log-probs of real and generated responses fall together.
 
     Raised when over the newest steps, a quarter of the iteration's (at least 16), real responses
-    are by 5% less likely (in nats: the sum of log-probs) than the opponent finds them, and
+    are by 5% less likely (in nats: the sum of log-probs, or what a token has of it in each response
+    with length_normalised, as the loss does) than the opponent finds them, and
     generated ones less likely too. In a game that works the real side rises or stays; a fall of 5%
     is beyond what batches of some dozens of pairs differ by, and a policy that ends there has lost
     part of what SFT gave it. That generated responses fall is the game; alone it raises nothing.
@@ -169,8 +173,10 @@ def falling_logps(run: RunFigures) -> str | None:
         return None
     last = run.batches[-window:]
     real, generated = (mean(last, name) / run.beta for name in (REWARD_REAL, REWARD_GENERATED))
-    tokens = run.plays[-1].get(REAL_LENGTH, math.nan) if run.per_token and run.plays else 1.0
-    opponent = mean(last, LOGPS_REAL) / tokens - real
+    if run.per_token:  # like by like: a mean of what each response has per token
+        opponent = run.plays[-1].get(REAL_LOGP, math.nan) if run.plays else math.nan
+    else:
+        opponent = mean(last, LOGPS_REAL) - real
     if not (real < FALL * opponent and generated < 0):
         return None
     return (
@@ -336,7 +342,8 @@ def judge_falls(run: RunFigures) -> str | None:
 
     Raised when an iteration's mean margin, without beta, is above that of the iteration before (0
     at the start), and the judge's classifier tells the policy's responses from real ones more often
-    than before it, by more than the sum of both standard errors. It needs the callback
+    than before it, by more than the sum of both standard errors, each accuracy counted from 0.5 up:
+    below it is chance. It needs the callback
     `spin_judge`, or `spin-composer judge` before the run goes on.
     """
     margins = {-1: 0.0, **run.margins}
@@ -345,7 +352,7 @@ def judge_falls(run: RunFigures) -> str | None:
         smaller = margins.get(iteration - 1, math.inf)
         if before is None or now is None:
             continue
-        worse = now.accuracy - before.accuracy
+        worse = max(_CHANCE, now.accuracy) - max(_CHANCE, before.accuracy)
         if margin > smaller and worse > before.standard_error + now.standard_error:
             return (
                 f"in iteration {iteration} the margin grew from {smaller:.2f} to {margin:.2f} "

@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import copy
 import logging
+import shutil
 import tempfile
 from collections.abc import Callable
+from contextlib import suppress
+from functools import partial
 from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING, Any, cast
 
@@ -15,20 +18,18 @@ from composer.core.time import TimeUnit
 from composer.loggers import Logger, RemoteUploaderDownloader
 from composer.models import HuggingFaceModel
 from composer.utils import (
-    ObjectStoreTransientError,
     dist,
     format_name_with_dist_and_time,
     maybe_create_remote_uploader_downloader_from_uri,
     parse_uri,
 )
 from composer.utils.misc import create_interval_scheduler
-from tenacity import Retrying, retry_if_exception_type, stop_after_attempt, wait_exponential
 from torch import Tensor
 from transformers import PretrainedConfig
 
 from spin_composer.data.chat_template import with_template
 from spin_composer.distributed import from_rank_zero
-from spin_composer.errors import InputError, format_value
+from spin_composer.errors import EnvironmentFailure, InputError, format_value
 from spin_composer.export.card import (
     CARD,
     RunFacts,
@@ -46,6 +47,7 @@ from spin_composer.export.state import adapter_state, plain_state
 from spin_composer.fsdp import unwrap
 from spin_composer.model.adapters import unsupported_adapters
 from spin_composer.model.unwrap import composer_model, inner_model, plain_class
+from spin_composer.store.object_folder import with_retries
 
 if TYPE_CHECKING:
     from peft import PeftModel
@@ -97,7 +99,7 @@ class HuggingFaceExporter(Callback):
                 f"{', '.join(_DTYPES)}."
             )
         self._dtype = _DTYPES[precision]
-        self._folder = parse_uri(save_folder)[2]
+        self._url, self._folder = save_folder, parse_uri(save_folder)[2]
         self._name = _checked_name(huggingface_folder_name)
         self.merges_adapters = merge_adapters
         interval = Time.from_input(save_interval, TimeUnit.EPOCH)
@@ -109,6 +111,8 @@ class HuggingFaceExporter(Callback):
         """Reaches the object store that folders are uploaded to; None if they stay on a disk."""
         self.uploader = maybe_create_remote_uploader_downloader_from_uri(save_folder, loggers=[])
         self._exported_batch: int | None = None
+        self._owed: dict[str, Path] = {}
+        """Folders that could not be uploaded yet, by their names in the object store; on rank 0."""
         self.facts: RunFacts | None = None
         """What the model card says; the algorithm sets it. Without it there is no card."""
 
@@ -163,6 +167,25 @@ class HuggingFaceExporter(Callback):
         del logger
         self._export_if_due(state, Event.ITERATION_CHECKPOINT)
 
+    def fit_end(self, state: State, logger: Logger) -> None:
+        """Upload what could not be uploaded before; a collective.
+
+        Raises:
+            EnvironmentFailure: Names the folders that still cannot.
+        """
+        del state, logger
+        if self.uploader is not None:
+            from_rank_zero(self._upload_last)
+
+    def _upload_last(self) -> None:
+        self._upload_owed()
+        if self._owed:
+            folders = ", ".join(f"{place} (in {path})" for place, path in self._owed.items())
+            raise EnvironmentFailure(
+                f"{self._url} has not all exports: {folders}. The run is finished; upload these "
+                "folders by hand."
+            )
+
     def _export_if_due(self, state: State, event: Event) -> None:
         batch = int(state.timestamp.batch)
         if batch == self._exported_batch or not self.check_interval(state, event):
@@ -187,38 +210,53 @@ class HuggingFaceExporter(Callback):
                 keep_card(Path(place), folder)
             log.info("The policy was exported to %s", place)
             return
-        with tempfile.TemporaryDirectory(prefix="spin-export-") as scratch:
-            folder, before = Path(scratch, "new"), Path(scratch, "before")
-            folder.mkdir()
-            self._save(state, tensors, folder, iteration)
+        scratch = Path(tempfile.mkdtemp(prefix="spin-export-"))
+        folder = scratch / "new"
+        folder.mkdir()
+        self._save(state, tensors, folder, iteration)
+        self._owed[place] = folder
+        self._upload_owed()
+
+    def _upload_owed(self) -> None:
+        """Upload the folders that are not in the object store; what fails is tried again later.
+
+        Not by the uploader's queue: a checkpoint would follow before the last file is there, and
+        the run that a kill ends then would never write the folder again. Nor does a failure end the
+        run here: the iteration's checkpoint is saved after its export.
+        """
+        for place, folder in list(self._owed.items()):
+            try:
+                self._upload(place, folder)
+            except EnvironmentFailure as error:
+                log.warning(
+                    f"the export {place} is not in the object store yet, but in {folder}, and is "
+                    f"tried again at the next export and as training ends: {error.__cause__}"
+                )
+            else:
+                del self._owed[place]
+                shutil.rmtree(folder.parent)
+                log.info("The policy was exported to %s", place)
+
+    def _upload(self, place: str, folder: Path) -> None:
+        assert self.uploader is not None
+        before = folder.with_name("before")
+        if not before.exists():
             self._download_card(place, before)
             keep_card(before, folder)
-            for path in sorted(path for path in folder.rglob("*") if path.is_file()):
-                name = f"{place}/{path.relative_to(folder)}"
-                # Not by the uploader's queue: a checkpoint would follow before the last file is
-                # there, and the run that a kill ends then would never write the folder again.
-                self._upload(name, path)
-        log.info("The policy was exported to %s", place)
-
-    def _upload(self, name: str, path: Path) -> None:
-        assert self.uploader is not None
-        # Composer's retry would draw from the global random generator, which belongs to training.
-        retrying = Retrying(
-            retry=retry_if_exception_type(ObjectStoreTransientError),
-            stop=stop_after_attempt(self.uploader.num_attempts),
-            wait=wait_exponential(),
-            reraise=True,
-        )
-        retrying(self.uploader.remote_backend.upload_object, name, str(path))
+        backend = self.uploader.remote_backend
+        for path in sorted(path for path in folder.rglob("*") if path.is_file()):
+            name = f"{place}/{path.relative_to(folder)}"
+            with_retries(self._url, f"written ({name})", partial(backend.upload_object, name, path))
 
     def _download_card(self, place: str, folder: Path) -> None:
         """Get the card of an earlier export from the object store, if there is one."""
         assert self.uploader is not None
-        folder.mkdir()
-        try:
-            self.uploader.remote_backend.download_object(f"{place}/{CARD}", folder / CARD)
-        except FileNotFoundError:
-            log.debug("%s has no %s yet", place, CARD)
+        got, name = folder.with_name("card"), f"{place}/{CARD}"
+        got.mkdir(exist_ok=True)
+        get = partial(self.uploader.remote_backend.download_object, name, got / CARD, True)
+        with suppress(FileNotFoundError):  # no export was there
+            with_retries(self._url, f"read ({name})", get)
+        got.rename(folder)
 
     def _save(self, state: State, tensors: dict[str, Tensor], folder: Path, iteration: int) -> None:
         model = composer_model(state)

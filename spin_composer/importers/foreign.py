@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Iterator, Mapping
+from decimal import Decimal
 from fnmatch import fnmatchcase
 from typing import Any
 
@@ -177,6 +178,11 @@ class ForeignConfig:
         return (
             f"{self.where}: {key} is not a known key of {self.trainer}. {suggest_key(key, known)}"
         )
+
+
+def duration(share: object) -> str:
+    """Return a share of an iteration as Composer's text, without an exponent: ``0.00001dur``."""
+    return f"{Decimal(str(share)):f}dur" if is_number(share) else f"{share}dur"
 
 
 def _leaves(values: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:

@@ -149,8 +149,10 @@ def _put_outputs(theirs: ForeignConfig, draft: FreshYaml) -> None:
     if kept := theirs.take_count(key):
         draft.put("save_num_checkpoints_to_keep", kept, key, "the newest, not the best")
     key = "trainer.log_every_n_steps"
-    if (steps := theirs.take_count(key)) is not None:
+    if (steps := theirs.take_count(key, 0) or 0) > 0:
         draft.put("console_log_interval", f"{steps}ba", key)
+    else:
+        theirs.explain(key, "the console shows a progress bar")
     key = "exp_manager.create_wandb_logger"
     wandb = theirs.take_mapping("exp_manager.wandb_logger_kwargs")
     names = [f"exp_manager.wandb_logger_kwargs.{name}" for name in wandb]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from spin_composer.importers.foreign import NO_DROPOUT, ForeignConfig, Refused
+from spin_composer.importers.foreign import NO_DROPOUT, ForeignConfig, Refused, duration
 from spin_composer.importers.fresh import FreshYaml
 from spin_composer.settings.fields import is_int, is_number
 
@@ -152,7 +152,7 @@ def _put_schedule(theirs: ForeignConfig, draft: FreshYaml, rate: float) -> None:
     name = theirs.take_one_of(f"{where}.name", _DECAYS, "WarmupPolicy")
     draft.yaml.set("scheduler.name", "spin")
     key, length = theirs.take_first(f"{where}.warmup_steps", f"{where}.warmup_ratio")
-    warmup = f"{length or 0}{'ba' if key.endswith('steps') else 'dur'}"
+    warmup = f"{length or 0}ba" if key.endswith("steps") else duration(length)
     draft.put("scheduler.t_warmup", warmup, key, "in each iteration")
     draft.put("scheduler.decay", _DECAYS[name], f"{where}.name", f"was {name}, over the whole run")
     least = theirs.take_number(f"{where}.min_lr", 0.0)

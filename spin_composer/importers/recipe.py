@@ -234,10 +234,12 @@ def _put_outputs(theirs: ForeignConfig, draft: FreshYaml) -> None:
     named, where = (str(folder).rstrip("/"), key) if folder else ("runs/{run_name}", "")
     draft.put("algorithms.spin.store", f"{named}/self-play", where, "shared by all nodes")
     put_outputs(draft, named, where)
-    if (kept := theirs.take_count("save_total_limit")) is not None:
+    if (kept := theirs.take_count("save_total_limit", 0) or 0) > 0:
         draft.put("save_num_checkpoints_to_keep", kept, "save_total_limit")
+    else:
+        theirs.explain("save_total_limit", "all checkpoints are kept")
     steps = theirs.take("logging_steps")
-    if is_int(steps):
+    if is_int(steps) and steps > 0:
         draft.put("console_log_interval", f"{steps}ba", "logging_steps")
     else:
         theirs.explain("logging_steps", "console_log_interval counts batches (10ba)")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from spin_composer.importers.foreign import ForeignConfig
+from spin_composer.importers.foreign import ForeignConfig, duration
 from spin_composer.importers.fresh import FreshYaml
 from spin_composer.settings.fields import is_number
 
@@ -59,11 +59,11 @@ def _put_schedule(theirs: ForeignConfig, draft: FreshYaml) -> None:
             theirs.explain(key, "a constant rate has no warm-up, constant_with_warmup has")
         draft.put("scheduler.t_warmup", "0ba", "lr_scheduler_type", "no warm-up")
     elif steps > 0:  # a share of all steps below 1
-        warmup = f"{int(steps)}ba" if steps >= 1 else f"{steps}dur"
+        warmup = f"{int(steps)}ba" if steps >= 1 else duration(steps)
         draft.put("scheduler.t_warmup", warmup, "warmup_steps", "of each iteration")
         theirs.explain("warmup_ratio", "warmup_steps is used")
     else:
-        draft.put("scheduler.t_warmup", f"{ratio}dur", "warmup_ratio", "of each iteration")
+        draft.put("scheduler.t_warmup", duration(ratio), "warmup_ratio", "of each iteration")
         theirs.explain("warmup_steps", "warmup_ratio is used")
     draft.put("scheduler.decay", _DECAYS[kind], "lr_scheduler_type", "within each iteration")
 

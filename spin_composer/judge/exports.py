@@ -15,6 +15,8 @@ from spin_composer.store.layout import iteration_name
 
 _MARKS = ("config.json", "adapter_config.json")
 _ITERATION = "iteration"
+_NUMBERED = re.compile(r"(?i)(?:.*[^a-z])?iter(?:ation)?[-_]?(?P<iteration>\d+)(?:\D.*)?|.+")
+"""Paths of exports in a folder of which nothing is known; ``ba10`` is no iteration."""
 ADAPTERS = "adapter_config.json"
 """Is in an export of adapters alone."""
 
@@ -24,7 +26,7 @@ class Export:
     """An exported model."""
 
     name: str
-    """``iter-000``, or the folder's own name where it has no iteration's number."""
+    """``iter-000``, or the folder's path below that of all exports where no iteration is known."""
     folder: Path
 
     @property
@@ -64,12 +66,14 @@ def exports_of_run(config: Config, where: str) -> list[Export]:
 
 
 def exports_in(folder: Path) -> list[Export]:
-    """Return the exports in a folder, in the order of the numbers in their names.
+    """Return the exports in a folder, in the order of the numbers in their paths.
+
+    An iteration's number is the one after ``iter`` or ``iteration``; of an iteration the last.
 
     Raises:
         InputError: There are none.
     """
-    found = _find(folder, re.compile(r".*?(?P<iteration>\d+)|.+"))
+    found = _find(folder, _NUMBERED)
     if not found:
         raise InputError(
             f"{folder} has no exported iteration: a folder with a config.json or "
@@ -93,7 +97,7 @@ def _places(config: Config) -> list[tuple[str, str]]:
         name = settings.get("huggingface_folder_name") or (
             "iter{iteration}" if own else "ba{batch}"
         )
-        places.append((folder, str(name) if own else f"huggingface/{name}"))
+        places.append((folder if own else f"{folder or '.'}/huggingface", str(name)))
     return places
 
 
@@ -113,14 +117,15 @@ def _find(root: Path, pattern: re.Pattern[str]) -> list[Export]:
     folders = {path.parent for mark in _MARKS for path in root.glob(f"**/{mark}")}
     found: dict[str, Export] = {}
     for folder in sorted(folders, key=_numbers):
-        match = pattern.fullmatch(folder.relative_to(root).as_posix())
+        path = folder.relative_to(root).as_posix()
+        match = pattern.fullmatch(path)
         linked = any(
             path.is_symlink() for path in (folder, *folder.parents) if root in path.parents
         )
         if match is None or folder == root or linked:
             continue
         number = match.groupdict().get(_ITERATION)
-        name = folder.name if number is None else iteration_name(int(number))
+        name = path if number is None else iteration_name(int(number))
         found.pop(name, None)  # an earlier export of the same iteration
         found[name] = Export(name, folder)
     return list(found.values())

@@ -7,19 +7,27 @@ import shlex
 from collections.abc import Sequence
 
 HIDDEN = "***"
-_NAME = r"[\w.-]*(?:token|secret|password|passwd|key|credentials?)"
+_HARMLESS = (
+    r"(?:stop|bos|eos|pad|unk|sep|cls|mask|image|text|prompt|response|sort)[_-](?:token|key)"
+)
+_SECRET = (
+    "(?:api|auth|access|secret|private|hf)?(?:token|secret|password|passwd|passphrase|key|auth)"
+    "|api[_-]?keys|key[_-]?id|credentials?|sig|signature"
+)
+# A whole name, from its beginning on: else each of its letters is one, and long words take minutes.
+_NAME = rf"(?<![\w.-])(?!(?:[\w.-]*[.-])?{_HARMLESS}\b)(?:[\w.-]*[._-])?(?:{_SECRET})"
 _VALUE = r"""(?:"[^"]*"|'[^']*'|\S+)"""
 _GIVEN = re.compile(
     r"""(?isx)
     ( (?:authorization|cookie)["']?[=:]\s* ) .+         # a header: to the end of the word
     | ( \bbearer\s+ ) \S+
-    | ( NAME["']?[=:]\s* | --?NAME\s+ ) VALUE           # use_auth_token=hf_..., --api-key ...
+    | ( NAME["']?[=:]\s* | (?=-)NAME\s+ ) VALUE         # use_auth_token=hf_..., --api-key ...
     | ( (?<!\S)(?:-u|--user)[=\s]\s*[^\s:]+: ) \S+      # curl's name and password
-    | ( ://[^/\s:@]*: ) [^/\s@]+(?=@)                   # https://name:password@host
+    | ( (?<!oci)://(?:[^/\s:@]*:)? ) [^/\s]+(?=@)       # https://name:password@host; a token alone
     """.replace("NAME", _NAME).replace("VALUE", _VALUE)
 )
 """A secret within a word, which may be a whole command: ``reload_command=curl ...``, ``sh -c``."""
-_FLAG = re.compile(rf"(?i)-{_NAME}")
+_FLAG = re.compile(rf"(?i)(?=-){_NAME}")
 """``--api-key``, whose value is the next word."""
 _LOGIN = re.compile(r"[^\s:]+:")
 

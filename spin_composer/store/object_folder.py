@@ -140,39 +140,47 @@ class ObjectFolder:
         return self._prefix + name
 
     def _with_retries(self, what: str, call: Callable[[], T]) -> T:
-        """Return what ``call`` returns; retry transient errors with growing pauses.
+        return with_retries(self.url, what, call)
 
-        Raises:
-            FileNotFoundError: If there is no such object.
-            EnvironmentFailure: If all attempts fail.
-        """
 
-        def warn(state: RetryCallState) -> None:
-            assert state.outcome is not None
-            log.warning(
-                f"{self.url} cannot be {what}, tried again: "
-                f"{_error_text(state.outcome.exception())}"
-            )
+def with_retries(where: str, what: str, call: Callable[[], T]) -> T:
+    """Return what a call of an object store's client returns; retry transient errors with pauses.
 
-        retrying = Retrying(
-            retry=retry_if_exception(_is_transient),
-            stop=stop_after_attempt(_ATTEMPTS),
-            wait=_pause_seconds,
-            before_sleep=warn,
-            reraise=True,
+    Args:
+        where: URL, for messages.
+        what: What cannot be done if it fails: ``written (a/b)``.
+        call: The call.
+
+    Raises:
+        FileNotFoundError: If there is no such object.
+        EnvironmentFailure: If all attempts fail.
+    """
+
+    def warn(state: RetryCallState) -> None:
+        assert state.outcome is not None
+        log.warning(
+            f"{where} cannot be {what}, tried again: {_error_text(state.outcome.exception())}"
         )
-        try:
-            return retrying(call)
-        except FileNotFoundError:
+
+    retrying = Retrying(
+        retry=retry_if_exception(_is_transient),
+        stop=stop_after_attempt(_ATTEMPTS),
+        wait=_pause_seconds,
+        before_sleep=warn,
+        reraise=True,
+    )
+    try:
+        return retrying(call)
+    except FileNotFoundError:
+        raise
+    except Exception as error:
+        if not (_is_store_error(error) or _is_permanent(error)):
             raise
-        except Exception as error:
-            if not (_is_store_error(error) or _is_permanent(error)):
-                raise
-            raise EnvironmentFailure(
-                f"{self.url} cannot be {what}: {_error_text(error)}. See that the bucket exists "
-                "and that this machine's credentials may list, read and write there; then run the "
-                "same command again: the run resumes."
-            ) from error
+        raise EnvironmentFailure(
+            f"{where} cannot be {what}: {_error_text(error)}. See that the bucket exists "
+            "and that this machine's credentials may list, read and write there; then run the "
+            "same command again: the run resumes."
+        ) from error
 
 
 def _pause_seconds(state: RetryCallState) -> float:

@@ -15,6 +15,7 @@ from spin_composer.alarms.rules import (
     FIRST_TOKEN_GAP,
     FIRST_WORDS_SHARED,
     REAL_LENGTH,
+    REAL_LOGP,
 )
 from spin_composer.data.pairs import Ids, Pair
 
@@ -73,6 +74,12 @@ def test_responses_like_the_real_ones_have_the_same_diversity() -> None:
     figures = response_figures(pairs_of(real=[0, 1], generated=[0, 1]), spell)
     assert figures[REAL_LENGTH] == 4.0
     assert figures[DISTINCT_GENERATED] == pytest.approx(figures[DISTINCT_REAL], rel=0.15)
+
+
+def test_the_opponents_log_prob_per_token_is_the_mean_of_the_responses_own() -> None:
+    short = Pair(ids(1), ids(0, 1), ids(0), opponent_real=-10.0, index=0)
+    long = Pair(ids(1), ids(*[0] * 20), ids(0), opponent_real=-10.0, index=1)
+    assert response_figures([short, long], spell)[REAL_LOGP] == pytest.approx(-(5.0 + 0.5) / 2)
 
 
 def test_several_responses_to_a_prompt_do_not_make_the_real_ones_less_diverse() -> None:

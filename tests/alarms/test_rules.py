@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -17,6 +18,7 @@ from spin_composer.alarms.rules import (
     GENERATED_LENGTH,
     LOGPS_REAL,
     REAL_LENGTH,
+    REAL_LOGP,
     REWARD_GENERATED,
     REWARD_REAL,
     TRUNCATED,
@@ -101,6 +103,7 @@ SOUND: list[tuple[str, RunFigures]] = [
     ("judge_falls", judged(0.7, 0.6, 0.55, margins=(1.0, 2.0))),
     ("judge_falls", judged(0.7, 0.6, 0.61, margins=(1.0, 2.0))),  # by chance
     ("judge_falls", judged(0.6, 0.5, 0.7, margins=(2.0, 1.0))),
+    ("judge_falls", judged(0.44, 0.51, margins=(1.0,))),  # both are chance
     ("judge_falls", RunFigures(margins={0: 1.0, 1: 2.0})),
 ]
 
@@ -128,10 +131,25 @@ def test_a_run_of_which_nothing_is_known_raises_nothing() -> None:
 
 
 def test_rewards_per_token_are_compared_with_log_probs_per_token() -> None:
-    run = of_batches(real=-0.2, generated=-1.0, per_token=True, plays=[play()])  # of -2 nats
+    per_token = {"per_token": True, "plays": [play(**{REAL_LOGP: -2.0})]}
+    run = of_batches(real=-0.2, generated=-1.0, **per_token)
     assert ALARMS["falling_logps"].rule(run) is not None
-    sound = of_batches(real=-0.05, generated=-1.0, per_token=True, plays=[play()])
+    sound = of_batches(real=-0.05, generated=-1.0, **per_token)
     assert ALARMS["falling_logps"].rule(sound) is None
+
+
+def test_short_unlikely_responses_beside_long_ones_make_no_fall_per_token() -> None:
+    """Two tokens at -5 nats and 200 at -0.5, all 1% less likely: each response's own share counts.
+
+    By the sums' means it would be 5%: the long responses' tokens outnumber the short ones'.
+    """
+    opponent = (-5.0 - 0.5) / 2
+    lengths, sums = (2 + 200) / 2, (-10.0 - 100.0) / 2
+    assert 0.01 * opponent < 0.05 * sums / lengths
+    plays = [play(**{REAL_LOGP: opponent, REAL_LENGTH: lengths})]
+    run = of_batches(real=0.01 * opponent, generated=-1.0, per_token=True, plays=plays)
+    run = replace(run, batches=[{**one, LOGPS_REAL: 1.01 * sums} for one in run.batches])
+    assert ALARMS["falling_logps"].rule(run) is None
 
 
 def test_each_alarm_has_advice_in_full_sentences() -> None:

@@ -5,6 +5,9 @@ from __future__ import annotations
 import functools
 import json
 import os
+import re
+import shutil
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -21,9 +24,10 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from spin_composer import HuggingFaceExporter, build_spin_dataloader
 from spin_composer.data.chat_template import ChatTemplate
-from spin_composer.errors import InputError
+from spin_composer.errors import EnvironmentFailure, InputError
 from spin_composer.export.folder import written_aside
 from spin_composer.fsdp import is_sharded
+from spin_composer.store import object_folder
 
 VOCAB = len(tokenizers.byte_level())
 INTERVALS = ["1iter", "2iter", "100ba", "0.5dur", "1dur", "4ep", "7ba"]
@@ -146,20 +150,15 @@ def test_adapters_are_found_where_activation_checkpointing_wraps_their_layers(tm
     assert (logits(loaded) - logits(model)).abs().max() < 1e-5
 
 
-def test_folders_in_an_object_store_are_uploaded_before_the_trainer_closes(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-):
-    with s3_server() as server:
-        for name, value in server.environment.items():
-            monkeypatch.setenv(name, value)
-        exporter = HuggingFaceExporter(f"s3://{BUCKET}/{{run_name}}/hf")
-        trainer = tiny_trainer(tmp_path, max_duration="1iter", callbacks=[exporter])
-        trainer.fit()
-        trainer.close()
-        names = server.names("tiny/hf/")
-        for name in names:
-            (tmp_path / "got").mkdir(exist_ok=True)
-            (tmp_path / "got" / Path(name).name).write_bytes(server.read(name))
+def test_folders_in_an_object_store_are_uploaded_before_the_trainer_closes(s3: S3, tmp_path: Path):
+    exporter = HuggingFaceExporter(f"s3://{BUCKET}/{{run_name}}/hf")
+    trainer = tiny_trainer(tmp_path, max_duration="1iter", callbacks=[exporter])
+    trainer.fit()
+    trainer.close()
+    names = s3.names("tiny/hf/")
+    for name in names:
+        (tmp_path / "got").mkdir(exist_ok=True)
+        (tmp_path / "got" / Path(name).name).write_bytes(s3.read(name))
     assert {Path(name).parent.name for name in names} == {"iter0"}
     assert torch.equal(logits(load(tmp_path / "got")), logits(trainer.state.model.model))
     AutoTokenizer.from_pretrained(tmp_path / "got")
@@ -176,19 +175,58 @@ class Listing(Callback):
         self.found.append((int(state.timestamp.iteration), self.server.names("tiny/hf/")))
 
 
-def test_a_checkpoint_follows_when_the_whole_folder_is_uploaded(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-):
+def test_a_checkpoint_follows_when_the_whole_folder_is_uploaded(s3: S3, tmp_path: Path):
+    listing = Listing(s3)
+    exporter = HuggingFaceExporter(f"s3://{BUCKET}/{{run_name}}/hf")
+    trainer = tiny_trainer(tmp_path, max_duration="1iter", callbacks=[exporter, listing])
+    trainer.fit()
+    trainer.close()
+    assert listing.found == [(1, s3.names("tiny/hf/"))]
+    assert "tiny/hf/iter0/model.safetensors" in listing.found[0][1]
+
+
+@pytest.fixture
+def s3(monkeypatch: pytest.MonkeyPatch) -> Iterator[S3]:
+    monkeypatch.setattr(object_folder, "_FIRST_PAUSE_SECONDS", 0.001)
     with s3_server() as server:
         for name, value in server.environment.items():
             monkeypatch.setenv(name, value)
-        listing = Listing(server)
-        exporter = HuggingFaceExporter(f"s3://{BUCKET}/{{run_name}}/hf")
-        trainer = tiny_trainer(tmp_path, max_duration="1iter", callbacks=[exporter, listing])
+        yield server
+
+
+def fail(server: S3, name: str, times: int) -> None:
+    """Have the server fail so many times to take an object."""
+    failures = iter(range(times))
+    server.fault = lambda method, path: (
+        method == "PUT" and path.endswith(name) and next(failures, None) is not None
+    )
+
+
+@pytest.mark.parametrize("times", [3, 8])
+def test_an_upload_that_fails_is_tried_again_at_once_and_later(
+    s3: S3, tmp_path: Path, caplog: pytest.LogCaptureFixture, times: int
+):
+    fail(s3, "iter0/model.safetensors", times)  # it is tried six times at once
+    exporter = HuggingFaceExporter(f"s3://{BUCKET}/hf")
+    saved = {"save_folder": str(tmp_path / "saved"), "save_interval": "1iter"}
+    tiny_trainer(tmp_path, callbacks=[exporter], **saved).fit()
+    assert {"hf/iter0/model.safetensors", "hf/iter1/model.safetensors"} <= set(s3.names("hf/"))
+    late = [one for one in caplog.messages if "is tried again at the next export" in one]
+    assert len(late) == (times > 6)
+
+
+def test_an_export_that_cannot_be_uploaded_costs_no_checkpoint(s3: S3, tmp_path: Path):
+    fail(s3, "iter0/model.safetensors", 1000)
+    exporter = HuggingFaceExporter(f"s3://{BUCKET}/hf")
+    saved = {"save_folder": str(tmp_path / "saved"), "save_interval": "1iter"}
+    trainer = tiny_trainer(tmp_path, max_duration="1iter", callbacks=[exporter], **saved)
+    with pytest.raises(EnvironmentFailure, match="has not all exports: hf/iter0") as caught:
         trainer.fit()
-        trainer.close()
-        assert listing.found == [(1, server.names("tiny/hf/"))]
-        assert "tiny/hf/iter0/model.safetensors" in listing.found[0][1]
+    assert (tmp_path / "saved/latest-rank0.pt").exists()
+    found = re.search(r"\(in (.*?)\)", str(caught.value))
+    assert found is not None
+    assert torch.equal(logits(load(Path(found[1]))), logits(trainer.state.model.model))
+    shutil.rmtree(Path(found[1]).parent)
 
 
 def export_sharded(folder: str, rank: int) -> Any:

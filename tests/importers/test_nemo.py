@@ -168,6 +168,12 @@ def test_what_is_not_carried_over_is_explained(overrides: list[str], key: str, r
     assert reason in fates(imported(*overrides))[key]
 
 
+def test_a_small_share_of_warm_up_has_no_exponent():
+    sched = "model.optim.sched"
+    config = imported(f"~{sched}.warmup_steps", f"+{sched}.warmup_ratio=1e-5").config()
+    assert config["scheduler"]["t_warmup"] == "0.00001dur"
+
+
 def test_batches_count_by_the_data_sets_own_size_where_the_models_is_open():
     own = ["model.global_batch_size=null", f"{TRAIN}.global_batch_size=16"]
     own += ["model.data.validation_ds.global_batch_size=20", "trainer.spin.limit_val_batches=3"]

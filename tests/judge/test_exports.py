@@ -40,6 +40,32 @@ def test_of_an_iteration_the_last_export_counts(tmp_path: Path):
     assert found == [("iter-000", "iter0-ba10"), ("iter-001", "iter1-ba15")]
 
 
+@pytest.mark.parametrize(
+    ("folders", "wanted"),
+    [
+        (("iter0-bf16", "iter1-bf16", "iter10-bf16"), ("iter-000", "iter-001", "iter-010")),
+        (("iter0/hf", "iter1/hf"), ("iter-000", "iter-001")),
+        (("2026-iteration_3", "filter7"), ("iter-003", "filter7")),
+        (("ba7/hf", "ba14/hf"), ("ba7/hf", "ba14/hf")),
+        (("iter0-ba5", "iter0-ba10"), ("iter-000",)),
+    ],
+)
+def test_exports_in_a_folder_have_the_number_after_iter(
+    tmp_path: Path, folders: tuple[str, ...], wanted: tuple[str, ...]
+):
+    make(*(tmp_path / name for name in folders))
+    found = exports_in(tmp_path)
+    assert tuple(one.name for one in found) == wanted
+    assert found[-1].folder == tmp_path / folders[-1]
+
+
+def test_nested_exports_without_an_iteration_are_all_found(tmp_path: Path):
+    make(tmp_path / "ba7/hf", tmp_path / "ba14/hf")
+    own = {"save_folder": str(tmp_path), "huggingface_folder_name": "ba{batch}/hf"}
+    found = names({"callbacks": {"hf_exporter": own}})
+    assert found == [("ba7/hf", "hf"), ("ba14/hf", "hf")]
+
+
 def test_a_link_to_the_best_and_adapters_are_told_apart(tmp_path: Path):
     make(tmp_path / "iter0")
     (tmp_path / "iter0/config.json").rename(tmp_path / "iter0/adapter_config.json")

@@ -23,6 +23,18 @@ from spin_composer.settings.secrets import text_without_secrets, without_secrets
         ("server.reload_command=load --api-key 'a b' {model}",
          "server.reload_command=load --api-key *** {model}"),
         ("curl -u me:pass http://host", "curl -u me:*** http://host"),
+        ("https://ghp_abc@github.com/x", "https://***@github.com/x"),
+        ("http://me:p@ss@host", "http://me:***@host"),
+        ("http://host/x?X-Amz-Signature=abc", "http://host/x?X-Amz-Signature=***"),
+        ("AWS_ACCESS_KEY_ID=abc", "AWS_ACCESS_KEY_ID=***"),
+        ("apikey=abc", "apikey=***"),
+        ("X-Auth: abc", "X-Auth: ***"),
+        (f"{'a.' * 100}api_key=abc", f"{'a.' * 100}api_key=***"),
+        *((harmless, harmless) for harmless in (
+            "train_loader.dataset.stop_token=<|im_end|>", "tokenizer.kwargs.pad_token=<pad>",
+            "--eos-token </s>", "text_key=prompt", "monkey=3", "oci://bucket@space/x",
+            "num_tokens=5", "http://host/a@b", "s3://bucket/x@y",
+        )),
         ("tokenizer.name=gpt2", "tokenizer.name=gpt2"),
         ("generation.max_new_tokens=512", "generation.max_new_tokens=512"),
         ("http://host:8000", "http://host:8000"),
@@ -38,6 +50,7 @@ def test_secrets_of_a_command_are_left_out(word: str, shown: str) -> None:
     [
         (["serve", "--api-key", "abc", "--port", "80"],
          ["serve", "--api-key", "***", "--port", "80"]),
+        (["serve", "--eos-token", "</s>"], ["serve", "--eos-token", "</s>"]),
         (["curl", "--user", "me:pass", "-u", "me"], ["curl", "--user", "me:***", "-u", "me"]),
     ],
 )  # fmt: skip
@@ -58,3 +71,8 @@ def test_the_word_after_a_secrets_flag_is_left_out(given: list[str], shown: list
 )  # fmt: skip
 def test_a_commands_text_is_hidden_word_by_word(text: str, shown: str) -> None:
     assert text_without_secrets(text) == shown
+
+
+@pytest.mark.parametrize("word", ["a" * 200_000, "token" * 40_000, "a.token-" * 20_000])
+def test_a_long_word_is_read_once(word: str) -> None:
+    assert without_secrets([word]) == [word]
