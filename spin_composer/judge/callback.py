@@ -9,6 +9,7 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Sequence
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
@@ -86,6 +87,8 @@ class SpinJudge(Callback):
         self._places: list[Sequence[str]] = []
         self._noted_batch = -1
         self._noted: dict[int, str] = {}
+        self._at_start: dict[str, int] = {}
+        """Sizes that the start model was judged with, of a run that had begun."""
 
     def init(self, state: State, logger: Logger) -> None:
         """Check the run, and stand after the exporters, so that an export is there to be marked.
@@ -110,6 +113,8 @@ class SpinJudge(Callback):
         """
         examples, self._held_out = self._held_out_examples(state)
         model = composer_model(state)
+        if int(state.timestamp.batch):
+            self._at_start = from_rank_zero(lambda: self._sizes_at_start(state))
         sampling = self._sampling(state)
         limits = model_limits(model.config)
         self._rows = choose_rows(examples, self.settings, sampling.max_new_tokens, limits)
@@ -193,7 +198,15 @@ class SpinJudge(Callback):
         return games[0]
 
     def _sampling(self, state: State) -> GenerationSettings:
-        return sampling_settings(self.settings, self._game(state).settings.generation)
+        # The run's own may be lowered while it runs, where memory does not suffice for play.
+        kept = {name: getattr(self.settings, name) or x for name, x in self._at_start.items()}
+        settings = replace(self.settings, **kept)
+        return sampling_settings(settings, self._game(state).settings.generation)
+
+    def _sizes_at_start(self, state: State) -> dict[str, int]:
+        kept = self._find(state, START)
+        names = ("batch_size", "max_new_tokens")
+        return {} if kept is None else {name: kept.key[name] for name in names if name in kept.key}
 
     def _sample(self, state: State, name: str) -> Kept:
         """Return the policy's rows, sampled unless they are kept already; a collective."""

@@ -181,6 +181,25 @@ def test_responses_end_at_the_runs_stop_strings(tmp_path: Path):
         run("2iter", [])
 
 
+def test_a_batch_of_play_that_is_lowered_for_memory_leaves_the_judges_own(tmp_path: Path):
+    def run(duration: str, size: int, longest: int) -> None:
+        trainer = tiny_trainer(
+            tmp_path, callbacks=[spin_judge(tmp_path, batch_size=None, max_new_tokens=None)],
+            max_duration=duration, save_folder=str(tmp_path / "checkpoints"), autoresume=True,
+            spin={"generation": {"max_new_tokens": longest, "batch_size": size}},
+        )  # fmt: skip
+        trainer.fit()
+
+    run("1iter", size=4, longest=12)
+    run("2iter", size=2, longest=10)
+    keys = [
+        json.loads((tmp_path / f"self-play/judge/{name}.json").read_text())["key"]
+        for name in ("start", "iter-000", "iter-001")
+    ]
+    assert {key["batch_size"] for key in keys} == {4}
+    assert {key["max_new_tokens"] for key in keys} == {12}
+
+
 def test_a_run_that_had_begun_cannot_be_judged_from_its_start(tmp_path: Path):
     def run(duration: str, *callbacks: Any) -> None:
         trainer = tiny_trainer(
