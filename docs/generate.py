@@ -20,6 +20,8 @@ from spin_composer.alarms.rules import (
     DISTINCT_REAL,
     FIRST_TOKEN_GAP,
     FIRST_WORDS_SHARED,
+    LEAST_STEPS,
+    LEAST_WINDOW,
     REAL_LENGTH,
     REAL_LOGP,
 )
@@ -231,7 +233,9 @@ tried on runs of minutes, not on many real ones, and an alarm is a reason to loo
 `make real` raises two, `never_stops` and `high_accuracy`: SmolLM2-135M-Instruct answers GSM8K's
 questions at length, and of its responses 66% in the first iteration and 38% in the second are cut
 off at 256 tokens. Held-out rows get likelier all the same ([evidence](evidence.md)). A run that
-raises one that it should not is worth an issue. [rules.py](../spin_composer/alarms/rules.py) has
+raises one that it should not is worth an issue. Those that average over steps do not look in short
+iterations: `falling_logps` needs {LEAST_WINDOW} steps, `high_accuracy` {LEAST_STEPS} after the
+first tenth. [rules.py](../spin_composer/alarms/rules.py) has
 them all.
 
 {table(("alarm", "what it finds", "looked for"), rows)}

@@ -100,6 +100,16 @@ def test_falling_rates_begin_as_spin_does_and_go_on_slower(finished: Path, tmp_p
     assert 0 < next(changes) < next(changes)
 
 
+def test_ditto_begins_with_as_many_pairs_and_goes_on_with_more(
+    finished: Path, tmp_path: Path
+) -> None:
+    seed = finished / "work/small/seed-0"
+    job = Job(SMALL, Setting.of(seed / "world"), tmp_path, 0, {})
+    (first, second), steps = Trained.load(seed / SPIN).steps, ARMS["ditto"].train(job).steps
+    assert steps[0] == first
+    assert second < steps[1] <= second / 0.7
+
+
 def test_sft_is_the_training_that_early_stopping_watched(finished: Path, tmp_path: Path) -> None:
     seed = finished / "work/small/seed-0"
     steps = Trained.load(seed / SPIN).steps

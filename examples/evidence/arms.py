@@ -118,6 +118,7 @@ ARMS: Mapping[str, Arm] = {
     "nll": _game("SPIN + NLL", {"algorithms.spin.nll_weight": 1.0}),
     "hinge": _game("hinge", {_LOSS: "hinge"}),
     "squared": _game("IPO (squared)", {_LOSS: "squared"}),
+    "ditto": _game("DITTO", {"algorithms.spin.game": "ditto", "algorithms.spin.replay": REMOVED}),
     "swapped": _game("labels swapped (control)", swapped=True),
 }
 """In the order in which they are run: an arm stands after those that it needs."""
