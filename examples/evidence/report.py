@@ -19,7 +19,7 @@ _CURVES = {
     "few": "A toy model that SFT has exhausted on 100 rows",
     "style-small": "SmolLM2-135M on 48 rows new to it",
 }
-"""Titles of the worlds whose curves README shows: one in which SPIN wins, one in which SFT does."""
+"""Titles of the worlds whose curves README shows: SPIN beats more SFT in one, SFT wins in one."""
 
 
 def all_results(folder: Path) -> Mapping[str, Sequence[Result]]:
