@@ -50,7 +50,9 @@ $(REAL)/base/config.json: | install
 real-rows:
 	@test -n "$(HELD_OUT)" || { echo "make real: DATA=$(DATA) needs held-out rows of its own: HELD_OUT=others.jsonl" >&2; exit 1; }
 	@for rows in $(DATA) $(HELD_OUT); do test -e $$rows || { echo "make real: $$rows is not there. Give rows of prompt and \
-	response, some of them held out: make real DATA=rows.jsonl HELD_OUT=others.jsonl (docs/running.md has a data set of the Hub)" >&2; exit 1; }; done
+	response, some of them held out: make real RUN=mine DATA=rows.jsonl HELD_OUT=others.jsonl (docs/running.md has a data set of the Hub)" >&2; exit 1; }; done
+	@test -z "$(if $(filter $(GSM8K)_train.jsonl,$(DATA)),,$(filter smollm2-135m,$(RUN)))" || { echo "make real: DATA=$(DATA) is \
+	another run than that of GSM8K: give it a name, RUN=mine" >&2; exit 1; }
 
 real: real-rows $(REAL)/base/config.json ## SPIN on SmolLM2-135M-Instruct on a CPU, then its report (40 minutes; make real again goes on): RUN=name DATA=rows.jsonl HELD_OUT=...
 	$(OFFLINE) $(BIN)/spin-composer train yamls/smollm2-135m-cpu.yaml run_name=$(RUN) variables.train=$(DATA) variables.held_out=$(HELD_OUT)
@@ -121,7 +123,7 @@ bench: install ## benchmarks of the kernels on this machine
 WORLDS  ?= exact few demo
 SEEDS   ?= 5
 RESULTS ?= runs/evidence/results
-EVIDENCE = -m examples.evidence run $(WORLDS) $(if $(ARMS),--arms $(ARMS)) --seeds $(SEEDS) --results $(RESULTS) --model $(REAL)/base --train $(DATA) --held-out $(HELD_OUT)
+EVIDENCE = -m examples.evidence run $(WORLDS) $(if $(ARMS),--arms $(ARMS)) --seeds $(SEEDS) --results $(RESULTS) --model $(REAL)/base --train $(DATA) $(if $(HELD_OUT),--held-out $(HELD_OUT))
 evidence: $(if $(filter gsm8k style style-small,$(WORLDS)),$(REAL)/base/config.json,install) ## SPIN beside SFT, other losses and controls, arms x seeds: WORLDS="exact few demo" SEEDS=5 ARMS="spin sft"
 	$(OFFLINE) OMP_NUM_THREADS=1 $(BIN)/python $(EVIDENCE)
 	$(OFFLINE) $(BIN)/python -m examples.evidence report --results $(RESULTS)
@@ -219,7 +221,7 @@ gpu-base: ## of make gpu-evidence: the model's folder, of the GGUF or of its par
 GPU_BASE = $(if $(GPU_NEEDS),$(REAL)/base/config.json,gpu-base)
 gpu-evidence: $(GPU_NEEDS) $(if $(filter --tiny,$(GPU_FLAGS)),,$(GPU_BASE)) ## SmolLM2-135M on GSM8K's rows and in a style, arms x seeds on a GPU, nine minutes at a time
 	$(GPU_ENV) $(NINE_MINUTES) $(GPU_PYTHON) -m examples.evidence run gsm8k style --gpu --minutes 8.5 --seeds 3 \
-		--model $(REAL)/base --train $(DATA) --held-out $(HELD_OUT) --folder runs/evidence-gpu \
+		--model $(REAL)/base --train $(DATA) $(if $(HELD_OUT),--held-out $(HELD_OUT)) --folder runs/evidence-gpu \
 		--results $(GPU_OUT)/evidence_$(GPU_DEVICE) $(GPU_FLAGS)
 
 # Python versions and platform as in pyproject.toml; what is locked and still fits stays. The platform's

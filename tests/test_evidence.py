@@ -36,7 +36,6 @@ from examples.evidence.tables import (
 )
 from examples.evidence.training import Trained, continue_sft
 from examples.evidence.worlds import Setting
-from spin_composer.alarms.rules import ALARMS
 from spin_composer.demo.world import Row
 
 ROOT = Path(__file__).parents[1]
@@ -77,7 +76,8 @@ def test_arms_run_with_those_that_they_build_on_and_say_what_came(finished: Path
     assert len(spin.validation_nll) == len(spin.more["generated_length"]) == 2
     assert all(0 < length <= 7 for length in spin.more["generated_length"])
     assert all(0 <= share <= 1 for share in spin.more["cut_off"])
-    assert all(name in ALARMS for _, name in spin.more["alarms"])
+    assert spin.more["cut_off"][0] > 0.5  # by a start that has hardly been trained
+    assert [0, "never_stops"] in spin.more["alarms"]
     assert stopped.validation_nll[-1] <= spin.more["start_nll"] + 1e-4
     for one in results.values():
         assert 0 < one.measures["total_variation"] < 1

@@ -179,10 +179,11 @@ def falling_logps(run: RunFigures) -> str | None:
         opponent = mean(last, LOGPS_REAL) - real
     if not (real < FALL * opponent and generated < 0):
         return None
+    nats = "nats per token" if run.per_token else "nats"
     return (
         f"over the last {window} steps the log-probs of real responses are {real / opponent:.0%} "
-        f"below the opponent's ({opponent:.1f} -> {opponent + real:.1f} nats), and those of "
-        f"generated ones are below them by {-generated:.1f} nats"
+        f"below the opponent's ({opponent:.3g} -> {opponent + real:.3g} {nats}), and those of "
+        f"generated ones are below them by {-generated:.3g} {nats}"
     )
 
 

@@ -7,8 +7,6 @@ import logging
 import shutil
 import tempfile
 from collections.abc import Callable
-from contextlib import suppress
-from functools import partial
 from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING, Any, cast
 
@@ -29,7 +27,7 @@ from transformers import PretrainedConfig
 
 from spin_composer.data.chat_template import with_template
 from spin_composer.distributed import from_rank_zero
-from spin_composer.errors import EnvironmentFailure, InputError, format_value
+from spin_composer.errors import InputError, format_value
 from spin_composer.export.card import (
     CARD,
     RunFacts,
@@ -44,10 +42,10 @@ from spin_composer.export.folder import (
     written_aside,
 )
 from spin_composer.export.state import adapter_state, plain_state
+from spin_composer.export.upload import RequireUploads, Uploads
 from spin_composer.fsdp import unwrap
 from spin_composer.model.adapters import unsupported_adapters
 from spin_composer.model.unwrap import composer_model, inner_model, plain_class
-from spin_composer.store.object_folder import with_retries
 
 if TYPE_CHECKING:
     from peft import PeftModel
@@ -67,7 +65,8 @@ class HuggingFaceExporter(Callback):
 
     Args:
         save_folder: Where the folders go: a local folder, or a URL (``s3://``, ``gs://``,
-            ``oci://``), to which a folder is uploaded before the run goes on. May hold
+            ``oci://``), to which a folder is uploaded before the run goes on; what the store does
+            not take is tried again at the next export and as training ends. May hold
             ``{run_name}``.
         save_interval: How often, as Composer's: ``1iter``, ``2ep``, ``100ba``, ``0.5dur``.
         huggingface_folder_name: Name of each folder; may hold ``{iteration}``, from 0 and the one
@@ -99,10 +98,10 @@ class HuggingFaceExporter(Callback):
                 f"{', '.join(_DTYPES)}."
             )
         self._dtype = _DTYPES[precision]
-        self._url, self._folder = save_folder, parse_uri(save_folder)[2]
+        self._folder = parse_uri(save_folder)[2]
         self._name = _checked_name(huggingface_folder_name)
         self.merges_adapters = merge_adapters
-        interval = Time.from_input(save_interval, TimeUnit.EPOCH)
+        self._interval = interval = Time.from_input(save_interval, TimeUnit.EPOCH)
         self.check_interval: Callable[[State, Event], bool] = create_interval_scheduler(
             interval, include_end_of_training=True
         )
@@ -110,9 +109,8 @@ class HuggingFaceExporter(Callback):
         self.uploader: RemoteUploaderDownloader | None
         """Reaches the object store that folders are uploaded to; None if they stay on a disk."""
         self.uploader = maybe_create_remote_uploader_downloader_from_uri(save_folder, loggers=[])
+        self._uploads = None if self.uploader is None else Uploads(save_folder, self.uploader)
         self._exported_batch: int | None = None
-        self._owed: dict[str, Path] = {}
-        """Folders that could not be uploaded yet, by their names in the object store; on rank 0."""
         self.facts: RunFacts | None = None
         """What the model card says; the algorithm sets it. Without it there is no card."""
 
@@ -148,9 +146,9 @@ class HuggingFaceExporter(Callback):
         if self.uploader is None:
             place = Path(self.place(state, int(state.timestamp.iteration)))
             from_rank_zero(lambda: check_replaceable(place))
-        if self.uploader is not None:
+        if self.uploader is not None and self._uploads is not None:
             self.uploader.init(state, logger)
-            state.callbacks.append(self.uploader)
+            state.callbacks += [self.uploader, RequireUploads(self._uploads)]
 
     def batch_checkpoint(self, state: State, logger: Logger) -> None:
         """Export if it is time; a collective."""
@@ -167,32 +165,36 @@ class HuggingFaceExporter(Callback):
         del logger
         self._export_if_due(state, Event.ITERATION_CHECKPOINT)
 
-    def fit_end(self, state: State, logger: Logger) -> None:
-        """Upload what could not be uploaded before; a collective.
+    def fit_start(self, state: State, logger: Logger) -> None:
+        """Write a resumed run's last export if the object store lacks it; a collective.
 
-        Raises:
-            EnvironmentFailure: Names the folders that still cannot.
+        A run that was killed while the store took no files has written it nowhere else.
         """
-        del state, logger
-        if self.uploader is not None:
-            from_rank_zero(self._upload_last)
+        del logger
+        uploads, interval, time = self._uploads, self._interval, state.timestamp
+        done = int(time.iteration)
+        within = int(time.epoch_in_iteration) or int(time.batch_in_epoch)
+        if uploads is None or interval.unit != TimeUnit.ITERATION or done == 0 or within:
+            return
+        place = self.place(state, done - 1)
+        if done % int(interval) == 0 and not from_rank_zero(lambda: uploads.is_whole(place)):
+            self._export(state, done - 1)
 
-    def _upload_last(self) -> None:
-        self._upload_owed()
-        if self._owed:
-            folders = ", ".join(f"{place} (in {path})" for place, path in self._owed.items())
-            raise EnvironmentFailure(
-                f"{self._url} has not all exports: {folders}. The run is finished; upload these "
-                "folders by hand."
-            )
+    def fit_end(self, state: State, logger: Logger) -> None:
+        """Upload what could not be uploaded before; a collective."""
+        del state, logger
+        if self._uploads is not None:
+            from_rank_zero(self._uploads.try_all)
 
     def _export_if_due(self, state: State, event: Event) -> None:
         batch = int(state.timestamp.batch)
         if batch == self._exported_batch or not self.check_interval(state, event):
             return
-        self._exported_batch = batch
         # At an iteration's end the clock already shows the next one.
-        trained = int(state.timestamp.iteration) - (event == Event.ITERATION_CHECKPOINT)
+        self._export(state, int(state.timestamp.iteration) - (event == Event.ITERATION_CHECKPOINT))
+
+    def _export(self, state: State, trained: int) -> None:
+        self._exported_batch = int(state.timestamp.batch)
         place = self.place(state, trained)
         model = composer_model(state)
         read = adapter_state if self._writes_adapters(model) else plain_state
@@ -204,59 +206,21 @@ class HuggingFaceExporter(Callback):
 
     def _write(self, state: State, tensors: dict[str, Tensor], place: str, iteration: int) -> None:
         """Write the folder, or write it aside and upload it; rank 0 only."""
-        if self.uploader is None:
+        if self._uploads is None:
             with written_aside(Path(place)) as folder:
                 self._save(state, tensors, folder, iteration)
                 keep_card(Path(place), folder)
             log.info("The policy was exported to %s", place)
             return
         scratch = Path(tempfile.mkdtemp(prefix="spin-export-"))
-        folder = scratch / "new"
-        folder.mkdir()
-        self._save(state, tensors, folder, iteration)
-        self._owed[place] = folder
-        self._upload_owed()
-
-    def _upload_owed(self) -> None:
-        """Upload the folders that are not in the object store; what fails is tried again later.
-
-        Not by the uploader's queue: a checkpoint would follow before the last file is there, and
-        the run that a kill ends then would never write the folder again. Nor does a failure end the
-        run here: the iteration's checkpoint is saved after its export.
-        """
-        for place, folder in list(self._owed.items()):
-            try:
-                self._upload(place, folder)
-            except EnvironmentFailure as error:
-                log.warning(
-                    f"the export {place} is not in the object store yet, but in {folder}, and is "
-                    f"tried again at the next export and as training ends: {error.__cause__}"
-                )
-            else:
-                del self._owed[place]
-                shutil.rmtree(folder.parent)
-                log.info("The policy was exported to %s", place)
-
-    def _upload(self, place: str, folder: Path) -> None:
-        assert self.uploader is not None
-        before = folder.with_name("before")
-        if not before.exists():
-            self._download_card(place, before)
-            keep_card(before, folder)
-        backend = self.uploader.remote_backend
-        for path in sorted(path for path in folder.rglob("*") if path.is_file()):
-            name = f"{place}/{path.relative_to(folder)}"
-            with_retries(self._url, f"written ({name})", partial(backend.upload_object, name, path))
-
-    def _download_card(self, place: str, folder: Path) -> None:
-        """Get the card of an earlier export from the object store, if there is one."""
-        assert self.uploader is not None
-        got, name = folder.with_name("card"), f"{place}/{CARD}"
-        got.mkdir(exist_ok=True)
-        get = partial(self.uploader.remote_backend.download_object, name, got / CARD, True)
-        with suppress(FileNotFoundError):  # no export was there
-            with_retries(self._url, f"read ({name})", get)
-        got.rename(folder)
+        try:
+            folder = scratch / "new"
+            folder.mkdir()
+            self._save(state, tensors, folder, iteration)
+        except BaseException:
+            shutil.rmtree(scratch, ignore_errors=True)
+            raise
+        self._uploads.add(place, folder)
 
     def _save(self, state: State, tensors: dict[str, Tensor], folder: Path, iteration: int) -> None:
         model = composer_model(state)

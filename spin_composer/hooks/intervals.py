@@ -8,6 +8,7 @@ from composer.callbacks import CheckpointSaver
 from composer.core import Event, State
 
 from spin_composer.export.exporters import exporters
+from spin_composer.export.upload import RequireUploads
 
 Interval = Callable[[State, Event], bool]
 Rule = Callable[[Interval, State, Event], bool]
@@ -65,7 +66,11 @@ def save_at_iteration_ends(
 
     # llm-foundry exports after the checkpoint: killed in between, a run would resume from the
     # iteration's end and never write that folder.
-    state.callbacks[:] = sorted(state.callbacks, key=lambda c: isinstance(c, CheckpointSaver))
+    # At fit_end checkpoints are uploaded before a missing export ends the run.
+    last = (CheckpointSaver, RequireUploads)
+    state.callbacks[:] = sorted(
+        state.callbacks, key=lambda c: [isinstance(c, kind) for kind in reversed(last)]
+    )
     for saver in state.callbacks:
         if isinstance(saver, CheckpointSaver):
             _extend(saver, "save_interval", due)

@@ -7,13 +7,14 @@ import logging
 import os
 import tempfile
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path, PurePosixPath
 
-from composer.core import State
-
+from spin_composer.errors import EnvironmentFailure
 from spin_composer.export.exporters import Exporter
 from spin_composer.store.durable import write_atomically
 from spin_composer.store.layout import temporary_name
+from spin_composer.store.object_folder import with_retries
 
 log = logging.getLogger(__name__)
 
@@ -38,12 +39,11 @@ def best_below(folder: str, places: Sequence[Sequence[str]], helped: Sequence[bo
     return None
 
 
-def mark_best(exporter: Exporter, state: State, folder: str, best: str | None) -> None:
+def mark_best(exporter: Exporter, folder: str, best: str | None) -> None:
     """Mark the best export; a mark of before is replaced. Call it on rank 0.
 
     Args:
         exporter: Which writes the exports.
-        state: Composer's.
         folder: The folder of the exports, or its name in the object store.
         best: The best export's folder, as a path in it; None if none is better than the start.
     """
@@ -52,9 +52,12 @@ def mark_best(exporter: Exporter, state: State, folder: str, best: str | None) -
         with tempfile.TemporaryDirectory(prefix="spin-best-") as scratch:
             path = Path(scratch) / FILE
             path.write_text(text, encoding="utf-8")
-            exporter.uploader.upload_file(
-                state, str(PurePosixPath(folder, FILE)), path, overwrite=True
-            )
+            name = str(PurePosixPath(folder, FILE))
+            put = partial(exporter.uploader.remote_backend.upload_object, name, path)
+            try:
+                with_retries(folder, f"written ({FILE})", put)
+            except EnvironmentFailure as error:  # the next iteration marks it again
+                log.warning("%s does not name the best export: %s", name, error.__cause__)
         return
     root = Path(folder)
     if best is not None and not (root / best).exists():

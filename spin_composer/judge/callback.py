@@ -160,7 +160,7 @@ class SpinJudge(Callback):
                 exporter.folder, state.run_name, state.timestamp
             )
             best = best_below(folder, self._places, self._result.verdict.helped)
-            mark_best(exporter, state, folder, best)
+            mark_best(exporter, folder, best)
 
     def _note_exports(self, state: State, event: Event) -> list[str]:
         """Note what exporters write at an event; return what they have of the policy of now.

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import re
 import string
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
 
 from spin_composer.errors import InputError
@@ -15,8 +16,8 @@ from spin_composer.store.layout import iteration_name
 
 _MARKS = ("config.json", "adapter_config.json")
 _ITERATION = "iteration"
-_NUMBERED = re.compile(r"(?i)(?:.*[^a-z])?iter(?:ation)?[-_]?(?P<iteration>\d+)(?:\D.*)?|.+")
-"""Paths of exports in a folder of which nothing is known; ``ba10`` is no iteration."""
+_NUMBER = re.compile(r"(?:(?<![A-Za-z])iter|Iter|ITER)(?:ation|ATION)?[-_.= ]*(\d+)")
+"""An iteration's number in the path of an export of which nothing is known; ``ba10`` has none."""
 ADAPTERS = "adapter_config.json"
 """Is in an export of adapters alone."""
 
@@ -55,9 +56,13 @@ def exports_of_run(config: Config, where: str) -> list[Export]:
         run_name = str(config.get("run_name") or "")
         root = Path(folder.replace("{run_name}", run_name))
         looked.append(str(root / name))
-        found = _find(root, _pattern(name, run_name))
-        if found:
-            return found
+        pattern, numbered = _pattern(name, run_name), []
+        for path in _folders(root):
+            if match := pattern.fullmatch(path.relative_to(root).as_posix()):
+                number = match.groupdict().get(_ITERATION)
+                numbered.append((path, None if number is None else int(number)))
+        if numbered:
+            return _exports(root, numbered)
     at = f" in {' or '.join(looked)}" if looked else ""
     raise InputError(
         f"{where}: there is no exported iteration{at}. Train one first (callbacks: {{hf_exporter: "
@@ -66,14 +71,24 @@ def exports_of_run(config: Config, where: str) -> list[Export]:
 
 
 def exports_in(folder: Path) -> list[Export]:
-    """Return the exports in a folder, in the order of the numbers in their paths.
+    """Return the exports in a folder, in the order of their iterations.
 
-    An iteration's number is the one after ``iter`` or ``iteration``; of an iteration the last.
+    An iteration's number is the one after ``iter`` or ``iteration``, or the whole name; of an
+    iteration the last (``iter0-ba5``, ``iter0-ba10``).
 
     Raises:
-        InputError: There are none.
+        InputError: There are none, or an iteration has some in several folders.
     """
-    found = _find(folder, _NUMBERED)
+    numbered = [
+        (path, _number_of(path.relative_to(folder).as_posix())) for path in _folders(folder)
+    ]
+    for (first, number), (other, same) in pairwise(sorted(numbered, key=_iteration)):
+        if number is not None and number == same and first.parent != other.parent:
+            raise InputError(
+                f"{folder} has several exports of iteration {number}: {first} and {other}. Give "
+                "the folder of one run."
+            )
+    found = _exports(folder, numbered)
     if not found:
         raise InputError(
             f"{folder} has no exported iteration: a folder with a config.json or "
@@ -113,22 +128,35 @@ def _pattern(name: str, run_name: str) -> re.Pattern[str]:
     return re.compile(pattern)
 
 
-def _find(root: Path, pattern: re.Pattern[str]) -> list[Export]:
-    folders = {path.parent for mark in _MARKS for path in root.glob(f"**/{mark}")}
+def _number_of(path: str) -> int | None:
+    name = path.rpartition("/")[2]
+    found = _NUMBER.findall(path) or ([name] if name.isdecimal() else [])
+    return int(found[-1]) if found else None
+
+
+def _folders(root: Path) -> list[Path]:
+    """Return the folders of exports below a folder, in the order of the numbers in their paths."""
+    found = {path.parent for mark in _MARKS for path in root.glob(f"**/{mark}")} - {root}
+    return [
+        folder
+        for folder in sorted(found, key=_numbers)
+        if not any(path.is_symlink() for path in (folder, *folder.parents) if root in path.parents)
+    ]
+
+
+def _exports(root: Path, numbered: Sequence[tuple[Path, int | None]]) -> list[Export]:
+    """Return exports by iteration, those without one after them; of an iteration the last."""
     found: dict[str, Export] = {}
-    for folder in sorted(folders, key=_numbers):
+    for folder, number in sorted(numbered, key=_iteration):
         path = folder.relative_to(root).as_posix()
-        match = pattern.fullmatch(path)
-        linked = any(
-            path.is_symlink() for path in (folder, *folder.parents) if root in path.parents
-        )
-        if match is None or folder == root or linked:
-            continue
-        number = match.groupdict().get(_ITERATION)
-        name = path if number is None else iteration_name(int(number))
-        found.pop(name, None)  # an earlier export of the same iteration
+        name = path if number is None else iteration_name(number)
         found[name] = Export(name, folder)
     return list(found.values())
+
+
+def _iteration(numbered: tuple[Path, int | None]) -> tuple[bool, int]:
+    number = numbered[1]
+    return number is None, number or 0
 
 
 def _numbers(folder: Path) -> list[tuple[int, int, str]]:

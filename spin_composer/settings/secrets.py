@@ -8,14 +8,15 @@ from collections.abc import Sequence
 
 HIDDEN = "***"
 _HARMLESS = (
-    r"(?:stop|bos|eos|pad|unk|sep|cls|mask|image|text|prompt|response|sort)[_-](?:token|key)"
+    r"(?:[\w.-]*[._-])?(?:(?:stop|bos|eos|pad|unk|sep|cls|mask|image)[_-]token"
+    r"|(?:text|prompt|response|sort|image)[_-]key|monkey)(?![\w.-])"
 )
 _SECRET = (
-    "(?:api|auth|access|secret|private|hf)?(?:token|secret|password|passwd|passphrase|key|auth)"
-    "|api[_-]?keys|key[_-]?id|credentials?|sig|signature"
+    "token|secret|password|passwd|passphrase|key|api[_-]?keys|key[_-]?id|credentials?|signature"
+    r"|(?<![^\W\d_])(?:sig|auth)"
 )
-# A whole name, from its beginning on: else each of its letters is one, and long words take minutes.
-_NAME = rf"(?<![\w.-])(?!(?:[\w.-]*[.-])?{_HARMLESS}\b)(?:[\w.-]*[._-])?(?:{_SECRET})"
+# From its beginning on: else each of its letters begins one, and a long word takes minutes.
+_NAME = rf"(?<![\w.-])(?!{_HARMLESS})[\w.-]*(?:{_SECRET})"
 _VALUE = r"""(?:"[^"]*"|'[^']*'|\S+)"""
 _GIVEN = re.compile(
     r"""(?isx)
@@ -23,7 +24,8 @@ _GIVEN = re.compile(
     | ( \bbearer\s+ ) \S+
     | ( NAME["']?[=:]\s* | (?=-)NAME\s+ ) VALUE         # use_auth_token=hf_..., --api-key ...
     | ( (?<!\S)(?:-u|--user)[=\s]\s*[^\s:]+: ) \S+      # curl's name and password
-    | ( (?<!oci)://(?:[^/\s:@]*:)? ) [^/\s]+(?=@)       # https://name:password@host; a token alone
+    | ( ://[^/\s:@]*: ) [^/\s]+(?=@)                    # https://name:password@host
+    | ( (?<!oci):// ) (?!git@)[^/\s:@?#]+(?=@)          # https://token@host; oci://bucket@namespace
     """.replace("NAME", _NAME).replace("VALUE", _VALUE)
 )
 """A secret within a word, which may be a whole command: ``reload_command=curl ...``, ``sh -c``."""

@@ -199,7 +199,10 @@ def _is_store_error(error: BaseException) -> bool:
     """Return whether an error comes from the transport or the store, not from a local file."""
     if isinstance(error, OSError) and error.filename is not None:
         return False
-    return _is_one_of(error, STORE_ERRORS)
+    cause = error.__cause__  # Composer's client of Oracle Cloud makes ValueErrors of them
+    return _is_one_of(error, STORE_ERRORS) or (
+        isinstance(error, ValueError) and cause is not None and _is_one_of(cause, STORE_ERRORS)
+    )
 
 
 def _is_permanent(error: BaseException) -> bool:

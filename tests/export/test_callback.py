@@ -204,8 +204,12 @@ def fail(server: S3, name: str, times: int) -> None:
 
 @pytest.mark.parametrize("times", [3, 8])
 def test_an_upload_that_fails_is_tried_again_at_once_and_later(
-    s3: S3, tmp_path: Path, caplog: pytest.LogCaptureFixture, times: int
-):
+    s3: S3, tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch,
+    times: int,
+):  # fmt: skip
+    scratch = tmp_path / "scratch"
+    scratch.mkdir()
+    monkeypatch.setattr("tempfile.tempdir", str(scratch))
     fail(s3, "iter0/model.safetensors", times)  # it is tried six times at once
     exporter = HuggingFaceExporter(f"s3://{BUCKET}/hf")
     saved = {"save_folder": str(tmp_path / "saved"), "save_interval": "1iter"}
@@ -213,6 +217,14 @@ def test_an_upload_that_fails_is_tried_again_at_once_and_later(
     assert {"hf/iter0/model.safetensors", "hf/iter1/model.safetensors"} <= set(s3.names("hf/"))
     late = [one for one in caplog.messages if "is tried again at the next export" in one]
     assert len(late) == (times > 6)
+    assert not list(scratch.glob("spin-export-*"))
+
+
+def test_an_upload_that_fails_until_training_ends_is_made_then(s3: S3, tmp_path: Path):
+    fail(s3, "iter0/model.safetensors", 6)  # at once
+    exporter = HuggingFaceExporter(f"s3://{BUCKET}/hf")
+    tiny_trainer(tmp_path, max_duration="1iter", callbacks=[exporter]).fit()
+    assert "hf/iter0/config.json" in s3.names("hf/")
 
 
 def test_an_export_that_cannot_be_uploaded_costs_no_checkpoint(s3: S3, tmp_path: Path):
@@ -227,6 +239,31 @@ def test_an_export_that_cannot_be_uploaded_costs_no_checkpoint(s3: S3, tmp_path:
     assert found is not None
     assert torch.equal(logits(load(Path(found[1]))), logits(trainer.state.model.model))
     shutil.rmtree(Path(found[1]).parent)
+
+
+def test_a_run_killed_while_the_store_took_nothing_writes_the_export_when_resumed(
+    s3: S3, tmp_path: Path
+):
+    saved = {"save_folder": str(tmp_path / "saved"), "save_interval": "1iter", "autoresume": True}
+
+    def run(duration: str) -> None:
+        exporter = HuggingFaceExporter(f"s3://{BUCKET}/hf")
+        tiny_trainer(tmp_path, max_duration=duration, callbacks=[exporter], **saved).fit()
+
+    fail(s3, "iter0/config.json", 1000)
+    with pytest.raises(EnvironmentFailure) as caught:
+        run("1iter")
+    [owed] = re.findall(r"\(in (.*?)\)", str(caught.value))
+    wanted = logits(load(Path(owed)))
+    shutil.rmtree(Path(owed).parent)  # the machine is gone
+    assert "hf/iter0/config.json" not in s3.names("hf/")
+    s3.fault = lambda *_: False
+    run("2iter")
+    for name in s3.names("hf/iter0/"):
+        (tmp_path / "got").mkdir(exist_ok=True)
+        (tmp_path / "got" / Path(name).name).write_bytes(s3.read(name))
+    assert torch.equal(logits(load(tmp_path / "got")), wanted)
+    assert "hf/iter1/config.json" in s3.names("hf/iter1/")
 
 
 def export_sharded(folder: str, rank: int) -> Any:

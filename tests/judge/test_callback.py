@@ -8,7 +8,7 @@ from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any, cast
+from typing import Any
 
 import pytest
 import torch
@@ -284,7 +284,7 @@ def test_each_exporters_best_is_one_of_its_own_exports(
 
 def test_a_mark_of_before_does_not_outlive_its_best(tmp_path: Path):
     exporter: Any = SimpleNamespace(uploader=None)
-    mark = partial(mark_best, exporter, cast("State", None), str(tmp_path))
+    mark = partial(mark_best, exporter, str(tmp_path))
     (tmp_path / "iter0").mkdir()
     mark("iter0")
     assert os.readlink(tmp_path / "best") == "iter0"

@@ -46,6 +46,8 @@ def test_of_an_iteration_the_last_export_counts(tmp_path: Path):
         (("iter0-bf16", "iter1-bf16", "iter10-bf16"), ("iter-000", "iter-001", "iter-010")),
         (("iter0/hf", "iter1/hf"), ("iter-000", "iter-001")),
         (("2026-iteration_3", "filter7"), ("iter-003", "filter7")),
+        (("ep10-iter0", "ep1-iter1", "MyIter=2"), ("iter-000", "iter-001", "iter-002")),
+        (("0", "1", "10"), ("iter-000", "iter-001", "iter-010")),
         (("ba7/hf", "ba14/hf"), ("ba7/hf", "ba14/hf")),
         (("iter0-ba5", "iter0-ba10"), ("iter-000",)),
     ],
@@ -57,6 +59,12 @@ def test_exports_in_a_folder_have_the_number_after_iter(
     found = exports_in(tmp_path)
     assert tuple(one.name for one in found) == wanted
     assert found[-1].folder == tmp_path / folders[-1]
+
+
+def test_exports_of_two_runs_are_not_mixed(tmp_path: Path):
+    make(*(tmp_path / f"seed{seed}/iter{k}" for seed in (1, 2) for k in (0, 1)))
+    with pytest.raises(InputError, match="several exports of iteration 0: "):
+        exports_in(tmp_path)
 
 
 def test_nested_exports_without_an_iteration_are_all_found(tmp_path: Path):
