@@ -297,7 +297,7 @@ def test_committed_results_are_of_the_worlds_settings_and_the_control_did_harm(p
     results = read_results(path)
     real = [RealWorld(name, path, path, path, **sizes) for name, sizes in SIZES.items()]
     worlds = {world.name: world for world in (*small_worlds(), *real)}
-    fingerprint = Runner(worlds[path.stem], path, path).fingerprint()
+    fingerprint = Runner(worlds[results[0].world], path, path).fingerprint()
     assert {one.fingerprint for one in results} == {fingerprint}
     by_key = {one.key: one.measures["nll"] for one in results}
     harmed = [nll > by_key[START, seed] for (arm, seed), nll in by_key.items() if arm == "swapped"]
