@@ -13,8 +13,8 @@ from examples.evidence.tables import losses_table, measures_table, paired_table
 
 _BESIDE = (START, SFT, COMPUTE, STOPPED, NO_REFRESH)
 """The arms whose differences from SPIN are shown."""
-_ORDER = ("few", "demo", "exact", "style-small", "style", "gsm8k")
-"""Of the worlds on the page."""
+_ORDER = ("few", "demo", "exact", "few-ditto", "exact-ditto", "style-small", "style", "gsm8k")
+"""Of the files of results on the page, most of which have the world's name."""
 _CURVES = {
     "few": "A toy model that SFT has exhausted on 100 rows",
     "style-small": "SmolLM2-135M on 48 rows new to it",
