@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from peft import PeftModel
     from transformers import PreTrainedModel
 
-_FILES_OF_EXPORTS = {"config.json", "adapter_config.json"}
+FILES_OF_EXPORTS = ("config.json", "adapter_config.json")
 """One of these is in every export: of a whole model, of adapters."""
 _FOLDERS_OF_EXPORTS = {"additional_chat_templates"}
 """What transformers writes of a tokenizer that has several chat templates."""
@@ -71,7 +71,7 @@ def check_replaceable(folder: Path) -> None:
     if folder.is_dir():
         names = {path.name for path in folder.iterdir()}
         folders = {path.name for path in folder.iterdir() if path.is_dir()} - _FOLDERS_OF_EXPORTS
-        if not names or (names & _FILES_OF_EXPORTS and not folders):
+        if not names or (names.intersection(FILES_OF_EXPORTS) and not folders):
             return
     raise InputError(
         f"{folder} is not replaced by an export: it exists, and is not the folder of a model "

@@ -16,12 +16,10 @@ from composer.loggers import Logger, RemoteUploaderDownloader
 from spin_composer.distributed import from_rank_zero
 from spin_composer.errors import EnvironmentFailure
 from spin_composer.export.card import CARD, keep_card
+from spin_composer.export.folder import FILES_OF_EXPORTS
 from spin_composer.store.object_folder import with_retries
 
 log = logging.getLogger(__name__)
-
-MARKS = ("config.json", "adapter_config.json")
-"""The last file of a folder to be uploaded is one of these: a folder that has it is whole."""
 
 
 @dataclass(frozen=True)
@@ -56,7 +54,8 @@ class Uploads:
             folder: The only one in a folder of its own, which is removed with it.
         """
         files = [path.relative_to(folder) for path in folder.rglob("*") if path.is_file()]
-        files.sort(key=lambda path: (str(path) in MARKS, str(path)))
+        # The last one marks a folder that is whole.
+        files.sort(key=lambda path: (str(path) in FILES_OF_EXPORTS, str(path)))
         if place in self._owed:  # an older export of the same name
             shutil.rmtree(self._owed[place].path.parent, ignore_errors=True)
         self._owed[place] = _Folder(folder, files)
@@ -94,7 +93,7 @@ class Uploads:
     def is_whole(self, place: str) -> bool:
         """Return whether the object store has a whole folder."""
         backend = self._uploader.remote_backend
-        for mark in MARKS:
+        for mark in FILES_OF_EXPORTS:
             name = f"{place}/{mark}"
             with suppress(FileNotFoundError):
                 with_retries(self._url, f"read ({name})", partial(backend.get_object_size, name))
